@@ -1,0 +1,173 @@
+"""What cannot be measured truthfully, said before any long work, and how to keep transformers quiet meanwhile.
+
+Taylor truncation needs every score of a head to be ``scaling * q.k`` and nothing else, over all keys that a causal,
+sliding or padding mask admits. Each ``refuse_*`` raises :class:`UnsupportedModelError` naming what was found, why it
+cannot be measured, and the way out; it returns None when nothing stands against the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from taylorder.errors import UnsupportedModelError
+
+_OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, Gemma 3, GPT-2, Pythia or BERT"
+
+_LAYER_TYPES = {
+    "chunked_attention": "it cuts the context into chunks, which a running sum over all earlier keys does not follow",
+    "indexed_attention": "it picks the keys of each query by a learned index, which no running sum follows",
+    "compressed_sparse_attention": "it attends to compressed keys picked by a learned index",
+    "heavily_compressed_attention": "it attends to compressed keys, not to the keys of tokens",
+}
+
+_CALL_TERMS = {
+    "softcap": "caps its scores with a tanh, so exp is not applied to q.k itself",
+    "position_bias": "adds a learned position bias to its scores, and exp(bias) does not factorise over query and key",
+    "s_aux": "adds learned sinks to the softmax denominator, which no sum over keys contains",
+    "sinks": "adds learned sinks to the softmax denominator, which no sum over keys contains",
+    "indices": "picks the keys of each query by a learned index, which no running sum follows",
+    "block_indices": "picks blocks of keys for each query by a learned index, which no running sum follows",
+}
+
+
+def refuse_class(model: Any, *, selected: str | None = None) -> None:
+    """Refuse a model, or a model class, whose attention cannot be seen.
+
+    With ``selected``, ``model`` must in fact have that attention implementation selected.
+    """
+    from transformers import PreTrainedModel
+
+    model_class = model if isinstance(model, type) else type(model)
+    if not issubclass(model_class, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{model_class.__name__} is not a transformers PreTrainedModel, so its attention calls cannot be seen: "
+            "pass a model loaded with taylorder.models.load or AutoModel.from_pretrained."
+        )
+    # transformers' own test reads the source of the class; the check of what is selected decides.
+    can_set = getattr(model_class, "_can_set_attn_implementation", lambda: True)()
+    if selected is not None:
+        configs = (model.config, model.config.get_text_config())
+        can_set = can_set and all(config._attn_implementation == selected for config in configs)
+    if not can_set:
+        raise UnsupportedModelError(
+            f"{model_class.__name__} computes attention in its own code, not through transformers' AttentionInterface, "
+            f"so its q, k and v cannot be seen or replaced (as BLOOM, Falcon, GPT-J, MPT). {_OTHER_MODEL}."
+        )
+
+
+def refuse_config(config: Any, name: str) -> None:
+    """Refuse what a transformers config gives away; ``name`` is the model's, for the message."""
+    text = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder ({config.model_type}): its decoder and cross attention cannot be calibrated "
+            f"on plain text. {_OTHER_MODEL}."
+        )
+    if cap := getattr(text, "attn_logit_softcapping", None):
+        raise UnsupportedModelError(
+            f"{name} caps its attention scores (attn_logit_softcapping = {cap:g}): a tanh stands between q.k and exp, "
+            f"so the Taylor terms of q.k are not its own. {_OTHER_MODEL}."
+        )
+    if shared := getattr(text, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"{name} shares keys and values between layers (num_kv_shared_layers = {shared}): the last {shared} layers "
+            f"have no state of their own to truncate. {_OTHER_MODEL}."
+        )
+    for layer_type in getattr(text, "layer_types", None) or ():
+        if layer_type in _LAYER_TYPES:
+            raise UnsupportedModelError(
+                f"{name} has layers of type {layer_type}: {_LAYER_TYPES[layer_type]}. {_OTHER_MODEL}."
+            )
+
+
+def refuse_weights(model: nn.Module, name: str) -> None:
+    """Refuse weights that are not in memory."""
+    absent = [key for key, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    if absent:
+        raise UnsupportedModelError(
+            f"{name} has {len(absent)} parameters without data (on the meta device or offloaded; the first is "
+            f"{absent[0]}), so it cannot be measured: load it whole, without device_map or offloading."
+        )
+
+
+def refuse_projections(name: str, module: nn.Module) -> None:
+    """Refuse packed weights in the attention module ``name``: 4-bit, 8-bit and the like.
+
+    A plain projection is a floating-point matrix of two bytes an element or more, norms and biases have fewer
+    dimensions. Packed integer matrices are parameters in some libraries and buffers in others.
+    """
+    packed: list[tuple[str, torch.Tensor]] = [
+        (key, tensor)
+        for key, tensor in module.named_parameters()
+        if not tensor.is_floating_point()
+        or tensor.dtype.itemsize < 2
+        or tensor.ndim > 2
+        # torchao's packed tensors claim the dtype and shape of the matrix they stand for.
+        or type(tensor.data).__module__.startswith("torchao")
+    ]
+    packed += [
+        (key, tensor)
+        for key, tensor in module.named_buffers()
+        if tensor.ndim >= 2 and not tensor.is_floating_point() and "weight" in key
+    ]
+    if packed:
+        key, tensor = packed[0]
+        raise UnsupportedModelError(
+            f"{name}.{key} is a {tensor.ndim}-D tensor of {str(tensor.dtype).removeprefix('torch.')}, where a 2-D "
+            "matrix of float32, bfloat16 or float16 is expected: packed weights have no spectrum. Load the model "
+            "without quantisation, or dequantise it first (model.dequantize())."
+        )
+
+
+def refuse_call(name: str, module: nn.Module, mask: torch.Tensor | None, kwargs: Mapping[str, Any]) -> None:
+    """Refuse an attention call whose scores are more than ``scaling * q.k`` under a mask; ``name`` is the module's."""
+    for key, why in _CALL_TERMS.items():
+        if (value := kwargs.get(key)) is not None:
+            found = f"{key} = {value:g}" if isinstance(value, float | int) else key
+            raise UnsupportedModelError(f"{name} ({type(module).__name__}) {why} ({found}). {_OTHER_MODEL}.")
+    if mask is not None and mask.dtype != torch.bool:
+        raise UnsupportedModelError(
+            f"{name} ({type(module).__name__}) is given an attention mask of {str(mask.dtype).removeprefix('torch.')}, "
+            "where bool is expected: a mask that adds to the scores cannot be told from a bias. Pass no mask, or the "
+            "usual 2-D one of zeros and ones."
+        )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, to be quoted in one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No log lines below errors, no progress bars and no Python warnings inside the block; the old state afterwards."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_verbosity, no_hub_bars = hub_logging.get_verbosity(), are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+        hub_logging.set_verbosity(logging.ERROR)
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            hub_logging.set_verbosity(hub_verbosity)
+            if bars:
+                logging.enable_progress_bar()
+            # transformers' switch moves the Hub's along with it.
+            disable_progress_bars() if no_hub_bars else enable_progress_bars()

@@ -1,0 +1,93 @@
+"""What a choice costs: features, nominal bytes, break-even contexts, FLOPs (design section 2, "Cost").
+
+Nominal bytes count the KV cache in bfloat16 and the state in float32; every comparison uses them. They are not what a
+particular run holds in memory. ``d`` is the head dim, ``d_v`` the value dim, ``P`` the order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taylorder.adapt.config import OrderConfig
+    from taylorder.models import ModelDescription
+
+KV_BYTES = 2
+STATE_BYTES = 4
+
+
+def features(head_dim: int, order: int, ranks: Sequence[int] | None = None) -> int:
+    """Number of monomials D_P of degree 0 … P-1 in the symmetric basis.
+
+    Args:
+        head_dim: d.
+        order: P >= 1.
+        ranks: ``ranks[p]`` coordinates are used by degree p; None uses all d for every degree.
+
+    """
+    dims = [head_dim] * order if ranks is None else list(ranks)
+    return sum(math.comb(dims[degree] + degree - 1, degree) for degree in range(order))
+
+
+def state_bytes(head_dim: int, value_dim: int, order: int, ranks: Sequence[int] | None = None) -> int:
+    """Nominal bytes of one KV head's state ``[D, d_v + 1]``."""
+    return features(head_dim, order, ranks) * (value_dim + 1) * STATE_BYTES
+
+
+def kv_bytes(head_dim: int, value_dim: int, tokens: int) -> int:
+    """Nominal bytes of one KV head's keys and values for that many tokens."""
+    return tokens * (head_dim + value_dim) * KV_BYTES
+
+
+def break_even_tokens(
+    head_dim: int, value_dim: int, order: int, ranks: Sequence[int] | None = None, near: int = 0
+) -> int:
+    """Smallest context, in tokens, at which state plus ``near`` cached tokens is no larger than the KV cache."""
+    return math.ceil(state_bytes(head_dim, value_dim, order, ranks) / kv_bytes(head_dim, value_dim, 1)) + near
+
+
+def break_even_flops(head_dim: int, value_dim: int, order: int, group: int = 1) -> int:
+    """Smallest sequence length at which two-sided Taylor attention needs no more FLOPs than quadratic attention.
+
+    Per token and query head, quadratic attention multiplies and adds ``n (d + d_v)`` pairs; Taylor attention reads
+    ``D (d_v + 1)`` from the state and, once per KV head, adds as many to it. Encoders have no cache, so this is their
+    break-even (design section 2).
+    """
+    per_query_head = features(head_dim, order) * (value_dim + 1) * (1 + 1 / group)
+    return math.ceil(per_query_head / (head_dim + value_dim))
+
+
+def config_bytes(config: OrderConfig, model: ModelDescription, tokens: int) -> int:
+    """Nominal bytes of all caches and states of a causal model after ``tokens`` tokens, summed over KV heads."""
+    total = 0
+    for layer, module in zip(config.layers, model.modules, strict=True):
+        d, d_v = module.head_dim, module.value_dim
+        for kv_head in range(module.kv_heads):
+            heads = layer.heads[kv_head * module.group : (kv_head + 1) * module.group]
+            first = heads[0]
+            if first.order == "exact":
+                total += kv_bytes(d, d_v, min(tokens, module.sliding_window or tokens))
+                continue
+            total += kv_bytes(d, d_v, min(tokens, first.window + first.sinks))
+            if not all(head.drops_far for head in heads):
+                deepest = max(heads, key=lambda head: 0 if head.order == "exact" else head.order)
+                total += state_bytes(d, d_v, int(deepest.order), deepest.ranks)
+    return total
+
+
+def largest_order(head_dim: int, value_dim: int, context: int, *, causal: bool, group: int = 1, near: int = 0) -> int:
+    """Largest order of 1 … 8 that pays off at ``context`` tokens; 0 if not even order 1 does.
+
+    Causal attention pays in bytes (state and near field against the KV cache), bidirectional attention in FLOPs.
+    """
+    affordable = 0
+    for order in range(1, 9):
+        if causal:
+            needed = break_even_tokens(head_dim, value_dim, order, near=near)
+        else:
+            needed = break_even_flops(head_dim, value_dim, order, group)
+        if needed <= context:
+            affordable = order
+    return affordable

@@ -1,0 +1,188 @@
+"""The attention that an adapted model runs: per-head specs in score space, exact layers through transformers' own SDPA.
+
+transformers calls one registered function for every attention module; it finds the module's plan in a table filled by
+:func:`taylorder.adapt.context.adapted`. The mask function registered with it hands over which keys are padding and
+nothing else, so that nothing of size tokens x tokens is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from taylorder.adapt.config import LayerOrders, OrderConfig
+from taylorder.errors import NonFiniteError, UsageError
+from taylorder.kernels import HeadSpec, score_space_attention
+
+# transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
+ATTENTION_NAME = "taylorder"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What one attention module runs.
+
+    ``heads`` is None where every head is exact. ``centre`` ``[G, d]`` is what is taken from the keys of each KV head
+    (zero for groups expanded around ``zero``); None takes nothing.
+    """
+
+    name: str
+    heads: tuple[HeadSpec, ...] | None
+    centre: Tensor | None
+    guard: bool = True
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened while a model ran adapted: guarded rows per module and query head, int64 ``[H]``."""
+
+    guarded_rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, guarded: Tensor) -> None:
+        """Add one call's guarded rows."""
+        known = self.guarded_rows.get(name)
+        self.guarded_rows[name] = guarded if known is None else known + guarded
+
+
+PLANS: WeakKeyDictionary[nn.Module, tuple[LayerPlan, Counts]] = WeakKeyDictionary()
+
+
+def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool) -> LayerPlan:
+    """Turn the decisions for one layer into kernel specs.
+
+    ``centre`` in a config means centred keys and powers of the centred score, which the kernels know as ``zero``.
+    """
+    if all(head.order == "exact" for head in layer.heads):
+        return LayerPlan(layer.module, None, None, guard)
+    specs = []
+    for head in layer.heads:
+        if head.order == "exact":
+            specs.append(HeadSpec(None))
+            continue
+        expansion = "mean" if head.expansion == "mean" else "zero"
+        specs.append(HeadSpec(head.order, expansion, head.window, head.sinks, None, head.coefficients))
+    centre = config.key_centres.get(layer.module)
+    if centre is not None:
+        group = config.model.heads // config.model.kv_heads
+        plain = [layer.heads[kv_head * group].expansion == "zero" for kv_head in range(config.model.kv_heads)]
+        centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
+    return LayerPlan(layer.module, tuple(specs), centre, guard)
+
+
+def register() -> None:
+    """Make the name known to transformers; idempotent, and there is no way to unregister."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION_NAME, _attend)
+    AttentionMaskInterface.register(ATTENTION_NAME, _key_validity)
+
+
+def _key_validity(
+    *,
+    attention_mask: Tensor | None = None,
+    kv_length: int = 0,
+    kv_offset: int = 0,
+    local_size: int | None = None,
+    **options: Any,
+) -> Tensor | None:
+    """Which keys are real: bool ``[B, S]``, or None where all are; for sliding-window layers, the model's own mask."""
+    if local_size is not None:
+        from transformers.masking_utils import sdpa_mask
+
+        mask: Tensor | None = sdpa_mask(
+            attention_mask=attention_mask, kv_length=kv_length, kv_offset=kv_offset, local_size=local_size, **options
+        )
+        return mask
+    if attention_mask is None:
+        return None
+    valid = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
+    return None if valid.all() else valid
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend: query ``[B, H, T, d]``, key and value ``[B, G, S, .]``; output ``[B, T, H, d_v]``."""
+    plan, counts = PLANS[module]
+    _refuse(plan.name, query, key, value, attention_mask, dropout, kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    override = kwargs.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if override is None else override)
+    if plan.heads is None:
+        return _exact(module, query, key, value, attention_mask, scaling, causal), None
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise UsageError(
+            f"{plan.name} was given a mask of shape {tuple(attention_mask.shape)}; truncated heads honour padding only, "
+            "as an attention_mask of shape [batch, tokens]"
+        )
+    if plan.centre is not None:
+        key = key - plan.centre.to(key)[:, None]
+    output, guarded = score_space_attention(
+        query, key, value, plan.heads, scaling=scaling, causal=causal, valid=attention_mask, guard=plan.guard
+    )
+    counts.add(plan.name, guarded)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _exact(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, causal: bool
+) -> Tensor:
+    """Attend as the unadapted model does; ``mask`` is the validity of keys ``[B, S]``, or a whole mask, or None."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    T, S = query.shape[2], key.shape[2]
+    if (mask is None and causal and 1 < T < S) or (mask is not None and mask.ndim == 2):
+        column = torch.arange(S, device=query.device)
+        row = column[S - T :, None]
+        seen = (column <= row) if causal else torch.ones(T, S, dtype=torch.bool, device=query.device)
+        # A padding query attends to itself: a row without any key would be NaN and spread.
+        mask = seen[None, None] if mask is None else (seen & mask[:, None, None, :]) | (column == row)
+    output: Tensor = sdpa_attention_forward(
+        module, query, key, value, mask, scaling=scaling, is_causal=causal and mask is None
+    )[0]
+    return output
+
+
+def _refuse(
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> None:
+    """Refuse what would come out silently wrong."""
+    if dropout:
+        raise UsageError(
+            f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
+        )
+    positions = kwargs.get("position_ids")
+    packed = [
+        argument for argument in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(argument) is not None
+    ]
+    if packed:
+        raise UsageError(f"{name} was given packed sequences ({packed[0]}); run them as separate rows of a batch")
+    if mask is None and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
+        raise UsageError(
+            f"{name} was given position_ids that do not count up by one (packed sequences?); run them as separate rows "
+            "of a batch"
+        )
+    for what, tensor in (("queries", query), ("keys", key), ("values", value)):
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteError(
+                f"the {what} of {name} hold NaN or infinite values in {tensor.dtype}; the layers before it overflowed or "
+                "the weights are broken: run in float32, or check the model without a config"
+            )

@@ -1,0 +1,1 @@
+"""From a model to measurements: capture, spectral alpha, truncation error, statistics, text."""

@@ -1,0 +1,52 @@
+"""Run a model once over all calibration sequences and hand over one attention module's q, k, v at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from taylorder._attention import AttentionCall, recording
+from taylorder.analysis.truncation import LayerTensors
+from taylorder.errors import NonFiniteError
+from taylorder.models import run_base
+
+
+def run_layers(
+    model: Any,
+    input_ids: torch.Tensor,
+    consume: Callable[[str, LayerTensors], None],
+    attention_mask: torch.Tensor | None = None,
+) -> None:
+    """Call ``consume(module name, tensors)`` for every attention module, in the order the model runs them.
+
+    All sequences go through the model together, so that a statistic over the whole text (a key centre) is known before
+    the first error is measured, and only one layer's tensors are alive at a time. The head on top of the model is not
+    run: its logits would be the largest tensor by far.
+
+    Args:
+        model: a transformers model.
+        input_ids: ``[B, T]``.
+        consume: must not keep the tensors.
+        attention_mask: ``[B, T]``, 0 for padding; None if there is none.
+
+    Raises:
+        NonFiniteError: a module's queries, keys or values hold NaN or infinities.
+        UnsupportedModelError: as :func:`taylorder._attention.recording`.
+
+    """
+
+    def sink(call: AttentionCall) -> None:
+        for what, tensor in (("queries", call.q), ("keys", call.k), ("values", call.v)):
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"the {what} of {call.name} hold NaN or infinite values in {tensor.dtype}; nothing can be measured "
+                    "there: load the model in float32, or check its weights"
+                )
+        mask = None if call.mask is None else call.mask.expand(len(call.q), -1, -1, -1).cpu()
+        # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
+        consume(call.name, LayerTensors(call.q.cpu(), call.k.cpu(), call.v.cpu(), mask, call.scaling, call.is_causal))
+
+    with torch.inference_mode(), recording(model, sink):
+        run_base(model, input_ids, attention_mask)

@@ -1,0 +1,119 @@
+"""What an analysis measured: plain frozen values, one class per table.
+
+``CandidateRow`` is a row of ``heads.csv`` and ``SpectralRow`` a row of ``spectral.csv``; field names are column names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+
+from taylorder.models import ModelDescription
+
+Expansion: TypeAlias = Literal["zero", "centre", "mean"]
+Projection: TypeAlias = Literal["q", "k", "v", "o"]
+EXPANSIONS: tuple[Expansion, ...] = ("zero", "centre", "mean")
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRow:
+    """Error of one head under one candidate, over all sampled query rows of all sequences.
+
+    Errors compare the head's output with exact attention, both in float64 from the same q, k, v. ``relative_l2``,
+    ``rmse``, ``cosine``, ``max_error`` and ``median_row_error`` are with the guard applied, ``raw_*`` without it.
+    ``None`` marks a figure that does not exist (a vacuous bound), never one that failed to be computed.
+    """
+
+    module: str
+    head: int
+    kv_head: int
+    order: int
+    expansion: Expansion
+    window: int
+    sinks: int
+    relative_l2: float
+    rmse: float
+    cosine: float
+    max_error: float
+    nonpositive_share: float
+    score_mean: float
+    score_std: float
+    score_max: float
+    median_row_error: float
+    raw_relative_l2: float
+    raw_rmse: float
+    raw_cosine: float
+    raw_max_error: float
+    gaussian_prediction: float
+    fitted_floor: float
+    certified_bound: float | None
+    log_keys: float
+    logit_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralRow:
+    """WeightWatcher's power-law fit of one projection matrix (or of one head's slice of it).
+
+    ``status`` is ``success``, ``failed`` (a fit was tried and is unusable: every figure is None) or ``unavailable`` (the
+    module has no such matrix). ``alpha_low`` and ``alpha_high`` span the alphas of all tail starts whose
+    Kolmogorov-Smirnov distance D lies within 0.01 of the best one. ``head`` is None for the whole projection.
+    """
+
+    module: str
+    projection: Projection
+    alpha: float | None
+    D: float | None
+    sigma: float | None
+    tail: int | None
+    status: Literal["success", "failed", "unavailable"]
+    alpha_low: float | None
+    alpha_high: float | None
+    rows: int
+    columns: int
+    spectral_norm: float | None
+    stable_rank: float | None
+    head: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The text and the query rows that were measured; enough to draw them again."""
+
+    source: str
+    text_sha256: str
+    sequences: int
+    sequence_length: int
+    tokens: int
+    rows_per_sequence: int
+    seed: int
+    query_rows: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NearFieldPreview:
+    """What a near field would change: relative L2 per head and order, expansion ``mean``, as measured."""
+
+    window: int
+    sinks: int
+    orders: tuple[int, ...]
+    relative_l2: dict[str, tuple[tuple[float, ...], ...]]
+    """Module name to ``[H][len(orders)]``."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything ``taylorder.analyze`` measured on one model."""
+
+    model: ModelDescription
+    calibration: Calibration
+    max_order: int
+    window: int
+    sinks: int
+    candidates: tuple[CandidateRow, ...]
+    spectral: tuple[SpectralRow, ...]
+    preview: NearFieldPreview | None
+    key_centres: dict[str, torch.Tensor] = field(repr=False)
+    """Module name to the mean key of each KV head, float32 ``[G, d]``."""

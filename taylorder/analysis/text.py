@@ -1,0 +1,87 @@
+"""Text that ships with the stack, cut into sequences, and the query rows drawn from them (design section 5)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from taylorder.errors import UsageError
+
+CALIBRATION_SOURCE = "pydoc_data.topics"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text and where it comes from."""
+
+    source: str
+    content: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the UTF-8 text."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+def calibration_text(files: Sequence[str | Path] = ()) -> Text:
+    """Return the files joined by a newline, or else the language reference that Python ships (465 kB of English).
+
+    Raises:
+        UsageError: a file cannot be read as UTF-8 text.
+
+    """
+    if files:
+        return Text(", ".join(str(file) for file in files), "\n".join(_read(Path(file)) for file in files))
+    from pydoc_data import topics
+
+    return Text(CALIBRATION_SOURCE, "\n".join(topics.topics.values()))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; name an existing text file") from None
+
+
+def tokenise(tokenizer: Any, text: Text) -> list[int]:
+    """Token ids of the whole text, without special tokens."""
+    return list(tokenizer(text.content, add_special_tokens=False, verbose=False).input_ids)
+
+
+def sequences(tokenizer: Any, text: Text, length: int, max_tokens: int) -> torch.Tensor:
+    """Cut the first ``max_tokens`` tokens into consecutive sequences: int64 ``[N, length]``, the rest dropped.
+
+    Raises:
+        UsageError: the text or ``max_tokens`` does not fill a single sequence.
+
+    """
+    if length < 2:
+        raise UsageError(f"sequence length is {length}, expected at least 2 tokens")
+    ids = tokenise(tokenizer, text)
+    count = min(len(ids), max_tokens) // length
+    if count == 0:
+        raise UsageError(
+            f"{text.source} gives {len(ids)} tokens, of which at most {max_tokens} are used: fewer than one sequence "
+            f"of {length}; use more text, or a smaller sequence length"
+        )
+    return torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
+
+
+def query_rows(sequences: int, length: int, rows: int | None, seed: int) -> list[torch.Tensor]:
+    """Query positions to measure in each sequence, sorted, drawn without replacement; all of them for ``rows`` None.
+
+    One generator ``numpy.random.default_rng(seed)`` serves all sequences in turn.
+    """
+    if rows is None or rows >= length:
+        return [torch.arange(length) for _ in range(sequences)]
+    generator = np.random.default_rng(seed)
+    return [torch.from_numpy(np.sort(generator.choice(length, size=rows, replace=False))) for _ in range(sequences)]

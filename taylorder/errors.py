@@ -1,0 +1,39 @@
+"""Errors with a name, an exit code and a way out.
+
+Every error a user can cause or meet derives from :class:`TaylorderError`. The message names the thing, the value found,
+the value expected and what to do; the command line prints it in one line and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class TaylorderError(Exception):
+    """Base class: something went wrong that the user can understand and act on."""
+
+    exit_code = 1
+
+
+class UsageError(TaylorderError):
+    """An argument is missing, unknown or out of range."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(TaylorderError):
+    """The model computes attention in a way this tool cannot measure or replace truthfully."""
+
+    exit_code = 3
+
+
+class BoundMissedError(TaylorderError):
+    """A bound the user asked for (for example ``eval --max-kl``) was not met."""
+
+    exit_code = 4
+
+
+class ConfigError(TaylorderError):
+    """An ``orders.json`` is malformed, or does not belong to the model at hand."""
+
+
+class NonFiniteError(TaylorderError):
+    """A model produced NaN or infinite queries, keys or values."""

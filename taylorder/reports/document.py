@@ -1,0 +1,160 @@
+"""The result of a run as one JSON document: the content of ``report.json``, and what ``--format json`` prints.
+
+JSON has no NaN and no infinities: such a figure is written as the string ``"nan"``, ``"inf"`` or ``"-inf"``, which
+``float()`` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from taylorder.adapt.select import HeadVerdict, Policy, Selection
+from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
+from taylorder.models import ModelDescription
+from taylorder.reports import summary, verdict
+
+SCHEMA = "taylorder/report@1"
+FILES = {"orders": "orders.json", "heads": "heads.csv", "spectral": "spectral.csv", "report": "report.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was measured and by which rule orders were chosen."""
+
+    max_order: int
+    window: int
+    sinks: int
+    policy: Policy
+    tolerance: float
+    context: int
+    largest_order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """Which candidate of a head comes nearest to exact attention, among those that may be chosen."""
+
+    order: int
+    expansion: Expansion
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecord:
+    """The verdict on one head; what was chosen for it is in ``orders.json``."""
+
+    module: str
+    head: int
+    kv_head: int
+    best: Best | None
+    needed_order: int | None
+    predicted_order: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportDocument:
+    """What ``read`` needs of ``report.json``; the rest of the document is for other readers."""
+
+    schema: Literal["taylorder/report@1"]
+    model: ModelDescription
+    calibration: Calibration
+    settings: Settings
+    preview: NearFieldPreview | None
+    heads: tuple[HeadRecord, ...]
+
+
+def as_document(analysis: Analysis, selection: Selection, directory: str | Path | None = None) -> dict[str, Any]:
+    """The whole result but the tables as one JSON-ready dict: the content of ``report.json``, and of ``--format json``.
+
+    ``files`` are names within the run directory, or paths if ``directory`` is given.
+    """
+    counts = summary.outcome(analysis, selection)
+    document = {
+        "schema": SCHEMA,
+        "model": asdict(analysis.model),
+        "calibration": asdict(analysis.calibration),
+        "settings": asdict(
+            Settings(
+                max_order=analysis.max_order,
+                window=analysis.window,
+                sinks=analysis.sinks,
+                policy=selection.policy,
+                tolerance=selection.tolerance,
+                context=selection.context,
+                largest_order=selection.largest_order,
+            )
+        ),
+        "verdict": {
+            "text": " ".join(verdict.sentences(analysis, selection)),
+            "next": verdict.next_command(analysis, selection, None if directory is None else Path(directory))[0],
+            "heads": counts.heads,
+            "sliding": counts.sliding,
+            "adapted": counts.adapted,
+            "within_tolerance": counts.within,
+            "within_tolerance_at_a_higher_order": counts.beyond,
+            "orders": {str(order): count for order, count in counts.orders.items()},
+            "exact": counts.exact,
+        },
+        "preview": None if analysis.preview is None else asdict(analysis.preview),
+        "heads": [_head_record(head) for head in selection.heads],
+        "alphas": _alphas(analysis.spectral),
+        "software": dict(selection.config.software),
+        "files": {kind: name if directory is None else str(Path(directory) / name) for kind, name in FILES.items()},
+    }
+    finite: dict[str, Any] = _finite(document)
+    return finite
+
+
+def as_json(document: dict[str, Any]) -> str:
+    """Serialise a document: nested objects and lists of records spread over lines, everything else on one."""
+    return _json(document, "") + "\n"
+
+
+def _json(value: Any, indent: str) -> str:
+    inner = indent + " "
+    if isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values()):
+        lines = [f"{inner}{json.dumps(key)}: {_json(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(inner + json.dumps(record, allow_nan=False) for record in value) + f"\n{indent}]"
+    return json.dumps(value, allow_nan=False)
+
+
+def _head_record(head: HeadVerdict) -> dict[str, Any]:
+    best = head.best
+    return {
+        "module": head.module,
+        "head": head.head,
+        "kv_head": head.kv_head,
+        "choice": head.choice.model_dump(mode="json", exclude_defaults=True),
+        "best": None
+        if best is None
+        else {"order": best.order, "expansion": best.expansion, "relative_l2": best.relative_l2},
+        "needed_order": head.needed_order,
+        "predicted_order": head.predicted_order,
+    }
+
+
+def _alphas(spectral: Iterable[SpectralRow]) -> list[dict[str, Any]]:
+    """Alphas of whole projections, one record per module; None where there is no usable fit."""
+    layers: dict[str, dict[str, Any]] = {}
+    for row in spectral:
+        if row.head is None:
+            layers.setdefault(row.module, {"module": row.module})[row.projection] = row.alpha
+    return list(layers.values())
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON cannot hold: non-finite floats by strings, tuples by lists."""
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value

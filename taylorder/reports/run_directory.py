@@ -1,0 +1,196 @@
+"""A run directory: what ``analyze`` leaves behind and ``show`` reads back, exactly.
+
+``orders.json`` (and its tensors) holds the config, ``heads.csv`` and ``spectral.csv`` the measurements, ``report.json``
+the rest. Floats are written with ``repr``, so they come back bit for bit; an absent figure is an empty cell. Each file
+appears whole or not at all; ``report.json`` goes first and comes last, so a directory that has one is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.select import HeadVerdict, Selection
+from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
+from taylorder.errors import TaylorderError
+from taylorder.files import replacing
+from taylorder.reports.document import FILES, SCHEMA, ReportDocument, as_document, as_json
+
+_HEADS_COLUMNS = (
+    "module", "head", "kv_head", "order", "expansion", "window", "sinks", "relative_l2", "rmse", "cosine", "max_error",
+    "nonpositive_share", "score_mean", "score_std", "score_max",
+)  # fmt: skip
+_SPECTRAL_COLUMNS = ("module", "projection", "alpha", "D", "sigma", "tail", "status", "alpha_low", "alpha_high")
+
+_Row = TypeVar("_Row", CandidateRow, SpectralRow)
+
+
+class RunDirectoryError(TaylorderError):
+    """A directory is not a complete run of ``taylorder analyze``."""
+
+
+def write(directory: str | Path, analysis: Analysis, selection: Selection) -> None:
+    """Write a run into ``directory``, which is created if need be.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written.
+
+    """
+    directory = Path(directory)
+    try:
+        # An earlier run's report must not vouch for a mixture of two runs if this one is interrupted.
+        (directory / FILES["report"]).unlink(missing_ok=True)
+        selection.config.save(directory / FILES["orders"])
+        _write_rows(directory / FILES["heads"], CandidateRow, _HEADS_COLUMNS, analysis.candidates)
+        _write_rows(directory / FILES["spectral"], SpectralRow, _SPECTRAL_COLUMNS, analysis.spectral)
+        with replacing(directory / FILES["report"]) as temporary:
+            temporary.write_text(as_json(as_document(analysis, selection)), encoding="utf-8")
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} cannot be written ({error.strerror}); name another with --out") from error
+
+
+def read(directory: str | Path) -> tuple[Analysis, Selection]:
+    """Read a run back.
+
+    Raises:
+        RunDirectoryError: the directory is missing, incomplete or damaged.
+        ConfigError: its ``orders.json`` is malformed.
+
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise RunDirectoryError(f"{directory} is not a directory; `taylorder analyze --out {directory}` makes one")
+    report = _read_report(directory / FILES["report"])
+    config = OrderConfig.load(directory / FILES["orders"], report.model)
+    candidates = _read_rows(directory / FILES["heads"], CandidateRow)
+    spectral = _read_rows(directory / FILES["spectral"], SpectralRow)
+    settings = report.settings
+    analysis = Analysis(
+        model=report.model,
+        calibration=report.calibration,
+        max_order=settings.max_order,
+        window=settings.window,
+        sinks=settings.sinks,
+        candidates=candidates,
+        spectral=spectral,
+        preview=report.preview,
+        key_centres=dict(config.key_centres),
+    )
+    return analysis, _selection(directory, analysis, config, report)
+
+
+def _columns(row_type: type[_Row], first: Sequence[str]) -> list[str]:
+    names: list[str] = [each.name for each in fields(row_type)]
+    return [*first, *(name for name in names if name not in first)]
+
+
+def _write_rows(path: Path, row_type: type[_Row], first: Sequence[str], rows: Iterable[_Row]) -> None:
+    columns = _columns(row_type, first)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")  # writes floats with repr and None as an empty cell
+        writer.writerow(columns)
+        writer.writerows([getattr(row, column) for column in columns] for row in rows)
+
+
+def _read_rows(path: Path, row_type: type[_Row]) -> tuple[_Row, ...]:
+    adapter: TypeAdapter[_Row] = TypeAdapter(row_type)
+    names = set(_columns(row_type, ()))
+    rows: list[_Row] = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = names - set(reader.fieldnames or ())
+            if missing:
+                raise _damaged(path, f"column {min(missing)} is missing")
+            for cells in reader:
+                rows.append(adapter.validate_python({name: cells[name] or None for name in names}))
+    except FileNotFoundError:
+        raise _incomplete(path) from None
+    except ValidationError as error:
+        raise _damaged(path, f"line {len(rows) + 2}: {_first(error)}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(path, str(error)) from None
+    return tuple(rows)
+
+
+def _read_report(path: Path) -> ReportDocument:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _incomplete(path) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != SCHEMA:
+        raise RunDirectoryError(
+            f"{path} has schema {found!r}, this version reads '{SCHEMA}'; run `taylorder analyze` again"
+        )
+    try:
+        return TypeAdapter(ReportDocument).validate_python(document)
+    except ValidationError as error:
+        raise _damaged(path, _first(error)) from None
+
+
+def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report: ReportDocument) -> Selection:
+    """Put the verdicts together again: choices from the config, candidates from the table."""
+    choices = {(layer.module, head): each for layer in config.layers for head, each in enumerate(layer.heads)}
+    if {(head.module, head.head) for head in report.heads} != set(choices):
+        raise _damaged(directory / FILES["report"], "its heads are not those of the model")
+    rows = {(row.module, row.head, row.order, row.expansion): row for row in analysis.candidates}
+    expected = len(choices) * len(EXPANSIONS) * analysis.max_order
+    if len(rows) != expected:
+        raise _damaged(directory / FILES["heads"], f"{len(rows)} candidates, expected {expected}")
+    heads = []
+    for head in report.heads:
+        best = None
+        if head.best is not None:
+            best = rows.get((head.module, head.head, head.best.order, head.best.expansion))
+            if best is None:
+                raise _damaged(
+                    directory / FILES["heads"],
+                    f"no row for {head.module} head {head.head} at order {head.best.order}, {head.best.expansion}",
+                )
+        heads.append(
+            HeadVerdict(
+                module=head.module,
+                head=head.head,
+                kv_head=head.kv_head,
+                choice=choices[head.module, head.head],
+                best=best,
+                needed_order=head.needed_order,
+                predicted_order=head.predicted_order,
+            )
+        )
+    settings = report.settings
+    return Selection(
+        config=config,
+        policy=settings.policy,
+        tolerance=settings.tolerance,
+        context=settings.context,
+        largest_order=settings.largest_order,
+        heads=tuple(heads),
+    )
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}, found {first.get('input')!r}"
+
+
+def _incomplete(path: Path) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{path.parent} has no {path.name}, so no run was finished there; "
+        f"`taylorder analyze --out {path.parent}` makes one"
+    )
+
+
+def _damaged(path: Path, what: str) -> RunDirectoryError:
+    return RunDirectoryError(f"{path} is damaged ({what}); `taylorder analyze --out {path.parent}` writes it anew")

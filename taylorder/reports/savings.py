@@ -1,0 +1,54 @@
+"""What a config saves over exact attention: nominal bytes of all caches, or multiplications where there is no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from taylorder.adapt import cost
+from taylorder.adapt.config import HeadOrder
+from taylorder.adapt.select import Selection
+from taylorder.analysis.results import Analysis
+from taylorder.models import AttentionModule
+
+
+def _groups(analysis: Analysis, selection: Selection) -> Iterator[tuple[AttentionModule, Sequence[HeadOrder]]]:
+    """Yield each KV head as its module and the decisions of its group."""
+    for module, layer in zip(analysis.model.modules, selection.config.layers, strict=True):
+        for start in range(0, module.heads, module.group):
+            yield module, layer.heads[start : start + module.group]
+
+
+def cache_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
+    """Nominal bytes of all KV heads at the context: every head exact, and as the config has it."""
+    exact = adapted = 0
+    for module, heads in _groups(analysis, selection):
+        d, d_v = module.head_dim, module.value_dim
+        tokens = min(selection.context, module.sliding_window or selection.context)
+        kept = cost.kv_bytes(d, d_v, tokens)
+        exact += kept
+        orders = [head.order for head in heads if head.order != "exact"]
+        if len(orders) < len(heads):
+            adapted += kept
+            continue
+        near = min(tokens, heads[0].window + heads[0].sinks)
+        ranks = max((head.ranks for head in heads if head.ranks is not None), key=len, default=None)
+        adapted += cost.state_bytes(d, d_v, max(orders), ranks) + cost.kv_bytes(d, d_v, near)
+    return exact, adapted
+
+
+def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple[int, int]:
+    """Multiply-adds of two-sided attention over ``context`` tokens: every head exact, and as the config has it.
+
+    Taylor attention reads the state once per query head and adds to it once per KV head (``cost.break_even_flops``).
+    """
+    exact = adapted = 0
+    n = selection.context
+    for module, heads in _groups(analysis, selection):
+        quadratic = n * min(n, module.sliding_window or n) * (module.head_dim + module.value_dim)
+        exact += quadratic * len(heads)
+        orders = [head.order for head in heads if head.order != "exact"]
+        adapted += quadratic * (len(heads) - len(orders))
+        if orders:
+            touched = [*orders, max(orders)]
+            adapted += n * sum(cost.features(module.head_dim, order) for order in touched) * (module.value_dim + 1)
+    return exact, adapted

@@ -1,0 +1,244 @@
+"""An analysis and its config as a person reads them in a terminal, or as SVG for the documentation."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from taylorder.adapt import cost
+from taylorder.adapt.select import Selection
+from taylorder.analysis.results import Analysis
+from taylorder.files import replacing
+from taylorder.reports import alphas, grids, savings, summary, tables, verdict
+from taylorder.reports.human import compact, counted, layer_names, number, percent, size
+
+_INDENT = (0, 0, 0, 2)
+
+
+def render(analysis: Analysis, selection: Selection, console: Console, directory: Path | None = None) -> None:
+    """Print the report.
+
+    Args:
+        analysis: the measurements.
+        selection: the choice.
+        console: where to print; its width decides the layout.
+        directory: where the files of this run lie, for the last lines.
+
+    """
+    for part in _parts(analysis, selection, console.width, directory):
+        console.print(part)
+
+
+def as_text(analysis: Analysis, selection: Selection, directory: Path | None = None, width: int = 80) -> str:
+    """The report as plain text: no colour, no line longer than ``width``, no trailing blanks."""
+    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
+    with console.capture() as captured:
+        render(analysis, selection, console, directory)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def export_svg(analysis: Analysis, selection: Selection, path: str | Path, width: int = 100) -> None:
+    """Write the report as an SVG picture of a terminal that is ``width`` characters wide."""
+    console = Console(
+        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False
+    )
+    render(analysis, selection, console)
+    svg = console.export_svg(title=f"taylorder: {analysis.model.name}", unique_id="taylorder")
+    # Rich points at web fonts; a report must not fetch anything, and any monospaced font will do.
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    svg = svg.replace(
+        "font-family: Fira Code, monospace", "font-family: Fira Code, DejaVu Sans Mono, Menlo, Consolas, monospace"
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(svg, encoding="utf-8")
+
+
+def _parts(analysis: Analysis, selection: Selection, width: int, directory: Path | None) -> Iterable[RenderableType]:
+    yield from _header(analysis, selection)
+    yield from _orders(analysis, selection, width)
+    yield from _errors(analysis, selection, width)
+    yield from _by_order(analysis, selection)
+    yield from _distance(analysis, selection)
+    yield from _near_field(analysis, selection)
+    if lines := alphas.head_alphas(analysis):
+        yield _title("Alphas of single heads")
+        yield from lines
+        yield _note("Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit.")
+    yield from _savings(analysis, selection)
+    yield from _verdict(analysis, selection, width, directory)
+
+
+def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+    model, text = analysis.model, analysis.calibration
+    first = model.modules[0]
+    names = layer_names([module.name for module in model.modules])
+    rows = (
+        "all query rows"
+        if text.rows_per_sequence >= text.sequence_length
+        else f"{text.rows_per_sequence} query rows each"
+    )
+    shared = "" if first.group == 1 else f" on {counted(first.kv_heads, 'KV head')}"
+    near = f"window {analysis.window}, sinks {analysis.sinks}" if analysis.window or analysis.sinks else "none"
+    facts = {
+        "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
+        "heads": (
+            f"{counted(len(model.modules), 'layer')} of {counted(first.heads, 'head')}{shared}, head dim "
+            f"{first.head_dim}; layer N is {names.pattern}"
+        ),
+        "text": (
+            f"{text.source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}, {rows}, "
+            f"seed {text.seed}"
+        ),
+        "policy": f"{selection.policy}, orders 1 to {analysis.max_order}, near field: {near}",
+        "tolerance": (
+            f"{percent(selection.tolerance, 3)} relative L2 error of a head's output "
+            f"({verdict.tier(selection.tolerance)})"
+        ),
+        "context": (
+            f"{counted(selection.context, 'token')}; orders that pay off there "
+            f"({'state no larger than the KV cache' if model.causal else 'no more FLOPs than exact attention'}): "
+            f"{verdict.paying_orders(analysis, selection)}"
+        ),
+    }
+    if model.weights_note:
+        facts["weights"] = model.weights_note.removeprefix("weights ")
+    yield Text(f"taylorder: {model.name}", style="bold")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, fact in facts.items():
+        table.add_row(Text(name), Text(fact))
+    yield Padding(table, _INDENT, expand=False)
+
+
+def _orders(analysis: Analysis, selection: Selection, width: int) -> Iterable[RenderableType]:
+    yield _title("Order of every head, and the alphas of its layer")
+    yield from grids.order_grid(analysis, selection, width)
+    yield Text()
+    for line in grids.order_legend(selection):
+        yield Padding(line, _INDENT, expand=False)
+    yield Text()
+    yield _note(alphas.legend(analysis))
+
+
+def _errors(analysis: Analysis, selection: Selection, width: int) -> Iterable[RenderableType]:
+    order = grids.grid_order(analysis)
+    yield _title(f"Error at order {order}, in percent")
+    yield from grids.error_grid(analysis, selection, width)
+    yield Text()
+    yield _note(
+        f"Expansion mean, one head replaced at a time; * is within {percent(selection.tolerance, 3)}. "
+        f"Last column: the layer's median with expansion zero, the plain Taylor series."
+    )
+
+
+def _by_order(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+    heads = counted(len(summary.described_heads(analysis, selection)), "head")
+    seeing = " that see the whole context" if summary.outcome(analysis, selection).sliding else ""
+    yield _title(f"Error by order, in percent: the median of {heads}{seeing}")
+    yield tables.error_by_order(analysis, selection)
+    yield Text()
+    told = (
+        f"In parentheses without the guard, where that differs. Heads within {percent(selection.tolerance, 3)} at any "
+        "expansion point; an even order counts only where no row needed the guard. "
+    )
+    if analysis.model.causal:
+        kept = size(
+            cost.kv_bytes(analysis.model.modules[0].head_dim, analysis.model.modules[0].value_dim, selection.context)
+        )
+        told += (
+            f"Nominal bytes (state fp32, KV bf16); a KV head's cache takes {kept} at "
+            f"{counted(selection.context, 'token')}."
+        )
+    else:
+        told += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
+    yield _note(told)
+
+
+def _distance(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+    limit = percent(selection.tolerance, 3)
+    yield _title(f"How far the heads are from {limit}, and what it would take")
+    yield tables.distances(analysis, selection)
+    yield Text()
+    if nearest := tables.nearest_heads(analysis, selection):
+        yield nearest
+        yield Text()
+    need = summary.needed(analysis, selection)
+    heads = sum(need.measured.values()) + need.more
+    parts = [f"order {order}: {number(count)}" for order, count in need.measured.items()]
+    parts.append(f"more than {analysis.max_order}: {number(need.more)}")
+    yield _note(f"Order needed as measured, of {counted(heads, 'head')}, whatever it costs: {', '.join(parts)}.")
+    spread = f"Were scores normally distributed, the median head (score std {need.score_std:.2g}) would need"
+    if need.predicted is None or need.predicted_bytes is None:
+        yield _note(f"{spread} an order beyond 400.")
+    else:
+        state = f", a state of {size(need.predicted_bytes)} per KV head" if analysis.model.causal else ""
+        yield _note(f"{spread} order {need.predicted}{state}.")
+
+
+def _near_field(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+    table = tables.near_field(analysis, selection)
+    if table is None or analysis.preview is None:
+        return
+    first, preview = analysis.model.modules[0], analysis.preview
+    kept = cost.kv_bytes(first.head_dim, first.value_dim, preview.window + preview.sinks)
+    yield _title("What a near field changes: the median head, expansion mean")
+    yield table
+    yield Text()
+    yield _note(
+        f"The last {preview.window} and the first {preview.sinks} keys keep the true exponential, which costs "
+        f"{size(kept)} per KV head beside the state. Measured on sequences of "
+        f"{counted(analysis.calibration.sequence_length, 'token')}: over longer ones they are a smaller share of the "
+        "keys. Even orders count here whether or not a row needed the guard."
+    )
+
+
+def _savings(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+    yield _title(f"What this config saves at {counted(selection.context, 'token')}")
+    if analysis.model.causal:
+        exact, adapted = savings.cache_bytes(analysis, selection)
+        what, before, after = "All caches, nominal bytes", size(exact), size(adapted)
+    else:
+        exact, adapted = savings.attention_multiplications(analysis, selection)
+        what, before, after = "Multiplications of attention", compact(exact, 3), compact(adapted, 3)
+    if exact == adapted:
+        yield _note(f"Nothing. {what}: {before} with every head exact, and as much with this config.")
+    else:
+        yield _note(f"{what}: {before} with every head exact, {after} with this config.")
+
+
+def _verdict(analysis: Analysis, selection: Selection, width: int, directory: Path | None) -> Iterable[RenderableType]:
+    yield _title("Verdict")
+    yield Padding(Text(" ".join(verdict.sentences(analysis, selection)), style="bold"), _INDENT, expand=False)
+    yield Text()
+    if directory is not None:
+        yield _note(f"In {directory}: orders.json, heads.csv, spectral.csv, report.json.")
+    command, reason = verdict.next_command(analysis, selection, directory)
+    yield _note(f"Next, {reason}:")
+    yield Text()
+    yield Text(_folded(command, width - 6), style="bold", no_wrap=True, overflow="ignore")
+
+
+def _folded(command: str, width: int) -> str:
+    """A shell command over as many lines as it takes, so that it can still be copied."""
+    lines = [""]
+    for word in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("  " + word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return " \\\n".join(f"    {line}" for line in lines)
+
+
+def _title(text: str) -> RenderableType:
+    return Padding(Rule(Text(text, style="bold"), align="left", style="dim"), (1, 0))
+
+
+def _note(text: str) -> RenderableType:
+    return Padding(Text(text), _INDENT, expand=False)

@@ -1,0 +1,261 @@
+"""The verdict in plain words, and the next command to type."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from taylorder.adapt.select import TIERS, Selection
+from taylorder.analysis.results import Analysis, Calibration
+from taylorder.analysis.text import CALIBRATION_SOURCE
+from taylorder.reports import savings, summary
+from taylorder.reports.human import compact, counted, layer_names, number, percent, size
+
+_DEFAULT_TOLERANCE = TIERS["int4"]
+_ADVISED_WINDOW, _ADVISED_SINKS = 64, 4
+
+
+def tier(tolerance: float) -> str:
+    """Say which rounding a tolerance equals, or between which ones it lies."""
+    ordered = sorted(TIERS.items(), key=lambda item: item[1])
+    for name, error in ordered:
+        if tolerance == error:
+            return f"tier {name}: the error of rounding the same attention to {name}"
+    looser = [f"{name} ({percent(error)})" for name, error in ordered if error < tolerance]
+    tighter = [f"{name} ({percent(error)})" for name, error in ordered if error > tolerance]
+    if not tighter:
+        return f"looser than tier {looser[-1]}"
+    if not looser:
+        return f"tighter than tier {tighter[0]}"
+    return f"between tiers {looser[-1]} and {tighter[0]}"
+
+
+def paying_orders(analysis: Analysis, selection: Selection) -> str:
+    """Say which of the measured orders pay off at the context."""
+    match min(selection.largest_order, analysis.max_order):
+        case 0:
+            return "none"
+        case 1:
+            return "only 1"
+        case largest:
+            return f"{largest} or lower"
+
+
+def sentences(analysis: Analysis, selection: Selection) -> tuple[str, ...]:
+    """The verdict: what share of the heads meets the tolerance, how near the others come, what the config gains."""
+    counts = summary.outcome(analysis, selection)
+    if not counts.open:
+        return (
+            f"Every layer attends to a sliding window, so the cache of all {counted(counts.heads, 'head')} has a "
+            "constant size already: every head stays exact, there is nothing to choose.",
+        )
+    told = _alpha(analysis, selection, counts) if selection.policy == "alpha" else _error(analysis, selection, counts)
+    if counts.sliding:
+        layers = len(analysis.model.modules) - len(summary.open_modules(analysis))
+        told.append(
+            f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
+            f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
+            f"{'is' if counts.sliding == 1 else 'are'} not counted above."
+        )
+    return tuple(told)
+
+
+def _error(analysis: Analysis, selection: Selection, counts: summary.Outcome) -> list[str]:
+    limit = percent(selection.tolerance, 3)
+    where = f"at {counted(selection.context, 'token')}"
+    gain = _gain(analysis, selection, counts)
+    near = _near_field(analysis, selection)
+    if counts.adapted:
+        return [_adapted(selection, counts, limit), gain, *near]
+    if selection.largest_order == 0:
+        return [f"No order pays off {where}, whatever its error: {_too_dear(analysis)}.", gain]
+    told = [
+        f"No head of {number(counts.open)} meets {limit} with an order that pays off {where} "
+        f"({paying_orders(analysis, selection)})."
+    ]
+    if counts.within:
+        told = [
+            f"{number(counts.within)} of {counted(counts.open, 'head')} {_verb(counts.within, 'meet')} {limit}, but in "
+            "vain: the heads that share a KV cache cannot all have an order."
+        ]
+    else:
+        told += _nearest(analysis, selection)
+    if counts.beyond:
+        told.append(
+            f"{counted(counts.beyond, 'head')} would meet it at a higher order, which does not pay off {where}."
+        )
+    return [*told, gain, *near]
+
+
+def _adapted(selection: Selection, counts: summary.Outcome, limit: str) -> str:
+    """Say who has an order; a config edited by hand may give one to a head that does not meet the tolerance."""
+    choices = [head.choice for head in selection.heads if head.choice.order != "exact"]
+    good = sum(choice.error is not None and choice.error <= selection.tolerance for choice in choices)
+    rest = counts.open - counts.adapted
+    others = f"; the other {number(rest)} {_verb(rest, 'stay')} exact" if rest else ""
+    if good < len(choices):
+        return (
+            f"{number(counts.adapted)} of {counted(counts.open, 'head')} {_verb(counts.adapted, 'have')} an order "
+            f"({_orders(counts)}), {number(good)} of which {_verb(good, 'meet')} {limit}{others}."
+        )
+    who = (
+        f"{number(counts.adapted)} of {counted(counts.open, 'head')}" if rest else f"All {counted(counts.open, 'head')}"
+    )
+    verbs = f"{_verb(counts.adapted, 'meet')} {limit} and {_verb(counts.adapted, 'get')}"
+    return f"{who} {verbs} an order ({_orders(counts)}){others}."
+
+
+def _near_field(analysis: Analysis, selection: Selection) -> list[str]:
+    """What the preview promises at the largest odd order that pays off; an even one may need the guard."""
+    lines = [
+        line
+        for line in summary.near_field(analysis, selection)
+        if line.order % 2 and line.order <= selection.largest_order
+    ]
+    if analysis.preview is None or not lines or lines[-1].within_near <= lines[-1].within_without:
+        return []
+    line, preview = lines[-1], analysis.preview
+    return [
+        f"With the last {preview.window} and the first {preview.sinks} keys kept exact, "
+        f"{counted(line.within_near, 'head')} would meet {percent(selection.tolerance, 3)} at order {line.order}, each "
+        f"taken by itself on sequences of {counted(analysis.calibration.sequence_length, 'token')} (without: "
+        f"{number(line.within_without)})."
+    ]
+
+
+def _alpha(analysis: Analysis, selection: Selection, counts: summary.Outcome) -> list[str]:
+    limit = percent(selection.tolerance, 3)
+    chosen = [head.choice for head in selection.heads if head.choice.order != "exact"]
+    errors = [choice.error for choice in chosen if choice.error is not None]
+    told = [
+        f"The alphas alone gave {counted(len(chosen), 'head')} an order ({_orders(counts)}), without looking at "
+        "any error."
+    ]
+    if errors:
+        good = sum(error <= selection.tolerance for error in errors)
+        who = f"{number(good)} of them {_verb(good, 'meet')}" if good else "None of them meets"
+        told.append(
+            f"{who} {limit}; the median error is {percent(summary.median(errors))}, the largest {percent(max(errors))}."
+        )
+    if unfitted := counts.exact.get("alpha", 0):
+        told.append(
+            f"{counted(unfitted, 'head')} {_verb(unfitted, 'have')} no alpha and {_verb(unfitted, 'stay')} exact."
+        )
+    told.append(_gain(analysis, selection, counts))
+    return told
+
+
+def _nearest(analysis: Analysis, selection: Selection) -> list[str]:
+    found = summary.nearest(analysis, selection, 1)
+    if not found:  # every error is NaN
+        return []
+    head, row = found[0]
+    names = layer_names([module.name for module in analysis.model.modules])
+    errors = [each.best.relative_l2 for each in summary.described_heads(analysis, selection) if each.best is not None]
+    return [
+        f"The closest is {names.head(head.module, head.head)}: {percent(row.relative_l2, 3)} with order {row.order}, "
+        f"expansion {row.expansion}; the median head is at {percent(summary.median(errors))}."
+    ]
+
+
+def _gain(analysis: Analysis, selection: Selection, counts: summary.Outcome) -> str:
+    if not counts.adapted:
+        return "So every head stays exact: this config changes nothing and saves nothing."
+    caveat = "These are errors of one head at a time; what they do to the model's loss together is not measured here."
+    if analysis.model.causal:
+        exact, adapted = savings.cache_bytes(analysis, selection)
+        change = _change(exact, adapted, "as much", "more", "less")
+        figures = f"the caches take {size(adapted)} instead of {size(exact)} (nominal bytes, {change})"
+    else:
+        exact, adapted = savings.attention_multiplications(analysis, selection)
+        figures = f"attention takes {_change(exact, adapted, 'as many', 'more', 'fewer')} multiplications"
+    return f"At {counted(selection.context, 'token')} {figures}. {caveat}"
+
+
+def _change(before: int, after: int, same: str, more: str, less: str) -> str:
+    if after == before:
+        return same
+    if after > 10 * before:
+        return f"{compact(after // before)} times {same}"
+    if after > before:
+        return f"{percent(after / before - 1)} {more}"
+    if 20 * after < before:
+        return f"{compact(before // max(after, 1))} times {less}"
+    return f"{percent(1 - after / before)} {less}"
+
+
+def _too_dear(analysis: Analysis) -> str:
+    if analysis.model.causal:
+        return "even the smallest state, with its near field, is larger than the KV cache it would replace"
+    return "even order 1 takes more multiplications than quadratic attention"
+
+
+def _orders(counts: summary.Outcome) -> str:
+    return ", ".join(f"order {order}: {number(heads)}" for order, heads in counts.orders.items()) or "none"
+
+
+def _verb(count: int, verb: str) -> str:
+    if count != 1:
+        return verb
+    return "has" if verb == "have" else f"{verb}s"
+
+
+def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
+    """What to type next, and why: ``(command, reason)``."""
+    counts = summary.outcome(analysis, selection)
+    show = shlex.join(["taylorder", "show", str(directory or "taylorder-out")])
+    if not counts.open:
+        return show, "this report again, without measuring"
+    if selection.policy == "alpha":
+        return _analyze(analysis, selection, policy="error"), "what the measured errors would choose, to compare"
+    if selection.largest_order == 0:
+        if selection.context >= analysis.model.max_context:
+            return show, "this report again, without measuring"
+        return _analyze(analysis, selection, context=analysis.model.max_context), "the same at the longest context"
+    window = 4 * analysis.window or _ADVISED_WINDOW
+    sinks = analysis.sinks or _ADVISED_SINKS
+    if not counts.adapted and analysis.model.causal and window <= analysis.calibration.sequence_length // 2:
+        command = _analyze(analysis, selection, window=window, sinks=sinks)
+        return command, f"the same with the last {window} and the first {sinks} keys kept exact"
+    return _analyze(analysis, selection, policy="alpha"), "what the alphas alone would choose, to compare"
+
+
+def _analyze(
+    analysis: Analysis,
+    selection: Selection,
+    *,
+    window: int | None = None,
+    sinks: int | None = None,
+    policy: str | None = None,
+    context: int | None = None,
+) -> str:
+    """The command that measures the same model and text, with something changed and results of its own."""
+    calibration = analysis.calibration
+    window = analysis.window if window is None else window
+    sinks = analysis.sinks if sinks is None else sinks
+    policy = selection.policy if policy is None else policy
+    context = selection.context if context is None else context
+    words = ["taylorder", "analyze", analysis.model.name]
+    if calibration.source != CALIBRATION_SOURCE:
+        words += [word for file in calibration.source.split(", ") for word in ("--text", file)]
+    options = (
+        ("--max-tokens", calibration.tokens, 8192 // calibration.sequence_length * calibration.sequence_length),
+        ("--sequence-length", calibration.sequence_length, min(1024, analysis.model.max_context)),
+        ("--rows", _rows(calibration), _rows(calibration) if calibration.rows_per_sequence == 64 else "64"),
+        ("--tolerance", selection.tolerance, _DEFAULT_TOLERANCE),
+        ("--max-order", analysis.max_order, 8),
+        ("--window", window, 0),
+        ("--sinks", sinks, 0),
+        ("--policy", policy, "error"),
+        ("--context", context, analysis.model.max_context),
+        ("--seed", calibration.seed, 0),
+    )
+    changed = [(option, value) for option, value, default in options if value != default]
+    words += [word for option, value in changed for word in (option, str(value))]
+    suffix = f"-window-{window}" if window else ""
+    suffix += "-alpha" if policy == "alpha" else ""
+    return shlex.join([*words, "--out", f"taylorder-out{suffix}"])
+
+
+def _rows(calibration: Calibration) -> str:
+    return "all" if calibration.rows_per_sequence >= calibration.sequence_length else str(calibration.rows_per_sequence)

@@ -1,0 +1,39 @@
+"""Fixtures of all tests: the built-in model, loaded once and without a network, and a tokenizer for tiny ones."""
+
+from __future__ import annotations
+
+import socket
+import string
+
+import pytest
+
+from taylorder import models
+
+
+@pytest.fixture(scope="session")
+def builtin():
+    """The built-in pretrained model, float32 on the CPU; loading it takes about ten seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", _no_network)
+        patch.setattr(socket, "getaddrinfo", _no_network)
+        return models.load()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """One token per character of ASCII text, 104 in all; ids below 4 are special."""
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *string.printable]
+    backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def _no_network(*_args, **_options):
+    raise AssertionError("the built-in model must load without a network")

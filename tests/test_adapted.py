@@ -1,0 +1,264 @@
+"""An adapted model against a float64 evaluation of the formula inside the model, and everything it must not break."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from tiny import TINY, tokens
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+import taylorder
+from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.errors import ConfigError, NonFiniteError, UsageError
+from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.models import describe
+
+ARCHITECTURES = ["gpt2", "llama", "qwen3", "pythia", "opt", "gemma3", "phi3", "bert"]
+
+
+def mixed_config(model, seed=0):
+    """Orders 1 to 4, all expansions, windows and sinks, exact groups; sliding-window layers exact."""
+    description = describe(model, "tiny")
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        return int(torch.randint(n, (), generator=generator))
+
+    layers = []
+    for module in description.modules:
+        heads = []
+        for kv_head in range(module.kv_heads):
+            if module.sliding_window is not None or (kv_head == 0 and draw(4) == 0):
+                heads += [HeadOrder(order="exact", error=0.0)] * module.group
+                continue
+            near = {"window": draw(8), "sinks": draw(3)} if module.causal else {}
+            family = [["zero"], ["centre", "mean"]][draw(2)]
+            heads += [
+                HeadOrder(order=1 + draw(4), expansion=family[draw(len(family))], **near) for _ in range(module.group)
+            ]
+        layers.append(LayerOrders(module=module.name, heads=tuple(heads)))
+    config = OrderConfig(model=ModelIdentity.of(description), layers=tuple(layers))
+    first = description.modules[0]
+    centres = {
+        m.name: 0.3 * torch.randn(first.kv_heads, first.head_dim, generator=generator) for m in description.modules
+    }
+    return config.with_key_centres(centres)
+
+
+def reference_output(model, config, **inputs):
+    """The model in float64 with an attention function of the test's own, built on the float64 reference."""
+    names = {module: name for name, module in model.named_modules()}
+    layers = {layer.module: layer.heads for layer in config.layers}
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        causal = getattr(module, "is_causal", True)
+        B, H, T, d = query.shape
+        G = key.shape[1]
+        if attention_mask is None:
+            attention_mask = torch.ones(B, 1, T, T, dtype=torch.bool)
+            attention_mask = attention_mask.tril() if causal else attention_mask
+        valid = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        output = torch.zeros(B, H, T, value.shape[-1], dtype=torch.float64)
+        for h, head in enumerate(layers[names[module]]):
+            g = h // (H // G)
+            if head.order == "exact":
+                scores = scaling * query[:, h] @ key[:, g].transpose(1, 2)
+                weights = scores.masked_fill(~attention_mask[:, 0], -1e300).softmax(-1)
+                output[:, h] = weights @ value[:, g]
+                continue
+            k = key[:, g] if head.expansion == "zero" else key[:, g] - config.key_centres[names[module]][g].double()
+            spec = HeadSpec(head.order, "mean" if head.expansion == "mean" else "zero", head.window, head.sinks)
+            output[:, h], _ = (
+                t[:, 0] if t is not None and hasattr(t, "dim") else t
+                for t in reference_attention(
+                    query[:, h : h + 1], k[:, None], value[:, g : g + 1], [spec], scaling=scaling, causal=causal, valid=valid
+                )
+            )
+        return output.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("test_reference", attend)
+    AttentionMaskInterface.register("test_reference", sdpa_mask)
+    double = copy.deepcopy(model).double()
+    names = {module: name for name, module in double.named_modules()}
+    double.set_attn_implementation("test_reference")
+    with torch.no_grad():
+        return double(**inputs)[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_an_adapted_model_computes_the_formula(name, padding):
+    model = TINY[name]()
+    inputs = {"input_ids": tokens(2, 20)}
+    rows = torch.ones(2, 20, dtype=torch.bool)
+    if padding != "none":
+        rows[1, slice(0, 6) if padding == "left" else slice(14, 20)] = False
+        inputs["attention_mask"] = rows.long()
+    for seed in range(2):
+        config = mixed_config(model, seed)
+        expected = reference_output(model, config, **inputs)
+        with torch.no_grad():
+            plain = model(**inputs)[0]
+            with taylorder.adapted(model, config):
+                found = model(**inputs)[0]
+        error = (found[rows].double() - expected[rows]).norm() / expected[rows].norm()
+        assert error < 1e-4
+        assert (plain[rows].double() - expected[rows]).norm() / expected[rows].norm() > 1e-3  # negative control
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_afterwards_the_model_is_as_it_was(name):
+    model = TINY[name]()
+    ids = tokens(2, 16)
+    config = mixed_config(model)
+    before = model(ids)[0]
+    state = {n: (sorted(vars(m)), len(m._forward_pre_hooks), len(m._forward_hooks)) for n, m in model.named_modules()}
+    implementation = model.config._attn_implementation
+    with taylorder.adapted(model, config):
+        model(ids)
+    with pytest.raises(ZeroDivisionError), taylorder.adapted(model, config):
+        model(ids)
+        raise ZeroDivisionError
+    assert torch.equal(model(ids)[0], before)
+    assert model.config._attn_implementation == implementation
+    now = {n: (sorted(vars(m)), len(m._forward_pre_hooks), len(m._forward_hooks)) for n, m in model.named_modules()}
+    assert now == state
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_exact_config_changes_nothing(name):
+    model = TINY[name]()
+    ids = tokens(2, 16)
+    config = OrderConfig.uniform(describe(model, "tiny"), "exact")
+    with torch.no_grad(), taylorder.adapted(model, config):
+        found = model(ids)[0]
+    with torch.no_grad():
+        assert torch.equal(model(ids)[0], found)
+
+
+def test_blocks_nest_and_two_models_do_not_meet():
+    first, second = TINY["llama"](), TINY["qwen3"]()
+    ids = tokens(1, 16)
+    three = OrderConfig.uniform(describe(first, "a"), 3, "mean")
+    one = OrderConfig.uniform(describe(first, "a"), 1)
+    other = OrderConfig.uniform(describe(second, "b"), 2, "mean", 2, 1)
+    with torch.no_grad():
+        alone = {}
+        for label, model, config in (("three", first, three), ("one", first, one), ("other", second, other)):
+            with taylorder.adapted(model, config):
+                alone[label] = model(ids).logits
+        with taylorder.adapted(first, three), taylorder.adapted(second, other):
+            assert torch.equal(first(ids).logits, alone["three"])
+            with taylorder.adapted(first, one):
+                assert torch.equal(first(ids).logits, alone["one"])
+                assert torch.equal(second(ids).logits, alone["other"])
+            assert torch.equal(first(ids).logits, alone["three"])
+    assert not torch.equal(alone["three"], alone["one"])
+
+
+def test_long_inputs_are_computed_in_blocks_of_rows(monkeypatch):
+    model = TINY["llama"]()
+    ids = tokens(1, 60)
+    config = mixed_config(model)
+    with torch.no_grad(), taylorder.adapted(model, config):
+        whole = model(ids).logits
+        monkeypatch.setattr("taylorder.kernels.score_space._BLOCK_SCORES", 60 * 7)
+        torch.testing.assert_close(model(ids).logits, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_guarded_rows_are_counted_and_raw_differs():
+    model = TINY["llama"]()
+    ids = tokens(1, 40)
+    config = OrderConfig.uniform(describe(model, "a"), 4)
+    with torch.no_grad():
+        with taylorder.adapted(model, config) as counts:
+            guarded = model(ids).logits
+        with taylorder.adapted(model, config, guard=False) as raw_counts:
+            raw = model(ids).logits
+    assert set(counts.guarded_rows) == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
+    assert sum(int(rows.sum()) for rows in counts.guarded_rows.values()) > 0
+    assert counts.guarded_rows["model.layers.0.self_attn"].shape == (4,)
+    assert torch.equal(counts.guarded_rows["model.layers.0.self_attn"], raw_counts.guarded_rows["model.layers.0.self_attn"])
+    assert not torch.allclose(guarded, raw)
+
+
+def test_gradients_flow_through_truncated_heads():
+    model = TINY["llama"]()
+    with taylorder.adapted(model, OrderConfig.uniform(describe(model, "a"), 3, "mean", 2, 1)):
+        model(tokens(1, 12)).logits.square().sum().backward()
+    gradient = model.model.layers[0].self_attn.k_proj.weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 0
+
+
+def test_decoding_with_a_dynamic_cache_equals_the_whole_sequence():
+    model = TINY["llama"]()
+    ids = tokens(1, 24)
+    config = mixed_config(model)
+    with torch.no_grad(), taylorder.adapted(model, config):
+        whole = model(ids).logits
+        cache, parts = None, []
+        for start, stop in ((0, 9), (9, 10), (10, 17), (17, 24)):
+            output = model(ids[:, start:stop], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            parts.append(output.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_what_an_adapted_model_cannot_give_is_refused_by_name():
+    model = TINY["llama"]()
+    ids = tokens(1, 8)
+    config = OrderConfig.uniform(describe(model, "a"), 3)
+    with taylorder.adapted(model, config):
+        with pytest.raises(UsageError, match="output_attentions=True: an adapted model has no matrix"):
+            model(ids, output_attentions=True)
+        with pytest.raises(UsageError, match=r"a mask of shape \(1, 1, 8, 8\); truncated heads honour padding only"):
+            model(ids, attention_mask=torch.zeros(1, 1, 8, 8))
+        with pytest.raises(UsageError, match="position_ids that do not count up by one"):
+            model(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]]))
+        with pytest.raises(UsageError, match="the cache is a StaticCache, and an adapted model reads a DynamicCache"):
+            model(ids, past_key_values=transformers.StaticCache(config=model.config, max_cache_len=16))
+        with pytest.raises(ValueError, match="output_attentions"):
+            model.config.output_attentions = True
+        model(ids)
+    dropping = TINY["gpt2"]()
+    with taylorder.adapted(dropping, OrderConfig.uniform(describe(dropping, "b"), 3)):
+        dropping.train()
+        with pytest.raises(UsageError, match="attention dropout 0.1; an adapted model is for inference, call eval"):
+            dropping(ids)
+
+
+def test_broken_activations_are_named():
+    model = TINY["llama"]()
+    config = OrderConfig.uniform(describe(model, "a"), 3)
+    with torch.no_grad():
+        with taylorder.adapted(model, config):
+            model.model.layers[1].self_attn.v_proj.weight[0, 0] = torch.inf
+            with pytest.raises(NonFiniteError, match=r"the values of model\.layers\.1\.self_attn hold NaN or infinite"):
+                model(tokens(1, 8))
+
+
+def test_the_wrong_model_and_hand_edited_configs_are_refused(tmp_path):
+    model, other = TINY["llama"](), TINY["qwen3"]()
+    config = OrderConfig.uniform(describe(model, "a"), 3)
+    with pytest.raises(ConfigError, match="made for architecture = LlamaForCausalLM"), taylorder.adapted(other, config):
+        pass
+    tuned = TINY["llama"]()
+    with torch.no_grad():
+        tuned.model.layers[0].mlp.up_proj.weight += 0.01
+    with pytest.raises(ConfigError, match="made for weights sha256"), taylorder.adapted(tuned, config):
+        pass
+    layers = list(config.layers)
+    ranked = HeadOrder(order=3, expansion="mean", ranks=(8, 8, 4))
+    layers[0] = LayerOrders(module=layers[0].module, heads=(ranked,) * 4)
+    edited = OrderConfig(model=config.model, layers=tuple(layers))
+    with pytest.raises(ConfigError, match="has ranks"), taylorder.adapted(model, edited):
+        pass
+    centred = LayerOrders(module=layers[0].module, heads=(HeadOrder(order=3, expansion="centre"),) * 4)
+    edited = OrderConfig(model=config.model, layers=(centred, *layers[1:]))
+    with pytest.raises(ConfigError, match="expansion 'centre' needs key centres"), taylorder.adapted(model, edited):
+        pass

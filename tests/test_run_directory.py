@@ -1,0 +1,199 @@
+"""What ``analyze`` leaves behind comes back exactly, is never half there, and is refused when damaged."""
+
+import csv
+import json
+import math
+
+import pytest
+import synthetic
+import torch
+
+from taylorder.errors import ConfigError, TaylorderError
+from taylorder.reports import run_directory, terminal
+from taylorder.reports.document import FILES, as_document, as_json
+from taylorder.reports.run_directory import RunDirectoryError
+
+CONTRACT_HEADS = [
+    "module",
+    "head",
+    "kv_head",
+    "order",
+    "expansion",
+    "window",
+    "sinks",
+    "relative_l2",
+    "rmse",
+    "cosine",
+    "max_error",
+    "nonpositive_share",
+    "score_mean",
+    "score_std",
+    "score_max",
+]
+CONTRACT_SPECTRAL = ["module", "projection", "alpha", "D", "sigma", "tail", "status", "alpha_low", "alpha_high"]
+
+
+def small(**options):
+    measured = synthetic.analysis(layers=3, per_head_alpha=True, **options)
+    return measured, synthetic.selection(measured)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A complete run directory."""
+    run_directory.write(tmp_path, *small())
+    return tmp_path
+
+
+def same(first, second):
+    """Equality in which NaN equals NaN."""
+    return repr(first) == repr(second)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window": 64, "sinks": 4},
+        {"causal": False, "kv_heads": 9, "weights_note": None},
+        {"error": lambda layer, head, order, expansion: 0.01 / 3},
+        {"sliding": lambda layer: layer == 1},
+        {"error": lambda layer, head, order, expansion: math.inf if order == 4 else 0.5},
+        {"error": lambda layer, head, order, expansion: math.nan if order == 4 else 0.5},
+    ],
+)
+def test_a_run_comes_back_exactly(tmp_path, options):
+    measured, chosen = small(**options)
+    run_directory.write(tmp_path / "deep" / "run", measured, chosen)
+    read, read_chosen = run_directory.read(tmp_path / "deep" / "run")
+    for name in ("model", "calibration", "max_order", "window", "sinks", "candidates", "spectral", "preview"):
+        assert same(getattr(read, name), getattr(measured, name)), name
+    assert read.key_centres.keys() == measured.key_centres.keys()
+    assert all(torch.equal(read.key_centres[name], centre) for name, centre in measured.key_centres.items())
+    for name in ("policy", "tolerance", "context", "largest_order", "heads"):
+        assert same(getattr(read_chosen, name), getattr(chosen, name)), name
+    assert read_chosen.config.model_dump() == chosen.config.model_dump()
+    assert terminal.as_text(read, read_chosen) == terminal.as_text(measured, chosen)
+    assert as_document(read, read_chosen) == as_document(measured, chosen)
+
+
+@pytest.mark.parametrize(("file", "columns"), [("heads.csv", CONTRACT_HEADS), ("spectral.csv", CONTRACT_SPECTRAL)])
+def test_tables_begin_with_the_columns_of_the_contract(written, file, columns):
+    with (written / file).open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0])[: len(columns)] == columns
+    assert len(rows) == {"heads.csv": 3 * 9 * 3 * 8, "spectral.csv": 3 * 10 * 4}[file]
+
+
+def test_figures_that_do_not_exist_are_empty_cells(written):
+    with (written / "spectral.csv").open(newline="", encoding="utf-8") as lines:
+        failed = next(row for row in csv.DictReader(lines) if row["status"] == "failed")
+    assert failed["alpha"] == failed["D"] == failed["tail"] == ""
+
+
+def test_the_report_is_finite_json_with_everything_a_script_needs(tmp_path):
+    measured, chosen = small(error=lambda layer, head, order, expansion: math.inf if order == 4 else 0.5)
+    run_directory.write(tmp_path, measured, chosen)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert report["schema"] == "taylorder/report@1"
+    assert report["calibration"]["query_rows"] == [list(rows) for rows in measured.calibration.query_rows]
+    assert report["preview"]["relative_l2"]["model.layers.0.self_attn"][0][3] == "inf"
+    assert report["settings"]["tolerance"] == 0.07
+    assert len(report["heads"]) == 27
+    assert report["heads"][0]["choice"]["order"] == "exact"
+    assert report["verdict"]["heads"] == 27
+    assert report["verdict"]["exact"] == {"tolerance": 27}
+    assert report["alphas"][2]["k"] is None
+    assert "torch" in report["software"]
+
+
+def test_the_document_names_the_files_by_their_paths(tmp_path):
+    document = as_document(*small(), tmp_path)
+    assert document["files"] == {kind: str(tmp_path / name) for kind, name in FILES.items()}
+    assert json.loads(as_json(document)) == document
+
+
+def test_an_interrupted_run_leaves_no_half_file(written):
+    before = (written / "heads.csv").read_bytes()
+    measured, chosen = small()
+
+    def broken_rows():
+        yield from measured.candidates[:100]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_directory.write(written, synthetic.replaced(measured, candidates=broken_rows()), chosen)
+    assert (written / "heads.csv").read_bytes() == before
+    assert not [path.name for path in written.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_an_interrupted_run_does_not_pass_for_the_earlier_one(written, monkeypatch):
+    monkeypatch.setattr(run_directory, "as_document", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run_directory.write(written, *small())
+    with pytest.raises(
+        RunDirectoryError, match=r"has no report\.json, so no run was finished there; `taylorder analyze"
+    ):
+        run_directory.read(written)
+
+
+def drop_last_line(path):
+    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
+
+
+def replace(old, new):
+    def change(path):
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("heads.csv", lambda path: path.unlink(), r"has no heads\.csv, so no run was finished there"),
+        (
+            "heads.csv",
+            drop_last_line,
+            r"heads\.csv is damaged \(647 candidates, expected 648\); `taylorder analyze --out",
+        ),
+        ("heads.csv", replace("relative_l2", "relative"), r"heads\.csv is damaged \(column relative_l2 is missing\)"),
+        ("heads.csv", replace(",zero,", ",nought,"), r"heads\.csv is damaged \(line 2: expansion: .*found 'nought'\)"),
+        ("heads.csv", lambda path: path.write_bytes(b"\xff\xfe\x00"), r"heads\.csv is damaged"),
+        ("spectral.csv", replace("success", "splendid"), r"spectral\.csv is damaged \(line 2: status: .*'splendid'\)"),
+        ("report.json", lambda path: path.write_text("{"), r"report\.json is damaged"),
+        ("report.json", lambda path: path.write_text("[]"), r"report\.json has schema None, this version reads"),
+        ("report.json", replace("report@1", "report@2"), r"has schema 'taylorder/report@2', this version reads"),
+        ("report.json", replace('"max_order": 8', '"max_order": "x"'), r"damaged \(settings\.max_order: .*found 'x'\)"),
+        ("report.json", replace('self_attn", "head": 1,', 'self_attn", "head": 9,'), r"its heads are not those"),
+    ],
+)
+def test_damage_is_named_in_one_sentence(written, file, damage, message):
+    damage(written / file)
+    with pytest.raises(RunDirectoryError, match=message) as caught:
+        run_directory.read(written)
+    assert "\n" not in str(caught.value)
+    assert "taylorder analyze" in str(caught.value)
+
+
+def test_a_config_of_another_model_is_refused(written):
+    replace('"fingerprint": "sha256:0123', '"fingerprint": "sha256:4567')(written / "orders.json")
+    with pytest.raises(ConfigError, match="the config was made for weights sha256:4567"):
+        run_directory.read(written)
+
+
+def test_a_missing_directory_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(TaylorderError, match=r"none is not a directory; `taylorder analyze --out .*none` makes one"):
+        run_directory.read(tmp_path / "none")
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"cannot be written .*; name another with --out"):
+        run_directory.write(tmp_path / "file" / "run", *small())

@@ -1,0 +1,147 @@
+"""The choice: smallest affordable order that meets the tolerance, with the rules for groups, even orders and ties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from taylorder.adapt.select import TIERS, parse_tolerance, select
+from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
+from taylorder.errors import UsageError
+from taylorder.models import AttentionModule, ModelDescription
+
+CONTEXT = 65_536  # at d = 64 orders up to 4 pay off
+
+
+def analysis(errors, *, guarded=(), heads=2, kv_heads=1, alphas=(), **module_changes):
+    """One module per entry of ``errors``: ``errors[layer][head][expansion][order] = relative_l2``; 1.0 elsewhere."""
+    module = AttentionModule("", heads, kv_heads, 64, 64, 0.125, True, None)
+    modules = tuple(replace(module, name=f"layers.{i}", **module_changes) for i in range(len(errors)))
+    rows = []
+    for layer, per_head in enumerate(errors):
+        for head in range(heads):
+            for expansion in ("zero", "centre", "mean"):
+                for order in range(1, 9):
+                    error = per_head.get(head, {}).get(expansion, {}).get(order, 1.0)
+                    share = 0.1 if (layer, head, expansion, order) in guarded else 0.0
+                    rows.append(
+                        CandidateRow(
+                            f"layers.{layer}", head, head // (heads // kv_heads), order, expansion, 0, 0, error, error, 0.9,
+                            error, share, 0.0, 1.0, 4.0, error, error, error, 0.9, error, 0.5, 0.4, None, 7.0, 5,
+                        )
+                    )  # fmt: skip
+    spectral = tuple(
+        SpectralRow(f"layers.{i}", p, alpha, 0.1, 0.1, 50, "success", alpha, alpha, 64, 64, 1.0, 1.0)
+        if alpha is not None
+        else SpectralRow(f"layers.{i}", p, None, None, None, None, "failed", None, None, 64, 64, None, None)
+        for i, pair in enumerate(alphas)
+        for p, alpha in zip(("q", "k"), pair, strict=True)
+    )
+    model = ModelDescription("m", "A", modules, CONTEXT, "sha256:0")
+    centres = {m.name: torch.zeros(kv_heads, 64) for m in modules}
+    return Analysis(model, Calibration("t", "0", 1, 9, 9, 9, 0, ()), 8, 0, 0, tuple(rows), spectral, None, centres)
+
+
+def chosen(result, layer=0):
+    return [(head.order, head.expansion, head.reason) for head in result.config.layers[layer].heads]
+
+
+def choose(measured, tolerance=0.07, context=CONTEXT, **options):
+    return select(measured, tolerance=tolerance, context=context, **options)
+
+
+def test_the_smallest_order_that_meets_and_of_equals_the_lower_error():
+    measured = analysis(
+        [{0: {"mean": {3: 0.06, 4: 0.01}, "centre": {3: 0.05, 1: 0.08}}, 1: {"mean": {1: 0.07}, "centre": {1: 0.071}}}]
+    )
+    result = choose(measured)
+    assert chosen(result) == [(3, "centre", None), (1, "mean", None)]
+    assert [head.error for head in result.config.layers[0].heads] == [0.05, 0.07]
+
+
+def test_a_head_without_a_good_order_keeps_its_whole_group_exact():
+    result = choose(analysis([{0: {"mean": {1: 0.01}}}]))
+    assert chosen(result) == [("exact", "zero", "group"), ("exact", "zero", "tolerance")]
+    assert [head.error for head in result.config.layers[0].heads] == [0.0, 0.0]
+    separate = choose(analysis([{0: {"mean": {1: 0.01}}}], kv_heads=2))
+    assert chosen(separate) == [(1, "mean", None), ("exact", "zero", "tolerance")]
+
+
+def test_zero_is_not_mixed_with_the_centred_expansions_in_a_group():
+    measured = analysis([{0: {"zero": {1: 0.01}, "mean": {3: 0.01}}, 1: {"mean": {2: 0.01}}}])
+    assert chosen(choose(measured)) == [(3, "mean", None), (2, "mean", None)]
+    apart = analysis([{0: {"zero": {1: 0.01}}, 1: {"mean": {2: 0.01}}}])
+    assert chosen(choose(apart)) == [("exact", "zero", "group"), ("exact", "zero", "group")]
+
+
+def test_an_even_order_with_a_guarded_row_is_not_chosen():
+    errors = [{0: {"mean": {2: 0.01, 3: 0.02}}, 1: {"mean": {1: 0.01}}}]
+    assert chosen(choose(analysis(errors)))[0] == (2, "mean", None)
+    assert chosen(choose(analysis(errors, guarded={(0, 0, "mean", 2)})))[0] == (3, "mean", None)
+
+
+def test_an_order_that_costs_more_than_the_cache_is_not_chosen():
+    errors = [{0: {"mean": {4: 0.01}}, 1: {"mean": {1: 0.01}}}]
+    assert chosen(choose(analysis(errors)))[0] == (4, "mean", None)
+    result = choose(analysis(errors), context=8192)
+    assert result.largest_order == 3
+    assert chosen(result) == [("exact", "zero", "cost"), ("exact", "zero", "group")]
+    assert result.heads[0].needed_order == 4
+
+
+def test_costs_are_those_of_the_shared_state():
+    result = choose(analysis([{0: {"mean": {3: 0.01}}, 1: {"mean": {1: 0.01}}}]))
+    first, second = result.config.layers[0].heads
+    assert first.nominal_bytes == second.nominal_bytes == 2145 * 65 * 4
+    assert first.break_even == second.break_even == 2179
+    exact = choose(analysis([{}])).config.layers[0].heads[0]
+    assert exact.nominal_bytes == CONTEXT * 128 * 2
+
+
+def test_verdicts_say_how_far_a_head_is():
+    result = choose(analysis([{0: {"mean": {3: 0.3, 6: 0.05}}}], kv_heads=2))
+    near, far = result.heads
+    assert (near.best.order, near.best.relative_l2, near.needed_order) == (3, 0.3, 6)
+    assert (far.best.relative_l2, far.needed_order) == (1.0, None)
+    assert near.predicted_order == far.predicted_order == 7
+
+
+def test_sliding_window_layers_stay_exact_with_the_bytes_of_their_window():
+    result = choose(analysis([{0: {"mean": {1: 0.01}}, 1: {"mean": {1: 0.01}}}], sliding_window=512))
+    assert chosen(result) == [("exact", "zero", "sliding")] * 2
+    assert result.config.layers[0].heads[0].nominal_bytes == 512 * 256
+
+
+def test_encoders_are_chosen_by_flops():
+    measured = analysis([{h: {"mean": {3: 0.01}} for h in (0, 1)}], causal=False)
+    assert choose(measured, context=65_536).config.layers[0].heads[0].order == 3
+    short = choose(measured, context=512)
+    assert chosen(short)[0] == ("exact", "zero", "cost")
+
+
+def test_policy_alpha_spreads_orders_over_the_ranks_of_distance_to_two():
+    alphas = [(2.0, 2.2), (6.0, 6.0), (3.0, 3.0), (1.5, 1.3)]
+    result = choose(analysis([{}] * 4, alphas=alphas), policy="alpha")
+    assert [chosen(result, layer)[0] for layer in range(4)] == [
+        (1, "zero", None), (7, "zero", None), (5, "zero", None), (3, "zero", None),
+    ]  # fmt: skip
+    assert result.config.criterion["policy"] == "alpha"
+
+
+def test_policy_alpha_uses_what_could_be_fitted_and_keeps_a_layer_without_alpha_exact():
+    result = choose(analysis([{}] * 3, alphas=[(None, 2.0), (None, None), (9.0, None)]), policy="alpha")
+    assert chosen(result, 0)[0] == (1, "zero", None)
+    assert chosen(result, 1) == [("exact", "zero", "alpha")] * 2
+    assert chosen(result, 2)[0] == (5, "zero", None)
+
+
+def test_tolerances_are_numbers_or_tiers():
+    assert parse_tolerance("int4") == TIERS["int4"] == 7e-2
+    assert parse_tolerance("bf16") == 2e-3
+    assert parse_tolerance("fp16") == 3e-4
+    assert parse_tolerance("0.25") == 0.25
+    for wrong in ("int3", "0", "-1", "1.5", "nan", ""):
+        with pytest.raises(UsageError, match="expected a number between 0 and 1 or one of fp16, bf16, int4"):
+            parse_tolerance(wrong)

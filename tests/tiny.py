@@ -1,0 +1,131 @@
+"""Tiny random models of many architectures: seeded, in eval mode, float32, a vocabulary of 128 and scores that vary.
+
+``TINY[name]()`` builds one. The weights are drawn with a standard deviation of 0.3, some ten times the usual one, so
+that attention is far from uniform and a wrong score shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import transformers as hf
+
+VOCAB = 128
+CONTEXT = 64
+STD = 0.3
+
+
+def gpt2():
+    return build(hf.GPT2LMHeadModel, hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **_common()))
+
+
+def gpt_bigcode():
+    """Multi-query: 4 query heads share one KV head, q, k and v in one fused matrix."""
+    config = hf.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, multi_query=True, **_common())
+    return build(hf.GPTBigCodeForCausalLM, config)
+
+
+def llama():
+    """Grouped: 4 query heads on 2 KV heads."""
+    return build(hf.LlamaForCausalLM, hf.LlamaConfig(**_decoder()))
+
+
+def qwen3():
+    """Query and key norms, and a head dimension that is not hidden size / heads."""
+    return build(hf.Qwen3ForCausalLM, hf.Qwen3Config(head_dim=16, **_decoder()))
+
+
+def pythia():
+    """GPT-NeoX: per-head interleaved q, k, v; a quarter of the head dimension is rotary."""
+    config = hf.GPTNeoXConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, rotary_pct=0.25, **_common(),
+    )  # fmt: skip
+    return build(hf.GPTNeoXForCausalLM, config)
+
+
+def opt():
+    """Scales the query itself and passes scaling 1."""
+    config = hf.OPTConfig(
+        hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, init_std=STD, **_common(),
+    )  # fmt: skip
+    return build(hf.OPTForCausalLM, config)
+
+
+def gemma3():
+    """Text only: sliding (window 8), full, sliding, full."""
+    config = hf.Gemma3TextConfig(
+        head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2, **{**_decoder(), "num_hidden_layers": 4},
+    )  # fmt: skip
+    return build(hf.Gemma3ForCausalLM, config)
+
+
+def phi3():
+    """Grouped, with q, k and v concatenated in one matrix."""
+    return build(hf.Phi3ForCausalLM, hf.Phi3Config(**_decoder()))
+
+
+def bert():
+    """Encoder: bidirectional."""
+    config = hf.BertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, **_common(),
+    )  # fmt: skip
+    return build(hf.BertModel, config)
+
+
+def modernbert():
+    """Encoder with local layers (8 tokens to either side) between global ones."""
+    config = hf.ModernBertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, local_attention=16,
+        global_attn_every_n_layers=2, max_position_embeddings=CONTEXT, cls_token_id=1, sep_token_id=2, **_common(),
+    )  # fmt: skip
+    return build(hf.ModernBertModel, config)
+
+
+def vit():
+    """Encoder of images; no tokens at all."""
+    config = hf.ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8,
+        initializer_range=STD,
+    )  # fmt: skip
+    return build(hf.ViTModel, config)
+
+
+TINY: dict[str, Callable[[], hf.PreTrainedModel]] = {
+    factory.__name__: factory
+    for factory in (gpt2, gpt_bigcode, llama, qwen3, pythia, opt, gemma3, phi3, bert, modernbert)
+}
+"""Every text model above; :func:`vit` is not one."""
+
+
+def build(model_class, config, seed: int = 0) -> hf.PreTrainedModel:
+    """Make a model of random weights, biases included, in eval mode; the global generator is not disturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config).eval()
+        # Biases and norm offsets start at zero, which would hide a bias that was split wrongly.
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.normal_(0.0, STD)
+    return model
+
+
+def tokens(batch: int = 1, length: int = 24, seed: int = 0) -> torch.Tensor:
+    """Random token ids ``[batch, length]`` above the special ones."""
+    return torch.randint(8, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _common():
+    return {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": STD}
+
+
+def _decoder():
+    return {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, **_common(),
+    }  # fmt: skip
