@@ -138,14 +138,16 @@ def load(
         return LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())
 
 
-def describe(model: nn.Module, name: str, *, weights_note: str | None = None) -> ModelDescription:
+def describe(model: nn.Module, name: str | None = None, *, weights_note: str | None = None) -> ModelDescription:
     """Describe a model's attention modules as one short forward pass calls them; the model is left as it was.
 
-    ``model`` is a transformers model, ``name`` and ``weights_note`` go into the description. Raises
+    ``model`` is a transformers model, ``name`` (default: what its config calls it) and ``weights_note`` go into the
+    description. Raises
     UnsupportedModelError, naming what was found and the way out, for every model that cannot be measured truthfully.
     """
     _support.refuse_class(model)
     config: Any = model.config
+    name = name or getattr(config, "name_or_path", "") or type(model).__name__
     _support.refuse_config(config, name)
     _support.refuse_weights(model, name)
     calls = _probe(model, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 
 import pytest
 import torch
@@ -240,6 +241,31 @@ def test_broken_activations_are_named():
             model.model.layers[1].self_attn.v_proj.weight[0, 0] = torch.inf
             with pytest.raises(NonFiniteError, match=r"the values of model\.layers\.1\.self_attn hold NaN or infinite"):
                 model(tokens(1, 8))
+
+
+@pytest.mark.builtin
+def test_the_mixed_config_on_the_built_in_model_agrees_with_float64(builtin):
+    """The committed mixed config: negative log-likelihood of other text, float32 against the float64 reference."""
+    from taylorder.analysis.text import Text, sequences
+
+    text = Text("test", pathlib.Path(taylorder.__file__).with_name("models.py").read_text())
+    ids = sequences(builtin.tokenizer, text, 320, 320)
+    config = OrderConfig.load(pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json", builtin.model)
+    heads = [head for layer in config.layers for head in layer.heads]
+    assert {head.order for head in heads} == {1, 2, 3, 4, "exact"}
+    assert {head.expansion for head in heads} == {"zero", "centre", "mean"}
+    assert {head.window for head in heads} == {0, 32, 64, 128, 256}
+
+    def nll(logits):
+        return float(torch.nn.functional.cross_entropy(logits[0, :-1].double(), ids[0, 1:]))
+
+    with torch.no_grad():
+        plain = nll(builtin.model(ids, use_cache=False).logits)
+        with taylorder.adapted(builtin.model, config):
+            found = nll(builtin.model(ids, use_cache=False).logits)
+    expected = nll(reference_output(builtin.model, config, input_ids=ids, use_cache=False))
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert abs(plain - expected) > 0.05
 
 
 def test_the_wrong_model_and_hand_edited_configs_are_refused(tmp_path):

@@ -15,6 +15,8 @@ from typer.main import get_command
 
 import taylorder.models
 from taylorder import cli
+from taylorder.adapt.config import OrderConfig
+from taylorder.analysis.text import Text
 from taylorder.errors import UnsupportedModelError
 from taylorder.reports import run_directory
 from taylorder.reports.progress import StderrProgress
@@ -61,10 +63,19 @@ def tiny_model(monkeypatch):
     return loaded
 
 
+@pytest.fixture
+def held_out(monkeypatch):
+    """The evaluation text is a few words, without a look at numpy and scipy."""
+    text = Text("a few words", "All work and no play makes Jack a dull boy. " * 80)
+    monkeypatch.setattr("taylorder.analysis.evaluation_text.evaluation_text", lambda files=(): text)
+
+
 SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["analyze", "--help"], ["show", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["analyze", "--help"], ["show", "--help"], ["eval", "--help"], ["--version"], []]
+)
 def test_help_and_version_import_nothing_heavy(arguments):
     code = (
         "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
@@ -77,11 +88,17 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stdout.strip()
 
 
+REQUIRED = object()
 CONTRACT = {
     "analyze": {
         "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
-        "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--device": "cpu", "--format": "human",
+        "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--device": "cpu",
+        "--format": "human",
+    },
+    "eval": {
+        "--config": REQUIRED, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--max-kl": None,
+        "--out": None, "--seed": 0, "--device": "cpu", "--format": "human",
     },
     "show": {"--svg": None, "--format": "human"},
 }  # fmt: skip
@@ -91,7 +108,8 @@ CONTRACT = {
 def test_every_option_of_the_contract_is_there_and_explained(run, command):
     parameters = get_command(cli.app).commands[command].params
     options = {parameter.opts[0]: parameter for parameter in parameters if parameter.opts[0].startswith("--")}
-    assert {name: option.default for name, option in options.items()} == CONTRACT[command]
+    defaults = {name: REQUIRED if option.required else option.default for name, option in options.items()}
+    assert defaults == CONTRACT[command]
     assert all(option.help.endswith(".") for option in options.values())
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -167,7 +185,7 @@ def test_an_output_directory_that_is_a_file_is_refused_first(run, tiny_model, tm
     assert tiny_model == []
 
 
-def test_analyze_writes_reports_and_keeps_stdout_for_data(run, tiny_model, tmp_path):
+def test_analyze_writes_reports_and_keeps_stdout_for_data(run, tiny_model, held_out, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("All work and no play makes Jack a dull boy. " * 80)
     out_directory = tmp_path / "out"
@@ -184,6 +202,9 @@ def test_analyze_writes_reports_and_keeps_stdout_for_data(run, tiny_model, tmp_p
     assert "loading some/model" in err
     assert "heads of the layers: 2 of 2" in err
     assert "heads of the layers" not in out
+    assert "What the model loses: 4 sequences of 64 tokens" in out
+    assert "Held-out text: a few words" in out
+    assert re.search(r"runs of 64 tokens: 1[26] of 1[26]", err)
 
     shown = run("show", out_directory)
     assert shown == (0, out, "")
@@ -196,7 +217,7 @@ def test_analyze_writes_reports_and_keeps_stdout_for_data(run, tiny_model, tmp_p
 def test_analyze_json_prints_one_document_and_nothing_else(run, tiny_model, tmp_path):
     code, out, err = run(
         "analyze", "--out", tmp_path, "--format", "json", "--policy", "alpha", "--tolerance", "bf16", "--rows", "all",
-        "--context", 4096, "--seed", 3, "--per-head-alpha", *SMALL[:4], "--max-order", 2,
+        "--context", 4096, "--seed", 3, "--per-head-alpha", "--no-eval", *SMALL[:4], "--max-order", 2,
     )  # fmt: skip
     assert code == 0
     document = json.loads(out)
@@ -207,6 +228,7 @@ def test_analyze_json_prints_one_document_and_nothing_else(run, tiny_model, tmp_
     assert document["calibration"]["seed"] == 3
     assert Path(document["files"]["report"]).is_file()
     assert len(document["heads"]) == 8
+    assert document["evaluation"] is None
     assert tiny_model == [None], "no MODEL is the built-in"
     assert "layers" in err
     measured, _ = run_directory.read(tmp_path)
@@ -237,6 +259,126 @@ def test_an_interrupt_is_one_line_and_130(run, tiny_model, monkeypatch, tmp_path
     assert out == ""
     assert err.splitlines()[-1] == "error: interrupted"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def orders(tmp_path):
+    """Writes a config for the tiny model: ``orders(order, **options)`` gives its path."""
+
+    def write(order, **options):
+        config = OrderConfig.uniform(taylorder.models.describe(tiny.llama(), "tiny"), order, **options)
+        config.save(tmp_path / "config" / "orders.json")
+        return tmp_path / "config" / "orders.json"
+
+    return write
+
+
+def test_eval_compares_at_every_length(run, tiny_model, held_out, orders, tmp_path):
+    path = orders(2, expansion="mean", window=4, sinks=2)
+    document = tmp_path / "eval.json"
+    code, out, err = run(
+        "eval", "some/model", "--config", path, "--lengths", "48,24", "--tokens", 96, "--out", document
+    )
+    assert code == 0, err
+    assert tiny_model == ["some/model"]
+    assert out.startswith("taylorder eval: some/model\n")
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.index("4 sequences of 24 tokens") < out.index("2 sequences of 48 tokens") < out.index("Verdict")
+    assert "\x1b" not in out + err
+    assert "runs of 48 tokens: 14 of 14" in err
+    assert "spectra of the layers: 2 of 2" in err
+    written = json.loads(document.read_text(encoding="utf-8"))
+    assert [each["length"] for each in written["comparisons"]] == [24, 48]
+    assert written["tasks"]["reason"].endswith("tasks need a fast tokenizer")
+    assert written["bound"] is None
+
+
+def test_eval_json_prints_one_document_and_nothing_else(run, tiny_model, held_out, orders):
+    path = orders(1, expansion="mean", window=8, sinks=2)
+    code, out, _ = run("eval", "--config", path, "--format", "json", "--no-tasks", "--seed", 3, "--tokens", 64)
+    document = json.loads(out)
+    assert code == 0
+    assert document["schema"] == "taylorder/eval@1"
+    assert [(each["length"], each["sequences"], each["seed"]) for each in document["comparisons"]] == [(64, 1, 3)]
+    assert document["tasks"] == {"reason": "--no-tasks", "results": []}
+
+
+def test_a_missed_bound_is_4_after_everything_is_printed(run, tiny_model, held_out, orders, tmp_path):
+    path, document = orders(1, expansion="mean"), tmp_path / "eval.json"
+    options = ("--lengths", 32, "--tokens", 64, "--no-tasks")
+    code, out, err = run("eval", "--config", path, *options, "--max-kl", "1e-3", "--out", document)
+    assert code == 4
+    assert "Bound missed" in out
+    last = err.splitlines()[-1]
+    assert re.fullmatch(
+        r"error: the config's mean KL is [\d.]+ nats per token at 32 tokens; --max-kl allows 0\.001", last
+    )
+    assert json.loads(document.read_text(encoding="utf-8"))["bound"]["met"] is False
+    code, out, _ = run("eval", "--config", path, *options, "--max-kl", 100)
+    assert code == 0
+    assert "Bound met: mean KL at most 100." in out
+
+
+def test_eval_of_an_exact_config_says_so(run, tiny_model, held_out, orders):
+    options = ("--lengths", 32, "--tokens", 64, "--no-tasks", "--max-kl", 0)
+    code, out, err = run("eval", "--config", orders("exact"), *options)
+    assert code == 0
+    assert "The config keeps every head exact: it is the exact model" in out
+    assert "to window" not in out
+    assert "spectra" not in err
+
+
+def test_eval_reads_the_alphas_of_the_run_beside_the_config(run, tiny_model, held_out, tmp_path, monkeypatch):
+    assert run("analyze", "--out", tmp_path, "--no-eval", "--policy", "alpha", *SMALL)[0] == 0
+    monkeypatch.setattr("taylorder.adapt.rivals.fitted_alphas", lambda *_: pytest.fail("fitted again"))
+    options = ("--lengths", 32, "--tokens", 64, "--no-tasks", "--format", "json")
+    code, out, err = run("eval", "--config", tmp_path / "orders.json", *options)
+    assert code == 0, err
+    assert len(json.loads(out)["comparisons"][0]["standings"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "1"], "error: --lengths is '1', expected whole numbers from 2 on with commas between them"),
+        (["--lengths", "32,,64"], "error: --lengths is '32,,64', expected whole numbers"),
+        (["--lengths", "128", "--tokens", "64"], "error: --tokens is 64, fewer than one sequence of 128"),
+        (["--max-kl", "-1"], "error: --max-kl is -1.0, expected a number of nats from 0 on"),
+        (["--max-kl", "nan"], "error: --max-kl is nan, expected a number of nats from 0 on"),
+        (["--text", "/no/such/file"], "error: --text /no/such/file is not a file"),
+        (["--out", "/"], "error: --out / is a directory; name a file"),
+        (["--tokens", "1"], "Invalid value for '--tokens'"),
+    ],
+)
+def test_bad_options_of_eval_are_refused_before_anything_is_loaded(run, tiny_model, orders, arguments, message):
+    code, out, err = run("eval", "--config", orders(2), *arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert tiny_model == []
+
+
+def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, held_out, orders, monkeypatch, tmp_path):
+    assert run("eval")[0] == 2
+    code, _, err = run("eval", "--config", tmp_path / "none.json")
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        f"error: {tmp_path}/none.json does not exist; `taylorder analyze` writes one",
+    )
+    assert tiny_model == []
+    code, _, err = run("eval", "--config", orders(2), "--lengths", "65")
+    assert code == 2
+    assert "--lengths has 65, but the model sees 64 tokens at most" in err
+    monkeypatch.setattr(
+        taylorder.models, "load", lambda *_, **__: taylorder.models.LoadedModel(tiny.bert(), None, "bert")
+    )
+    code, _, err = run("eval", "--config", orders(2))
+    assert code == 1
+    assert "the config was made for architecture = LlamaForCausalLM, the model has architecture = BertModel" in err
+    OrderConfig.uniform(taylorder.models.describe(tiny.bert(), "bert"), 3).save(tmp_path / "bert.json")
+    code, _, err = run("eval", "--config", tmp_path / "bert.json", "--max-kl", 1)
+    assert code == 2
+    assert "--max-kl is 1, but bert predicts no next token, so there is no KL; leave it out" in err
 
 
 def test_show_of_nothing_is_one_line_and_1(run, tmp_path):

@@ -200,6 +200,20 @@ def test_saving_without_tensors_removes_those_of_an_earlier_config(tmp_path):
     assert not (tmp_path / "orders.safetensors").exists()
 
 
+def test_a_model_itself_serves_as_well_as_its_description(tmp_path):
+    from tiny import TINY
+
+    from taylorder.models import describe
+
+    model = TINY["llama"]()
+    config = OrderConfig.uniform(model, 3, "mean", 4, 1)
+    assert config == OrderConfig.uniform(describe(model), 3, "mean", 4, 1)
+    config.save(tmp_path / "orders.json")
+    assert OrderConfig.load(tmp_path / "orders.json", model) == config
+    with pytest.raises(ConfigError, match="made for architecture"):
+        OrderConfig.load(tmp_path / "orders.json", TINY["qwen3"]())
+
+
 def test_uniform_leaves_sliding_window_layers_exact_and_needs_centres_for_centre():
     model = description(module(sliding_window=5), module("layers.1.attn"))
     config = OrderConfig.uniform(model, 3, "mean", 4, 1)

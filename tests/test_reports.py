@@ -407,7 +407,7 @@ def test_verdict_does_not_praise_a_config_edited_by_hand():
 @pytest.mark.parametrize(
     ("tolerance", "words"),
     [
-        (0.07, "tier int4: the error of rounding the same attention to int4"),
+        (0.07, "tier int4"),
         (3e-4, "tier fp16"),
         (0.01, "between tiers bf16 (0.2%) and int4 (7%)"),
         (0.2, "looser than tier int4 (7%)"),

@@ -10,18 +10,17 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from taylorder.errors import ConfigError
 from taylorder.files import replacing
-
-if TYPE_CHECKING:
-    from taylorder.models import ModelDescription
+from taylorder.models import ModelDescription, describe
 
 SCHEMA: Literal["taylorder/orders@1"] = "taylorder/orders@1"
 MAX_ORDER = 8
@@ -223,7 +222,7 @@ class OrderConfig(_Strict):
     @classmethod
     def uniform(
         cls,
-        model: ModelDescription,
+        model: ModelDescription | nn.Module,
         order: int | Literal["exact"],
         expansion: Expansion = "zero",
         window: int = 0,
@@ -233,7 +232,7 @@ class OrderConfig(_Strict):
         """Return a config with the same decision for every head, except that sliding-window layers stay exact.
 
         Args:
-            model: the described model (``taylorder.describe``).
+            model: the model, or its description (``taylorder.describe``).
             order: 1 … 8, or ``"exact"``.
             expansion: ``zero`` is the paper's; ``centre`` needs ``key_centres``; ``mean`` does not depend on them.
             window: last keys that keep the true exponential.
@@ -244,6 +243,7 @@ class OrderConfig(_Strict):
             ConfigError: the options contradict each other or are out of range.
 
         """
+        model = described(model)
         if expansion == "centre" and order != "exact" and key_centres is None:
             raise ConfigError("expansion 'centre' needs key_centres (Analysis.key_centres); 'mean' works without them")
         exact = HeadOrder(order="exact", error=0.0, reason="sliding")
@@ -268,7 +268,7 @@ class OrderConfig(_Strict):
         return config if key_centres is None else config.with_key_centres(key_centres)
 
     @classmethod
-    def load(cls, path: str | Path, model: ModelDescription | None = None) -> OrderConfig:
+    def load(cls, path: str | Path, model: ModelDescription | nn.Module | None = None) -> OrderConfig:
         """Read ``orders.json`` and the tensors beside it, and check them (against ``model`` too, if given).
 
         Raises:
@@ -317,13 +317,14 @@ class OrderConfig(_Strict):
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
-    def check(self, model: ModelDescription) -> None:
+    def check(self, model: ModelDescription | nn.Module) -> None:
         """Refuse a model this config was not made for, in one sentence that says what differs.
 
         Raises:
             ConfigError: architecture, shape, module names or weights differ.
 
         """
+        model = described(model)
         there = ModelIdentity.of(model)
         for name in ("architecture", "layers", "heads", "kv_heads", "head_dim"):
             expected, found = getattr(self.model, name), getattr(there, name)
@@ -343,8 +344,8 @@ class OrderConfig(_Strict):
                 )
             if module.sliding_window is not None and any(head.order != "exact" for head in layer.heads):
                 raise ConfigError(
-                    f"layer {layer.module} attends to a sliding window of {module.sliding_window} tokens and stays as it "
-                    "is, but the config gives it an order; expected every head 'exact'"
+                    f"layer {layer.module} attends to a sliding window of {module.sliding_window} tokens and stays as "
+                    "it is, but the config gives it an order; expected every head 'exact'"
                 )
             if not module.causal and any(head.window or head.sinks for head in layer.heads):
                 raise ConfigError(
@@ -355,6 +356,11 @@ class OrderConfig(_Strict):
                 f"the config was made for weights {self.model.fingerprint} ({self.model.name}), "
                 f"the model has {there.fingerprint} ({there.name}); run `taylorder analyze` on this model"
             )
+
+
+def described(model: ModelDescription | nn.Module) -> ModelDescription:
+    """Return the description of a model, or the description it already is."""
+    return model if isinstance(model, ModelDescription) else describe(model)
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,14 +1,19 @@
-"""The attention that an adapted model runs: per-head specs in score space, exact layers through transformers' own SDPA.
+"""The attention of an adapted model: truncated heads through the kernels, exact layers through transformers' SDPA.
 
 transformers calls one registered function for every attention module; it finds the module's plan in a table filled by
 :func:`taylorder.adapt.context.adapted`. The mask function registered with it hands over which keys are padding and
-nothing else, so that nothing of size tokens x tokens is built.
+nothing else, so that nothing of size tokens x tokens is built. A truncated layer runs in linear time, from the state in
+its cache layer if there is one; score space (quadratic) is left for gradients, for raw denominators, and for keys that
+somebody else's cache has kept.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +21,7 @@ from torch import Tensor, nn
 
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.errors import NonFiniteError, UsageError
-from taylorder.kernels import HeadSpec, score_space_attention
+from taylorder.kernels import HeadSpec, State, score_space_attention, taylor_attention
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder"
@@ -48,7 +53,30 @@ class Counts:
         self.guarded_rows[name] = guarded if known is None else known + guarded
 
 
-PLANS: WeakKeyDictionary[nn.Module, tuple[LayerPlan, Counts]] = WeakKeyDictionary()
+class StateLayer(Protocol):
+    """A cache layer that attends from its own state (:class:`taylorder.adapt.cache_layer.TaylorCacheLayer`)."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend with the new tokens and take them in; output ``[B, H, T, d_v]`` and guarded rows, int64 ``[H]``."""
+        ...
+
+
+@dataclass(slots=True)
+class ModuleRun:
+    """One attention module inside an ``adapted`` block.
+
+    ``layer`` is the cache layer of the call under way, noted by a forward pre-hook because transformers does not hand
+    the cache to attention functions; None without one, or where the layer keeps keys and values.
+    """
+
+    plan: LayerPlan
+    counts: Counts
+    layer: StateLayer | None = None
+
+
+RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
 
 
 def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool) -> LayerPlan:
@@ -73,6 +101,20 @@ def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool) -> Layer
     return LayerPlan(layer.module, tuple(specs), centre, guard)
 
 
+def execution_digest(config: OrderConfig) -> str:
+    """``"sha256:..."`` over everything in a config that changes what the model computes, and the weights it is for.
+
+    A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count.
+    """
+    fields = {"order", "expansion", "window", "sinks", "ranks", "coefficients"}
+    layers = [[layer.module, *(head.model_dump(include=fields) for head in layer.heads)] for layer in config.layers]
+    digest = hashlib.sha256(json.dumps([config.model.fingerprint, layers]).encode())
+    for name, centre in sorted(config.key_centres.items()):
+        digest.update(name.encode())
+        digest.update(centre.contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
 def register() -> None:
     """Make the name known to transformers; idempotent, and there is no way to unregister."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -90,6 +132,11 @@ def _key_validity(
     **options: Any,
 ) -> Tensor | None:
     """Which keys are real: bool ``[B, S]``, or None where all are; for sliding-window layers, the model's own mask."""
+    if attention_mask is not None and attention_mask.shape[-1] < kv_offset + kv_length:
+        raise UsageError(
+            f"attention_mask has {attention_mask.shape[-1]} columns, expected one per token so far, those in the cache "
+            f"included: {kv_offset + kv_length}"
+        )
     if local_size is not None:
         from transformers.masking_utils import sdpa_mask
 
@@ -115,25 +162,63 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend: query ``[B, H, T, d]``, key and value ``[B, G, S, .]``; output ``[B, T, H, d_v]``."""
-    plan, counts = PLANS[module]
+    run = RUNS[module]
+    plan = run.plan
+    layer, run.layer = run.layer, None
     _refuse(plan.name, query, key, value, attention_mask, dropout, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     override = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if override is None else override)
     if plan.heads is None:
         return _exact(module, query, key, value, attention_mask, scaling, causal), None
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise UsageError(
-            f"{plan.name} was given a mask of shape {tuple(attention_mask.shape)}; truncated heads honour padding only, "
-            "as an attention_mask of shape [batch, tokens]"
-        )
+    refuse_mask(plan.name, attention_mask)
     if plan.centre is not None:
         key = key - plan.centre.to(key)[:, None]
-    output, guarded = score_space_attention(
-        query, key, value, plan.heads, scaling=scaling, causal=causal, valid=attention_mask, guard=plan.guard
-    )
-    counts.add(plan.name, guarded)
+    if layer is not None:
+        # The mask has a column for every token so far; those of earlier calls are in the state already.
+        valid = None if attention_mask is None else attention_mask[:, -key.shape[2] :]
+        output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid)
+    elif plan.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
+        output, state = attend_causally(query, key, value, plan.heads, scaling=scaling, valid=attention_mask)
+        guarded = state.guarded
+    else:
+        # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
+        output, guarded = score_space_attention(
+            query, key, value, plan.heads, scaling=scaling, causal=causal, valid=attention_mask, guard=plan.guard
+        )
+    run.counts.add(plan.name, guarded)
     return output.transpose(1, 2).contiguous(), None
+
+
+def attend_causally(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: tuple[HeadSpec, ...],
+    *,
+    scaling: float,
+    valid: Tensor | None,
+    state: State | None = None,
+) -> tuple[Tensor, State]:
+    """``taylor_attention`` in one direction, where there always is a state afterwards."""
+    # Only score space evaluates heads that drop their far field as what they are.
+    backend = "score-space" if drops_far(heads) else None
+    output, after = taylor_attention(
+        query, key, value, heads, scaling=scaling, valid=valid, state=state, backend=backend
+    )
+    if after is None:
+        raise RuntimeError("taylor_attention returned no state for causal attention")
+    return output, after
+
+
+def drops_far(heads: tuple[HeadSpec, ...]) -> bool:
+    """Whether any head leaves its far field out."""
+    return any(spec.drops_far for spec in heads)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd is recording and any of the tensors takes part."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _exact(
@@ -169,6 +254,17 @@ def _refuse(
         raise UsageError(
             f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
         )
+    refuse_packed(name, mask, kwargs)
+    for what, tensor in (("queries", query), ("keys", key), ("values", value)):
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteError(
+                f"the {what} of {name} hold NaN or infinite values in {tensor.dtype}; the layers before it overflowed "
+                "or the weights are broken: run in float32, or check the model without a config"
+            )
+
+
+def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+    """Refuse several sequences in one row; ``name`` is the module's or the model's, ``kwargs`` what it was given."""
     positions = kwargs.get("position_ids")
     packed = [
         argument for argument in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(argument) is not None
@@ -180,9 +276,12 @@ def _refuse(
             f"{name} was given position_ids that do not count up by one (packed sequences?); run them as separate rows "
             "of a batch"
         )
-    for what, tensor in (("queries", query), ("keys", key), ("values", value)):
-        if not torch.isfinite(tensor).all():
-            raise NonFiniteError(
-                f"the {what} of {name} hold NaN or infinite values in {tensor.dtype}; the layers before it overflowed or "
-                "the weights are broken: run in float32, or check the model without a config"
-            )
+
+
+def refuse_mask(name: str, mask: Tensor | None) -> None:
+    """Refuse a mask that says more than which tokens are padding."""
+    if isinstance(mask, Tensor) and mask.ndim != 2:
+        raise UsageError(
+            f"{name} was given a mask of shape {tuple(mask.shape)}; truncated heads honour padding only, as an "
+            "attention_mask of shape [batch, tokens]"
+        )

@@ -19,7 +19,7 @@ from taylorder.models import AttentionModule
 from taylorder.provenance import software_versions
 
 TIERS = {"fp16": 3e-4, "bf16": 2e-3, "int4": 7e-2}
-"""Relative L2 errors of rounding the same attention to that format (design section 3 and docs/reading-a-report.md)."""
+"""Relative L2 errors, named after a format of about that precision (docs/reading-a-report.md says how near)."""
 
 Policy = Literal["error", "alpha"]
 _FAMILIES = (("zero",), ("centre", "mean"))
@@ -243,7 +243,7 @@ def _head_orders(
             continue
         start = head // module.group * module.group
         order = max(row.order for row in picks[start : start + module.group] if not isinstance(row, str))
-        near = pick.window + pick.sinks
+        near = min(context, pick.window + pick.sinks)
         heads.append(
             HeadOrder(
                 order=pick.order,

@@ -57,8 +57,8 @@ class CandidateRow:
 class SpectralRow:
     """WeightWatcher's power-law fit of one projection matrix (or of one head's slice of it).
 
-    ``status`` is ``success``, ``failed`` (a fit was tried and is unusable: every figure is None) or ``unavailable`` (the
-    module has no such matrix). ``alpha_low`` and ``alpha_high`` span the alphas of all tail starts whose
+    ``status`` is ``success``, ``failed`` (a fit was tried and is unusable: every figure is None) or ``unavailable``
+    (the module has no such matrix). ``alpha_low`` and ``alpha_high`` span the alphas of all tail starts whose
     Kolmogorov-Smirnov distance D lies within 0.01 of the best one. ``head`` is None for the whole projection.
     """
 

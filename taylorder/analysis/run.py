@@ -30,7 +30,7 @@ def analyze(
     model: Any,
     tokenizer: Any,
     *,
-    name: str = "",
+    name: str | None = None,
     description: ModelDescription | None = None,
     text: texts.Text | None = None,
     max_tokens: int = 8192,
@@ -73,7 +73,7 @@ def analyze(
     if rows is not None:
         _check_range("rows", rows, 1, None)
     if description is None:
-        description = describe(model, name or getattr(model.config, "name_or_path", "") or type(model).__name__)
+        description = describe(model, name)
     if not description.causal and (window or sinks):
         raise UsageError(
             f"{description.name} attends in both directions and has no near field; found window {window} and sinks "

@@ -37,10 +37,15 @@ def calibration_text(files: Sequence[str | Path] = ()) -> Text:
 
     """
     if files:
-        return Text(", ".join(str(file) for file in files), "\n".join(_read(Path(file)) for file in files))
+        return text_of_files(files)
     from pydoc_data import topics
 
     return Text(CALIBRATION_SOURCE, "\n".join(topics.topics.values()))
+
+
+def text_of_files(files: Sequence[str | Path]) -> Text:
+    """Return the files joined by a newline; UsageError where one cannot be read as UTF-8 text."""
+    return Text(", ".join(str(file) for file in files), "\n".join(_read(Path(file)) for file in files))
 
 
 def _read(path: Path) -> str:

@@ -15,9 +15,9 @@ Result = TypeVar("Result")
 def each_on_one_thread(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield ``work(item)`` in the order of the items, as many at a time as torch has threads.
 
-    torch splits every operation over its threads and waits for the slowest; for operations of a millisecond on a machine
-    that does something else as well, the waiting is most of the time. torch's thread count is per thread that calls it,
-    so the workers' does not touch the caller's.
+    torch splits every operation over its threads and waits for the slowest; for operations of a millisecond on a
+    machine that does something else as well, the waiting is most of the time. The count is kept per thread that sets
+    it, so the workers' does not touch the caller's.
     """
     threads = torch.get_num_threads()
     if threads == 1:

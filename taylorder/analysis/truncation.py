@@ -185,8 +185,8 @@ class _Block:
     """Some query rows of one sequence against all keys up to the last one they may attend.
 
     ``scores`` are centred, float64 ``[H, R, T]``; ``shift`` ``[H, R]`` is what centring took from every score of a row;
-    ``values`` ``[G, T, d_v + 1]`` ends in a column of ones; ``allowed`` bool ``[R, T]``; ``rows`` ``[R]``; ``first`` is
-    the position of the first token that is not padding.
+    ``values`` ``[G, T, d_v + 1]`` ends in a column of ones; ``allowed`` bool ``[R, T]``; ``rows`` ``[R]``; ``nth``
+    ``[T]`` counts the tokens up to each that are not padding.
     """
 
     scores: Tensor
@@ -194,7 +194,7 @@ class _Block:
     values: Tensor
     allowed: Tensor
     rows: Tensor
-    first: int
+    nth: Tensor
 
     def weigh(self, weights: Tensor) -> Tensor:
         """``sum_j weights_ij [v_j, 1]`` for weights ``[H, R, T]``: ``[H, R, d_v + 1]``."""
@@ -211,7 +211,7 @@ class _Block:
         """Keys that keep the true exponential: bool ``[R, T]``."""
         key = torch.arange(self.scores.shape[-1], device=self.rows.device)
         recent = (key <= self.rows[:, None]) & (key > self.rows[:, None] - window)
-        return self.allowed & (recent | (key < self.first + sinks))
+        return self.allowed & (recent | (self.nth <= sinks))
 
 
 def _blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -> Iterator[_Block]:
@@ -222,7 +222,7 @@ def _blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -
     rows = rows[valid[rows]]
     keys = layer.k[sequence].double() - centres[:, None]
     values = torch.cat([layer.v[sequence].double(), torch.ones(G, T, 1, dtype=torch.float64, device=keys.device)], -1)
-    first = int(valid.int().argmax())
+    nth = valid.cumsum(0)
     for part in torch.split(rows, max(1, min(_BLOCK_ROWS, _BLOCK_ELEMENTS // (H * T)))):
         limit = int(part[-1]) + 1 if layer.causal else T
         queries = layer.q[sequence, :, part].double() * layer.scaling
@@ -240,7 +240,7 @@ def _blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -
             values=values[:, :limit],
             allowed=allowed,
             rows=part,
-            first=first,
+            nth=nth[:limit],
         )
 
 

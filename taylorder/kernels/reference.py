@@ -1,6 +1,6 @@
 """The truth: truncated attention in score space, float64, one head and one row of scores at a time in spirit.
 
-``out = (e^-M sum_near e^s v + e^(mu-M) sum_far w v) / (the same with v = 1)`` with ``w = sum_p c_p (s^[r_p] - mu^[r_p])^p``
+``out = (e^-M sum_near e^s v + e^(mu-M) sum_far w v) / (the same with v = 1)``, ``w = sum_p c_p (s^[r_p] - mu^[r_p])^p``
 (arXiv 2602.00294 is the case of no near field, ``mu = 0`` and full ranks). Nothing here is fast. Every fast path is
 compared with it.
 """
@@ -55,6 +55,42 @@ def reference_attention(
         Output ``[B, H, T, d_v]`` in float64, and the state after these tokens (None if bidirectional).
 
     """
+    sums, after = reference_sums(q, k, v, heads, scaling=scaling, causal=causal, valid=valid, state=state)
+    return sums.numerator / sums.denominator.clamp(min=torch.finfo(torch.float64).tiny)[..., None], after
+
+
+@dataclass(frozen=True)
+class ReferenceSums:
+    """Numerator and denominator of every row, and what rounding errors in them are to be compared with.
+
+    Attributes:
+        numerator: ``[B, H, T, d_v]``, zero for padding queries.
+        denominator: ``[B, H, T]``.
+        numerator_scale: ``[B, H, T, d_v]``, the numerator of absolute values and absolute terms of the polynomial.
+        denominator_scale: ``[B, H, T]``, the denominator of absolute terms.
+        guard_margin: ``[B, H, T]``, how far the row is from the guard's threshold, relative to its absolute far terms.
+
+    """
+
+    numerator: Tensor
+    denominator: Tensor
+    numerator_scale: Tensor
+    denominator_scale: Tensor
+    guard_margin: Tensor
+
+
+def reference_sums(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: Sequence[HeadSpec],
+    *,
+    scaling: float,
+    causal: bool = True,
+    valid: Tensor | None = None,
+    state: ReferenceState | None = None,
+) -> tuple[ReferenceSums, ReferenceState | None]:
+    """Return what ``reference_attention`` divides; same arguments."""
     check_heads(heads, q.shape[1], k.shape[1], causal)
     B, H, T, _ = q.shape
     if valid is None:
@@ -68,24 +104,35 @@ def reference_attention(
     key = torch.arange(S, device=q.device)
     row = key[S - T :, None]
     allowed = known[:, None, :] & (key <= row if causal else torch.ones(T, S, dtype=torch.bool, device=q.device))
-    output = torch.zeros(B, H, T, v.shape[-1], dtype=torch.float64, device=q.device)
+    heads_of: list[tuple[Tensor, Tensor, Tensor]] = []
     for h, spec in enumerate(heads):
         g = h * k.shape[1] // H
         recent = (key <= row) & (key > row - spec.window)
         first = known.cumsum(-1)[:, None, :] <= spec.sinks
         near = allowed & (recent | first) if spec.order is not None else allowed
         far = allowed & ~near & (not spec.drops_far)
-        output[:, h] = _one_head(q[:, h].double(), keys[:, g], values[:, g], spec, near, far, scaling)
-    output = output * valid[:, None, :, None]
-    return output, ReferenceState(keys, values, known) if causal else None
+        heads_of.append(_one_head(q[:, h].double(), keys[:, g], spec, near, far, scaling))
+    weights, sizes, margins = (torch.stack(parts, 1) for parts in zip(*heads_of))
+    weights, sizes = weights * valid[:, None, :, None], sizes * valid[:, None, :, None]
+    per_head = values.repeat_interleave(H // k.shape[1], 1)
+    sums = ReferenceSums(weights @ per_head, weights.sum(-1), sizes @ per_head.abs(), sizes.sum(-1), margins)
+    return sums, ReferenceState(keys, values, known) if causal else None
 
 
-def _one_head(q: Tensor, k: Tensor, v: Tensor, spec: HeadSpec, near: Tensor, far: Tensor, scaling: float) -> Tensor:
-    """One head: q ``[B, T, d]``, k ``[B, S, d]``, v ``[B, S, d_v]``, near and far bool ``[B, T, S]``."""
+def _one_head(
+    q: Tensor, k: Tensor, spec: HeadSpec, near: Tensor, far: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One head: q ``[B, T, d]``, k ``[B, S, d]``, near and far bool ``[B, T, S]``.
+
+    Returns:
+        Weights ``[B, T, S]``, the same with every term of the polynomial taken absolute, and guard margins ``[B, T]``.
+
+    """
     scores = scaling * q @ k.transpose(1, 2)
     far_count = far.sum(-1, keepdim=True)
-    weights = torch.zeros_like(scores)
-    point = torch.full_like(scores[..., :1], -math.inf)
+    weights, sizes = torch.zeros_like(scores), torch.zeros_like(scores)
+    point = scores.new_full((*scores.shape[:2], 1), -math.inf)
+    margin = torch.full_like(point, math.inf)
     if spec.order is not None:
         point = torch.where(far_count > 0, _mean(scores, far) if spec.expansion == "mean" else 0.0, -math.inf)
         for degree, coefficient in enumerate(spec.polynomial):
@@ -94,12 +141,17 @@ def _one_head(q: Tensor, k: Tensor, v: Tensor, spec: HeadSpec, near: Tensor, far
             if spec.expansion == "mean":
                 x = x - _mean(x, far)
             weights = weights + coefficient * x**degree
-        guarded = (weights * far).sum(-1, keepdim=True) <= GUARD * far_count
-        weights = torch.where(guarded, 1.0, weights) * far
-    top = torch.maximum(point, scores.masked_fill(~near, -math.inf).amax(-1, keepdim=True))
+            sizes = sizes + abs(coefficient * x**degree)
+        above = (weights * far).sum(-1, keepdim=True) - GUARD * far_count
+        margin = torch.where(far_count > 0, above.abs() / (sizes * far).sum(-1, keepdim=True), math.inf)
+        weights = torch.where(above > 0, weights, 1.0) * far
+        sizes = torch.where(above > 0, sizes, 1.0) * far
+    candidates = torch.cat([point, scores.masked_fill(~near, -math.inf)], -1)
+    top = candidates.amax(-1, keepdim=True)
     top = torch.where(top == -math.inf, 0.0, top)  # a row without any key: its sums are empty
-    total = (scores - top).exp().masked_fill(~near, 0.0) + (point - top).exp() * weights
-    return total @ v / total.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    exponentials = (scores - top).exp().masked_fill(~near, 0.0)
+    scale = (point - top).exp()
+    return exponentials + scale * weights, exponentials + scale * sizes, margin[..., 0]
 
 
 def _mean(scores: Tensor, where: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.select import HeadVerdict, Policy, Selection
 from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
 from taylorder.models import ModelDescription
@@ -65,12 +66,19 @@ class ReportDocument:
     settings: Settings
     preview: NearFieldPreview | None
     heads: tuple[HeadRecord, ...]
+    evaluation: Evaluation | None = None
 
 
-def as_document(analysis: Analysis, selection: Selection, directory: str | Path | None = None) -> dict[str, Any]:
+def as_document(
+    analysis: Analysis,
+    selection: Selection,
+    directory: str | Path | None = None,
+    evaluation: Evaluation | None = None,
+) -> dict[str, Any]:
     """The whole result but the tables as one JSON-ready dict: the content of ``report.json``, and of ``--format json``.
 
-    ``files`` are names within the run directory, or paths if ``directory`` is given.
+    ``files`` are names within the run directory, or paths if ``directory`` is given; ``evaluation`` is the short
+    one that ends an analysis, None if it was skipped.
     """
     counts = summary.outcome(analysis, selection)
     document = {
@@ -89,7 +97,7 @@ def as_document(analysis: Analysis, selection: Selection, directory: str | Path 
             )
         ),
         "verdict": {
-            "text": " ".join(verdict.sentences(analysis, selection)),
+            "text": " ".join(verdict.sentences(analysis, selection, evaluation)),
             "next": verdict.next_command(analysis, selection, None if directory is None else Path(directory))[0],
             "heads": counts.heads,
             "sliding": counts.sliding,
@@ -100,13 +108,14 @@ def as_document(analysis: Analysis, selection: Selection, directory: str | Path 
             "exact": counts.exact,
         },
         "preview": None if analysis.preview is None else asdict(analysis.preview),
+        "evaluation": None if evaluation is None else asdict(evaluation),
         "heads": [_head_record(head) for head in selection.heads],
         "alphas": _alphas(analysis.spectral),
         "software": dict(selection.config.software),
         "files": {kind: name if directory is None else str(Path(directory) / name) for kind, name in FILES.items()},
     }
-    finite: dict[str, Any] = _finite(document)
-    return finite
+    made: dict[str, Any] = finite(document)
+    return made
 
 
 def as_json(document: dict[str, Any]) -> str:
@@ -148,13 +157,13 @@ def _alphas(spectral: Iterable[SpectralRow]) -> list[dict[str, Any]]:
     return list(layers.values())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replace what JSON cannot hold: non-finite floats by strings, tuples by lists."""
     match value:
         case float() if not math.isfinite(value):
             return str(value)
         case dict():
-            return {key: _finite(item) for key, item in value.items()}
+            return {key: finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [finite(item) for item in value]
     return value

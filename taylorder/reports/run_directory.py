@@ -17,6 +17,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.select import HeadVerdict, Selection
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
@@ -36,8 +37,10 @@ class RunDirectoryError(TaylorderError):
     """A directory is not a complete run of ``taylorder analyze``."""
 
 
-def write(directory: str | Path, analysis: Analysis, selection: Selection) -> None:
-    """Write a run into ``directory``, which is created if need be.
+def write(
+    directory: str | Path, analysis: Analysis, selection: Selection, evaluation: Evaluation | None = None
+) -> None:
+    """Write a run, with its short evaluation if there was one, into ``directory``, which is created if need be.
 
     Raises:
         RunDirectoryError: the directory cannot be written.
@@ -51,7 +54,7 @@ def write(directory: str | Path, analysis: Analysis, selection: Selection) -> No
         _write_rows(directory / FILES["heads"], CandidateRow, _HEADS_COLUMNS, analysis.candidates)
         _write_rows(directory / FILES["spectral"], SpectralRow, _SPECTRAL_COLUMNS, analysis.spectral)
         with replacing(directory / FILES["report"]) as temporary:
-            temporary.write_text(as_json(as_document(analysis, selection)), encoding="utf-8")
+            temporary.write_text(as_json(as_document(analysis, selection, None, evaluation)), encoding="utf-8")
     except OSError as error:
         raise RunDirectoryError(f"{directory} cannot be written ({error.strerror}); name another with --out") from error
 
@@ -84,6 +87,16 @@ def read(directory: str | Path) -> tuple[Analysis, Selection]:
         key_centres=dict(config.key_centres),
     )
     return analysis, _selection(directory, analysis, config, report)
+
+
+def read_evaluation(directory: str | Path) -> Evaluation | None:
+    """Read the short evaluation of a run back; None if it was skipped.
+
+    Raises:
+        RunDirectoryError: the report is missing or damaged.
+
+    """
+    return _read_report(Path(directory) / FILES["report"]).evaluation
 
 
 def _columns(row_type: type[_Row], first: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from taylorder.adapt import cost
-from taylorder.adapt.config import HeadOrder
+from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.models import AttentionModule
@@ -20,20 +20,12 @@ def _groups(analysis: Analysis, selection: Selection) -> Iterator[tuple[Attentio
 
 def cache_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
     """Nominal bytes of all KV heads at the context: every head exact, and as the config has it."""
-    exact = adapted = 0
-    for module, heads in _groups(analysis, selection):
-        d, d_v = module.head_dim, module.value_dim
-        tokens = min(selection.context, module.sliding_window or selection.context)
-        kept = cost.kv_bytes(d, d_v, tokens)
-        exact += kept
-        orders = [head.order for head in heads if head.order != "exact"]
-        if len(orders) < len(heads):
-            adapted += kept
-            continue
-        near = min(tokens, heads[0].window + heads[0].sinks)
-        ranks = max((head.ranks for head in heads if head.ranks is not None), key=len, default=None)
-        adapted += cost.state_bytes(d, d_v, max(orders), ranks) + cost.kv_bytes(d, d_v, near)
-    return exact, adapted
+    model = analysis.model
+    exact = OrderConfig.uniform(model, "exact")
+    return (
+        cost.config_bytes(exact, model, selection.context),
+        cost.config_bytes(selection.config, model, selection.context),
+    )
 
 
 def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple[int, int]:

@@ -14,16 +14,24 @@ from rich.table import Table
 from rich.text import Text
 
 from taylorder.adapt import cost
+from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.files import replacing
 from taylorder.reports import alphas, grids, savings, summary, tables, verdict
+from taylorder.reports.evaluation import short_section
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
 
 _INDENT = (0, 0, 0, 2)
 
 
-def render(analysis: Analysis, selection: Selection, console: Console, directory: Path | None = None) -> None:
+def render(
+    analysis: Analysis,
+    selection: Selection,
+    console: Console,
+    directory: Path | None = None,
+    evaluation: Evaluation | None = None,
+) -> None:
     """Print the report.
 
     Args:
@@ -31,26 +39,35 @@ def render(analysis: Analysis, selection: Selection, console: Console, directory
         selection: the choice.
         console: where to print; its width decides the layout.
         directory: where the files of this run lie, for the last lines.
+        evaluation: the short evaluation, None if it was skipped.
 
     """
-    for part in _parts(analysis, selection, console.width, directory):
+    for part in _parts(analysis, selection, console.width, directory, evaluation):
         console.print(part)
 
 
-def as_text(analysis: Analysis, selection: Selection, directory: Path | None = None, width: int = 80) -> str:
+def as_text(
+    analysis: Analysis,
+    selection: Selection,
+    directory: Path | None = None,
+    width: int = 80,
+    evaluation: Evaluation | None = None,
+) -> str:
     """The report as plain text: no colour, no line longer than ``width``, no trailing blanks."""
     console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
     with console.capture() as captured:
-        render(analysis, selection, console, directory)
+        render(analysis, selection, console, directory, evaluation)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def export_svg(analysis: Analysis, selection: Selection, path: str | Path, width: int = 100) -> None:
+def export_svg(
+    analysis: Analysis, selection: Selection, path: str | Path, width: int = 100, evaluation: Evaluation | None = None
+) -> None:
     """Write the report as an SVG picture of a terminal that is ``width`` characters wide."""
     console = Console(
         record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False
     )
-    render(analysis, selection, console)
+    render(analysis, selection, console, None, evaluation)
     svg = console.export_svg(title=f"taylorder: {analysis.model.name}", unique_id="taylorder")
     # Rich points at web fonts; a report must not fetch anything, and any monospaced font will do.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
@@ -61,7 +78,9 @@ def export_svg(analysis: Analysis, selection: Selection, path: str | Path, width
         temporary.write_text(svg, encoding="utf-8")
 
 
-def _parts(analysis: Analysis, selection: Selection, width: int, directory: Path | None) -> Iterable[RenderableType]:
+def _parts(
+    analysis: Analysis, selection: Selection, width: int, directory: Path | None, evaluation: Evaluation | None
+) -> Iterable[RenderableType]:
     yield from _header(analysis, selection)
     yield from _orders(analysis, selection, width)
     yield from _errors(analysis, selection, width)
@@ -73,7 +92,9 @@ def _parts(analysis: Analysis, selection: Selection, width: int, directory: Path
         yield from lines
         yield _note("Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit.")
     yield from _savings(analysis, selection)
-    yield from _verdict(analysis, selection, width, directory)
+    if evaluation is not None:
+        yield from short_section(evaluation)
+    yield from _verdict(analysis, selection, width, directory, evaluation)
 
 
 def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
@@ -213,9 +234,13 @@ def _savings(analysis: Analysis, selection: Selection) -> Iterable[RenderableTyp
         yield _note(f"{what}: {before} with every head exact, {after} with this config.")
 
 
-def _verdict(analysis: Analysis, selection: Selection, width: int, directory: Path | None) -> Iterable[RenderableType]:
+def _verdict(
+    analysis: Analysis, selection: Selection, width: int, directory: Path | None, evaluation: Evaluation | None
+) -> Iterable[RenderableType]:
     yield _title("Verdict")
-    yield Padding(Text(" ".join(verdict.sentences(analysis, selection)), style="bold"), _INDENT, expand=False)
+    yield Padding(
+        Text(" ".join(verdict.sentences(analysis, selection, evaluation)), style="bold"), _INDENT, expand=False
+    )
     yield Text()
     if directory is not None:
         yield _note(f"In {directory}: orders.json, heads.csv, spectral.csv, report.json.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.select import TIERS, Selection
 from taylorder.analysis.results import Analysis, Calibration
 from taylorder.analysis.text import CALIBRATION_SOURCE
 from taylorder.reports import savings, summary
+from taylorder.reports.evaluation_words import loss_of_config
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
 
 _DEFAULT_TOLERANCE = TIERS["int4"]
@@ -20,7 +22,7 @@ def tier(tolerance: float) -> str:
     ordered = sorted(TIERS.items(), key=lambda item: item[1])
     for name, error in ordered:
         if tolerance == error:
-            return f"tier {name}: the error of rounding the same attention to {name}"
+            return f"tier {name}"
     looser = [f"{name} ({percent(error)})" for name, error in ordered if error < tolerance]
     tighter = [f"{name} ({percent(error)})" for name, error in ordered if error > tolerance]
     if not tighter:
@@ -41,15 +43,20 @@ def paying_orders(analysis: Analysis, selection: Selection) -> str:
             return f"{largest} or lower"
 
 
-def sentences(analysis: Analysis, selection: Selection) -> tuple[str, ...]:
-    """The verdict: what share of the heads meets the tolerance, how near the others come, what the config gains."""
+def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation | None = None) -> tuple[str, ...]:
+    """The verdict: what share of the heads meets the tolerance, how near the others come, what the config gains.
+
+    ``evaluation`` is the short one that ends an analysis; without it the verdict says that no loss was measured.
+    """
     counts = summary.outcome(analysis, selection)
     if not counts.open:
         return (
             f"Every layer attends to a sliding window, so the cache of all {counted(counts.heads, 'head')} has a "
             "constant size already: every head stays exact, there is nothing to choose.",
         )
-    told = _alpha(analysis, selection, counts) if selection.policy == "alpha" else _error(analysis, selection, counts)
+    gain = _gain(analysis, selection, counts, evaluation)
+    choose = _alpha if selection.policy == "alpha" else _error
+    told = choose(analysis, selection, counts, gain)
     if counts.sliding:
         layers = len(analysis.model.modules) - len(summary.open_modules(analysis))
         told.append(
@@ -60,10 +67,9 @@ def sentences(analysis: Analysis, selection: Selection) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _error(analysis: Analysis, selection: Selection, counts: summary.Outcome) -> list[str]:
+def _error(analysis: Analysis, selection: Selection, counts: summary.Outcome, gain: str) -> list[str]:
     limit = percent(selection.tolerance, 3)
     where = f"at {counted(selection.context, 'token')}"
-    gain = _gain(analysis, selection, counts)
     near = _near_field(analysis, selection)
     if counts.adapted:
         return [_adapted(selection, counts, limit), gain, *near]
@@ -123,7 +129,7 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[str]:
     ]
 
 
-def _alpha(analysis: Analysis, selection: Selection, counts: summary.Outcome) -> list[str]:
+def _alpha(analysis: Analysis, selection: Selection, counts: summary.Outcome, gain: str) -> list[str]:
     limit = percent(selection.tolerance, 3)
     chosen = [head.choice for head in selection.heads if head.choice.order != "exact"]
     errors = [choice.error for choice in chosen if choice.error is not None]
@@ -141,7 +147,7 @@ def _alpha(analysis: Analysis, selection: Selection, counts: summary.Outcome) ->
         told.append(
             f"{counted(unfitted, 'head')} {_verb(unfitted, 'have')} no alpha and {_verb(unfitted, 'stay')} exact."
         )
-    told.append(_gain(analysis, selection, counts))
+    told.append(gain)
     return told
 
 
@@ -158,10 +164,12 @@ def _nearest(analysis: Analysis, selection: Selection) -> list[str]:
     ]
 
 
-def _gain(analysis: Analysis, selection: Selection, counts: summary.Outcome) -> str:
+def _gain(analysis: Analysis, selection: Selection, counts: summary.Outcome, evaluation: Evaluation | None) -> str:
     if not counts.adapted:
         return "So every head stays exact: this config changes nothing and saves nothing."
-    caveat = "These are errors of one head at a time; what they do to the model's loss together is not measured here."
+    caveat = "These are errors of one head at a time"
+    measured = loss_of_config(evaluation)
+    caveat += f". {measured}" if measured else "; what they do to the model's loss together is not measured here."
     if analysis.model.causal:
         exact, adapted = savings.cache_bytes(analysis, selection)
         change = _change(exact, adapted, "as much", "more", "less")

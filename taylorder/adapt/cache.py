@@ -1,0 +1,222 @@
+"""``TaylorCache``: what an adapted model remembers while it generates, constant in size where heads are truncated.
+
+A transformers ``Cache`` is a list of layers. Layers whose heads are all exact, sliding-window layers among them, are
+those of a ``DynamicCache``. The others hold a :class:`taylorder.kernels.State`: per KV head sinks, window and the sums
+of features, or ordinary keys and values where a group is exact.
+
+``Cache.update`` is called before attention, without the mask and the scaling that folding a key needs. State layers
+therefore only count there and hand the new chunk back; the attention function of :mod:`taylorder.adapt.runtime`, told
+by a forward pre-hook which layer it works for, does the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.cost import KV_BYTES
+from taylorder.adapt.runtime import execution_digest, plan_layer
+from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
+
+
+class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
+    """A cache for ``model.generate`` and for forward passes inside ``with adapted(model, config):``.
+
+    There plain ``model.generate(...)`` makes one by itself; make one explicitly to look at its size, to feed a prompt
+    in pieces, to go on with a conversation, or to compute a prefix once and ``clone`` or ``save`` it. Greedy decoding,
+    sampling, beam search, several return sequences, chunked prefill and left-padded batches work as with a
+    ``DynamicCache``. Nothing can be taken back (``crop``), which rules out assisted decoding.
+
+    Attributes:
+        fingerprint: of the weights it is for.
+        digest: of the config it is for, see :func:`taylorder.adapt.runtime.execution_digest`.
+
+    """
+
+    fingerprint: str
+    digest: str
+
+    def __init__(self, model: Any, config: OrderConfig) -> None:
+        """Start empty.
+
+        Args:
+            model: a causal transformers model.
+            config: the config it will run with.
+
+        Raises:
+            ConfigError: the config does not belong to the model.
+            UnsupportedModelError: a truncated layer's cache is of a kind that no state can replace.
+
+        """
+        config.check(model)
+        super().__init__(layers=_layers(model, config))
+        self.fingerprint, self.digest = config.model.fingerprint, execution_digest(config)
+
+    @classmethod
+    def unchecked(cls, model: Any, config: OrderConfig) -> TaylorCache:
+        """Return an empty cache for a config that is known to belong to the model, which saves a forward pass."""
+        cache = cls.__new__(cls)
+        Cache.__init__(cache, layers=_layers(model, config))
+        cache.fingerprint, cache.digest = config.model.fingerprint, execution_digest(config)
+        return cache
+
+    def nbytes(self) -> int:
+        """Bytes of memory held by the tensors of all layers and sequences, spare capacity included."""
+        return cache_bytes(self)
+
+    def nominal_bytes(self) -> int:
+        """Bytes with keys and values counted in 16 bits and sums in 32, whatever this run uses.
+
+        This is what is held now. Before a state is worth building its keys are kept as they are, so that a short
+        context costs less than :func:`taylorder.adapt.cost.config_bytes`, which counts states at full size.
+        """
+        return nominal_cache_bytes(self)
+
+    def clone(self) -> TaylorCache:
+        """Return an independent copy: one prefix, computed once, serves many continuations."""
+        twin = type(self).__new__(type(self))
+        Cache.__init__(
+            twin,
+            layers=[
+                layer.clone() if isinstance(layer, TaylorCacheLayer) else copy.deepcopy(layer) for layer in self.layers
+            ],
+        )
+        twin.fingerprint, twin.digest = self.fingerprint, self.digest
+        return twin
+
+    def save(self, path: str | Path) -> None:
+        """Write everything held to a safetensors file, by rename, never half.
+
+        Raises:
+            TaylorderError: a forward pass failed half-way and left the layers at different tokens.
+            UnsupportedModelError: the model has layers other than attention (convolutions, recurrences).
+
+        """
+        from taylorder.adapt.cache_file import write
+
+        self.refuse_torn()
+        write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any, config: OrderConfig) -> TaylorCache:
+        """Read what ``save`` wrote, onto the device of ``model``.
+
+        Raises:
+            ConfigError: the file was written for other weights or another config, or the config is not the model's.
+            TaylorderError: the file is missing, is no safetensors file, has another schema or lacks tensors.
+
+        """
+        from taylorder.adapt.cache_file import read
+
+        cache = cls(model, config)
+        read(cache, Path(path), next(model.parameters()).device)
+        return cache
+
+    def refuse_other(self, digest: str) -> None:
+        """Refuse to be used in an ``adapted`` block for another model or config.
+
+        Raises:
+            UsageError: ``digest`` is not this cache's.
+
+        """
+        if digest != self.digest:
+            raise UsageError(
+                "the TaylorCache was made for another model or config than `adapted` is running with: make one with "
+                "TaylorCache(model, config) of the same two, or leave past_key_values out"
+            )
+
+    def refuse_torn(self) -> None:
+        """Refuse to go on from where a forward pass failed half-way.
+
+        Raises:
+            TaylorderError: the layers do not hold the same tokens.
+
+        """
+        layers = [layer for layer in self.layers if isinstance(layer, CacheLayerMixin)]
+        lengths = sorted({layer.get_seq_length() for layer in layers})
+        if len(lengths) > 1 or any(isinstance(layer, TaylorCacheLayer) and layer.torn for layer in layers):
+            raise TaylorderError(
+                f"the TaylorCache was left half-way through a forward pass that failed (its layers have been given "
+                f"{' or '.join(map(str, lengths))} tokens): reset() it and start again, or go back to a clone"
+            )
+
+    def refuse_cropping(self) -> None:
+        """Refuse assisted decoding.
+
+        Raises:
+            UsageError: there are states.
+
+        """
+        if not self.is_croppable:
+            raise cropping_error()
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of memory held by the tensors of any transformers cache, those of the exact model included."""
+    return sum(
+        layer.nbytes() if isinstance(layer, TaylorCacheLayer) else _storage_bytes(layer) for layer in cache.layers
+    )
+
+
+def nominal_cache_bytes(cache: Cache) -> int:
+    """Bytes of any transformers cache with keys and values counted in 16 bits and sums in 32."""
+    return sum(
+        layer.nominal_bytes() if isinstance(layer, TaylorCacheLayer) else _nominal_bytes(layer)
+        for layer in cache.layers
+    )
+
+
+def _layers(model: Any, config: OrderConfig) -> list[Any]:
+    """Return the layers of a ``DynamicCache``, with states where heads are truncated."""
+    layers: list[Any] = DynamicCache(config=model.config).layers
+    modules = dict(model.named_modules())
+    for orders in config.layers:
+        plan = plan_layer(config, orders, guard=True)
+        if plan.heads is None:
+            continue
+        module = modules[orders.module]
+        if not getattr(module, "is_causal", True):
+            raise UnsupportedModelError(
+                f"{orders.module} attends in both directions: an encoder needs no cache, run the model without one"
+            )
+        index = getattr(module, "layer_idx", None)
+        index = index if isinstance(index, int) and index < len(layers) else -1
+        found = layers[index] if index >= 0 else None
+        if type(found) is not DynamicLayer:
+            raise UnsupportedModelError(
+                f"transformers caches {orders.module} in a {type(found).__name__}, where a DynamicLayer is expected, "
+                "which a state can replace: make its heads exact"
+            )
+        layers[index] = TaylorCacheLayer(orders.module, plan.heads)
+    return layers
+
+
+def _storage_bytes(layer: Any) -> int:
+    """Bytes of the storages behind a transformers layer's tensors: a sliding window may be a view of more."""
+    storages = {}
+    pending = list(vars(layer).values())
+    while pending:
+        match pending.pop():
+            case Tensor() as tensor:
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+            case dict() as items:
+                pending += items.values()
+            case list() | tuple() as items:
+                pending += items
+    return sum(storages.values())
+
+
+def _nominal_bytes(layer: Any) -> int:
+    """Keys and values in 16 bits; layers without any (convolutions, recurrences) count as what they hold."""
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    if keys is None or values is None:
+        return _storage_bytes(layer) if getattr(layer, "is_initialized", False) else 0
+    return KV_BYTES * int(keys.numel() + values.numel())

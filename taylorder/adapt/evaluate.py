@@ -1,0 +1,211 @@
+"""``eval``: a config against its rivals on held-out text and on tasks; the short form that ends an analysis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from taylorder.adapt import rivals
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
+from taylorder.adapt.judge import Comparison, Progress, compare
+from taylorder.adapt.rivals import Contender
+from taylorder.analysis.evaluation_text import draw_sequences
+from taylorder.analysis.task_prompts import make_tasks
+from taylorder.analysis.tasks import Outcome, Task, TaskRow, run_tasks, summarise
+from taylorder.analysis.text import Text, tokenise
+from taylorder.errors import NonFiniteError, TaylorderError, UsageError
+from taylorder.models import ModelDescription
+
+SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
+"""The short evaluation that ends an analysis, and how long it may take in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What ``eval`` or the short form at the end of an analysis found; ``reason`` says why there are no comparisons."""
+
+    exact_everywhere: bool
+    comparisons: tuple[Comparison, ...]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResults:
+    """Tasks under exact attention and under another state of the model; ``failure`` says why there are no rows."""
+
+    name: str
+    note: str
+    rows: tuple[TaskRow, ...]
+    failure: str | None = None
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    description: ModelDescription,
+    config: OrderConfig,
+    *,
+    text: Text,
+    lengths: Sequence[int],
+    tokens: int,
+    alphas: Mapping[str, float | None],
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare a config with exact, with its rivals at equal bytes and with the paper, at several context lengths.
+
+    A config that is exact everywhere is the exact model: only the paper's order 4 is run beside it. ``tokens`` are used
+    of the text at every length, at least one sequence, and no more than it has.
+
+    Raises:
+        UsageError: the text does not fill a single sequence.
+        ConfigError, UnsupportedModelError, NonFiniteError: as :func:`taylorder.adapt.judge.compare`.
+
+    """
+    config.check(description)
+    exact = rivals.exact_everywhere(config)
+    ids = tokenise(tokenizer, text)
+    # All drawn before anything runs: a text too short for the longest is found out at once.
+    drawn = [_draw(ids, length, max(1, tokens // length), seed, text) for length in lengths]
+    comparisons = []
+    for length, sequences in zip(lengths, drawn, strict=True):
+        contenders = [] if exact else [Contender(rivals.CONFIG, config)]
+        if description.causal and not exact:
+            contenders += rivals.at_equal_bytes(description, config, alphas, length)
+        contenders += rivals.paper(description) if rivals.open_modules(description) else []
+        comparisons.append(compare(model, description, sequences, contenders, text=text, seed=seed, progress=progress))
+    return Evaluation(exact, tuple(comparisons))
+
+
+def evaluate_shortly(
+    model: Any,
+    tokenizer: Any,
+    description: ModelDescription,
+    config: OrderConfig,
+    *,
+    text: Callable[[], Text],
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare a config on a few sequences with exact, order 3 beside a near field, and the paper's order 4.
+
+    No further sequence is begun that would end after :data:`SHORT_SECONDS`. Where nothing can be compared, ``reason``
+    says why.
+    """
+    exact = rivals.exact_everywhere(config)
+    if not rivals.open_modules(description):
+        return Evaluation(exact, (), "every layer has a sliding window of its own and stays exact")
+    contenders = [] if exact else [Contender(rivals.CONFIG, config)]
+    window, sinks = (64, 4) if description.causal else (0, 0)
+    near = f", {sinks} sinks and a window of {window}" if description.causal else ""
+    uniform = OrderConfig.uniform(description, 3, "mean", window, sinks)
+    contenders.append(Contender("order 3", uniform, f"order 3 for every head, expansion mean{near}"))
+    contenders += rivals.paper(description)
+    began = time.monotonic()
+    try:
+        words = text()
+        length = min(SHORT_LENGTH, description.max_context)
+        sequences = _draw(tokenise(tokenizer, words), length, SHORT_SEQUENCES, seed, words)
+        left = max(0.0, SHORT_SECONDS - (time.monotonic() - began))
+        compared = compare(
+            model, description, sequences, contenders, text=words, seed=seed, progress=progress, seconds=left
+        )
+    except TaylorderError as error:
+        return Evaluation(exact, (), str(error))
+    return Evaluation(exact, (compared,))
+
+
+def evaluate_tasks(
+    model: Any,
+    tokenizer: Any,
+    description: ModelDescription,
+    config: OrderConfig,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[TaskResults, ...]:
+    """Run the tasks under exact attention, under a config, and under a sliding window of the config's bytes.
+
+    The bytes are those at the length of each task. A config that is exact everywhere is compared with nothing.
+
+    Raises:
+        UsageError: tokenizer or model do not allow such prompts.
+        NonFiniteError: the exact model breaks down.
+
+    """
+    tasks = make_tasks(tokenizer, seed=seed, max_context=description.max_context)
+    lengths = sorted({task.length for task in tasks})
+    states: list[tuple[str, str, Mapping[int, Contender | None]]] = []
+    if not rivals.exact_everywhere(config):
+        windows = {
+            length: rivals.sliding_window(description, rivals.bytes_per_kv_head(config, description, length), length)
+            for length in lengths
+        }
+        states.append((rivals.CONFIG, "the config", dict.fromkeys(lengths, Contender(rivals.CONFIG, config))))
+        states.append((rivals.WINDOW, f"{rivals.SINKS} sinks and a window of the config's bytes", windows))
+    done, total = 0, len(tasks) * (1 + len(states))
+
+    def report(now: int, _: int) -> None:
+        if progress is not None:
+            progress("tasks", done + now, total)
+
+    exact = run_tasks(model, tasks, report)
+    results = [] if states else [TaskResults("exact", "the model as it is", summarise(exact, exact, seed))]
+    for name, note, by_length in states:
+        done += len(tasks)
+        if not all(by_length.values()):
+            results.append(TaskResults(name, note, (), "the config's bytes hold no window"))
+            continue
+        try:
+            rows = summarise(exact, _under(model, tasks, by_length, exact, report), seed)
+        except NonFiniteError as error:
+            results.append(TaskResults(name, note, (), str(error)))
+        else:
+            results.append(TaskResults(name, note, rows))
+    return tuple(results)
+
+
+def _under(
+    model: Any,
+    tasks: Sequence[Task],
+    by_length: Mapping[int, Contender | None],
+    exact: Sequence[Outcome],
+    progress: Callable[[int, int], None],
+) -> list[Outcome]:
+    """Outcomes of the tasks in a state that depends on their length, in the order of the tasks.
+
+    Raises:
+        NonFiniteError: the state breaks down.
+
+    """
+    known = {(outcome.kind, outcome.length, outcome.case, outcome.depth): outcome for outcome in exact}
+    done = 0
+
+    def report(now: int, total: int) -> None:
+        progress(done + now, total)
+
+    for length, contender in by_length.items():
+        chosen = [task for task in tasks if task.length == length]
+        if contender is not None and contender.config is not None:
+            with adapted(model, contender.config):
+                outcomes = run_tasks(model, chosen, report)
+            known |= {(each.kind, each.length, each.case, each.depth): each for each in outcomes}
+        done += len(chosen)
+        progress(done, len(tasks))
+    return [known[outcome.kind, outcome.length, outcome.case, outcome.depth] for outcome in exact]
+
+
+def _draw(ids: Sequence[int], length: int, count: int, seed: int, text: Text) -> Tensor:
+    """So many sequences, or as many as the text has."""
+    available = len(ids) // length
+    if not available:
+        raise UsageError(
+            f"{text.source} has {len(ids)} tokens, fewer than one sequence of {length}; use more text, or smaller "
+            "--lengths"
+        )
+    return draw_sequences(ids, length, min(count, available), seed, text.source)

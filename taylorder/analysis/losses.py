@@ -1,0 +1,137 @@
+"""How well a model still predicts, token by token: negative log-likelihood, KL and top-1 agreement with itself exact.
+
+Logits are never held for a whole sequence: hidden states are (``[T, hidden]``), and the language-model head is applied
+to blocks of rows, for the exact model and for every other state of it side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taylorder.errors import UnsupportedModelError
+from taylorder.models import run_base
+
+EXACT = "exact"
+
+_BLOCK_LOGITS = 1 << 25
+"""Logits computed at once: 128 MiB in float32."""
+
+_ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""How far the model's own logits, scaled and capped in its dtype, may be from ours, scaled and capped in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """One sequence under one state of the model, per predicted token, float32 ``[T - 1]``.
+
+    ``nll`` is ``-ln p(token)``; ``kl`` is ``KL(exact || this)`` of the next-token distributions, both in nats;
+    ``agrees`` is 1 where both put the same token first. ``kl`` is 0 and ``agrees`` 1 for the exact model.
+    """
+
+    nll: np.ndarray
+    kl: np.ndarray
+    agrees: np.ndarray
+
+
+def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
+    """Final hidden states ``[T, hidden]`` of one sequence ``[T]``, without language-model head and cache."""
+    with torch.inference_mode():
+        return run_base(model, input_ids[None])[0]
+
+
+def has_language_model_head(model: Any) -> bool:
+    """Whether the model predicts tokens at all; a decoder loaded without its head, or an encoder, does not."""
+    return model.get_output_embeddings() is not None
+
+
+def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states ``[R, hidden]`` to logits ``[R, vocabulary]``, float32.
+
+    Raises:
+        UnsupportedModelError: the model has no such head, or does to its logits what this function does not.
+
+    """
+    linear = model.get_output_embeddings()
+    if linear is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language-model head, so it has no next-token loss; load the model with its "
+            "head, or compare hidden states"
+        )
+    config = model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+
+    @torch.inference_mode()
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = linear(hidden).float() * scale / divisor
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    parameter = next(model.parameters())
+    rounding = _ROUNDING.get(parameter.dtype, 1e-3)
+    ids = (torch.arange(6) + 16) % int(config.vocab_size)
+    with torch.inference_mode():
+        own = model(ids[None].to(parameter.device), use_cache=False).logits[0].float()
+        largest = float(own.abs().max())
+        if not torch.allclose(head(hidden_states(model, ids)), own, rtol=rounding, atol=rounding * largest):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does to its logits more than a linear head, a scale and a soft cap; its "
+                "losses cannot be computed in blocks"
+            )
+    return head
+
+
+def token_losses(
+    head: Callable[[Tensor], Tensor], input_ids: Tensor, hidden: Mapping[str, Tensor]
+) -> dict[str, TokenLosses]:
+    """Losses of one sequence for every state of the model.
+
+    Args:
+        head: from :func:`language_model_head`.
+        input_ids: ``[T]``.
+        hidden: final hidden states ``[T, hidden]`` by name; must have ``"exact"``.
+
+    """
+    exact = hidden[EXACT]
+    targets = input_ids[1:].to(exact.device)
+    collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in hidden}
+    with torch.inference_mode():
+        vocabulary = head(exact[:1]).shape[-1]
+        rows = max(1, _BLOCK_LOGITS // vocabulary)
+        for start in range(0, len(targets), rows):
+            block = slice(start, min(start + rows, len(targets)))
+            reference = head(exact[block]).log_softmax(-1)
+            likely = reference.exp()
+            first = reference.argmax(-1)
+            for name, states in hidden.items():
+                log_p = reference if name == EXACT else head(states[block]).log_softmax(-1)
+                nll = -log_p.gather(-1, targets[block, None])[:, 0]
+                kl = (likely * (reference - log_p)).sum(-1).clamp(min=0)  # rounding takes it below
+                collected[name].append((nll, kl, (log_p.argmax(-1) == first).float()))
+    return {
+        name: TokenLosses(*(torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True)))
+        for name, blocks in collected.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenDistance:
+    """How far an encoder's final hidden states of one sequence are from the exact ones."""
+
+    relative_l2: float
+    cosine: float
+
+
+def hidden_distance(exact: Tensor, other: Tensor) -> HiddenDistance:
+    """Compare final hidden states ``[T, hidden]``: relative L2 over all, mean cosine over tokens."""
+    exact, other = exact.double(), other.double()
+    return HiddenDistance(
+        relative_l2=float((other - exact).norm() / exact.norm()),
+        cosine=float(torch.cosine_similarity(other, exact, dim=-1).mean()),
+    )

@@ -1,0 +1,209 @@
+"""``taylorder eval``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable
+from taylorder.errors import BoundMissedError, TaylorderError, UsageError
+
+if TYPE_CHECKING:
+    from taylorder.adapt.config import OrderConfig
+    from taylorder.adapt.evaluate import TaskResults
+    from taylorder.models import LoadedModel, ModelDescription
+    from taylorder.reports.evaluation import EvalReport
+    from taylorder.reports.progress import StderrProgress
+
+_LENGTHS = (1024, 4096, 8192)
+
+
+def evaluate(
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="Evaluate this orders.json.", show_default=False, dir_okay=False)
+    ],
+    model: Model = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="docstrings of numpy and scipy",
+            help="Evaluate on this UTF-8 file; repeat for several.",
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N…",
+            show_default="1024, 4096 and 8192, those the model allows",
+            help="Evaluate on sequences of so many tokens.",
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Use so many tokens at every length.")] = 16384,
+    tasks: Annotated[bool, typer.Option("--tasks/--no-tasks", help="Also score lookup, copy and recall.")] = True,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Exit with 4 if the config's mean KL to exact exceeds X nats at any length."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of sequences and tasks.")] = 0,
+    device: Device = "cpu",
+    output: Format = "human",
+) -> None:
+    """Measure what a config costs in loss, beside exact attention and simpler uses of the same bytes.
+
+    Example: [bold]taylorder eval gpt2 --config gpt2-out/orders.json --lengths 1024[/bold]
+    """
+    files = text or []
+    asked = _parse_lengths(lengths)
+    check_texts(files)
+    if max_kl is not None and not 0 <= max_kl < math.inf:
+        raise UsageError(f"--max-kl is {max_kl}, expected a number of nats from 0 on")
+    for length in asked or ():
+        if tokens < length:
+            raise UsageError(f"--tokens is {tokens}, fewer than one sequence of {length}; raise it, or lower --lengths")
+    if out is not None:
+        if out.is_dir():
+            raise UsageError(f"--out {out} is a directory; name a file")
+        check_writable(out.parent)
+
+    from taylorder.adapt.config import OrderConfig
+
+    chosen = OrderConfig.load(config)
+
+    from taylorder.reports.progress import StderrProgress
+
+    with StderrProgress() as progress:
+        progress.say(f"loading {model or 'the built-in model'}")
+
+        from taylorder.adapt.evaluate import evaluate as measure
+        from taylorder.analysis.evaluation_text import evaluation_text
+        from taylorder.models import describe, load
+        from taylorder.reports.evaluation import EvalReport
+
+        loaded = load(model, device=device)
+        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+        chosen.check(description)
+        _refuse(loaded, description, max_kl)
+        evaluation = measure(
+            loaded.model,
+            loaded.tokenizer,
+            description,
+            chosen,
+            text=evaluation_text(files),
+            lengths=_lengths(asked, description.max_context, tokens),
+            tokens=tokens,
+            alphas=_alphas(config, chosen, loaded, description, progress),
+            seed=seed,
+            progress=progress,
+        )
+        results, reason = _tasks(loaded, description, chosen, seed, progress) if tasks else ((), "--no-tasks")
+        report = EvalReport(
+            model=description,
+            config=chosen,
+            config_path=str(config),
+            evaluation=evaluation,
+            tasks=results,
+            tasks_reason=reason,
+            max_kl=max_kl,
+            device=device,
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+        )
+    _print(report, out, output)
+
+
+def _parse_lengths(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) >= 2 for word in words):
+        raise UsageError(f"--lengths is {text!r}, expected whole numbers from 2 on with commas between them")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _lengths(asked: tuple[int, ...] | None, max_context: int, tokens: int) -> tuple[int, ...]:
+    """The lengths asked for, or those of the default that model and tokens allow, or the longest there is."""
+    if asked is None:
+        longest = min(max_context, tokens)
+        return tuple(length for length in _LENGTHS if length <= longest) or (longest,)
+    if asked[-1] > max_context:
+        raise UsageError(f"--lengths has {asked[-1]}, but the model sees {max_context} tokens at most; lower it")
+    return asked
+
+
+def _refuse(loaded: LoadedModel, description: ModelDescription, max_kl: float | None) -> None:
+    from taylorder.analysis.losses import has_language_model_head
+
+    if max_kl is not None and not (description.causal and has_language_model_head(loaded.model)):
+        raise UsageError(
+            f"--max-kl is {max_kl:g}, but {description.name} predicts no next token, so there is no KL; leave it out"
+        )
+
+
+def _alphas(
+    path: Path, config: OrderConfig, loaded: LoadedModel, description: ModelDescription, progress: StderrProgress
+) -> dict[str, float | None]:
+    """The alphas the run beside the config measured on the same weights, or else fitted now."""
+    from taylorder.adapt.rivals import exact_everywhere, fitted_alphas
+    from taylorder.adapt.select import layer_alpha
+    from taylorder.reports import run_directory
+
+    if exact_everywhere(config) or not description.causal:
+        return {}
+    try:
+        measured, _ = run_directory.read(path.parent)
+    except TaylorderError:
+        return fitted_alphas(loaded.model, description, progress)
+    if measured.model.fingerprint != description.fingerprint:
+        return fitted_alphas(loaded.model, description, progress)
+    return {module.name: layer_alpha(measured.spectral, module.name) for module in description.modules}
+
+
+def _tasks(
+    loaded: LoadedModel, description: ModelDescription, config: OrderConfig, seed: int, progress: StderrProgress
+) -> tuple[tuple[TaskResults, ...], str | None]:
+    from taylorder.adapt.evaluate import evaluate_tasks
+    from taylorder.analysis.losses import has_language_model_head
+
+    if not (description.causal and has_language_model_head(loaded.model)):
+        return (), "the model predicts no next token"
+    try:
+        return evaluate_tasks(loaded.model, loaded.tokenizer, description, config, seed=seed, progress=progress), None
+    except TaylorderError as error:
+        return (), str(error)
+
+
+def _print(report: EvalReport, out: Path | None, output: str) -> None:
+    """Print everything, write the file, and only then say that a bound was missed."""
+    from rich.console import Console
+
+    from taylorder.files import replacing
+    from taylorder.reports import evaluation
+    from taylorder.reports.document import as_json
+    from taylorder.reports.evaluation_document import as_document
+    from taylorder.reports.evaluation_words import missed
+
+    document = as_json(as_document(report))
+    if output == "json":
+        sys.stdout.write(document)
+    else:
+        console = Console(highlight=False)
+        if console.is_terminal:
+            evaluation.render(report, console)
+        else:
+            sys.stdout.write(evaluation.as_text(report))
+    if out is not None:
+        try:
+            with replacing(out) as temporary:
+                temporary.write_text(document, encoding="utf-8")
+        except OSError as error:
+            raise TaylorderError(f"{out} cannot be written ({error.strerror}); name another with --out") from error
+    if report.max_kl is not None and (message := missed(report.evaluation, report.max_kl)) is not None:
+        sys.stdout.flush()
+        raise BoundMissedError(message)

@@ -1,0 +1,27 @@
+"""Variable-order Taylor attention: q, k, v and a table of per-head specs in, attention out.
+
+Self-contained: relative imports, the standard library, torch and triton only, and Python 3.9 syntax, so that the folder
+can be published as a Hub kernel. Shapes: q ``[B, H, T, d]``, k ``[B, G, T, d]``, v ``[B, G, T, d_v]``; H query heads
+share G KV heads in order (query head h reads KV head ``h // (H / G)``).
+"""
+
+from .dispatch import BACKENDS, taylor_attention
+from .reference import ReferenceState, ReferenceSums, reference_attention, reference_sums
+from .score_space import score_space_attention
+from .spec import EXPANSIONS, GUARD, HeadSpec, check_heads
+from .state import State
+
+__all__ = [
+    "BACKENDS",
+    "EXPANSIONS",
+    "GUARD",
+    "HeadSpec",
+    "ReferenceState",
+    "ReferenceSums",
+    "State",
+    "check_heads",
+    "reference_attention",
+    "reference_sums",
+    "score_space_attention",
+    "taylor_attention",
+]

@@ -1,0 +1,153 @@
+"""The entry point: check every argument, choose a backend, return output and state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from . import torch_backend
+from .recent import Recent
+from .score_space import score_space_attention
+from .spec import HeadSpec, check_heads
+from .state import ExactPart, State, StateShape
+
+BACKENDS = ("torch", "score-space")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def taylor_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: Sequence[HeadSpec],
+    *,
+    scaling: float,
+    causal: bool = True,
+    valid: Optional[Tensor] = None,
+    state: Optional[State] = None,
+    backend: Optional[str] = None,
+) -> tuple[Tensor, Optional[State]]:
+    """Attend with one truncated (or exact) exponential per head, in time linear in the tokens (arXiv 2602.00294).
+
+    Sums are taken in float32 (float64 for float64 inputs), whatever the dtype of the inputs. There are no gradients.
+
+    Args:
+        q: queries of the new tokens ``[B, H, T, d]``; float32, bfloat16, float16 or float64. T may be 0.
+        k: their keys ``[B, G, T, d]``, prepared by the caller (centred, rotated). H is a multiple of G.
+        v: their values ``[B, G, T, d_v]``.
+        heads: one spec per query head; specs of one KV head must agree as ``check_heads`` says.
+        scaling: factor of q.k.
+        causal: False attends in both directions: no near field, no state.
+        valid: bool ``[B, T]``, False for padding; rows of padding queries are zero. None: no padding.
+        state: what an earlier call returned, to go on from there. It is updated in place; ``clone`` it to fork.
+        backend: ``torch`` (linear time, any device) or ``score-space`` (quadratic, keeps every key); None chooses.
+
+    Returns:
+        Output ``[B, H, T, d_v]`` in the dtype of q, and the state after these tokens (None if bidirectional).
+
+    Raises:
+        ValueError: an argument does not fit the others; the message names it, its value and what was expected.
+        TypeError: an argument is of the wrong type.
+
+    """
+    _check_tensors(q, k, v, valid)
+    for index, spec in enumerate(heads):
+        if not isinstance(spec, HeadSpec):
+            raise TypeError(f"heads[{index}] is a {type(spec).__name__}, expected a HeadSpec")
+    check_heads(heads, q.shape[1], k.shape[1], causal)
+    if not math.isfinite(scaling):
+        raise ValueError(f"scaling is {scaling}, expected a finite number")
+    if state is not None:
+        _check_state(state, k, v, heads, causal)
+    name = _backend(backend, state)
+    B, H, T, _ = q.shape
+    G = k.shape[1]
+    output = torch.empty(B, H, T, v.shape[-1], dtype=q.dtype, device=q.device)
+    # The output is an ordinary tensor; what is computed on the way, and the state, need no bookkeeping for gradients,
+    # which would cost a quarter of the time here.
+    with torch.inference_mode():
+        if name == "score-space":
+            state = state or State(heads, name, [ExactPart(range(G), Recent(k, v, G))], StateShape.of(k, v))
+            _score_space(q, k, v, state, output, scaling, causal, valid)
+        else:
+            state = state or torch_backend.new_state(heads, k, v)
+            if B and T:
+                into = torch_backend.Output(output, valid, state.guarded)
+                torch_backend.run(q, k, v, state, into, scaling=scaling, causal=causal, valid=valid)
+        state.tokens += T
+    return output, state if causal else None
+
+
+def _score_space(
+    q: Tensor, k: Tensor, v: Tensor, state: State, output: Tensor, scaling: float, causal: bool, valid: Optional[Tensor]
+) -> None:
+    (part,) = state.parts
+    part.recent.append(k, v, valid)
+    if q.shape[2] == 0:
+        return
+    keys, values, keep = part.recent.view()
+    rows, guarded = score_space_attention(q, keys, values, state.heads, scaling=scaling, causal=causal, valid=keep)
+    output.copy_(rows)
+    state.guarded += guarded
+
+
+def _backend(name: Optional[str], state: Optional[State]) -> str:
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}, expected one of {BACKENDS} or None")
+    if state is None:
+        return name or "torch"
+    if name is not None and name != state.backend:
+        raise ValueError(
+            f"backend is {name!r}, but the state was made by {state.backend!r}, which alone can go on from it"
+        )
+    return state.backend
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, valid: Optional[Tensor]) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions: [batch, heads, tokens, dim]"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} has dtype {tensor.dtype}, expected one of {DTYPES}")
+        if tensor.dtype != q.dtype:
+            raise ValueError(f"{name} has dtype {tensor.dtype}, expected that of q: {q.dtype}")
+        if tensor.device != q.device:
+            raise ValueError(f"{name} is on {tensor.device}, expected the device of q: {q.device}")
+    B, _, T, d = q.shape
+    G = k.shape[1]
+    if d == 0 or v.shape[-1] == 0:
+        raise ValueError(f"q has head dim {d} and v has value dim {v.shape[-1]}, expected at least 1")
+    if tuple(k.shape) != (B, G, T, d):
+        raise ValueError(f"k has shape {tuple(k.shape)}, expected {(B, G, T, d)} to match q {tuple(q.shape)}")
+    if tuple(v.shape[:3]) != (B, G, T):
+        raise ValueError(f"v has shape {tuple(v.shape)}, expected {(B, G, T)} and a value dim, to match k")
+    if valid is None:
+        return
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        raise TypeError(
+            f"valid is {getattr(valid, 'dtype', type(valid).__name__)}, expected a bool tensor [batch, tokens]"
+        )
+    if tuple(valid.shape) != (B, T):
+        raise ValueError(f"valid has shape {tuple(valid.shape)}, expected {(B, T)}: [batch, tokens] of the new tokens")
+    if valid.device != q.device:
+        raise ValueError(f"valid is on {valid.device}, expected the device of q: {q.device}")
+
+
+def _check_state(state: State, k: Tensor, v: Tensor, heads: Sequence[HeadSpec], causal: bool) -> None:
+    if not isinstance(state, State):
+        raise TypeError(f"state is a {type(state).__name__}, expected a State from an earlier call")
+    if not causal:
+        raise ValueError("state was given, but attention is bidirectional (causal=False); expected None")
+    if tuple(heads) != state.heads:
+        raise ValueError("heads differ from those the state was made for; expected the same specs in every call")
+    found, expected = StateShape.of(k, v), state.shape
+    if found != expected:
+        raise ValueError(f"k and v are {found}, but the state was made for {expected}")

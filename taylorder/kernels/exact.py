@@ -1,0 +1,48 @@
+"""Exact heads: ordinary softmax attention over every token kept."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+_MASK_ENTRIES = 1 << 20
+"""Entries of one block's mask: rows of queries are taken a few at a time where a mask has to be spelled out."""
+
+
+def exact_attention(
+    q: Tensor, k: Tensor, v: Tensor, keep: Optional[Tensor], *, scaling: float, causal: bool, output: Tensor
+) -> None:
+    """Attend with the last T of S tokens as queries and write into ``output``.
+
+    Args:
+        q: ``[B, H, T, d]``.
+        k: ``[B, G, S, d]``.
+        v: ``[B, G, S, d_v]``.
+        keep: bool ``[B, S]``, False for padding; None if there is none.
+        scaling: factor of q.k.
+        causal: False attends to all kept tokens.
+        output: ``[B, H, T, d_v]``; rows of padding queries are left undefined.
+
+    """
+    T, S = q.shape[2], k.shape[2]
+    grouped = q.shape[1] != k.shape[1]
+    if keep is None and (not causal or T in (1, S)):
+        output.copy_(
+            scaled_dot_product_attention(q, k, v, is_causal=causal and T > 1, scale=scaling, enable_gqa=grouped)
+        )
+        return
+    rows = max(1, _MASK_ENTRIES // S)
+    token = torch.arange(S, device=q.device)
+    for start in range(0, T, rows):
+        stop = min(start + rows, T)
+        seen = S - T + stop if causal else S
+        own = torch.arange(S - T + start, S - T + stop, device=q.device)[:, None]
+        mask = token[:seen] <= own if causal else token.new_ones(stop - start, S, dtype=torch.bool)
+        if keep is not None:
+            mask = mask & keep[:, None, None, :seen]
+        output[:, :, start:stop] = scaled_dot_product_attention(
+            q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=grouped
+        )

@@ -1,0 +1,149 @@
+"""Keys and values as they are: a buffer that tokens enter at the end and leave at the front."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Union
+
+import torch
+from torch import Tensor
+
+Piece = tuple[Tensor, Tensor, Optional[Tensor]]
+"""Keys ``[B, G, S, d]``, values ``[B, G, S, d_v]`` and, if some tokens do not count, bool ``[B, S]``."""
+
+Heads = Union[slice, list[int]]
+
+
+class Recent:
+    """Tokens not folded into a state (all tokens, for exact heads), in the caller's dtype.
+
+    Attributes:
+        keys: ``[B, G, capacity, d]``, the first ``length`` in use.
+        values: ``[B, G, capacity, d_v]``.
+        keep: bool ``[B, capacity]``, False for tokens nobody may attend to here; None while there are none.
+        length: tokens in use.
+
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, kv_heads: int) -> None:
+        """Start empty, for that many KV heads, otherwise like keys ``[B, *, *, d]`` and values ``[B, *, *, d_v]``."""
+        B, G, d = keys.shape[0], kv_heads, keys.shape[-1]
+        self.keys = keys.new_empty(B, G, 0, d)
+        self.values = values.new_empty(B, G, 0, values.shape[-1])
+        self.keep: Optional[Tensor] = None
+        self.length = 0
+
+    def append(self, keys: Tensor, values: Tensor, keep: Optional[Tensor], reserve: int = 0) -> None:
+        """Add tokens at the end. A full buffer grows to ``reserve`` tokens if given, else by an eighth."""
+        new = self.length + keys.shape[2]
+        capacity = self.keys.shape[2]
+        if new > capacity:
+            spare = max(64, new // 8) if self.length and not reserve else 0
+            capacity = max(new + spare, reserve)
+            self.keys = _grown(self.keys, self.length, capacity)
+            self.values = _grown(self.values, self.length, capacity)
+        if keep is not None and self.keep is None:
+            self.keep = torch.ones(keys.shape[0], capacity, dtype=torch.bool, device=keys.device)
+        if self.keep is not None:
+            if self.keep.shape[1] < capacity:
+                grown = torch.ones(keys.shape[0], capacity, dtype=torch.bool, device=keys.device)
+                grown[:, : self.length] = self.keep[:, : self.length]
+                self.keep = grown
+            self.keep[:, self.length : new] = True if keep is None else keep
+        self.keys[:, :, self.length : new] = keys
+        self.values[:, :, self.length : new] = values
+        if keep is not None:
+            # A weight of zero does not silence an infinity: padding must be zero itself.
+            self.keys[:, :, self.length : new].masked_fill_(~keep[:, None, :, None], 0.0)
+            self.values[:, :, self.length : new].masked_fill_(~keep[:, None, :, None], 0.0)
+        self.length = new
+
+    def drop(self, tokens: int) -> None:
+        """Forget the first tokens."""
+        if tokens == 0:
+            return
+        stop = self.length
+        self.length -= tokens
+        self.keys[:, :, : self.length] = self.keys[:, :, tokens:stop].clone()
+        self.values[:, :, : self.length] = self.values[:, :, tokens:stop].clone()
+        if self.keep is not None:
+            self.keep[:, : self.length] = self.keep[:, tokens:stop].clone()
+            if bool(self.keep[:, : self.length].all()):
+                self.keep = None
+
+    def shrink(self, capacity: int) -> None:
+        """Give back what lies beyond that many tokens, unless it is in use."""
+        capacity = max(capacity, self.length)
+        if self.keys.shape[2] > capacity:
+            self.keys, self.values = self.keys[:, :, :capacity].clone(), self.values[:, :, :capacity].clone()
+            self.keep = None if self.keep is None else self.keep[:, :capacity].clone()
+
+    def view(self) -> Piece:
+        """Keys, values and keep of the tokens in use."""
+        keep = None if self.keep is None else self.keep[:, : self.length]
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length], keep
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Recent:
+        """Return a copy with ``change`` applied to every tensor."""
+        copy = Recent.__new__(Recent)
+        copy.keys, copy.values, copy.length = change(self.keys), change(self.values), self.length
+        copy.keep = None if self.keep is None else change(self.keep)
+        return copy
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held, spare capacity included."""
+        held = (self.keys, self.values) if self.keep is None else (self.keys, self.values, self.keep)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def _grown(tensor: Tensor, length: int, capacity: int) -> Tensor:
+    B, G, _, d = tensor.shape
+    grown = tensor.new_empty(B, G, capacity, d)
+    grown[:, :, :length] = tensor[:, :, :length]
+    return grown
+
+
+class Joined:
+    """Earlier tokens followed by new ones, without copying more than what is asked for.
+
+    Keys ``[B, G, S, d]``, values ``[B, G, S, d_v]`` and keep ``[B, S]`` as two pieces each; of the new piece, only KV
+    heads ``heads`` are meant.
+    """
+
+    def __init__(
+        self,
+        first: Piece,
+        second: Optional[Piece] = None,
+        heads: Heads = slice(None),
+    ) -> None:
+        self.first, self.second, self.heads = first, second, heads
+        self.seam = first[0].shape[2]
+        self.length = self.seam + (second[0].shape[2] if second else 0)
+
+    def cut(self, start: int, stop: int) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Keys, values and keep of tokens ``start … stop - 1``; keep is None if all of them count."""
+        if stop <= self.seam or self.second is None:
+            pieces = _tokens(self.first, start, stop)
+        elif start >= self.seam:
+            pieces = _tokens(self.second, start - self.seam, stop - self.seam, self.heads)
+        else:
+            head, tail = _tokens(self.first, start, self.seam), _tokens(self.second, 0, stop - self.seam, self.heads)
+            keep = None
+            if head[2] is not None or tail[2] is not None:
+                keep = torch.cat([_mask(head), _mask(tail)], 1)
+            pieces = torch.cat([head[0], tail[0]], 2), torch.cat([head[1], tail[1]], 2), keep
+        keys, values, keep = pieces
+        return keys, values, None if keep is None or bool(keep.all()) else keep
+
+
+def _tokens(piece: Piece, start: int, stop: int, heads: Heads = slice(None)) -> Piece:
+    keys, values, keep = piece
+    keep = None if keep is None else keep[:, start:stop]
+    return keys[:, :, start:stop][:, heads], values[:, :, start:stop][:, heads], keep
+
+
+def _mask(piece: Piece) -> Tensor:
+    keys, _, keep = piece
+    if keep is not None:
+        return keep
+    return torch.ones(keys.shape[0], keys.shape[2], dtype=torch.bool, device=keys.device)

@@ -1,0 +1,198 @@
+"""What attention remembers of the tokens it has seen: sums of features, the tokens not in them yet, sinks, exact KV.
+
+KV heads that compute alike (same largest order, ranks, window, sinks) form a part, so that decoding handles all of them
+in one batch of products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Callable, Optional, Union
+
+import torch
+from torch import Tensor
+
+from .recent import Recent
+from .spec import HeadSpec
+from .tables import FeatureTable
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """What the keys and values of every call that continues a state must agree with."""
+
+    batch: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(k: Tensor, v: Tensor) -> StateShape:
+        """Read it off keys ``[B, G, T, d]`` and values ``[B, G, T, d_v]``."""
+        return StateShape(k.shape[0], k.shape[1], k.shape[3], v.shape[3], k.dtype, k.device)
+
+
+class ExactPart:
+    """KV heads that keep every token: ordinary softmax attention, and the score-space backend for any spec."""
+
+    def __init__(self, kv_heads: Sequence[int], recent: Recent) -> None:
+        self.kv_heads = tuple(kv_heads)
+        self.recent = recent
+
+    def map(self, change: Change) -> ExactPart:
+        return ExactPart(self.kv_heads, self.recent.map(change))
+
+    @property
+    def nbytes(self) -> int:
+        return self.recent.nbytes
+
+    @property
+    def nominal_bytes(self) -> int:
+        return _nominal(self.recent.keys, self.recent.values, self.recent.length)
+
+
+class TaylorPart:
+    """KV heads with one feature table.
+
+    Attributes:
+        kv_heads: which KV heads, ascending.
+        specs: the specs of each one's query heads.
+        table: their features.
+        window, sinks: their near field.
+        drops_far: whether no query head has a far field: nothing is folded then, far tokens are forgotten.
+        features: ``[B, len(kv_heads), D, d_v]``, sum of multiplicity x feature x value over the folded tokens; None
+            until the first ones are folded.
+        sums: ``[B, len(kv_heads), D]``, the same with value 1; the first entry counts the folded tokens.
+        shifts: whether no query head notices a vector subtracted from all keys (all expand around their mean).
+        origin: ``[B, len(kv_heads), d]``, that vector, the mean of the first tokens folded; None before, or if it does
+            not shift.
+        recent: tokens that are not folded; sinks are marked there as not to be used.
+        sink_keys, sink_values: ``[B, len(kv_heads), sinks, *]``, the first valid tokens.
+        seen: int64 ``[B]``, valid tokens so far.
+
+    """
+
+    def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
+        flat = [spec for group in specs for spec in group]
+        longest = max(flat, key=lambda spec: spec.order or 0)
+        order = longest.order or 0
+        if any(spec.expansion == "mean" for spec in flat):
+            order = max(order, 2)  # the sum of the keys, which means are read from, is of degree 1
+        self.kv_heads, self.specs = tuple(kv_heads), tuple(tuple(group) for group in specs)
+        self.table = FeatureTable.build(k.shape[-1], order, longest.ranks)
+        self.window, self.sinks = longest.window, longest.sinks
+        self.drops_far = all(spec.drops_far for spec in flat)
+        self.shifts = all(spec.expansion == "mean" for spec in flat)
+        self.origin: Optional[Tensor] = None
+        self.features: Optional[Tensor] = None
+        self.sums: Optional[Tensor] = None
+        self.recent = Recent(k, v, len(kv_heads))
+        B, Gb = k.shape[0], len(kv_heads)
+        self.sink_keys = k.new_zeros(B, Gb, self.sinks, k.shape[-1])
+        self.sink_values = v.new_zeros(B, Gb, self.sinks, v.shape[-1])
+        self.seen = torch.zeros(B, dtype=torch.int64, device=k.device)
+
+    def start_features(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return features and sums, zero if nothing was folded yet."""
+        if self.features is None or self.sums is None:
+            B, Gb, _, d_v = self.recent.values.shape
+            self.features = self.recent.values.new_zeros(B, Gb, self.table.features, d_v, dtype=dtype)
+            self.sums = self.features.new_zeros(B, Gb, self.table.features)
+            self.origin = self.features.new_zeros(B, Gb, self.recent.keys.shape[-1]) if self.shifts else None
+        return self.features, self.sums
+
+    def map(self, change: Change) -> TaylorPart:
+        copy = TaylorPart.__new__(TaylorPart)
+        copy.__dict__.update(self.__dict__)
+        copy.recent = self.recent.map(change)
+        copy.features = None if self.features is None else change(self.features)
+        copy.sums = None if self.sums is None else change(self.sums)
+        copy.origin = None if self.origin is None else change(self.origin)
+        copy.sink_keys, copy.sink_values = change(self.sink_keys), change(self.sink_values)
+        copy.seen = change(self.seen)
+        return copy
+
+    @property
+    def nbytes(self) -> int:
+        held = [self.sink_keys, self.sink_values, self.seen]
+        held += [tensor for tensor in (self.features, self.sums, self.origin) if tensor is not None]
+        return self.recent.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    @property
+    def nominal_bytes(self) -> int:
+        kv = _nominal(self.recent.keys, self.recent.values, self.recent.length + self.sinks)
+        if self.features is None or self.sums is None:
+            return kv
+        return kv + 4 * (self.features.numel() + self.sums.numel())
+
+
+Part = Union[ExactPart, TaylorPart]
+
+
+class State:
+    """Everything a later call needs to go on, constant in size for KV heads that are not exact.
+
+    ``taylor_attention`` updates the state it is given in place and returns the same object; ``clone`` before the call
+    forks it. Row b of every tensor belongs to sequence b, and nothing mixes rows, so ``index_select`` and
+    ``repeat_interleave`` are all that beam search and reordering need.
+
+    Attributes:
+        heads: the specs it was made for.
+        backend: the backend that made it and alone can go on from it.
+        tokens: tokens seen, padding included.
+        guarded: int64 ``[H]``, rows so far that fell back to order 1 (padding left out).
+        parts: what is held per kind of KV head.
+
+    """
+
+    def __init__(self, heads: Sequence[HeadSpec], backend: str, parts: Sequence[Part], shape: StateShape) -> None:
+        self.heads, self.backend, self.parts, self.shape = tuple(heads), backend, tuple(parts), shape
+        self.tokens = 0
+        self.guarded = torch.zeros(len(heads), dtype=torch.int64, device=shape.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held, spare capacity included."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def nominal_bytes(self) -> int:
+        """Bytes with keys and values counted in 16 bits and sums in 32, whatever this run uses."""
+        return sum(part.nominal_bytes for part in self.parts)
+
+    def clone(self) -> State:
+        """Return an independent copy."""
+        return self._map(torch.clone, self.shape)
+
+    def index_select(self, indices: Tensor) -> State:
+        """Return the state of sequences ``indices`` (int64 ``[B']``, repeats allowed)."""
+        return self._map(
+            lambda tensor: tensor.index_select(0, indices.to(tensor.device)), replace(self.shape, batch=len(indices))
+        )
+
+    def repeat_interleave(self, repeats: int) -> State:
+        """Return the state with every sequence repeated."""
+        shape = replace(self.shape, batch=self.shape.batch * repeats)
+        return self._map(lambda tensor: tensor.repeat_interleave(repeats, 0), shape)
+
+    def to(self, device: Union[str, torch.device]) -> State:
+        """Return a copy on another device."""
+        target = torch.device(device)
+        copy = self._map(lambda tensor: tensor.to(target, copy=True), replace(self.shape, device=target))
+        copy.guarded = copy.guarded.to(target)
+        return copy
+
+    def _map(self, change: Change, shape: StateShape) -> State:
+        copy = State(self.heads, self.backend, [part.map(change) for part in self.parts], shape)
+        copy.tokens, copy.guarded = self.tokens, self.guarded.clone()
+        return copy
+
+
+def _nominal(keys: Tensor, values: Tensor, tokens: int) -> int:
+    B, G, _, d = keys.shape
+    return 2 * B * G * tokens * (d + values.shape[-1])

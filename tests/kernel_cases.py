@@ -1,0 +1,155 @@
+"""Inputs for kernel tests: strategies over whole tables, small sizes that reach every code path, recorders."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from taylorder.kernels import HeadSpec, products, rows, taylor_attention, torch_backend
+from taylorder.kernels.torch_backend import Output
+
+SCALING = 0.4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: sizes, table, padding and where the sequence is cut into calls."""
+
+    heads: tuple[HeadSpec, ...]
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    valid: torch.Tensor | None
+    causal: bool
+    cuts: tuple[int, ...]
+
+    def to(self, dtype):
+        return Case(self.heads, *(t.to(dtype) for t in (self.q, self.k, self.v)), self.valid, self.causal, self.cuts)
+
+
+@st.composite
+def head_groups(draw, d, group, causal, orders=(1, 2, 3, 4, 6)):
+    """Specs of one KV head's query heads."""
+    if draw(st.integers(0, 4)) == 0:
+        return [HeadSpec(None)] * group
+    window = draw(st.sampled_from([0, 1, 5, 30])) if causal else 0
+    sinks = draw(st.sampled_from([0, 0, 1, 4])) if causal else 0
+    ranks = draw(st.sampled_from([None, (0, d, 4, 3, 3, 2, 1, 0), (0, 3, 3, 2, 2, 2, 2, 2), (0, d, d, 3, 1, 1, 1, 1)]))
+    coefficients = draw(st.sampled_from([None, (0.9, 0.8, 0.7, 0.3, 0.2, 0.1, 0.05, 0.02), (0.0,) * 8]))
+    specs = []
+    for _ in range(group):
+        order = draw(st.sampled_from(orders))
+        expansion = draw(st.sampled_from(["zero", "mean"]))
+        if draw(st.integers(0, 5)) == 0:
+            coefficients = None
+        specs.append(
+            HeadSpec(order, expansion, window, sinks, ranks and ranks[:order], coefficients and coefficients[:order])
+        )
+    return specs
+
+
+@st.composite
+def cases(draw, orders=(1, 2, 3, 4, 6)):
+    B, G, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5])), draw(st.integers(1, 3))
+    T, d, d_v = (
+        draw(st.sampled_from([1, 3, 17, 70, 110])),
+        draw(st.sampled_from([4, 7, 8])),
+        draw(st.sampled_from([3, 8])),
+    )
+    causal = draw(st.sampled_from([True, True, True, False]))
+    heads = [spec for _ in range(G) for spec in draw(head_groups(d, group, causal, orders))]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    q = torch.randn(B, G * group, T, d, generator=generator)
+    k, v = torch.randn(B, G, T, d, generator=generator), torch.randn(B, G, T, d_v, generator=generator)
+    valid = None
+    if draw(st.booleans()):
+        start = torch.tensor([draw(st.integers(0, T)) for _ in range(B)])
+        holes = torch.rand(B, T, generator=generator) < draw(st.sampled_from([0.0, 0.2]))
+        valid = (torch.arange(T) >= start[:, None]) & ~holes
+    inner = draw(st.lists(st.integers(0, T), max_size=3)) if causal else []
+    return Case(tuple(heads), q, k, v, valid, causal, tuple(sorted({0, T, *inner})))
+
+
+SMALL = {
+    (products, "_CHUNK_BYTES"): [1500, 5 << 19],
+    (products, "_TILE_BYTES"): [3000, 1 << 19],
+    (products, "_PREFIX"): [0, 4, 128],
+    (products, "_GATHER_BELOW"): [0, 64, 100_000],
+    (rows, "_BLOCK_ROWS"): [7, 128],
+    (torch_backend, "FOLD_BLOCK"): [1, 4, 64],
+    (torch_backend, "_RAW_SHARE"): [0.0, 0.0, 0.5],
+    (torch_backend, "_CHUNK"): [19, 512],
+    (torch_backend, "_CHUNK_TOGETHER"): [17, 256],
+    (torch_backend, "_TOGETHER_BYTES"): [1, 5 << 19],
+    (torch_backend, "_ROWS"): [300, 2048],
+    (torch_backend, "_BATCH"): [1, 3000, 5 << 17],
+    (torch_backend, "_SCORES"): [1000, 1 << 20],
+}
+"""Tuning constants and values that make small inputs take the paths of large ones: they may change no result."""
+
+sizes = st.fixed_dictionaries({key: st.sampled_from(values) for key, values in SMALL.items()})
+
+
+@contextmanager
+def sized(chosen):
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), value in chosen.items():
+            patch.setattr(module, name, value)
+        yield
+
+
+EAGER = {
+    (torch_backend, "FOLD_BLOCK"): 1,
+    (torch_backend, "_RAW_SHARE"): 0.0,
+    (torch_backend, "_CHUNK"): 16,
+    (torch_backend, "_CHUNK_TOGETHER"): 16,
+}
+"""Chunks so short that nearly every far key is read from the state."""
+
+
+class Recorder(Output):
+    """An output that also keeps numerators and denominators."""
+
+    def __init__(self, output, valid, guarded):
+        super().__init__(output, valid, guarded)
+        B, H, T, _ = output.shape
+        self.numerator, self.denominator = torch.full_like(output, float("nan")), torch.full((B, H, T), float("nan"))
+
+    def write(self, where, rows, heads, sums):
+        b, G = where.sequences.stop - where.sequences.start, len(where.kv_heads)
+        shape = (b, G, *sums.denominator.shape[1:])
+        kv_heads = list(where.kv_heads)
+        numerator = self.numerator.unflatten(1, (-1, where.group))
+        numerator[where.sequences, kv_heads, heads, rows] = sums.numerator.view(*shape, -1)
+        denominator = self.denominator.unflatten(1, (-1, where.group))
+        denominator[where.sequences, kv_heads, heads, rows] = sums.denominator.view(shape)
+        super().write(where, rows, heads, sums)
+
+
+def attend(case, backend=None, state=None):
+    """All calls of a case: output of all of them, and the last state."""
+    parts = []
+    for start, stop in zip(case.cuts, case.cuts[1:], strict=False):
+        cut = slice(start, stop)
+        part, state = taylor_attention(
+            case.q[:, :, cut], case.k[:, :, cut], case.v[:, :, cut], case.heads, scaling=SCALING, causal=case.causal,
+            valid=None if case.valid is None else case.valid[:, cut], state=state, backend=backend,
+        )  # fmt: skip
+        parts.append(part)
+    return torch.cat(parts, 2), state
+
+
+def recorded_sums(case):
+    """Numerators and denominators of one call over the whole sequence."""
+    output = torch.empty(*case.q.shape[:3], case.v.shape[-1])
+    with torch.inference_mode():
+        state = torch_backend.new_state(case.heads, case.k, case.v)
+        recorder = Recorder(output, case.valid, state.guarded)
+        torch_backend.run(
+            case.q, case.k, case.v, state, recorder, scaling=SCALING, causal=case.causal, valid=case.valid
+        )
+    return recorder.numerator, recorder.denominator

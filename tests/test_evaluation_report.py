@@ -1,0 +1,302 @@
+"""What a person and a script read of an evaluation: tables at 80 columns, verdicts, bounds, finite JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import synthetic
+from synthetic import replaced
+
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.evaluate import Evaluation, TaskResults
+from taylorder.adapt.judge import Comparison, Standing
+from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.tasks import TaskRow
+from taylorder.reports import evaluation, run_directory, terminal, verdict
+from taylorder.reports import evaluation_words as words
+from taylorder.reports.document import as_document, as_json
+from taylorder.reports.evaluation import EvalReport
+from taylorder.reports.evaluation_document import as_document as as_eval_document
+
+KIB = 1024
+MEASURED = synthetic.analysis(layers=3)
+
+
+def interval(estimate, spread=0.02):
+    return Interval(estimate, estimate - spread, estimate + spread)
+
+
+def standing(name, taken, nll, exact=3.5, window=None, **changes):
+    buckets = ((0, 63, nll + 0.4), (64, 255, nll + 0.1), (256, 1023, nll), (1024, 4095, nll - 0.1), (4096, 8190, nll))
+    made = Standing(
+        name=name,
+        note=f"what {name} is",
+        nominal_bytes=taken,
+        nll=interval(nll, 0.2),
+        delta_exact=None if name == "exact" else interval(nll - exact),
+        delta_window=None if window is None else interval(nll - window),
+        perplexity=math.exp(nll) if nll < 700 else math.inf,
+        kl=None if name == "exact" else interval(nll - exact + 0.01),
+        agreement=None if name == "exact" else 0.876,
+        buckets=buckets,
+        guarded_share=0.0123 if name == "paper" else None,
+    )
+    return replaced(made, **changes)
+
+
+def comparison(config=3.7, *standings, length=4096, sequences=8, window=3.75, config_bytes=100 * KIB, **changes):
+    made = Comparison(
+        length=length,
+        sequences=sequences,
+        text_source="docstrings of numpy 2.4.6 and scipy 1.17.1",
+        text_sha256="ab" * 32,
+        seed=0,
+        standings=(
+            standing("exact", 1024 * KIB, 3.5),
+            standing("config", config_bytes, config, window=window),
+            standing("window", min(config_bytes, 1024 * KIB), window),
+            standing("paper", 12_455_300, 14.3, window=window),
+            standing("paper, raw", 12_455_300, 2000.0, window=window),
+            Standing("alphas", "", None, failure="no alpha could be fitted"),
+            *standings,
+        ),
+    )
+    return replaced(made, **changes)
+
+
+def task_row(kind, length, depth, exact, other):
+    return TaskRow(
+        kind=kind, length=length, depth=depth, cases=4, questions=20, chance=0.05, exact_accuracy=interval(exact, 0.05),
+        other_accuracy=interval(other, 0.05), accuracy_difference=interval(other - exact, 0.1), exact_rank=1.0,
+        other_rank=2.0, exact_nll=interval(0.1), other_nll=interval(0.2), nll_difference=interval(0.1),
+        exact_cannot=exact < 0.6,
+    )  # fmt: skip
+
+
+def task_results(name, worse):
+    rows = []
+    for kind, length, exact in (("lookup", 256, 0.95), ("lookup", 1024, 0.4), ("copy", 256, 1.0)):
+        rows.append(task_row(kind, length, None, exact, exact - worse))
+        rows += [task_row(kind, length, d, exact, exact - worse) for d in (0.1, 0.3, 0.5, 0.7, 0.9) if kind == "lookup"]
+    return TaskResults(name, f"what {name} is", tuple(rows))
+
+
+def report(*comparisons, exact=False, tasks=(), **options):
+    config = OrderConfig.uniform(MEASURED.model, "exact" if exact else 3)
+    return EvalReport(
+        MEASURED.model, config, "somewhere/orders.json", Evaluation(exact, comparisons), tuple(tasks), **options
+    )
+
+
+def hidden_comparison():
+    return comparison(standings=(
+        Standing("exact", "", None, hidden_relative_l2=0.0, hidden_cosine=1.0),
+        Standing("config", "", None, hidden_relative_l2=0.123, hidden_cosine=0.9876, guarded_share=0.0),
+        Standing("paper", "order 4", None, failure="its final hidden states hold NaN or infinite values"),
+    ))  # fmt: skip
+
+
+REPORTS = {
+    "whole": lambda: report(
+        comparison(), comparison(length=8192, sequences=2),
+        tasks=[task_results("config", 0.2), task_results("window", 0.5)], max_kl=0.05,
+    ),
+    "exact": lambda: report(comparison(standings=comparison().standings[:1]), exact=True, tasks_reason="--no-tasks"),
+    "encoder": lambda: report(hidden_comparison()),
+    "one sequence": lambda: report(comparison(sequences=1)),
+    "tasks of exact": lambda: report(comparison(), tasks=[task_results("exact", 0.0)]),
+    "tasks broke": lambda: report(comparison(), tasks=[TaskResults("config", "", (), "logits are not finite")]),
+    "config broke": lambda: report(comparison(standings=(
+        standing("exact", 1024 * KIB, 3.5), Standing("config", "", 5, failure="queries hold NaN"),
+    )), max_kl=1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_are_readable_at_80_columns_without_colour(name):
+    text = evaluation.as_text(REPORTS[name]())
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "\x1b" not in text
+    assert "Verdict" in text
+    assert "nan" not in text.lower().replace("nan or infinite", "").replace("hold nan", "")
+
+
+def test_the_report_has_every_figure():
+    text = evaluation.as_text(REPORTS["whole"]())
+    for part in (
+        "8 sequences of 4,096 tokens",
+        "config        100 KiB  3.700 [3.500, 3.900]",
+        "config             +0.200 [+0.180, +0.220]  -0.050 [-0.070, -0.030]",
+        "0.210",
+        "87.6%",
+        "1.2%",
+        "1.6e6",
+        "over 1e300",
+        "4,096-8,190",
+        "window      what window is",
+        "alphas      no figures: no alpha could be fitted",
+        "sha256 abababababab, seed 0",
+        "heads: order 3: 27",
+        "exact cannot",
+        "-20 [-30, -10]",
+        "2 sequences make them rough",
+        "Bound missed: the config's mean KL is 0.21 nats per token at 4,096 tokens;",
+    ):
+        assert part in text or part in " ".join(text.split()), part
+
+
+def test_a_state_larger_than_the_cache_is_said_in_words():
+    (told,) = words.sizes(comparison())
+    assert told == (
+        "paper and paper, raw: 11.9 MiB per KV head are more than the KV cache of 1 MiB that they replace at 4,096 "
+        "tokens; this saves nothing here, and exact attention takes less."
+    )
+    assert "config: 2 MiB per KV head" in words.sizes(comparison(config_bytes=2048 * KIB))[0]
+    assert words.sizes(hidden_comparison()) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (comparison(3.7), "0.200 above exact [+0.180, +0.220]. It beats sinks and a window of the same bytes (100 KiB"),
+        (comparison(3.7), "per KV head): the difference, -0.050 [-0.070, -0.030], excludes zero."),
+        (comparison(3.8), "It loses to sinks and a window of the same bytes (100 KiB per KV head): the difference, +0"),
+        (comparison(3.76), "It cannot be told from sinks and a window of the same bytes (100 KiB per KV head): the "
+         "difference, +0.010 [-0.010, +0.030], may be zero."),
+        (comparison(3.4), "0.100 below exact"),
+        (comparison(3.7, sequences=4), "On these 4 sequences it beats sinks"),
+        (comparison(3.7, sequences=4), "so few sequences all agree by chance one time in 8."),
+        (comparison(3.7, config_bytes=2048 * KIB), "It takes no fewer bytes than the whole KV cache (1 MiB per KV"),
+        (hidden_comparison(), "At 4,096 tokens the config moves the final hidden states by 12%."),
+    ],
+)  # fmt: skip
+def test_verdicts_say_whether_the_config_beats_the_window(made, told):
+    (verdict,) = words.verdicts(Evaluation(False, (made,)))
+    assert told in verdict
+
+
+def test_one_sequence_decides_nothing():
+    made = comparison()
+    endless = [
+        replaced(each, delta_window=each.delta_window and Interval(each.delta_window.estimate, -math.inf, math.inf))
+        for each in made.standings
+    ]
+    (told,) = words.verdicts(Evaluation(False, (replaced(made, standings=tuple(endless), sequences=1),)))
+    assert "one sequence gives no interval and decides nothing" in told
+    assert "inf" not in told
+
+
+def test_verdicts_without_a_comparison():
+    assert words.verdicts(Evaluation(True, ())) == [words.EQUALS_EXACT]
+    assert words.verdicts(Evaluation(False, (), "no text")) == ["Not evaluated: no text."]
+    without = comparison(standings=(*comparison().standings[:2], Standing("window", "", None, failure="too few bytes")))
+    (told,) = words.verdicts(Evaluation(False, (without,)))
+    assert told.endswith("There is no window to compare it with: too few bytes.")
+
+
+def test_bounds_name_value_bound_and_length():
+    both = Evaluation(False, (comparison(3.7), comparison(3.6, length=8192)))
+    assert words.missed(both, 0.3) is None
+    assert words.missed(both, 0.21000000001) is None
+    assert words.missed(both, 0.15) == (
+        "the config's mean KL is 0.21 nats per token at 4,096 tokens; --max-kl allows 0.15"
+    )
+    assert "at 4,096 tokens; the config's mean KL is 0.11 nats per token at 8,192 tokens" in words.missed(both, 0.1)
+    assert words.missed(Evaluation(True, ()), 0.0) is None
+    assert "broke down at 4,096 tokens" in words.missed(REPORTS["config broke"]().evaluation, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [(3.44149, False, "3.441"), (0.0, True, "0.000"), (-0.0001, True, "0.000"), (9.9996, False, "10.00"),
+     (-0.05, True, "-0.050"), (2000.3, True, "+2000"), (math.inf, False, "inf")],
+)  # fmt: skip
+def test_figures_have_few_digits(value, signed, text):
+    assert words.figure(value, signed) == text
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_document_is_finite_json(name):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    made = REPORTS[name]()
+    document = json.loads(as_json(as_eval_document(made)), parse_constant=refuse)
+    assert document["schema"] == "taylorder/eval@1"
+    assert document["config"]["exact_everywhere"] is made.evaluation.exact_everywhere
+    assert len(document["comparisons"]) == len(made.evaluation.comparisons)
+    assert document["verdict"]["text"]
+
+
+def test_the_document_has_everything_a_script_needs():
+    document = as_eval_document(REPORTS["whole"]())
+    first = document["comparisons"][0]
+    assert (first["length"], first["sequences"], first["seed"], first["text_sha256"]) == (4096, 8, 0, "ab" * 32)
+    by_name = {each["name"]: each for each in first["standings"]}
+    assert by_name["config"]["delta_window"]["estimate"] == pytest.approx(-0.05)
+    assert by_name["paper, raw"]["perplexity"] == "inf"
+    assert by_name["alphas"]["failure"] == "no alpha could be fitted"
+    assert document["bound"]["met"] is False
+    assert document["tasks"]["results"][0]["rows"][0]["kind"] == "lookup"
+    assert document["model"]["fingerprint"] == MEASURED.model.fingerprint
+    assert (document["device"], document["dtype"]) == ("cpu", "float32")
+    assert "torch" in document["software"]
+
+
+# The short form in the report of `analyze`
+
+
+SHORT = Evaluation(False, (comparison(length=1024, sequences=4),))
+SHORT_EXACT = Evaluation(True, (comparison(standings=(comparison().standings[0], comparison().standings[3])),))
+NONE = Evaluation(False, (), "made up has 3 tokens, fewer than one sequence of 1024; use more text")
+
+
+@pytest.mark.parametrize("short", [SHORT, SHORT_EXACT, NONE, Evaluation(False, (hidden_comparison(),))])
+def test_a_run_comes_back_with_its_evaluation(tmp_path, short):
+    chosen = synthetic.selection(MEASURED)
+    run_directory.write(tmp_path, MEASURED, chosen, short)
+    assert run_directory.read_evaluation(tmp_path) == short
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report == as_document(MEASURED, chosen, None, short)
+    assert report["evaluation"]["exact_everywhere"] is short.exact_everywhere
+
+
+def test_a_run_without_an_evaluation_says_nothing_of_it(tmp_path):
+    chosen = synthetic.selection(MEASURED)
+    run_directory.write(tmp_path, MEASURED, chosen)
+    assert run_directory.read_evaluation(tmp_path) is None
+    assert "What the model loses" not in terminal.as_text(MEASURED, chosen)
+
+
+def test_the_report_of_an_analysis_ends_with_the_losses():
+    chosen = synthetic.selection(MEASURED)
+    text = terminal.as_text(MEASURED, chosen, evaluation=SHORT)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.index("What this config saves") < text.index("What the model loses: 4 sequences of 1,024 tokens")
+    assert text.index("What the model loses") < text.index("Verdict")
+    assert "Intervals\n  are 95% bootstrap over sequences, and 4 sequences make them rough." in text
+    exact = terminal.as_text(MEASURED, chosen, evaluation=SHORT_EXACT)
+    assert "The config keeps every head exact, so it equals exact and was not run." in exact
+    assert "Not measured: made up has 3 tokens" in terminal.as_text(MEASURED, chosen, evaluation=NONE)
+    assert "final hidden states" in terminal.as_text(
+        MEASURED, chosen, evaluation=Evaluation(False, (hidden_comparison(),))
+    )
+
+
+def test_the_verdict_of_an_analysis_has_the_loss():
+    measured = synthetic.analysis(layers=3, error=lambda *_: 0.01)
+    chosen = synthetic.selection(measured)
+    assert verdict.sentences(measured, chosen)[1].endswith("together is not measured here.")
+    told = verdict.sentences(measured, chosen, SHORT)[1]
+    assert told.endswith(
+        "These are errors of one head at a time. Together they take the model's loss from 3.500 to 3.700 nats per "
+        "token on 4 sequences of 1,024 tokens: +0.200 [+0.180, +0.220]."
+    )
+    broke = REPORTS["config broke"]().evaluation
+    assert "the model breaks down on 8 sequences" in verdict.sentences(measured, chosen, broke)[1]
+    moved = Evaluation(False, (hidden_comparison(),))
+    assert "they move the final hidden states by 12%" in verdict.sentences(measured, chosen, moved)[1]
+    assert as_document(measured, chosen, None, SHORT)["verdict"]["text"].count("3.700") == 1

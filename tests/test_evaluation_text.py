@@ -1,0 +1,147 @@
+"""Evaluation text: fixed order, one hash everywhere, English, never the calibration text; sequences drawn from it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from taylorder.analysis import evaluation_text as evaluation
+from taylorder.analysis.evaluation_text import draw_sequences, evaluation_sequences, evaluation_text
+from taylorder.analysis.text import calibration_text, tokenise
+from taylorder.errors import UsageError
+
+PINNED = {"numpy": "2.4.6", "scipy": "1.17.1"}
+
+
+@pytest.fixture
+def fresh():
+    """The walk is done once per process; tests of the walk forget it before and after."""
+    evaluation._docstrings.cache_clear()
+    yield
+    evaluation._docstrings.cache_clear()
+
+
+def _phrases(content, words=8):
+    found = re.findall("[A-Za-z]+", content)
+    return {tuple(found[start : start + words]) for start in range(len(found) - words)}
+
+
+@pytest.mark.skipif({name: version(name) for name in PINNED} != PINNED, reason="other versions have other docstrings")
+def test_the_pinned_versions_give_one_text():
+    text = evaluation_text()
+    assert text.sha256 == "fde6cc359f0227b4bf4b7c5057bcaddd0f91a266e7fc84483bd7d6adbc70531f"
+
+
+def test_the_order_is_that_of_the_paths_and_not_that_of_the_file_system(monkeypatch, fresh):
+    monkeypatch.setattr(evaluation, "PACKAGES", {"numpy": ("linalg", "fft"), "scipy": ("cluster",)})
+    before = evaluation_text()
+    evaluation._docstrings.cache_clear()
+    forwards = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(forwards(self, pattern))))
+    assert evaluation_text() == before
+
+
+def test_files_are_sorted_within_each_distribution_and_tests_left_out():
+    files = [path.as_posix() for path in evaluation._source_files()]
+    numpy_files = [file for file in files if "/numpy/" in file]
+    scipy_files = [file for file in files if "/scipy/" in file]
+    assert files == sorted(numpy_files) + sorted(scipy_files)
+    assert len(numpy_files) > 20
+    assert len(scipy_files) > 50
+    assert not [file for file in files if "/tests/" in file]
+
+
+def test_docstrings_are_clean_and_appear_once():
+    content = evaluation_text().content
+    assert content.count(inspect.cleandoc(np.percentile.__doc__)) == 1
+    assert content.index("Compute the q-th percentile") < content.index("Median filter")
+
+
+def test_the_source_names_the_versions():
+    source = evaluation_text().source
+    assert source == f"docstrings of numpy {version('numpy')} and scipy {version('scipy')}"
+
+
+def test_more_than_half_of_it_is_english_prose():
+    lines = [line for line in evaluation_text().content.splitlines() if line.strip()]
+    code = [line for line in lines if line.lstrip().startswith((">>>", "..."))]
+    other = [line for line in lines if not line.lstrip().startswith((">>>", "..."))]
+    worded = [line for line in other if len(re.findall(r"\b[a-z]{2,}\b", line)) >= 5]
+    assert len(code) < 0.25 * len(lines)
+    assert sum(map(len, worded)) > 0.5 * sum(map(len, lines))
+
+
+def test_it_shares_next_to_nothing_with_the_calibration_text():
+    ours, theirs = _phrases(evaluation_text().content), _phrases(calibration_text().content)
+    assert len(ours & theirs) < 1e-3 * len(theirs)
+    same = set(evaluation_text().content.split("\n\n")) & set(calibration_text().content.split("\n\n"))
+    assert not {part for part in same if len(part) > 80}
+
+
+def test_files_of_the_user_are_joined_by_a_newline(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"text of {name}", encoding="utf-8")
+    text = evaluation_text([tmp_path / "a.txt", str(tmp_path / "b.txt")])
+    assert text.content == "text of a.txt\ntext of b.txt"
+    assert text.source == f"{tmp_path / 'a.txt'}, {tmp_path / 'b.txt'}"
+
+
+def test_a_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere.txt cannot be read"):
+        evaluation_text([tmp_path / "nowhere.txt"])
+
+
+def test_sequences_are_drawn_in_order_without_replacement():
+    ids = list(range(1003))
+    drawn = draw_sequences(ids, 10, 40, seed=0, source="numbers")
+    assert drawn.dtype == torch.int64
+    assert drawn.shape == (40, 10)
+    first = drawn[:, 0]
+    assert (first.diff() > 0).all()
+    assert (first % 10 == 0).all()
+    assert torch.equal(drawn, first[:, None] + torch.arange(10))
+
+
+def test_the_seed_decides_which():
+    ids = list(range(1000))
+    again = [draw_sequences(ids, 10, 20, seed, "numbers") for seed in (3, 3, 4)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
+
+
+def test_all_sequences_are_the_consecutive_cut():
+    assert torch.equal(draw_sequences(list(range(35)), 10, 3, 7, "numbers"), torch.arange(30).view(3, 10))
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "message"),
+    [
+        (10, 4, r"numbers: 35 tokens give 3 sequences of 10, 4 are asked for; use more text, fewer sequences"),
+        (1, 1, "sequence length is 1, expected at least 2"),
+        (10, 0, "number of sequences is 0, expected at least 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(length, count, message):
+    with pytest.raises(UsageError, match=message):
+        draw_sequences(list(range(35)), length, count, 0, "numbers")
+
+
+def test_sequences_of_a_text_are_those_of_its_tokens(tiny_tokenizer, tmp_path):
+    (tmp_path / "text.txt").write_text("The quick brown fox. " * 20, encoding="utf-8")
+    text = evaluation_text([tmp_path / "text.txt"])
+    drawn = evaluation_sequences(tiny_tokenizer, text, 16, 5, seed=1)
+    assert torch.equal(drawn, draw_sequences(tokenise(tiny_tokenizer, text), 16, 5, 1, text.source))
+
+
+@pytest.mark.builtin
+def test_the_built_in_model_gets_enough_of_it(builtin):
+    tokens = len(tokenise(builtin.tokenizer, evaluation_text()))
+    assert tokens >= 150_000
+    assert tokens // 4096 >= 16
+    assert tokens // 8192 >= 16
