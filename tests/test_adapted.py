@@ -57,7 +57,7 @@ def reference_output(model, config, **inputs):
 
     def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
         causal = getattr(module, "is_causal", True)
-        B, H, T, d = query.shape
+        B, H, T, _ = query.shape
         G = key.shape[1]
         if attention_mask is None:
             attention_mask = torch.ones(B, 1, T, T, dtype=torch.bool)
@@ -73,12 +73,11 @@ def reference_output(model, config, **inputs):
                 continue
             k = key[:, g] if head.expansion == "zero" else key[:, g] - config.key_centres[names[module]][g].double()
             spec = HeadSpec(head.order, "mean" if head.expansion == "mean" else "zero", head.window, head.sinks)
-            output[:, h], _ = (
-                t[:, 0] if t is not None and hasattr(t, "dim") else t
-                for t in reference_attention(
-                    query[:, h : h + 1], k[:, None], value[:, g : g + 1], [spec], scaling=scaling, causal=causal, valid=valid
-                )
-            )
+            alone, _ = reference_attention(
+                query[:, h : h + 1], k[:, None], value[:, g : g + 1], [spec],
+                scaling=scaling, causal=causal, valid=valid,
+            )  # fmt: skip
+            output[:, h] = alone[:, 0]
         return output.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("test_reference", attend)
@@ -183,7 +182,8 @@ def test_guarded_rows_are_counted_and_raw_differs():
     assert set(counts.guarded_rows) == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
     assert sum(int(rows.sum()) for rows in counts.guarded_rows.values()) > 0
     assert counts.guarded_rows["model.layers.0.self_attn"].shape == (4,)
-    assert torch.equal(counts.guarded_rows["model.layers.0.self_attn"], raw_counts.guarded_rows["model.layers.0.self_attn"])
+    first = "model.layers.0.self_attn"
+    assert torch.equal(counts.guarded_rows[first], raw_counts.guarded_rows[first])
     assert not torch.allclose(guarded, raw)
 
 
@@ -236,11 +236,10 @@ def test_what_an_adapted_model_cannot_give_is_refused_by_name():
 def test_broken_activations_are_named():
     model = TINY["llama"]()
     config = OrderConfig.uniform(describe(model, "a"), 3)
-    with torch.no_grad():
-        with taylorder.adapted(model, config):
-            model.model.layers[1].self_attn.v_proj.weight[0, 0] = torch.inf
-            with pytest.raises(NonFiniteError, match=r"the values of model\.layers\.1\.self_attn hold NaN or infinite"):
-                model(tokens(1, 8))
+    with torch.no_grad(), taylorder.adapted(model, config):
+        model.model.layers[1].self_attn.v_proj.weight[0, 0] = torch.inf
+        with pytest.raises(NonFiniteError, match=r"the values of model\.layers\.1\.self_attn hold NaN or infinite"):
+            model(tokens(1, 8))
 
 
 @pytest.mark.builtin

@@ -38,12 +38,16 @@ def write(tmp_path, change=lambda document: None):
 
 
 head_orders = st.one_of(
-    st.builds(lambda reason: {"order": "exact", "error": 0.0, "reason": reason}, st.sampled_from(["tolerance", "cost"])),
+    st.builds(
+        lambda reason: {"order": "exact", "error": 0.0, "reason": reason}, st.sampled_from(["tolerance", "cost"])
+    ),
     st.builds(
         lambda order, error, expansion: {"order": order, "error": error, "expansion": expansion},
-        st.integers(1, 8), st.floats(0, 10), st.sampled_from(["centre", "mean"]),
+        st.integers(1, 8),
+        st.floats(0, 10),
+        st.sampled_from(["centre", "mean"]),
     ),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -97,7 +101,10 @@ def head(document, **changes):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda d: d.update(schema="taylorder/orders@2"), "schema 'taylorder/orders@2', this version reads 'taylorder/orders@1'"),
+        (
+            lambda d: d.update(schema="taylorder/orders@2"),
+            "schema 'taylorder/orders@2', this version reads 'taylorder/orders@1'",
+        ),
         (lambda d: d.pop("schema"), "schema None, this version reads"),
         (lambda d: head(d, order=0), "layers.1.heads.2.order: Input should be greater than or equal to 1, found 0"),
         (lambda d: head(d, order=9), "less than or equal to 8, found 9"),
@@ -126,7 +133,7 @@ def head(document, **changes):
         (lambda d: d["layers"][0]["heads"].pop(), "layer layers.0.attn lists 3 heads, expected 4"),
         (lambda d: d["layers"][1].update(module="layers.0.attn"), "layer layers.0.attn is listed twice"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_file_is_refused_with_the_reason(tmp_path, change, words):
     path = write(tmp_path, change)
     with pytest.raises(ConfigError) as caught:
@@ -152,17 +159,23 @@ def test_a_missing_file_names_the_command_that_writes_one(tmp_path):
 @pytest.mark.parametrize(
     "other, words",
     [
-        (description(architecture="OtherForCausalLM"), "made for architecture = TinyForCausalLM, the model has architecture = OtherForCausalLM"),
+        (
+            description(architecture="OtherForCausalLM"),
+            "made for architecture = TinyForCausalLM, the model has architecture = OtherForCausalLM",
+        ),
         (description(module()), "made for layers = 2, the model has layers = 1"),
         (description(module(heads=2), module("layers.1.attn", heads=2)), "made for heads = 4, the model has heads = 2"),
         (description(module(kv_heads=4), module("layers.1.attn", kv_heads=4)), "made for kv_heads = 2"),
         (description(module(head_dim=16), module("layers.1.attn", head_dim=16)), "made for head_dim = 8"),
         (description(module(), module("layers.7.attn")), "lists layer layers.1.attn where the model has layers.7.attn"),
         (description(fingerprint="sha256:def"), "made for weights sha256:abc (tiny), the model has sha256:def"),
-        (description(module(sliding_window=5), module("layers.1.attn")), "attends to a sliding window of 5 tokens and stays as it is"),
+        (
+            description(module(sliding_window=5), module("layers.1.attn")),
+            "attends to a sliding window of 5 tokens and stays as it is",
+        ),
         (description(module(causal=False), module("layers.1.attn")), "is bidirectional and has no near field"),
     ],
-)  # fmt: skip
+)
 def test_the_wrong_model_is_refused_with_what_differs(tmp_path, other, words):
     with pytest.raises(ConfigError) as caught:
         OrderConfig.load(write(tmp_path), other)

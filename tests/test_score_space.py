@@ -12,10 +12,13 @@ from tolerances import TOLERANCE, relative_error
 from taylorder.kernels import HeadSpec, reference_attention, score_space_attention
 
 specs = st.builds(
-    lambda order, expansion, coefficients: HeadSpec(order, expansion, 0, 0, None, coefficients[:order] if coefficients else None),
-    st.integers(1, 8), st.sampled_from(["zero", "mean"]),
+    lambda order, expansion, coefficients: HeadSpec(
+        order, expansion, 0, 0, None, coefficients[:order] if coefficients else None
+    ),
+    st.integers(1, 8),
+    st.sampled_from(["zero", "mean"]),
     st.none() | st.tuples(*[st.floats(0.05, 1.0)] * 8),
-)  # fmt: skip
+)
 
 
 def tensors(B=2, H=4, G=2, T=17, S=None, d=6, d_v=5, seed=0, scale=1.0):
@@ -80,10 +83,15 @@ def test_exact_heads_are_softmax():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    chosen=st.lists(specs, min_size=4, max_size=4), window=st.integers(0, 20), sinks=st.integers(0, 4),
-    ranks=st.none() | st.just((6, 6, 4, 3, 3, 2, 1, 1)), causal=st.booleans(), seed=st.integers(0, 99),
-    padding=st.integers(0, 9), rows=st.sampled_from([1, 5, 64]),
-)  # fmt: skip
+    chosen=st.lists(specs, min_size=4, max_size=4),
+    window=st.integers(0, 20),
+    sinks=st.integers(0, 4),
+    ranks=st.none() | st.just((6, 6, 4, 3, 3, 2, 1, 1)),
+    causal=st.booleans(),
+    seed=st.integers(0, 99),
+    padding=st.integers(0, 9),
+    rows=st.sampled_from([1, 5, 64]),
+)
 def test_score_space_equals_the_reference(chosen, window, sinks, ranks, causal, seed, padding, rows):
     q, k, v = (t.double() for t in tensors(seed=seed))
     near = (window, sinks) if causal else (0, 0)

@@ -28,10 +28,33 @@ def analysis(errors, *, guarded=(), heads=2, kv_heads=1, alphas=(), **module_cha
                     share = 0.1 if (layer, head, expansion, order) in guarded else 0.0
                     rows.append(
                         CandidateRow(
-                            f"layers.{layer}", head, head // (heads // kv_heads), order, expansion, 0, 0, error, error, 0.9,
-                            error, share, 0.0, 1.0, 4.0, error, error, error, 0.9, error, 0.5, 0.4, None, 7.0, 5,
+                            f"layers.{layer}",
+                            head,
+                            head // (heads // kv_heads),
+                            order,
+                            expansion,
+                            0,
+                            0,
+                            error,
+                            error,
+                            0.9,
+                            error,
+                            share,
+                            0.0,
+                            1.0,
+                            4.0,
+                            error,
+                            error,
+                            error,
+                            0.9,
+                            error,
+                            0.5,
+                            0.4,
+                            None,
+                            7.0,
+                            5,
                         )
-                    )  # fmt: skip
+                    )
     spectral = tuple(
         SpectralRow(f"layers.{i}", p, alpha, 0.1, 0.1, 50, "success", alpha, alpha, 64, 64, 1.0, 1.0)
         if alpha is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -35,9 +36,7 @@ def test_gaussian_prediction_equals_the_integral(std, order):
 
     low, high = -12 * std, 2 * std * std + 12 * std
     points = np.linspace(low, high, 41)
-    above = sum(
-        integrate.quad(squared_error, a, b, epsabs=0, epsrel=1e-9)[0] for a, b in zip(points, points[1:], strict=False)
-    )
+    above = sum(integrate.quad(squared_error, a, b, epsabs=0, epsrel=1e-9)[0] for a, b in itertools.pairwise(points))
     expected = math.sqrt(above / math.exp(2 * std * std))
     assert statistics.gaussian_prediction(std, order) == pytest.approx(expected, rel=1e-4)
 

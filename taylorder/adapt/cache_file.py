@@ -18,7 +18,7 @@ from taylorder.adapt.runtime import attend_causally
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
 from taylorder.files import replacing
 from taylorder.kernels import HeadSpec, State
-from taylorder.kernels.state import ExactPart
+from taylorder.kernels.state import ExactPart, TaylorPart
 
 SCHEMA = "taylorder/cache@1"
 _HEADER = "taylorder"
@@ -133,17 +133,14 @@ def _state_tensors(state: State) -> dict[str, Tensor]:
     tensors = {"guarded": state.guarded}
     for index, part in enumerate(state.parts):
         keys, values, keep = part.recent.view()
-        held = {"recent_keys": keys, "recent_values": values, "recent_keep": keep}
-        if not isinstance(part, ExactPart):
-            held |= {
-                "features": part.features,
-                "sums": part.sums,
-                "sink_keys": part.sink_keys,
-                "sink_values": part.sink_values,
-                "seen": part.seen,
-            }
+        held = {"recent.keys": keys, "recent.values": values, "recent.keep": keep, **_own_tensors(part)}
         tensors |= {f"parts.{index}.{name}": tensor for name, tensor in held.items() if tensor is not None}
     return tensors
+
+
+def _own_tensors(part: ExactPart | TaylorPart) -> dict[str, Tensor]:
+    """Name what a part holds besides its recent tokens: sums, sinks, counts."""
+    return {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
 
 
 def _restored(
@@ -155,18 +152,16 @@ def _restored(
     q, k, v = (torch.empty(B, n, 0, dim, **options) for n, dim in ((len(heads), d), (G, d), (G, d_v)))
     _, state = attend_causally(q, k, v, heads, scaling=1.0, valid=None)
     state.guarded = _like(state.guarded, held["guarded"], "guarded")
-    with torch.inference_mode():
-        for index, part in enumerate(state.parts):
-            own = {name.removeprefix(f"parts.{index}."): t for name, t in held.items() if f"parts.{index}." in name}
-            part.recent.append(own["recent_keys"], own["recent_values"], own.get("recent_keep"))
-            if isinstance(part, ExactPart):
-                continue
-            for name in ("sink_keys", "sink_values", "seen"):
-                setattr(part, name, _like(getattr(part, name), own[name], name))
-            if "features" in own:
-                part.start_features(own["features"].dtype)
-                for name in ("features", "sums"):
-                    setattr(part, name, _like(getattr(part, name), own[name], name))
+    for index, part in enumerate(state.parts):
+        own = {name.removeprefix(f"parts.{index}."): t for name, t in held.items() if f"parts.{index}." in name}
+        part.recent.append(own.pop("recent.keys"), own.pop("recent.values"), own.pop("recent.keep", None))
+        if isinstance(part, TaylorPart) and "features" in own:
+            part.start_features(own["features"].dtype)
+        expected = _own_tensors(part)
+        if expected.keys() != own.keys():
+            raise ValueError(f"part {index} of a state has {sorted(own)}, expected {sorted(expected)}")
+        for name, tensor in own.items():
+            setattr(part, name, _like(expected[name], tensor, name))
     return state
 
 

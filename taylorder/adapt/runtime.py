@@ -201,19 +201,10 @@ def attend_causally(
     state: State | None = None,
 ) -> tuple[Tensor, State]:
     """``taylor_attention`` in one direction, where there always is a state afterwards."""
-    # Only score space evaluates heads that drop their far field as what they are.
-    backend = "score-space" if drops_far(heads) else None
-    output, after = taylor_attention(
-        query, key, value, heads, scaling=scaling, valid=valid, state=state, backend=backend
-    )
+    output, after = taylor_attention(query, key, value, heads, scaling=scaling, valid=valid, state=state)
     if after is None:
         raise RuntimeError("taylor_attention returned no state for causal attention")
     return output, after
-
-
-def drops_far(heads: tuple[HeadSpec, ...]) -> bool:
-    """Whether any head leaves its far field out."""
-    return any(spec.drops_far for spec in heads)
 
 
 def needs_gradient(*tensors: Tensor) -> bool:

@@ -42,7 +42,7 @@ class Tokens:
     def build(
         keys: Tensor, values: Tensor, keep: Optional[Tensor], dtype: torch.dtype, origin: Optional[Tensor] = None
     ) -> Tokens:
-        """From keys ``[b, G, L, d]``, values ``[b, G, L, d_v]`` and keep ``[b, L]``; N = b G; origin as in ``Memory``."""
+        """From keys ``[b, G, L, d]``, values ``[b, G, L, d_v]``, keep ``[b, L]``; N = b G; origin as in ``Memory``."""
         G = keys.shape[1]
         keys, values = keys.flatten(0, 1).to(dtype), values.flatten(0, 1).to(dtype)
         if origin is not None:

@@ -185,7 +185,7 @@ def _legend(comparison: Comparison) -> RenderableType:
         if each.failure is None:
             fact = each.note
         elif each.note:
-            fact = f"{each.note}; failed: {each.failure}"
+            fact = f"{each.note}; no figures: {each.failure}"
         else:
             fact = f"no figures: {each.failure}"
         table.add_row(Text(each.name), Text(fact))

@@ -48,15 +48,15 @@ def verdicts(evaluation: Evaluation) -> list[str]:
 
 
 def sizes(comparison: Comparison) -> list[str]:
-    """Contenders that take more bytes than the KV cache they replace, in words."""
+    """Contenders that ran with more bytes than the KV cache they replace, in words."""
     exact = comparison.standing(EXACT)
     if exact is None or exact.nominal_bytes is None:
         return []
     kept = exact.nominal_bytes
-    dear = [each for each in comparison.standings if each.nominal_bytes is not None and each.nominal_bytes > kept]
     groups: dict[int, list[str]] = {}
-    for standing in dear:
-        groups.setdefault(standing.nominal_bytes or 0, []).append(standing.name)
+    for standing in comparison.standings:
+        if standing.failure is None and (standing.nominal_bytes or 0) > kept:
+            groups.setdefault(standing.nominal_bytes or 0, []).append(standing.name)
     return [
         f"{_listed(names)}: {size(taken)} per KV head are more than the KV cache of {size(kept)} that they replace at "
         f"{counted(comparison.length, 'token')}; this saves nothing here, and exact attention takes less."
