@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taylorder.adapt.cache import TaylorCache
     from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.context import adapted
     from taylorder.adapt.select import select
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 # Imported on first use: torch, transformers and WeightWatcher take seconds, `taylorder --help` must not.
 _HOMES = {
     "OrderConfig": "taylorder.adapt.config",
+    "TaylorCache": "taylorder.adapt.cache",
     "adapted": "taylorder.adapt.context",
     "analyze": "taylorder.analysis.run",
     "describe": "taylorder.models",
@@ -28,7 +30,7 @@ _HOMES = {
     "select": "taylorder.adapt.select",
 }
 
-__all__ = ["OrderConfig", "__version__", "adapted", "analyze", "describe", "load", "select"]
+__all__ = ["OrderConfig", "TaylorCache", "__version__", "adapted", "analyze", "describe", "load", "select"]
 
 
 def __getattr__(name: str) -> Any:

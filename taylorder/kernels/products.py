@@ -23,7 +23,7 @@ from .tables import FeatureTable, count, monomials
 _CHUNK_BYTES = 5 << 19
 """Most bytes of one degree's features of one chunk that are held at once."""
 
-_TILE_BYTES = 1 << 19
+_TILE_BYTES = 1 << 20
 """Bytes of features made, used in one product and overwritten: they never leave the second-level cache."""
 
 _PREFIX = 128

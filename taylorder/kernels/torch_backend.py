@@ -6,10 +6,10 @@ the state, treat the tokens not folded in score space. What is folded when chang
 * nothing is folded until the tokens at hand outweigh the state (``_RAW_SHARE``); short sequences never build one;
 * after that, whole blocks of at least ``FOLD_BLOCK`` tokens, so that decoding mostly only reads.
 
-Precision: a state holds powers of the score, and a head that expands around its row's mean reads them re-expanded, which
-cancels where that mean is large. So if all heads of a KV head do, keys are held relative to the mean of the first ones
-folded, and errors stay at rounding level for means of 20 and order 8. A KV head that mixes expansions subtracts nothing,
-and its denominators err, relative to their absolute terms, by up to about 2e-7 (1 + |mean|)^(P - 1).
+Precision: a state holds powers of the score, and a head that expands around its row's mean reads them re-expanded,
+which cancels where that mean is large. So if all heads of a KV head do, keys are held relative to the mean of the first
+ones folded, and errors stay at rounding level for means of 20 and order 8. A KV head that mixes expansions subtracts
+nothing, and its denominators err, relative to their absolute terms, by up to about 2e-7 (1 + |mean|)^(P - 1).
 """
 
 from __future__ import annotations
@@ -416,7 +416,7 @@ def _take_sinks(
         slots = rank[b, index] - 1
         part.sink_keys[b, :, slots] = k[b, heads][:, index]
         part.sink_values[b, :, slots] = v[b, heads][:, index]
-    part.seen = rank[:, -1]
+    part.seen = rank[:, -1].clone()  # a view would keep the whole prefill alive
     return known & ~sink, rank
 
 

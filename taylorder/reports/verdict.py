@@ -225,6 +225,10 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
     if not counts.adapted and analysis.model.causal and window <= analysis.calibration.sequence_length // 2:
         command = _analyze(analysis, selection, window=window, sinks=sinks)
         return command, f"the same with the last {window} and the first {sinks} keys kept exact"
+    if counts.adapted:
+        config = (directory or Path("taylorder-out")) / "orders.json"
+        command = shlex.join(["taylorder", "eval", analysis.model.name, "--config", str(config)])
+        return command, "what this config costs in loss, beside simpler uses of the same bytes"
     return _analyze(analysis, selection, policy="alpha"), "what the alphas alone would choose, to compare"
 
 
