@@ -13,7 +13,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from taylorder.commands.analyze import analyze
+from taylorder.commands.bench import bench
 from taylorder.commands.evaluate import evaluate
+from taylorder.commands.generate import generate
 from taylorder.commands.show import show
 from taylorder.errors import TaylorderError
 from taylorder.provenance import software_versions
@@ -58,6 +60,8 @@ def taylorder(
 app.command()(analyze)
 app.command()(show)
 app.command("eval")(evaluate)
+app.command()(generate)
+app.command()(bench)
 
 
 def main() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from taylorder.adapt import rivals
@@ -24,14 +26,40 @@ from taylorder.models import ModelDescription
 SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
 """The short evaluation that ends an analysis, and how long it may take in all."""
 
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 512, 64
+"""What is continued greedily, exactly and with the config: prompts of the text, their tokens, and tokens made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuations:
+    """Greedy continuations of prompts of the text by a config beside those of the exact model.
+
+    All are ``new_tokens`` long: where a model would end its text is not heeded. ``agreed`` is the median number of
+    tokens before the first that differs, ``same`` how many continuations do not differ at all. Repetition is the share
+    of 4-grams of tokens that occurred before in the same continuation. ``failure`` says why there are no figures.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    agreed: float | None = None
+    same: int | None = None
+    exact_repetition: float | None = None
+    config_repetition: float | None = None
+    failure: str | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What ``eval`` or the short form at the end of an analysis found; ``reason`` says why there are no comparisons."""
+    """What ``eval`` or the short form at the end of an analysis found; ``reason`` says why there are no comparisons.
+
+    ``continuations`` is None where the config is exact, the model generates nothing, or time was short.
+    """
 
     exact_everywhere: bool
     comparisons: tuple[Comparison, ...]
     reason: str | None = None
+    continuations: Continuations | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +82,15 @@ def evaluate(
     lengths: Sequence[int],
     tokens: int,
     alphas: Mapping[str, float | None],
+    continue_text: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare a config with exact, with its rivals at equal bytes and with the paper, at several context lengths.
 
     A config that is exact everywhere is the exact model: only the paper's order 4 is run beside it. ``tokens`` are used
-    of the text at every length, at least one sequence, and no more than it has.
+    of the text at every length, at least one sequence, and no more than it has. ``continue_text`` also lets the config
+    and the exact model continue prompts of it.
 
     Raises:
         UsageError: the text does not fill a single sequence.
@@ -79,7 +109,12 @@ def evaluate(
             contenders += rivals.at_equal_bytes(description, config, alphas, length)
         contenders += rivals.paper(description) if rivals.open_modules(description) else []
         comparisons.append(compare(model, description, sequences, contenders, text=text, seed=seed, progress=progress))
-    return Evaluation(exact, tuple(comparisons))
+    continuations = None
+    if continue_text and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
+        new = min(NEW_TOKENS, description.max_context // 2)
+        length = min(PROMPT_TOKENS, description.max_context - new, len(ids))
+        continuations = _continuations(model, config, _draw(ids, length, PROMPTS, seed, text), new, progress)
+    return Evaluation(exact, tuple(comparisons), continuations=continuations)
 
 
 def evaluate_shortly(
@@ -198,6 +233,65 @@ def _under(
         done += len(chosen)
         progress(done, len(tasks))
     return [known[outcome.kind, outcome.length, outcome.case, outcome.depth] for outcome in exact]
+
+
+def _continuations(
+    model: Any, config: OrderConfig, prompts: Tensor, new_tokens: int, progress: Progress | None
+) -> Continuations:
+    """Continue prompts ``[B, T]`` exactly and with a config that belongs to the model."""
+    from transformers import DynamicCache
+
+    from taylorder.adapt.cache import TaylorCache
+
+    count, length = prompts.shape
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress("greedy continuations", done, 2)
+
+    report(0)
+    prompts = prompts.to(next(model.parameters()).device)
+    exact = _greedy(model, prompts, DynamicCache(config=model.config), new_tokens)
+    report(1)
+    try:
+        with adapted(model, config):
+            made = _greedy(model, prompts, TaylorCache.unchecked(model, config), new_tokens)
+    except TaylorderError as error:
+        return Continuations(count, length, new_tokens, failure=str(error))
+    report(2)
+    agreed = [_agreed(one, other) for one, other in zip(exact, made, strict=True)]
+    return Continuations(
+        count,
+        length,
+        new_tokens,
+        agreed=float(statistics.median(agreed)),
+        same=agreed.count(new_tokens),
+        exact_repetition=statistics.fmean(map(_repetition, exact)),
+        config_repetition=statistics.fmean(map(_repetition, made)),
+    )
+
+
+@torch.no_grad()
+def _greedy(model: Any, ids: Tensor, cache: Any, new_tokens: int) -> list[list[int]]:
+    """The likeliest tokens after ``ids`` ``[B, T]``."""
+    options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+    made: list[Tensor] = []
+    for _ in range(new_tokens):
+        logits = model(input_ids=made[-1] if made else ids, past_key_values=cache, use_cache=True, **options).logits
+        made.append(logits[:, -1].argmax(-1, keepdim=True))
+    tokens: list[list[int]] = torch.cat(made, 1).tolist()
+    return tokens
+
+
+def _agreed(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens before the first that differs."""
+    return next((place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), len(one))
+
+
+def _repetition(tokens: Sequence[int], size: int = 4) -> float:
+    """Share of runs of ``size`` tokens that occurred before; 0 if there are none."""
+    runs = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def _draw(ids: Sequence[int], length: int, count: int, seed: int, text: Text) -> Tensor:

@@ -28,8 +28,8 @@ def analyze(
         str,
         typer.Option(
             metavar="TIER|X",
-            help="Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for the error of "
-            "rounding to it.",
+            help="Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of "
+            "about that precision.",
         ),
     ] = "int4",
     max_order: Annotated[int, typer.Option(metavar="N", min=1, max=8, help="Measure orders 1 to N.")] = 8,

@@ -44,7 +44,12 @@ def evaluate(
         ),
     ] = None,
     tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Use so many tokens at every length.")] = 16384,
-    tasks: Annotated[bool, typer.Option("--tasks/--no-tasks", help="Also score lookup, copy and recall.")] = True,
+    tasks: Annotated[
+        bool,
+        typer.Option(
+            "--tasks/--no-tasks", help="Also score lookup, copy and recall, and compare greedy continuations."
+        ),
+    ] = True,
     max_kl: Annotated[
         float | None,
         typer.Option(metavar="X", help="Exit with 4 if the config's mean KL to exact exceeds X nats at any length."),
@@ -100,6 +105,7 @@ def evaluate(
             lengths=_lengths(asked, description.max_context, tokens),
             tokens=tokens,
             alphas=_alphas(config, chosen, loaded, description, progress),
+            continue_text=tasks,
             seed=seed,
             progress=progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from taylorder.adapt import rivals
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.evaluate import Evaluation, TaskResults
 from taylorder.adapt.judge import Comparison
 from taylorder.analysis.losses import EXACT
@@ -21,6 +22,7 @@ from taylorder.analysis.tasks import CANNOT
 from taylorder.models import ModelDescription
 from taylorder.reports import evaluation_tables as tables
 from taylorder.reports import evaluation_words as words
+from taylorder.reports.evaluation_tables import Lookup
 from taylorder.reports.human import counted, number, percent
 
 _INDENT = (0, 0, 0, 2)
@@ -99,8 +101,11 @@ def _parts(report: EvalReport) -> Iterable[RenderableType]:
         )
     for comparison in evaluation.comparisons:
         yield from _comparison(comparison)
+    if evaluation.continuations is not None:
+        yield _title("Greedy generation")
+        yield _note(words.continued(evaluation.continuations))
     if report.tasks:
-        yield from _tasks(report.tasks)
+        yield from _tasks(report)
     elif report.tasks_reason is not None:
         yield _title("Tasks")
         yield _note(f"Not run: {report.tasks_reason}.")
@@ -156,11 +161,15 @@ def _comparison(comparison: Comparison) -> Iterable[RenderableType]:
             yield _note(line)
 
 
-def _tasks(results: Sequence[TaskResults]) -> Iterable[RenderableType]:
+def _tasks(report: EvalReport) -> Iterable[RenderableType]:
+    results = report.tasks
     yield _title("Tasks: share of right answers")
     if any(each.rows for each in results):
         yield tables.tasks(results)
         if (table := tables.depths(results)) is not None:
+            yield Text()
+            yield table
+        if (table := tables.lookup_bytes(lookups(report))) is not None:
             yield Text()
             yield table
         yield Text()
@@ -175,6 +184,25 @@ def _tasks(results: Sequence[TaskResults]) -> Iterable[RenderableType]:
             "about a config."
         )
     yield _note("Intervals are 95% bootstrap over prompts; differences are in percentage points.")
+
+
+def lookups(report: EvalReport) -> list[Lookup]:
+    """Lookup, in pairs and in lists, against nominal bytes of all caches and states; empty without the config."""
+    rows = next((each.rows for each in report.tasks if each.name == rivals.CONFIG), ())
+    exact = OrderConfig.uniform(report.model, "exact")
+    return [
+        Lookup(
+            kind=row.kind,
+            length=row.length,
+            exact_accuracy=row.exact_accuracy.estimate,
+            config_accuracy=row.other_accuracy.estimate,
+            exact_bytes=config_bytes(exact, report.model, row.length),
+            config_bytes=config_bytes(report.config, report.model, row.length),
+            exact_cannot=row.exact_cannot,
+        )
+        for row in rows
+        if row.kind in {"lookup", "list"} and row.depth is None
+    ]
 
 
 def _legend(comparison: Comparison) -> RenderableType:

@@ -10,7 +10,7 @@ from taylorder.adapt.evaluate import Evaluation
 from taylorder.provenance import software_versions
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.document import finite
-from taylorder.reports.evaluation import EvalReport
+from taylorder.reports.evaluation import EvalReport, lookups
 
 SCHEMA = "taylorder/eval@1"
 
@@ -18,6 +18,7 @@ SCHEMA = "taylorder/eval@1"
 def as_document(report: EvalReport) -> dict[str, Any]:
     """Everything the report says, and the figures it rounds; infinite ones are strings, as in ``report.json``."""
     missed = None if report.max_kl is None else words.missed(report.evaluation, report.max_kl)
+    continued = report.evaluation.continuations
     document = {
         "schema": SCHEMA,
         "model": ModelIdentity.of(report.model).model_dump() | {"weights_note": report.model.weights_note},
@@ -30,7 +31,9 @@ def as_document(report: EvalReport) -> dict[str, Any]:
         "verdict": {"text": " ".join(words.verdicts(report.evaluation))},
         "bound": None if report.max_kl is None else {"max_kl": report.max_kl, "met": missed is None, "missed": missed},
         "comparisons": comparisons(report.evaluation),
+        "generation": None if continued is None else asdict(continued) | {"text": words.continued(continued)},
         "tasks": {"reason": report.tasks_reason, "results": [asdict(each) for each in report.tasks]},
+        "lookup_bytes": [asdict(each) for each in lookups(report)],
         "device": report.device,
         "dtype": report.dtype,
         "software": software_versions(),

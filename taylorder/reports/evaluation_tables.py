@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
@@ -15,6 +16,20 @@ from taylorder.analysis.losses import EXACT
 from taylorder.analysis.tasks import TaskRow
 from taylorder.reports.evaluation_words import figure, with_bracket
 from taylorder.reports.human import compact, number, percent, size
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """How well a kind of lookup works at a length, and the nominal bytes of all caches and states there."""
+
+    kind: str
+    length: int
+    exact_accuracy: float
+    config_accuracy: float
+    exact_bytes: int
+    config_bytes: int
+    exact_cannot: bool
+
 
 _BY_POSITION = (EXACT, rivals.CONFIG, rivals.WINDOW)
 
@@ -146,6 +161,26 @@ def depths(results: Sequence[TaskResults]) -> Table | None:
         for each in results:
             if each.rows and each.name != EXACT:
                 table.add_row("", "", each.name, *_at(places, columns, each.rows, exact=False))
+    return table
+
+
+def lookup_bytes(lookups: Sequence[Lookup]) -> Table | None:
+    """What lookup takes in memory, exactly and with the config; None if there is nothing to show."""
+    if not lookups:
+        return None
+    table = _table()
+    table.add_column("task against\nnominal bytes", no_wrap=True)
+    for title in ("tokens", "exact\nright", "exact\nbytes", "config\nright", "config\nbytes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for each in lookups:
+        table.add_row(
+            each.kind + (" (exact cannot)" if each.exact_cannot else ""),
+            number(each.length),
+            percent(each.exact_accuracy),
+            size(each.exact_bytes),
+            percent(each.config_accuracy),
+            size(each.config_bytes),
+        )
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from taylorder.adapt import rivals
-from taylorder.adapt.evaluate import Evaluation
+from taylorder.adapt.evaluate import Continuations, Evaluation
 from taylorder.adapt.judge import Comparison, Standing
 from taylorder.analysis.bootstrap import Interval
 from taylorder.analysis.losses import EXACT
@@ -15,6 +15,22 @@ ENOUGH = 6
 """With fewer sequences, all of them differ in the same direction by chance more often than one time in twenty."""
 
 EQUALS_EXACT = "The config keeps every head exact: it is the exact model, with the same loss and the same bytes."
+
+
+def continued(found: Continuations) -> str:
+    """How greedy continuations by the config differ from those of the exact model."""
+    told = (
+        f"{counted(found.prompts, 'prompt')} of {counted(found.prompt_tokens, 'token')} from the text, "
+        f"{counted(found.new_tokens, 'token')} made after each"
+    )
+    if found.agreed is None or found.same is None or found.exact_repetition is None or found.config_repetition is None:
+        return f"{told}: no figures, {found.failure}."
+    unparted = f"{found.same} of {found.prompts} {'does' if found.same == 1 else 'do'} not differ"
+    return (
+        f"{told}: the config makes the same {found.agreed:g} tokens (median) before the first that differs; "
+        f"{unparted}. Repeated 4-grams: exact {percent(found.exact_repetition)}, "
+        f"config {percent(found.config_repetition)}."
+    )
 
 
 def figure(value: float, signed: bool = False) -> str:

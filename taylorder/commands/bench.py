@@ -1,0 +1,134 @@
+"""``taylorder bench``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taylorder.commands._shared import Device, Format, Model
+from taylorder.errors import UsageError
+
+if TYPE_CHECKING:
+    from taylorder.reports.generation import BenchReport
+
+_LENGTHS = (256, 1024, 4096)
+_ORDER, _WINDOW, _SINKS = 2, 64, 4
+
+
+def bench(
+    model: Model = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run with this orders.json.",
+            show_default=f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks",
+            dir_okay=False,
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N…",
+            show_default="256, 1024 and 4096, those the model allows",
+            help="Measure after contexts of so many tokens.",
+        ),
+    ] = None,
+    new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Feed N tokens one by one after each context.")
+    ] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of tokens.")] = 0,
+    device: Device = "cpu",
+    output: Format = "human",
+) -> None:
+    """Measure cache bytes and time per token, exact against adapted, by context length, on one thread.
+
+    Example: [bold]taylorder bench --config taylorder-out/orders.json --lengths 256,1024[/bold]
+    """
+    asked = _parse_lengths(lengths)
+
+    from taylorder.adapt.config import OrderConfig
+
+    chosen = None if config is None else OrderConfig.load(config)
+
+    from taylorder.reports.progress import StderrProgress
+
+    with StderrProgress() as progress:
+        progress.say(f"loading {model or 'the built-in model'}")
+
+        from taylorder.adapt.bench import bench as measure
+        from taylorder.models import describe, load
+        from taylorder.reports.generation import BenchReport
+
+        loaded = load(model, device=device)
+        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+        if chosen is None:
+            chosen = OrderConfig.uniform(description, _ORDER, "mean", _WINDOW, _SINKS)
+            note = f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks for every head (no --config)"
+        else:
+            chosen.check(description)
+            note = "--config"
+        measured = measure(
+            loaded.model,
+            description,
+            chosen,
+            lengths=_lengths(asked, description.max_context, new_tokens),
+            new_tokens=new_tokens,
+            seed=seed,
+            progress=progress,
+        )
+        report = BenchReport(
+            model=description,
+            config=chosen,
+            config_path=None if config is None else str(config),
+            note=note,
+            bench=measured,
+            seed=seed,
+            device=device,
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+        )
+    _print(report, output)
+
+
+def _parse_lengths(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) >= 1 for word in words):
+        raise UsageError(f"--lengths is {text!r}, expected whole numbers from 1 on with commas between them")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _lengths(asked: tuple[int, ...] | None, max_context: int, new_tokens: int) -> tuple[int, ...]:
+    """The lengths asked for, or those of the default that the model allows, or the longest there is."""
+    longest = max_context - new_tokens
+    if longest < 1:
+        raise UsageError(f"--new-tokens is {new_tokens}, but the model sees {max_context} tokens at most; lower it")
+    if asked is None:
+        return tuple(length for length in _LENGTHS if length <= longest) or (longest,)
+    if asked[-1] > longest:
+        raise UsageError(
+            f"--lengths has {asked[-1]}, with {new_tokens} new tokens {asked[-1] + new_tokens}, but the model sees "
+            f"{max_context} at most; lower it to {longest} or less"
+        )
+    return asked
+
+
+def _print(report: BenchReport, output: str) -> None:
+    """Write the result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON."""
+    from rich.console import Console
+
+    from taylorder.reports import generation
+    from taylorder.reports.document import as_json
+
+    if output == "json":
+        sys.stdout.write(as_json(generation.as_document(report)))
+        return
+    console = Console(highlight=False)
+    if console.is_terminal:
+        generation.render(report, console)
+    else:
+        sys.stdout.write(generation.as_text(report))

@@ -1,0 +1,129 @@
+"""``taylorder generate``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from taylorder.commands._shared import Device
+from taylorder.errors import UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    from taylorder.adapt.generate import Generated
+    from taylorder.models import LoadedModel, ModelDescription
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Go on from this text.", show_default=False)],
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="Run with this orders.json.", show_default=False, dir_okay=False)
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", show_default="the built-in smollm2-135m", help="Hub id, model folder or .gguf file."
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run the model as it is, and show where the two texts part.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Make at most N tokens.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", help="Draw tokens at this temperature; 0 takes the likeliest.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed that draw.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
+
+    Example: [bold]taylorder generate "Once upon a time" --config taylorder-out/orders.json --compare[/bold]
+    """
+    if not 0 <= temperature < math.inf:
+        raise UsageError(f"--temperature is {temperature}, expected 0 (the likeliest token) or a positive number")
+
+    from taylorder.adapt.config import OrderConfig
+
+    chosen = OrderConfig.load(config)
+
+    from taylorder.reports.progress import StderrProgress
+
+    with StderrProgress() as progress:
+        progress.say(f"loading {model or 'the built-in model'}")
+
+        from taylorder.adapt.cost import config_bytes
+        from taylorder.adapt.generate import compared, stream
+        from taylorder.models import describe, load
+        from taylorder.reports import generation
+
+        loaded = load(model, device=device)
+        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+        chosen.check(description)
+        _refuse(loaded, description, prompt, max_new_tokens)
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+
+    def run(config: OrderConfig | None, heading: str) -> Generated:
+        return _streamed(stream(loaded.model, loaded.tokenizer, prompt, config, **options), heading)
+
+    made = run(chosen, "adapted:\n" if compare else "")
+    would_hold = config_bytes(
+        OrderConfig.uniform(description, "exact"), description, generation.tokens_held(made.prompt_tokens, made.steps)
+    )
+    if not compare:
+        _say(generation.figures("adapted", made, would_hold))
+        return
+    exact = run(None, "\nexact:\n")
+    print(f"\n{generation.parting(compared(loaded.tokenizer, exact, made))}", flush=True)
+    _say(generation.figures("adapted", made, would_hold))
+    _say(generation.figures("exact", exact))
+
+
+def _refuse(loaded: LoadedModel, description: ModelDescription, prompt: str, max_new_tokens: int) -> None:
+    """Refuse a model without a head, and more tokens than the model sees, which some models would crash on."""
+    if not loaded.model.can_generate():
+        raise UnsupportedModelError(
+            f"{description.name} generates no text: choose a causal language model with its head"
+        )
+    tokens, room = len(loaded.tokenizer(prompt, verbose=False).input_ids), description.max_context
+    if tokens >= room:
+        raise UsageError(f"the prompt has {tokens} tokens, but the model sees {room} at most; shorten it")
+    if tokens + max_new_tokens > room:
+        raise UsageError(
+            f"--max-new-tokens is {max_new_tokens}, with {tokens} of the prompt {tokens + max_new_tokens}, but the "
+            f"model sees {room} at most; ask for {room - tokens} or fewer"
+        )
+
+
+def _streamed(pieces: Generator[str, None, Generated], heading: str) -> Generated:
+    """Write every piece as it comes, below a heading, and end the line, also where generation is interrupted.
+
+    The heading waits for the first piece: what is refused before that leaves standard output empty.
+    """
+    begun = False
+    with closing(pieces):
+        try:
+            while True:
+                piece = next(pieces)
+                sys.stdout.write(piece if begun else heading + piece)
+                sys.stdout.flush()
+                begun = True
+        except StopIteration as end:
+            if not begun:
+                sys.stdout.write(heading)
+            begun = True
+            result: Generated = end.value
+            return result
+        finally:
+            if begun:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

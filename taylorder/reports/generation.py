@@ -1,0 +1,243 @@
+"""What ``generate`` and ``bench`` print: speed and bytes of a continuation, where two part, and costs by context."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from taylorder.adapt.bench import Bench, Row
+from taylorder.adapt.config import ModelIdentity, OrderConfig
+from taylorder.adapt.generate import Comparison, Generated
+from taylorder.adapt.rivals import exact_everywhere
+from taylorder.models import ModelDescription
+from taylorder.provenance import software_versions
+from taylorder.reports.document import finite
+from taylorder.reports.human import counted, number, size
+
+SCHEMA = "taylorder/bench@1"
+
+_INDENT = (0, 0, 0, 2)
+_SNIPPET = 40
+_EVEN = 0.05  # a median of a few tokens tells no smaller difference
+_LEGEND = (
+    "Nominal bytes count keys and values in 16 bits and sums in 32; held is what this run keeps in memory. The "
+    "prediction counts states from the first token on; a run keeps keys as they are until building a state pays."
+)
+
+
+def tokens_held(prompt_tokens: int, steps: int) -> int:
+    """Tokens in the cache at the end: the last one made is not run."""
+    return prompt_tokens + steps
+
+
+def figures(name: str, made: Generated, would_hold: int | None = None) -> str:
+    """Speed and cache of a continuation in one line; ``would_hold`` is what exact attention would, nominally."""
+    speed = made.tokens_per_second
+    parts = [
+        f"{name}: {counted(len(made.tokens), 'token')}"
+        + ("" if speed is None else f", {speed:.3g} tokens per second")
+        + f", the first after {made.prompt_seconds:.2g} s",
+        f"cache {size(made.cache_bytes)} held, {size(made.nominal_bytes)} nominal"
+        + ("" if would_hold is None else f" (exact: {size(would_hold)} nominal)"),
+    ]
+    if made.guarded_rows:
+        parts.append(f"{counted(made.guarded_rows, 'row')} fell back to order 1")
+    return "; ".join(parts)
+
+
+def parting(comparison: Comparison) -> str:
+    """Where two continuations part, and how each goes on."""
+    exact, adapted = comparison.exact, comparison.adapted
+    if not comparison.parted:
+        return f"The texts are the same: {counted(len(exact.tokens), 'token')}."
+    same = _common(comparison.common_text, exact.text, adapted.text)
+    before = f" ...{exact.text[max(0, same - _SNIPPET) : same]!r}" if same else ""
+    return (
+        f"The texts part after {counted(comparison.common_tokens, 'token')}{before}: "
+        f"exact goes on {_onward(exact, same)}, adapted {_onward(adapted, same)}."
+    )
+
+
+def _common(*texts: str) -> int:
+    """Characters that all texts begin with: a token that ends inside a character counts as less than it."""
+    return next(
+        (place for place, found in enumerate(zip(*texts, strict=False)) if len(set(found)) > 1), min(map(len, texts))
+    )
+
+
+def _onward(made: Generated, start: int) -> str:
+    rest = made.text[start : start + _SNIPPET]
+    return repr(rest) if rest else "no further"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Everything ``bench`` says; ``config_path`` is None for a config that nobody asked for, which ``note`` names."""
+
+    model: ModelDescription
+    config: OrderConfig
+    config_path: str | None
+    note: str
+    bench: Bench
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def as_document(report: BenchReport) -> dict[str, Any]:
+    """The result of ``bench`` as one JSON document, schema ``taylorder/bench@1``; bytes and seconds unrounded."""
+    document = {
+        "schema": SCHEMA,
+        "model": ModelIdentity.of(report.model).model_dump() | {"weights_note": report.model.weights_note},
+        "config": {
+            "path": report.config_path,
+            "note": report.note,
+            "exact_everywhere": exact_everywhere(report.config),
+            "criterion": report.config.criterion,
+        },
+        "rows": [asdict(row) for row in report.bench.rows],
+        "break_even": {
+            "predicted": report.bench.predicted,
+            "measured_nominal": report.bench.smaller_nominal,
+            "measured_held": report.bench.smaller_held,
+        },
+        "verdict": {"text": " ".join(sentences(report))},
+        "new_tokens": report.bench.new_tokens,
+        "threads": 1,
+        "seed": report.seed,
+        "device": report.device,
+        "dtype": report.dtype,
+        "software": software_versions(),
+    }
+    made: dict[str, Any] = finite(document)
+    return made
+
+
+def render(report: BenchReport, console: Console) -> None:
+    """Print the report of ``bench``."""
+    for part in _parts(report):
+        console.print(part)
+
+
+def as_text(report: BenchReport, width: int = 80) -> str:
+    """The report as plain text: no colour, no trailing blanks."""
+    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
+    with console.capture() as captured:
+        render(report, console)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def sentences(report: BenchReport) -> list[str]:
+    """What follows from the figures, in words."""
+    if exact_everywhere(report.config):
+        return ["The config keeps every head exact: both columns are the same computation, and differ by chance."]
+    return [
+        _smaller(report.bench, report.model.max_context),
+        _times("Per token", [(row, row.slowdown) for row in report.bench.rows]),
+        _times("Reading the context", [(row, row.prefill_slowdown) for row in report.bench.rows]),
+    ]
+
+
+def _smaller(bench: Bench, max_context: int) -> str:
+    if bench.predicted is None:
+        predicted = "The adapted cache is never smaller than the exact one"
+    else:
+        beyond = f", more than the {number(max_context)} the model sees" if bench.predicted > max_context else ""
+        predicted = f"Nominally the adapted cache is predicted to be smaller from {number(bench.predicted)} tokens on"
+        predicted += beyond
+    found = [
+        f"{'at none' if context is None else f'first at {number(context)}'} in {kind}"
+        for kind, context in (("nominal bytes", bench.smaller_nominal), ("memory held", bench.smaller_held))
+    ]
+    return f"{predicted}. Of the lengths measured it is smaller {' and '.join(found)}."
+
+
+def _times(what: str, ratios: Sequence[tuple[Row, float]]) -> str:
+    """Where adapted takes longer, where as long, and where it takes less."""
+    groups = {
+        "slower": [(row, ratio) for row, ratio in ratios if ratio > 1 + _EVEN],
+        "about as fast": [(row, ratio) for row, ratio in ratios if abs(ratio - 1) <= _EVEN],
+        "faster": [(row, ratio) for row, ratio in ratios if ratio < 1 - _EVEN],
+    }
+    found = {word: group for word, group in groups.items() if group}
+    parts = [
+        f"{word} at {'every length measured' if len(found) == 1 else _contexts(group)} ({_span(group)} the time)"
+        for word, group in found.items()
+    ]
+    return f"{what}, adapted is {', '.join(parts)}."
+
+
+def _span(ratios: Sequence[tuple[Row, float]]) -> str:
+    low, high = (f"{bound(ratio for _, ratio in ratios):.2f}" for bound in (min, max))
+    return f"{low} times" if low == high else f"{low} to {high} times"
+
+
+def _contexts(ratios: Sequence[tuple[Row, float]]) -> str:
+    names = [number(row.context) for row, _ in ratios]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) + " tokens"
+
+
+def _parts(report: BenchReport) -> Iterable[RenderableType]:
+    yield Text(f"taylorder bench: {report.model.name}", style="bold")
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for name, fact in _facts(report).items():
+        facts.add_row(Text(name), Text(fact))
+    yield Padding(facts, _INDENT, expand=False)
+    yield Text()
+    yield _sizes(report.bench)
+    yield Text()
+    yield _durations(report.bench)
+    yield Text()
+    for line in sentences(report):
+        yield Padding(Text(line), _INDENT)
+    yield Text()
+    yield Padding(Text(_LEGEND), _INDENT)
+
+
+def _facts(report: BenchReport) -> dict[str, str]:
+    facts = {
+        "config": report.note if report.config_path is None else report.config_path,
+        "measured": f"{report.device}, {report.dtype}, one thread; median of {report.bench.new_tokens} tokens fed one "
+        "by one",
+    }
+    if report.model.weights_note is not None:
+        facts["weights"] = report.model.weights_note
+    return facts
+
+
+def _sizes(bench: Bench) -> Table:
+    table = _table("exact\nheld", "adapted\nheld", "exact\nnominal", "adapted\nnominal")
+    for row in bench.rows:
+        table.add_row(
+            number(row.context),
+            *(size(each.cache_bytes) for each in (row.exact, row.adapted)),
+            *(size(each.nominal_bytes) for each in (row.exact, row.adapted)),
+        )
+    return table
+
+
+def _durations(bench: Bench) -> Table:
+    table = _table("exact\nms/token", "adapted\nms/token", "adapted\n/ exact", "exact\nprefill s", "adapted\nprefill s")
+    for row in bench.rows:
+        table.add_row(
+            number(row.context),
+            *(f"{each.milliseconds_per_token:.3g}" for each in (row.exact, row.adapted)),
+            f"{row.slowdown:.2f}",
+            *(f"{each.prefill_seconds:.3g}" for each in (row.exact, row.adapted)),
+        )
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for title in ("context,\ntokens", *titles):
+        table.add_column(title, justify="right", no_wrap=True)
+    return table

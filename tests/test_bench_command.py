@@ -1,0 +1,244 @@
+"""``taylorder bench``: tables, JSON, break-even contexts, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from generating import structure
+from test_cli import HEAVY
+from typer.main import get_command
+
+import taylorder.models
+from taylorder import cli
+from taylorder.adapt.bench import Bench, Reading, Row, bench, predicted_break_even
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.cost import break_even_tokens, config_bytes
+from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models import describe
+from taylorder.reports import generation
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["taylorder", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """`load` gives a tiny random Llama of 64 tokens, and notes what was asked for."""
+    names = []
+
+    def load(name, **_):
+        names.append(name)
+        return taylorder.models.LoadedModel(tiny.llama(), None, name or "tiny", "weights dequantised from Q4_0")
+
+    monkeypatch.setattr(taylorder.models, "load", load)
+    return names
+
+
+@pytest.fixture
+def orders(tmp_path):
+    """Write a uniform config for the tiny model."""
+
+    def write(order, **options):
+        OrderConfig.uniform(describe(tiny.llama(), "tiny"), order, **options).save(tmp_path / "orders.json")
+        return tmp_path / "orders.json"
+
+    return write
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
+        f"try: main()\nfinally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "bench", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+    assert "Example: taylorder bench" in done.stdout
+
+
+def test_the_options_and_their_defaults():
+    parameters = get_command(cli.app).commands["bench"].params
+    options = {each.opts[0]: each for each in parameters if each.opts[0].startswith("--")}
+    assert {name: each.default for name, each in options.items()} == {
+        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--format": "human",
+    }  # fmt: skip
+    assert all(each.help.endswith(".") for each in options.values())
+
+
+def test_json_is_one_document_on_stdout(run, monkeypatch, tmp_path):
+    wide = hf.LlamaConfig(**{**tiny._decoder(), "max_position_embeddings": 256})
+    model, path, loaded = tiny.build(hf.LlamaForCausalLM, wide), tmp_path / "orders.json", []
+    description = describe(model, "tiny")
+    config = OrderConfig.uniform(description, 1, "mean", 2)
+    config.save(path)
+
+    def load(name, **_):
+        loaded.append(name)
+        return taylorder.models.LoadedModel(model, None, name)
+
+    monkeypatch.setattr(taylorder.models, "load", load)
+    options = ("--lengths", "200,8", "--new-tokens", 3, "--format", "json")
+    code, out, err = run("bench", "some/model", "--config", path, *options)
+    assert code == 0, err
+    document = json.loads(out)
+    assert loaded == ["some/model"]
+    assert document["schema"] == "taylorder/bench@1"
+    assert [row["context"] for row in document["rows"]] == [8, 200]
+    assert (document["threads"], document["new_tokens"]) == (1, 3)
+    assert document["config"]["path"] == str(path)
+    last = document["rows"][-1]
+    assert config_bytes(config, description, 200) <= last["adapted"]["nominal_bytes"] < last["adapted"]["cache_bytes"]
+    assert last["exact"]["nominal_bytes"] == config_bytes(OrderConfig.uniform(description, "exact"), description, 200)
+    assert last["exact"]["cache_bytes"] == 2 * last["exact"]["nominal_bytes"]  # float32
+    assert all(
+        row[state][name] > 0 for row in document["rows"] for state in ("exact", "adapted") for name in last[state]
+    )
+    assert document["break_even"]["predicted"] == predicted_break_even(config, description)
+    assert (document["break_even"]["measured_nominal"], document["break_even"]["measured_held"]) == (200, 200)
+    assert "Per token, adapted is" in document["verdict"]["text"]
+    assert err.splitlines()[0] == "loading some/model"
+
+
+def test_the_report_says_which_config_it_took_when_none_was_given(run, loaded):
+    code, out, err = run("bench", "--lengths", "8,40", "--new-tokens", 2)
+    assert code == 0, err
+    assert out.startswith("taylorder bench: tiny\n")
+    assert "order 2 around the mean, window 64, 4 sinks for every head (no --config)" in " ".join(out.split())
+    assert "dequantised from Q4_0" in out
+    assert "more than the 64 the model sees" in " ".join(out.split())
+    assert "smaller at none in nominal bytes" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+    assert "ms/token" in out
+    assert "KiB" in out
+
+
+def test_lengths_default_to_those_the_model_allows(run, loaded, orders):
+    code, out, _ = run("bench", "--config", orders(2), "--new-tokens", 4, "--format", "json")
+    assert code == 0
+    assert [row["context"] for row in json.loads(out)["rows"]] == [60]
+
+
+def test_a_config_that_is_exact_everywhere_is_called_that(run, loaded, orders):
+    code, out, _ = run("bench", "--config", orders("exact"), "--lengths", 16, "--new-tokens", 2)
+    assert code == 0
+    assert "The config keeps every head exact" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "0"], "error: --lengths is '0', expected whole numbers from 1 on with commas between them"),
+        (["--lengths", "16,,32"], "error: --lengths is '16,,32', expected whole numbers"),
+        (["--new-tokens", "0"], "Invalid value for '--new-tokens'"),
+        (["--format", "xml"], "Invalid value for '--format'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(run, loaded, arguments, message):
+    code, out, err = run("bench", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert loaded == []
+
+
+def test_what_the_model_does_not_allow_is_refused(run, loaded, tmp_path, monkeypatch):
+    code, out, err = run("bench", "--lengths", "64", "--new-tokens", 1)
+    assert (code, out) == (2, "")
+    assert "--lengths has 64, with 1 new tokens 65, but the model sees 64 at most; lower it to 63 or less" in err
+    assert run("bench", "--new-tokens", 64)[0] == 2
+    code, out, err = run("bench", "--config", tmp_path / "none.json")
+    assert (code, out) == (1, "")
+    assert "none.json does not exist" in err
+    monkeypatch.setattr(
+        taylorder.models, "load", lambda *_, **__: taylorder.models.LoadedModel(tiny.bert(), None, "bert")
+    )
+    code, out, err = run("bench", "--lengths", "8")
+    assert (code, out) == (3, "")
+    assert "error: bert generates no text" in err
+
+
+def test_threads_and_model_are_left_as_found():
+    model = tiny.llama()
+    description = describe(model, "tiny")
+    config = OrderConfig.uniform(description, 2, "mean", 4, 1)
+    before, threads, seen = structure(model), torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        hook = model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+        measured = bench(model, description, config, lengths=[24, 8, 24], new_tokens=2)
+        hook.remove()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen.count(1) > len(seen) / 2
+    assert [row.context for row in measured.rows] == [8, 24]
+    assert structure(model) == before
+    for lengths in ([], [0], [63]):
+        with pytest.raises(UsageError, match="contexts are"):
+            bench(model, description, config, lengths=lengths, new_tokens=2)
+    encoder = tiny.bert()
+    with pytest.raises(UnsupportedModelError, match="bert generates no text"):
+        bench(encoder, describe(encoder, "bert"), config, lengths=[8])
+
+
+def test_the_predicted_break_even_is_where_bytes_cross():
+    for name in ("llama", "gemma3"):
+        description = describe(tiny.TINY[name](), name)
+        exact = OrderConfig.uniform(description, "exact")
+        for order, near in ((1, 0), (2, 5), (3, 68)):
+            config = OrderConfig.uniform(description, order, "mean", near)
+            found = predicted_break_even(config, description)
+            assert config_bytes(config, description, found) < config_bytes(exact, description, found)
+            assert config_bytes(config, description, found - 1) >= config_bytes(exact, description, found - 1)
+            module = description.modules[1]
+            assert 0 <= found - break_even_tokens(module.head_dim, module.value_dim, order, near=near) <= 1
+        assert predicted_break_even(exact, description) is None
+
+
+def row(context, exact, adapted, smaller=False):
+    return Row(
+        context, Reading(1.0, exact, 4000, 2000), Reading(3.0, adapted, 3000 if smaller else 5000, 2000 - smaller)
+    )
+
+
+def test_the_words_admit_what_is_slower():
+    description = describe(tiny.llama(), "tiny")
+    config = OrderConfig.uniform(description, 2)
+
+    def text(*rows, predicted=70):
+        report = generation.BenchReport(description, config, None, "note", Bench(rows, 16, predicted))
+        return " ".join(generation.sentences(report))
+
+    slow = text(row(8, 1.0, 3.0), row(16, 2.0, 3.0))
+    assert slow == (
+        "Nominally the adapted cache is predicted to be smaller from 70 tokens on, more than the 64 the model sees. Of "
+        "the lengths measured it is smaller at none in nominal bytes and at none in memory held. Per token, adapted is "
+        "slower at every length measured (1.50 to 3.00 times the time). Reading the context, adapted is slower at "
+        "every length measured (3.00 times the time)."
+    )
+    mixed = text(row(8, 1.0, 3.0), row(16, 2.0, 3.0), row(24, 3.0, 3.1), row(32, 4.0, 3.0, smaller=True), predicted=20)
+    assert "from 20 tokens on. Of" in mixed
+    assert "smaller first at 32 in nominal bytes and first at 32 in memory held" in mixed
+    assert (
+        "Per token, adapted is slower at 8 and 16 tokens (1.50 to 3.00 times the time), about as fast at 24 tokens "
+        "(1.03 times the time), faster at 32 tokens (0.75 times the time)."
+    ) in mixed
+    assert "Per token, adapted is faster at every length measured (0.75 times the time)." in text(row(32, 4.0, 3.0))

@@ -1,0 +1,314 @@
+"""``taylorder generate``: text on stdout, figures on stderr, and what is refused; what ``eval`` generates."""
+
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from generating import MODELS, mixed_config, structure
+from test_cli import HEAVY
+from test_evaluation_report import REPORTS
+from typer.main import get_command
+
+import taylorder
+import taylorder.models
+from taylorder import cli
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.cost import config_bytes
+from taylorder.adapt.evaluate import Continuations, _draw, _repetition, evaluate
+from taylorder.adapt.generate import Comparison, Generated, generated, stream
+from taylorder.analysis.text import Text, tokenise
+from taylorder.errors import NonFiniteError
+from taylorder.reports import evaluation, generation
+from taylorder.reports import evaluation_words as words
+from taylorder.reports.evaluation_document import as_document
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "It was a dark and stormy night; "
+SPEED = r"\d+ tokens?, [\d.e+]+ tokens per second, the first after [\d.e+-]+ s; cache [\d.]+ KiB held, "
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["taylorder", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def model(monkeypatch, tiny_tokenizer):
+    """`load` gives a tiny random Llama with room for 64 tokens."""
+    made = MODELS["llama"]()
+    made.loaded = []
+
+    def load(name, **_):
+        made.loaded.append(name)
+        return taylorder.models.LoadedModel(made, tiny_tokenizer, name or "tiny")
+
+    monkeypatch.setattr(taylorder.models, "load", load)
+    return made
+
+
+@pytest.fixture
+def orders(tmp_path):
+    """Write a uniform config for the tiny model."""
+
+    def write(order, **options):
+        description = taylorder.models.describe(tiny.llama(), "tiny")
+        OrderConfig.uniform(description, order, **options).save(tmp_path / "orders.json")
+        return tmp_path / "orders.json"
+
+    return write
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
+        f"try: main()\nfinally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "generate", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+    assert "Example: taylorder generate" in done.stdout
+
+
+def test_the_options_and_their_defaults():
+    parameters = get_command(cli.app).commands["generate"].params
+    options = {each.opts[0]: each for each in parameters if each.opts[0].startswith("--")}
+    assert {name: each.default for name, each in options.items() if not each.required} == {
+        "--model": None, "--compare": False, "--max-new-tokens": 128, "--temperature": 0.0, "--seed": 0,
+        "--device": "cpu",
+    }  # fmt: skip
+    assert [name for name, each in options.items() if each.required] == ["--config"]
+    assert all(each.help.endswith(".") for each in options.values())
+
+
+def test_text_goes_to_stdout_and_figures_to_stderr(run, model, orders, tiny_tokenizer):
+    path = orders(2, expansion="mean", window=4, sinks=1)
+    before = structure(model)
+    code, out, err = run("generate", PROMPT, "--config", path, "--model", "some/model", "--max-new-tokens", 12)
+    assert code == 0, err
+    assert model.loaded == ["some/model"]
+    expected = generated(stream(model, tiny_tokenizer, PROMPT, OrderConfig.load(path), max_new_tokens=12))
+    assert out == expected.text + "\n"
+    plain = generated(stream(model, tiny_tokenizer, PROMPT, None, max_new_tokens=12))
+    first, last = err.splitlines()
+    assert first == "loading some/model"
+    assert re.match(f"adapted: {SPEED}", last)
+    would = generation.size(plain.nominal_bytes)
+    assert f"{generation.size(expected.nominal_bytes)} nominal (exact: {would} nominal)" in last
+    assert structure(model) == before
+
+
+def test_pieces_are_written_as_they_come(run, model, orders, monkeypatch):
+    """What has been made is out, on a line of its own, when a later token fails."""
+
+    def failing(*_, **__):
+        yield "Once"
+        yield " upon"
+        raise NonFiniteError("the scores overflow")
+
+    monkeypatch.setattr("taylorder.adapt.generate.stream", failing)
+    code, out, err = run("generate", PROMPT, "--config", orders(2), "--max-new-tokens", 12)
+    assert (code, out) == (1, "Once upon\n")
+    assert err.splitlines()[-1] == "error: the scores overflow"
+
+
+def test_an_interrupted_text_is_130_and_keeps_what_was_made(run, model, orders, monkeypatch):
+    def interrupted(*_, **__):
+        yield "Once"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taylorder.adapt.generate.stream", interrupted)
+    code, out, err = run("generate", PROMPT, "--config", orders(2), "--max-new-tokens", 12)
+    assert (code, out) == (130, "Once\n")
+    assert err.splitlines()[-1] == "error: interrupted"
+
+
+def test_compare_shows_both_texts_and_where_they_part(run, model, orders):
+    path = orders(1)
+    code, out, err = run("generate", PROMPT, "--config", path, "--compare", "--max-new-tokens", 20)
+    assert code == 0, err
+    assert out.startswith("adapted:\n")
+    assert "\n\nexact:\n" in out
+    assert re.search(r"\n\nThe texts part after \d+ tokens?.*: exact goes on '.*', adapted '.*'\.\n$", out)
+    lines = err.splitlines()
+    assert re.match(f"adapted: {SPEED}.* \\(exact: .* nominal\\)", lines[-2])
+    assert re.match(f"exact: {SPEED}", lines[-1])
+
+
+def test_compare_with_every_head_exact_finds_no_difference(run, model, orders):
+    code, out, err = run("generate", PROMPT, "--config", orders("exact"), "--compare", "--max-new-tokens", 9)
+    assert code == 0, err
+    assert out.endswith("\nThe texts are the same: 9 tokens.\n")
+    adapted, exact = out.split("\n\nThe texts")[0].removeprefix("adapted:\n").split("\n\nexact:\n")
+    assert adapted == exact
+
+
+def test_sampling_is_seeded(run, model, orders):
+    def text(seed):
+        options = ("--max-new-tokens", 20, "--temperature", 1.5, "--seed", seed)
+        return run("generate", PROMPT, "--config", path, *options)[1]
+
+    path = orders(2)
+    assert text(3) == text(3) != text(4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "message"),
+    [
+        ("x" * 64, [], "error: the prompt has 64 tokens, but the model sees 64 at most; shorten it"),
+        (
+            "x" * 60,
+            ["--max-new-tokens", "5"],
+            "error: --max-new-tokens is 5, with 60 of the prompt 65, but the model sees 64 at most; ask for 4 or fewer",
+        ),
+        ("", ["--max-new-tokens", "5"], "error: the prompt has no tokens; write at least one word"),
+        ("x", ["--max-new-tokens", "0"], "Invalid value for '--max-new-tokens'"),
+        ("x", ["--temperature", "-1"], "error: --temperature is -1.0, expected 0"),
+        ("x", ["--temperature", "nan"], "error: --temperature is nan, expected 0"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(run, model, orders, prompt, arguments, message):
+    code, out, err = run("generate", prompt, "--config", orders(2), *arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+
+
+def test_a_prompt_may_fill_the_context(run, model, orders):
+    code, out, err = run("generate", "x" * 60, "--config", orders(2), "--max-new-tokens", 4)
+    assert code == 0, err
+    assert out.endswith("\n")
+
+
+def test_configs_that_are_missing_or_of_other_models_are_refused(run, model, tmp_path, monkeypatch, tiny_tokenizer):
+    code, out, err = run("generate", "x", "--config", tmp_path / "none.json")
+    assert (code, out) == (1, "")
+    assert "none.json does not exist" in err
+    assert model.loaded == []
+    OrderConfig.uniform(taylorder.models.describe(tiny.qwen3(), "other"), 2).save(tmp_path / "other.json")
+    code, out, err = run("generate", "x", "--config", tmp_path / "other.json")
+    assert (code, out) == (1, "")
+    assert "the config was made for" in err
+    bert = tiny.bert()
+    OrderConfig.uniform(taylorder.models.describe(bert, "bert"), 2).save(tmp_path / "bert.json")
+    monkeypatch.setattr(
+        taylorder.models, "load", lambda *_, **__: taylorder.models.LoadedModel(bert, tiny_tokenizer, "bert")
+    )
+    code, out, err = run("generate", "x", "--config", tmp_path / "bert.json")
+    assert (code, out) == (3, "")
+    assert "error: bert generates no text" in err
+
+
+def continuation(text, **changes):
+    made = {
+        "text": text, "tokens": tuple(map(ord, text)), "prompt_tokens": 3, "stopped": "length", "prompt_seconds": 0.5,
+        "seconds": 2.0, "steps": 4, "cache_bytes": 2048, "nominal_bytes": 1024, "guarded_rows": 0,
+    }  # fmt: skip
+    return Generated(**made | changes)
+
+
+def test_the_words():
+    assert generation.figures("adapted", continuation("abcde", guarded_rows=2), 4096) == (
+        "adapted: 5 tokens, 2 tokens per second, the first after 0.5 s; cache 2 KiB held, 1 KiB nominal (exact: "
+        "4 KiB nominal); 2 rows fell back to order 1"
+    )
+    assert generation.figures("exact", continuation("a", steps=0, seconds=0.0)) == (
+        "exact: 1 token, the first after 0.5 s; cache 2 KiB held, 1 KiB nominal"
+    )
+    one, other = continuation("abc\nd"), continuation("abc\nxyz")
+    assert generation.parting(Comparison(one, other, 4, "abc\n")) == (
+        "The texts part after 4 tokens ...'abc\\n': exact goes on 'd', adapted 'xyz'."
+    )
+    assert generation.parting(Comparison(continuation("ab"), continuation("abc"), 2, "ab")) == (
+        "The texts part after 2 tokens ...'ab': exact goes on no further, adapted 'c'."
+    )
+    split = Comparison(continuation("aé"), continuation("aè"), 2, "a\N{REPLACEMENT CHARACTER}")
+    assert generation.parting(split) == "The texts part after 2 tokens ...'a': exact goes on 'é', adapted 'è'."
+
+
+def test_eval_continues_prompts_greedily(model, tiny_tokenizer):
+    text = Text("a night", PROMPT * 40)
+    config = mixed_config(model, 1)
+    description = taylorder.models.describe(model, "tiny")
+
+    def measured(config):
+        options = {"text": text, "lengths": [32], "tokens": 64, "alphas": {}}
+        return evaluate(model, tiny_tokenizer, description, config, **options).continuations
+
+    before = structure(model)
+    found = measured(config)
+    assert structure(model) == before
+    assert measured(OrderConfig.uniform(description, "exact")) is None
+    assert (found.prompts, found.prompt_tokens, found.new_tokens, found.failure) == (8, 32, 32, None)
+    prompts = _draw(tokenise(tiny_tokenizer, text), 32, 8, 0, text)
+    exact, adapted = [], []
+    for prompt in prompts[:, None]:
+        exact.append(greedily(model, prompt))
+        with taylorder.adapted(model, config):
+            adapted.append(greedily(model, prompt))
+    agreed = [common(one, other) for one, other in zip(exact, adapted, strict=True)]
+    assert found.agreed == statistics.median(agreed)
+    assert found.same == agreed.count(32)
+    assert found.exact_repetition == pytest.approx(statistics.fmean(map(_repetition, exact)))
+    assert found.config_repetition == pytest.approx(statistics.fmean(map(_repetition, adapted)))
+
+
+def greedily(model, ids):
+    """32 tokens after a prompt ``[1, T]``, where nothing ends the text."""
+    options = {"max_new_tokens": 32, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
+
+
+def common(one, other):
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
+
+
+def test_repetition_is_the_share_of_4_grams_seen_before():
+    assert _repetition([1, 2, 3]) == 0
+    assert _repetition(range(20)) == 0
+    assert _repetition([7] * 13) == 0.9
+    assert _repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+
+
+def test_the_words_of_continuations():
+    assert words.continued(Continuations(8, 512, 64, 6.5, 1, 0.125, 0.5)) == (
+        "8 prompts of 512 tokens from the text, 64 tokens made after each: the config makes the same 6.5 tokens "
+        "(median) before the first that differs; 1 of 8 does not differ. Repeated 4-grams: exact 12%, config 50%."
+    )
+    assert words.continued(Continuations(8, 512, 64, failure="queries hold NaN")).endswith(
+        "made after each: no figures, queries hold NaN."
+    )
+
+
+def test_lookups_stand_against_their_bytes():
+    made = REPORTS["whole"]()
+    made = replace(made, evaluation=replace(made.evaluation, continuations=Continuations(8, 512, 64, 6.5, 0, 0.1, 0.5)))
+    found = evaluation.lookups(made)
+    assert [(each.kind, each.length) for each in found] == [("lookup", 256), ("lookup", 1024)]
+    for each in found:
+        assert each.config_bytes == config_bytes(made.config, made.model, each.length)
+        assert each.exact_bytes == config_bytes(OrderConfig.uniform(made.model, "exact"), made.model, each.length)
+    text = evaluation.as_text(made)
+    assert "Greedy generation" in text
+    assert re.search(r"lookup +256 +95% +[\d.]+ .iB +75% +[\d.]+ .iB", text)
+    assert "lookup (exact cannot)" in text
+    assert max(map(len, text.splitlines())) <= 80
+    document = as_document(made)
+    assert document["generation"]["agreed"] == 6.5
+    assert [each["length"] for each in document["lookup_bytes"]] == [256, 1024]
+    assert as_document(REPORTS["exact"]())["lookup_bytes"] == []
