@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import string
+import sys
 
 import pytest
 
-from taylorder import models
+from taylorder import cli, models
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,21 @@ def tiny_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["taylorder", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
 
 
 def _no_network(*_args, **_options):

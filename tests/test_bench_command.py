@@ -26,21 +26,6 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["taylorder", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def loaded(monkeypatch):
     """`load` gives a tiny random Llama of 64 tokens, and notes what was asked for."""
     names = []

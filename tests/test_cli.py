@@ -26,21 +26,6 @@ HEAVY = ("torch", "transformers", "weightwatcher", "scipy", "numpy", "pandas", "
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["taylorder", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def directory(tmp_path):
     measured = synthetic.analysis(layers=4)
     run_directory.write(tmp_path / "run", measured, synthetic.selection(measured))

@@ -34,21 +34,6 @@ SPEED = r"\d+ tokens?, [\d.e+]+ tokens per second, the first after [\d.e+-]+ s; 
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["taylorder", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def model(monkeypatch, tiny_tokenizer):
     """`load` gives a tiny random Llama with room for 64 tokens."""
     made = MODELS["llama"]()

@@ -1,0 +1,232 @@
+"""Models that cannot be measured truthfully are refused by name, with exit code 3."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+from torch import nn
+
+from taylorder import _support, models
+from taylorder.errors import UnsupportedModelError
+
+_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_IDS = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_GROUPED = {**_SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, **_IDS}
+
+
+@pytest.fixture
+def llama():
+    return tiny.llama()
+
+
+# What is refused.
+
+
+def bloom():
+    return hf.BloomForCausalLM(hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4, **_IDS))
+
+
+def gptj():
+    return hf.GPTJForCausalLM(hf.GPTJConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, **_IDS))
+
+
+def gemma2():
+    return hf.Gemma2ForCausalLM(hf.Gemma2Config(head_dim=8, **_GROUPED))
+
+
+def t5():
+    return hf.T5Model(hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=128))
+
+
+def t5_encoder():
+    config = hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=128)
+    config.is_encoder_decoder = False
+    return hf.T5EncoderModel(config)
+
+
+def gpt_oss():
+    return hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, num_local_experts=2, num_experts_per_tok=1, **_GROUPED))
+
+
+def gemma3n(shared=1):
+    config = hf.Gemma3nTextConfig(
+        head_dim=8, num_kv_shared_layers=1, layer_types=["full_attention"] * 3, hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=tiny.VOCAB, laurel_rank=4, activation_sparsity_pattern=[0.0] * 3,
+        **{**_GROUPED, "num_hidden_layers": 3},
+    )  # fmt: skip
+    model = hf.Gemma3nForCausalLM(config)
+    config.num_kv_shared_layers = shared
+    return model
+
+
+def gemma3n_undeclared():
+    """Sharing that only the forward pass gives away."""
+    return gemma3n(shared=0)
+
+
+def llama4():
+    return hf.Llama4ForCausalLM(
+        hf.Llama4TextConfig(head_dim=8, layer_types=["chunked_attention", "full_attention"], intermediate_size_mlp=64,
+                            num_local_experts=2, moe_layers=[], **_GROUPED))  # fmt: skip
+
+
+def albert():
+    return hf.AlbertModel(hf.AlbertConfig(embedding_size=16, max_position_embeddings=64, **_SMALL, **_IDS))
+
+
+def mamba():
+    return hf.MambaForCausalLM(hf.MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=1, **_IDS,
+                                              max_position_embeddings=64))  # fmt: skip
+
+
+def uneven():
+    """Two layers that differ in their KV heads."""
+    model = tiny.llama()
+    other = hf.LlamaConfig(**{**_GROUPED, "num_key_value_heads": 4})
+    model.model.layers[1].self_attn = type(model.model.layers[0].self_attn)(other, 1)
+    model.model.layers[1].self_attn.config = model.config
+    return model
+
+
+def half_causal():
+    model = tiny.bert()
+    model.encoder.layer[1].attention.self.is_causal = True
+    return model
+
+
+class Packed(nn.Module):
+    """A linear layer on 8-bit integers."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.scale = dense.weight.abs().max().item() / 127
+        self.weight = nn.Parameter((dense.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return x @ (self.weight.float() * self.scale).T
+
+
+class PackedBuffer(Packed):
+    """The same, kept in a buffer as GPTQ does."""
+
+    def __init__(self, dense):
+        super().__init__(dense)
+        packed = self.weight.data
+        del self.weight
+        self.register_buffer("qweight", packed)
+
+    def forward(self, x):
+        return x @ (self.qweight.float() * self.scale).T
+
+
+class Stacked(nn.Module):
+    """A linear layer kept as a stack of blocks."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.weight = nn.Parameter(dense.weight.detach().unflatten(0, (4, -1)))
+
+    def forward(self, x):
+        return x @ self.weight.flatten(0, 1).T
+
+
+def packed(layer):
+    def build():
+        model = tiny.llama()
+        model.model.layers[1].self_attn.k_proj = layer(model.model.layers[1].self_attn.k_proj)
+        return model
+
+    build.__name__ = f"packed_{layer.__name__}"
+    return build
+
+
+def meta():
+    with torch.device("meta"):
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**_GROUPED))
+
+
+def offloaded():
+    model = tiny.llama()
+    model.model.layers[1].self_attn.k_proj.to("meta")
+    return model
+
+
+def boundless():
+    model = tiny.llama()
+    model.config.max_position_embeddings = 0
+    return model
+
+
+def no_transformer():
+    return nn.Linear(4, 4)
+
+
+_REFUSED = [
+    (bloom, r"BloomForCausalLM computes attention in its own code.*AttentionInterface.*Choose a model"),
+    (gptj, r"GPTJForCausalLM computes attention in its own code.*Choose a model"),
+    (no_transformer, r"Linear is not a transformers PreTrainedModel.*taylorder\.models\.load"),
+    (gemma2, r"subject caps its attention scores \(attn_logit_softcapping = 50\).*tanh.*Choose a model"),
+    (t5, r"subject is an encoder-decoder \(t5\).*Choose a model"),
+    (t5_encoder, r"layer\.0.*adds a learned position bias.*\(position_bias\).*Choose a model"),
+    (gpt_oss, r"layers\.0\.self_attn.*adds learned sinks.*\(s_aux\).*Choose a model"),
+    (gemma3n, r"shares keys and values between layers \(num_kv_shared_layers = 1\).*Choose a model"),
+    (gemma3n_undeclared, r"layers\.2\.self_attn uses the keys of .*layers\.1\.self_attn.*Choose a model"),
+    (llama4, r"layers of type chunked_attention: it cuts the context into chunks.*Choose a model"),
+    (albert, r"calls .*attention more than once in a forward pass.*Choose a model"),
+    (mamba, r"made no attention call on 8 tokens.*at least one layer of softmax attention"),
+    (tiny.vit, r"takes pixel_values, where token ids are expected.*Choose a language model"),
+    (uneven, r"2 kinds, where one is expected: .*4 heads on 2 KV heads.*4 heads on 4 KV heads.*Choose a model"),
+    (half_causal, r"2 kinds.*bidirectional.*causal.*Choose a model"),
+    (packed(Packed), r"self_attn\.k_proj\.weight is a 2-D tensor of int8.*without quantisation"),
+    (packed(PackedBuffer), r"self_attn\.k_proj\.qweight is a 2-D tensor of int8.*without quantisation"),
+    (packed(Stacked), r"self_attn\.k_proj\.weight is a 3-D tensor of float32.*without quantisation"),
+    (meta, r"\d+ parameters without data \(on the meta device or offloaded.*load it whole"),
+    (offloaded, r"1 parameters without data .*layers\.1\.self_attn\.k_proj\.weight.*load it whole"),
+    (boundless, r"states no longest context: its LlamaConfig has none of max_position_embeddings.*Set config"),
+]
+
+
+@pytest.mark.parametrize(("factory", "words"), _REFUSED, ids=[factory.__name__ for factory, _ in _REFUSED])
+def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
+    model = factory().eval()
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        models.describe(model, "subject")
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert getattr(model, "config", hf.LlamaConfig())._attn_implementation != "taylorder_record"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"softcap": 30.0}, r"caps its scores.*\(softcap = 30\)"),
+        ({"position_bias": torch.zeros(1)}, r"position bias.*\(position_bias\)"),
+        ({"s_aux": torch.zeros(1)}, r"learned sinks.*\(s_aux\)"),
+        ({"sinks": torch.zeros(1)}, r"learned sinks.*\(sinks\)"),
+        ({"indices": torch.zeros(1)}, r"learned index.*\(indices\)"),
+        ({"block_indices": torch.zeros(1)}, r"learned index.*\(block_indices\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_call_with_more_than_scaled_products_is_refused(call, words):
+    with pytest.raises(UnsupportedModelError, match=rf"layer\.3 \(Linear\) .*{words}.*Choose a model"):
+        _support.refuse_call("layer.3", nn.Linear(1, 1), None, call)
+    _support.refuse_call("layer.3", nn.Linear(1, 1), None, dict.fromkeys(call))
+
+
+@pytest.mark.parametrize(
+    "layer_type", ["indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
+)
+def test_sparse_and_compressed_layers_are_refused(layer_type, llama):
+    llama.config.layer_types = ["full_attention", layer_type]
+    with pytest.raises(UnsupportedModelError, match=f"layers of type {layer_type}: it"):
+        models.describe(llama, "llama")
+
+
+def test_a_forward_pass_that_fails_is_named(llama):
+    llama.model.norm = nn.Linear(7, 7)
+    with pytest.raises(UnsupportedModelError, match=r"did not run on 8 token ids alone \(RuntimeError: mat1"):
+        models.describe(llama, "llama")
+    assert llama.config._attn_implementation == "sdpa"
