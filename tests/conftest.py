@@ -7,8 +7,10 @@ import string
 import sys
 
 import pytest
+import tiny
 
 from taylorder import cli, models
+from taylorder.adapt.config import OrderConfig
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +51,17 @@ def run(monkeypatch, capsys):
         return stopped.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def orders(tmp_path):
+    """Write a uniform config for the tiny Llama: ``orders(order, **options)`` gives its path."""
+
+    def write(order, **options):
+        OrderConfig.uniform(models.describe(tiny.llama(), "tiny"), order, **options).save(tmp_path / "orders.json")
+        return tmp_path / "orders.json"
+
+    return write
 
 
 def _no_network(*_args, **_options):

@@ -38,17 +38,6 @@ def loaded(monkeypatch):
     return names
 
 
-@pytest.fixture
-def orders(tmp_path):
-    """Write a uniform config for the tiny model."""
-
-    def write(order, **options):
-        OrderConfig.uniform(describe(tiny.llama(), "tiny"), order, **options).save(tmp_path / "orders.json")
-        return tmp_path / "orders.json"
-
-    return write
-
-
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"

@@ -47,18 +47,6 @@ def model(monkeypatch, tiny_tokenizer):
     return made
 
 
-@pytest.fixture
-def orders(tmp_path):
-    """Write a uniform config for the tiny model."""
-
-    def write(order, **options):
-        description = taylorder.models.describe(tiny.llama(), "tiny")
-        OrderConfig.uniform(description, order, **options).save(tmp_path / "orders.json")
-        return tmp_path / "orders.json"
-
-    return write
-
-
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
