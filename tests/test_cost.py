@@ -19,6 +19,8 @@ def test_features_count_the_monomials(d, order):
 
 def test_ranks_limit_the_coordinates_of_their_degree():
     assert cost.features(64, 4, (64, 64, 8, 8)) == 1 + 64 + 36 + 120 == 221
+    assert cost.features(64, 4, (0, 64, 8, 8)) == 221  # whatever stands in place of a rank of degree 0
+    assert cost.features(64, 4, (0, 64, 8, 0)) == 101
     assert cost.features(64, 4) == 47_905
 
 

@@ -46,7 +46,7 @@ def arguments(**changes):
         (dict(scaling=float("nan")), ValueError, "scaling is nan, expected a finite number"),
         (dict(valid=torch.ones(2, 4, dtype=torch.bool)), ValueError, "valid has shape (2, 4), expected (2, 5)"),
         (dict(valid=torch.ones(2, 5)), TypeError, "valid is torch.float32, expected a bool tensor"),
-        (dict(backend="cuda"), ValueError, "backend is 'cuda', expected one of ('torch', 'score-space')"),
+        (dict(backend="cuda"), ValueError, "backend is 'cuda', expected one of ('triton', 'torch', 'score-space')"),
         (dict(state=3), TypeError, "state is a int, expected a State"),
         (dict(heads=[HeadSpec(3, window=2)] * 4, causal=False), ValueError, "bidirectional"),
     ],
@@ -121,5 +121,5 @@ def test_the_package_works_alone(tmp_path):
 def test_every_file_parses_as_python_3_9():
     import ast
 
-    for path in Path(taylorder.kernels.__file__).parent.glob("*.py"):
+    for path in Path(taylorder.kernels.__file__).parent.rglob("*.py"):
         ast.parse(path.read_text(), feature_version=(3, 9))

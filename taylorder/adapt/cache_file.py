@@ -18,7 +18,7 @@ from taylorder.adapt.runtime import attend_causally
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
 from taylorder.files import replacing
 from taylorder.kernels import HeadSpec, State
-from taylorder.kernels.state import ExactPart, TaylorPart
+from taylorder.kernels.state import check_names
 
 SCHEMA = "taylorder/cache@1"
 _HEADER = "taylorder"
@@ -89,6 +89,7 @@ def _taken_apart(layer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         about = {
             "kind": "state",
             "tokens": state.tokens,
+            "backend": state.backend,
             "shape": [shape.batch, shape.kv_heads, shape.head_dim, shape.value_dim],
             "dtype": str(shape.dtype).removeprefix("torch."),
         }
@@ -116,7 +117,7 @@ def _put_together(layer: Any, about: dict[str, Any], held: dict[str, Tensor]) ->
     if isinstance(layer, TaylorCacheLayer):
         if tokens:
             device = next(iter(held.values())).device
-            layer.state = _restored(layer.heads, about["shape"], getattr(torch, about["dtype"]), device, held)
+            layer.state = _restored(layer.heads, about, device, held)
             layer.state.tokens = layer.cumulative_length = tokens
             layer.dtype, layer.device, layer.is_initialized = layer.state.shape.dtype, device, True
     elif held:
@@ -132,42 +133,22 @@ def _state_tensors(state: State) -> dict[str, Tensor]:
     """Name everything a state holds."""
     tensors = {"guarded": state.guarded}
     for index, part in enumerate(state.parts):
-        keys, values, keep = part.recent.view()
-        held = {"recent.keys": keys, "recent.values": values, "recent.keep": keep, **_own_tensors(part)}
-        tensors |= {f"parts.{index}.{name}": tensor for name, tensor in held.items() if tensor is not None}
+        tensors |= {f"parts.{index}.{name}": tensor for name, tensor in part.held().items()}
     return tensors
 
 
-def _own_tensors(part: ExactPart | TaylorPart) -> dict[str, Tensor]:
-    """Name what a part holds besides its recent tokens: sums, sinks, counts."""
-    return {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
-
-
 def _restored(
-    heads: tuple[HeadSpec, ...], shape: list[int], dtype: torch.dtype, device: torch.device, held: dict[str, Tensor]
+    heads: tuple[HeadSpec, ...], about: dict[str, Any], device: torch.device, held: dict[str, Tensor]
 ) -> State:
-    """Return the state that ``_state_tensors`` took apart; ``shape`` is batch, KV heads, head dim and value dim."""
-    B, G, d, d_v = shape
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    """Return the state that ``_state_tensors`` took apart; ``about`` is its entry in the header."""
+    B, G, d, d_v = about["shape"]
+    options: dict[str, Any] = {"dtype": getattr(torch, about["dtype"]), "device": device}
     q, k, v = (torch.empty(B, n, 0, dim, **options) for n, dim in ((len(heads), d), (G, d), (G, d_v)))
-    _, state = attend_causally(q, k, v, heads, scaling=1.0, valid=None)
-    state.guarded = _like(state.guarded, held["guarded"], "guarded")
+    backend = about.get("backend", "torch")  # files of the first version name none
+    _, state = attend_causally(q, k, v, heads, scaling=1.0, valid=None, backend=backend)
+    check_names({"guarded": held["guarded"]}, {"guarded": state.guarded})
+    state.guarded = held["guarded"]
     for index, part in enumerate(state.parts):
-        own = {name.removeprefix(f"parts.{index}."): t for name, t in held.items() if f"parts.{index}." in name}
-        part.recent.append(own.pop("recent.keys"), own.pop("recent.values"), own.pop("recent.keep", None))
-        if isinstance(part, TaylorPart) and "features" in own:
-            part.start_features(own["features"].dtype)
-        expected = _own_tensors(part)
-        if expected.keys() != own.keys():
-            raise ValueError(f"part {index} of a state has {sorted(own)}, expected {sorted(expected)}")
-        for name, tensor in own.items():
-            setattr(part, name, _like(expected[name], tensor, name))
+        prefix = f"parts.{index}."
+        part.put({name.removeprefix(prefix): tensor for name, tensor in held.items() if name.startswith(prefix)})
     return state
-
-
-def _like(expected: Tensor, found: Tensor, name: str) -> Tensor:
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        raise ValueError(
-            f"{name} is {found.dtype} {tuple(found.shape)}, expected {expected.dtype} {tuple(expected.shape)}"
-        )
-    return found

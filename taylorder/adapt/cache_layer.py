@@ -41,7 +41,14 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         self.expected = False
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, valid: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        valid: Tensor | None,
+        backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend with the tokens last given to ``update`` and take them in.
 
@@ -51,12 +58,13 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             value: ``[B, G, T, d_v]``.
             scaling: factor of q.k.
             valid: bool ``[B, T]``, False for padding; None if there is none.
+            backend: as in ``taylor_attention``.
 
         Returns:
             Output ``[B, H, T, d_v]`` in the dtype of ``query``, and the rows guarded, int64 ``[H]``.
 
         Raises:
-            UsageError: gradients are being recorded, which end at the state.
+            UsageError: gradients are being recorded, which end at the state, or another backend made the state.
 
         """
         if needs_gradient(query, key, value):
@@ -64,9 +72,14 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
                 f"{self.name} was run with a TaylorCache while gradients are recorded, and none pass through its "
                 "state: run it under torch.no_grad(), or without a cache"
             )
+        if self.state is not None and backend not in (None, self.state.backend):
+            raise UsageError(
+                f"the TaylorCache was filled by the backend {self.state.backend!r}, and `adapted` runs with "
+                f"{backend!r}: use the backend it was filled by, or a new cache"
+            )
         before = None if self.state is None else self.state.guarded.clone()
         output, self.state = attend_causally(
-            query, key, value, self.heads, scaling=scaling, valid=valid, state=self.state
+            query, key, value, self.heads, scaling=scaling, valid=valid, state=self.state, backend=backend
         )
         guarded = self.state.guarded
         return output, guarded.clone() if before is None else guarded - before

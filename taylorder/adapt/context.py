@@ -21,13 +21,15 @@ from taylorder.adapt.runtime import (
     refuse_packed,
     register,
 )
-from taylorder.errors import UsageError
+from taylorder.errors import TaylorderError, UsageError
+from taylorder.kernels import TritonUnavailableError
+from taylorder.kernels.dispatch import choose_backend
 
 _PREPARE = "_prepare_cache_for_generation"
 
 
 @contextmanager
-def adapted(model: Any, config: OrderConfig, *, guard: bool = True) -> Iterator[Counts]:
+def adapted(model: Any, config: OrderConfig, *, guard: bool = True, backend: str | None = None) -> Iterator[Counts]:
     """Run ``model`` with the order of every head as ``config`` says, inside the block.
 
     ``model.generate`` then keeps a :class:`~taylorder.adapt.cache.TaylorCache` unless it is given another cache.
@@ -39,6 +41,8 @@ def adapted(model: Any, config: OrderConfig, *, guard: bool = True) -> Iterator[
         config: per-head decisions.
         guard: False leaves vanishing and negative denominators as they are, to show what they do. It takes all keys to
             do that, so ``generate`` keeps an ordinary cache then.
+        backend: of the kernels, ``triton`` or ``torch``; None chooses by device, see ``taylor_attention``. What no
+            kernel does (gradients, both directions, ``guard=False``) is computed in score space either way.
 
     Yields:
         :class:`~taylorder.adapt.runtime.Counts` of guarded rows, filled while the model runs.
@@ -46,18 +50,22 @@ def adapted(model: Any, config: OrderConfig, *, guard: bool = True) -> Iterator[
     Raises:
         ConfigError: the config does not belong to the model; says what differs.
         UnsupportedModelError: the model cannot be adapted.
-        UsageError: from a forward pass that asks for what an adapted model cannot give (attention weights, 4-D masks,
-            packed sequences, caches other than ``TaylorCache`` and ``DynamicCache``), and from ``generate`` when it
-            is asked for such a cache, or for assisted decoding, before anything is generated.
+        TaylorderError: the backend is Triton, which cannot run where the model is.
+        UsageError: the backend is unknown; from a forward pass that asks for what an adapted model cannot give
+            (attention weights, 4-D masks, packed sequences, caches other than ``TaylorCache`` and ``DynamicCache``),
+            and from ``generate`` when it is asked for such a cache, or for assisted decoding, before anything is
+            generated.
         NonFiniteError: from a forward pass that overflows.
 
     """
     config.check(model)
+    _check_backend(model, backend)
     register()
     modules = dict(model.named_modules())
     counts = Counts()
     targets = {
-        modules[layer.module]: ModuleRun(plan_layer(config, layer, guard=guard), counts) for layer in config.layers
+        modules[layer.module]: ModuleRun(plan_layer(config, layer, guard=guard, backend=backend), counts)
+        for layer in config.layers
     }
     suspended = {module: RUNS[module] for module in targets if module in RUNS}
     check_call, note_cache = _hooks(targets, execution_digest(config), guard)
@@ -76,6 +84,17 @@ def adapted(model: Any, config: OrderConfig, *, guard: bool = True) -> Iterator[
             for module in targets:
                 RUNS.pop(module, None)
             RUNS.update(suspended)
+
+
+def _check_backend(model: Any, backend: str | None) -> None:
+    """Refuse a backend that is unknown or cannot run where the model is, before anything is computed."""
+    weights = next(model.parameters())
+    try:
+        choose_backend(backend, None, weights.device, weights.dtype)
+    except TritonUnavailableError as error:
+        raise TaylorderError(str(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]

@@ -24,11 +24,11 @@ def features(head_dim: int, order: int, ranks: Sequence[int] | None = None) -> i
     Args:
         head_dim: d.
         order: P >= 1.
-        ranks: ``ranks[p]`` coordinates are used by degree p; None uses all d for every degree.
+        ranks: ``ranks[p]`` coordinates are used by degree p, ``ranks[0]`` says nothing; None uses all d.
 
     """
     dims = [head_dim] * order if ranks is None else list(ranks)
-    return sum(math.comb(dims[degree] + degree - 1, degree) for degree in range(order))
+    return 1 + sum(math.comb(dims[degree] + degree - 1, degree) for degree in range(1, order) if dims[degree])
 
 
 def state_bytes(head_dim: int, value_dim: int, order: int, ranks: Sequence[int] | None = None) -> int:

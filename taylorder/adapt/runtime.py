@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from taylorder.adapt.config import LayerOrders, OrderConfig
-from taylorder.errors import NonFiniteError, UsageError
-from taylorder.kernels import HeadSpec, State, score_space_attention, taylor_attention
+from taylorder.errors import NonFiniteError, TaylorderError, UsageError
+from taylorder.kernels import HeadSpec, State, TritonUnavailableError, score_space_attention, taylor_attention
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder"
@@ -32,13 +32,14 @@ class LayerPlan:
     """What one attention module runs.
 
     ``heads`` is None where every head is exact. ``centre`` ``[G, d]`` is what is taken from the keys of each KV head
-    (zero for groups expanded around ``zero``); None takes nothing.
+    (zero for groups expanded around ``zero``); None takes nothing. ``backend`` is that of ``taylor_attention``.
     """
 
     name: str
     heads: tuple[HeadSpec, ...] | None
     centre: Tensor | None
     guard: bool = True
+    backend: str | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ class StateLayer(Protocol):
     """A cache layer that attends from its own state (:class:`taylorder.adapt.cache_layer.TaylorCacheLayer`)."""
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, valid: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, valid: Tensor | None, backend: str | None
     ) -> tuple[Tensor, Tensor]:
         """Attend with the new tokens and take them in; output ``[B, H, T, d_v]`` and guarded rows, int64 ``[H]``."""
         ...
@@ -79,13 +80,13 @@ class ModuleRun:
 RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
 
 
-def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool) -> LayerPlan:
+def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool, backend: str | None = None) -> LayerPlan:
     """Turn the decisions for one layer into kernel specs.
 
     ``centre`` in a config means centred keys and powers of the centred score, which the kernels know as ``zero``.
     """
     if all(head.order == "exact" for head in layer.heads):
-        return LayerPlan(layer.module, None, None, guard)
+        return LayerPlan(layer.module, None, None, guard, backend)
     specs = []
     for head in layer.heads:
         if head.order == "exact":
@@ -98,7 +99,7 @@ def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool) -> Layer
         group = config.model.heads // config.model.kv_heads
         plain = [layer.heads[kv_head * group].expansion == "zero" for kv_head in range(config.model.kv_heads)]
         centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
-    return LayerPlan(layer.module, tuple(specs), centre, guard)
+    return LayerPlan(layer.module, tuple(specs), centre, guard, backend)
 
 
 def execution_digest(config: OrderConfig) -> str:
@@ -177,9 +178,11 @@ def _attend(
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if attention_mask is None else attention_mask[:, -key.shape[2] :]
-        output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid)
+        output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid, backend=plan.backend)
     elif plan.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
-        output, state = attend_causally(query, key, value, plan.heads, scaling=scaling, valid=attention_mask)
+        output, state = attend_causally(
+            query, key, value, plan.heads, scaling=scaling, valid=attention_mask, backend=plan.backend
+        )
         guarded = state.guarded
     else:
         # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
@@ -199,9 +202,20 @@ def attend_causally(
     scaling: float,
     valid: Tensor | None,
     state: State | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, State]:
-    """``taylor_attention`` in one direction, where there always is a state afterwards."""
-    output, after = taylor_attention(query, key, value, heads, scaling=scaling, valid=valid, state=state)
+    """``taylor_attention`` in one direction, where there always is a state afterwards.
+
+    Raises:
+        TaylorderError: the backend cannot run where the tensors are.
+
+    """
+    try:
+        output, after = taylor_attention(
+            query, key, value, heads, scaling=scaling, valid=valid, state=state, backend=backend
+        )
+    except TritonUnavailableError as error:
+        raise TaylorderError(str(error)) from error
     if after is None:
         raise RuntimeError("taylor_attention returned no state for causal attention")
     return output, after

@@ -5,20 +5,23 @@ can be published as a Hub kernel. Shapes: q ``[B, H, T, d]``, k ``[B, G, T, d]``
 share G KV heads in order (query head h reads KV head ``h // (H / G)``).
 """
 
-from .dispatch import BACKENDS, taylor_attention
+from .dispatch import BACKEND_VARIABLE, BACKENDS, taylor_attention
 from .reference import ReferenceState, ReferenceSums, reference_attention, reference_sums
 from .score_space import score_space_attention
 from .spec import EXPANSIONS, GUARD, HeadSpec, check_heads
 from .state import State
+from .triton_backend import TritonUnavailableError
 
 __all__ = [
     "BACKENDS",
+    "BACKEND_VARIABLE",
     "EXPANSIONS",
     "GUARD",
     "HeadSpec",
     "ReferenceState",
     "ReferenceSums",
     "State",
+    "TritonUnavailableError",
     "check_heads",
     "reference_attention",
     "reference_sums",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from . import torch_backend
+from . import torch_backend, triton_backend
 from .recent import Recent
 from .score_space import score_space_attention
 from .spec import HeadSpec, check_heads
 from .state import ExactPart, State, StateShape
 
-BACKENDS = ("torch", "score-space")
+BACKENDS = ("triton", "torch", "score-space")
+
+BACKEND_VARIABLE = "TAYLORDER_BACKEND"
+"""Environment variable that names the backend where the caller names none."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -44,7 +49,10 @@ def taylor_attention(
         causal: False attends in both directions: no near field, no state.
         valid: bool ``[B, T]``, False for padding; rows of padding queries are zero. None: no padding.
         state: what an earlier call returned, to go on from there. It is updated in place; ``clone`` it to fork.
-        backend: ``torch`` (linear time, any device) or ``score-space`` (quadratic, keeps every key); None chooses.
+        backend: ``triton`` (linear time, GPUs; on a CPU only in Triton's interpreter, which is slow and for tests),
+            ``torch`` (linear time, any device) or ``score-space`` (quadratic, keeps every key). None takes the
+            environment variable ``TAYLORDER_BACKEND`` or chooses: ``triton`` on GPUs, ``torch`` for float64 and
+            everywhere else.
 
     Returns:
         Output ``[B, H, T, d_v]`` in the dtype of q, and the state after these tokens (None if bidirectional).
@@ -52,6 +60,7 @@ def taylor_attention(
     Raises:
         ValueError: an argument does not fit the others; the message names it, its value and what was expected.
         TypeError: an argument is of the wrong type.
+        TritonUnavailableError: Triton cannot run where the tensors are; no other backend steps in.
 
     """
     _check_tensors(q, k, v, valid)
@@ -63,7 +72,7 @@ def taylor_attention(
         raise ValueError(f"scaling is {scaling}, expected a finite number")
     if state is not None:
         _check_state(state, k, v, heads, causal)
-    name = _backend(backend, state)
+    name = choose_backend(backend, state, q.device, q.dtype)
     B, H, T, _ = q.shape
     G = k.shape[1]
     output = torch.empty(B, H, T, v.shape[-1], dtype=q.dtype, device=q.device)
@@ -73,6 +82,10 @@ def taylor_attention(
         if name == "score-space":
             state = state or State(heads, name, [ExactPart(range(G), Recent(k, v, G))], StateShape.of(k, v))
             _score_space(q, k, v, state, output, scaling, causal, valid)
+        elif name == "triton":
+            state = state or triton_backend.new_state(heads, k, v)
+            if B and T:
+                triton_backend.run(q, k, v, state, output, scaling=scaling, causal=causal, valid=valid)
         else:
             state = state or torch_backend.new_state(heads, k, v)
             if B and T:
@@ -86,6 +99,8 @@ def _score_space(
     q: Tensor, k: Tensor, v: Tensor, state: State, output: Tensor, scaling: float, causal: bool, valid: Optional[Tensor]
 ) -> None:
     (part,) = state.parts
+    if not isinstance(part, ExactPart):
+        raise TypeError(f"the score-space backend holds a {type(part).__name__}, expected an ExactPart")
     part.recent.append(k, v, valid)
     if q.shape[2] == 0:
         return
@@ -95,16 +110,37 @@ def _score_space(
     state.guarded += guarded
 
 
-def _backend(name: Optional[str], state: Optional[State]) -> str:
+def choose_backend(name: Optional[str], state: Optional[State], device: torch.device, dtype: torch.dtype) -> str:
+    """Name the backend for tensors of that device and dtype; ``name`` and ``state`` as in ``taylor_attention``.
+
+    Raises:
+        ValueError: the name is unknown, contradicts the state, or is ``triton`` for float64.
+        TritonUnavailableError: the choice is ``triton``, and it cannot compile for the GPU.
+
+    """
+    asked = "backend"
+    if name is None and state is None and os.environ.get(BACKEND_VARIABLE):
+        name, asked = os.environ[BACKEND_VARIABLE], BACKEND_VARIABLE
     if name is not None and name not in BACKENDS:
-        raise ValueError(f"backend is {name!r}, expected one of {BACKENDS} or None")
-    if state is None:
-        return name or "torch"
-    if name is not None and name != state.backend:
-        raise ValueError(
-            f"backend is {name!r}, but the state was made by {state.backend!r}, which alone can go on from it"
-        )
-    return state.backend
+        raise ValueError(f"{asked} is {name!r}, expected one of {BACKENDS} or None")
+    if state is not None:
+        if name is not None and name != state.backend:
+            raise ValueError(
+                f"backend is {name!r}, but the state was made by {state.backend!r}, which alone can go on from it"
+            )
+        return state.backend
+    if name is None:
+        name = "triton" if device.type == "cuda" and dtype != torch.float64 else "torch"
+    if name == "triton":
+        if dtype == torch.float64:
+            raise ValueError(f"{asked} is 'triton', which has no float64; expected another dtype, or backend='torch'")
+        problem = triton_backend.triton_problem(device)
+        if problem is not None:
+            raise triton_backend.TritonUnavailableError(
+                f"the backend for tensors on {device} is Triton, and it cannot run there ({problem}): install a Triton "
+                f"that can, or choose backend='torch' or {BACKEND_VARIABLE}=torch"
+            )
+    return name
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, valid: Optional[Tensor]) -> None:

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .recent import selection
+from .state import ExactPart
+
 _MASK_ENTRIES = 1 << 20
 """Entries of one block's mask: rows of queries are taken a few at a time where a mask has to be spelled out."""
+
+
+def attend_exact_part(
+    part: ExactPart,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    *,
+    scaling: float,
+    causal: bool,
+    valid: Optional[Tensor],
+) -> None:
+    """Take the new tokens of a part's KV heads in and attend to all of them; arguments as in ``taylor_attention``."""
+    group = q.shape[1] // k.shape[1]
+    chosen = selection(part.kv_heads)
+    part.recent.append(k[:, chosen], v[:, chosen], valid)
+    keys, values, keep = part.recent.view()
+    for first, last in _runs(part.kv_heads):
+        heads = slice(first * group, (last + 1) * group)
+        own = slice(part.kv_heads.index(first), part.kv_heads.index(last) + 1)
+        exact_attention(
+            q[:, heads], keys[:, own], values[:, own], keep, scaling=scaling, causal=causal, output=output[:, heads]
+        )
+        if valid is not None:
+            output[:, heads].masked_fill_(~valid[:, None, :, None], 0.0)
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of consecutive numbers."""
+    start = previous = numbers[0]
+    for number in numbers[1:]:
+        if number != previous + 1:
+            yield start, previous
+            start = number
+        previous = number
+    yield start, previous
 
 
 def exact_attention(

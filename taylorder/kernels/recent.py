@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable, Optional, Union
 
 import torch
@@ -11,6 +12,12 @@ Piece = tuple[Tensor, Tensor, Optional[Tensor]]
 """Keys ``[B, G, S, d]``, values ``[B, G, S, d_v]`` and, if some tokens do not count, bool ``[B, S]``."""
 
 Heads = Union[slice, list[int]]
+
+
+def selection(numbers: Sequence[int]) -> Heads:
+    """Index of ascending numbers: a slice, which copies nothing, if they are consecutive."""
+    consecutive = numbers[-1] - numbers[0] + 1 == len(numbers)
+    return slice(numbers[0], numbers[-1] + 1) if consecutive else list(numbers)
 
 
 class Recent:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Optional, Union
+from typing import Callable, Optional, Protocol, Union
 
 import torch
 from torch import Tensor
@@ -37,12 +37,53 @@ class StateShape:
         return StateShape(k.shape[0], k.shape[1], k.shape[3], v.shape[3], k.dtype, k.device)
 
 
+class Part(Protocol):
+    """What a backend keeps for some of the KV heads."""
+
+    kv_heads: tuple[int, ...]
+
+    def map(self, change: Change) -> Part:
+        """Return a copy with ``change`` applied to every tensor; the first dimension of each is the batch."""
+        ...
+
+    def held(self) -> dict[str, Tensor]:
+        """Return everything held, by name, to be written to a file."""
+        ...
+
+    def put(self, held: dict[str, Tensor]) -> None:
+        """Fill an empty part with what ``held`` returned.
+
+        Raises:
+            ValueError: names, shapes or dtypes are not those of such a part.
+
+        """
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held, spare capacity included."""
+        ...
+
+    @property
+    def nominal_bytes(self) -> int:
+        """Bytes with keys and values counted in 16 bits and sums in 32."""
+        ...
+
+
 class ExactPart:
     """KV heads that keep every token: ordinary softmax attention, and the score-space backend for any spec."""
 
     def __init__(self, kv_heads: Sequence[int], recent: Recent) -> None:
         self.kv_heads = tuple(kv_heads)
         self.recent = recent
+
+    def held(self) -> dict[str, Tensor]:
+        return _held_tokens(self.recent)
+
+    def put(self, held: dict[str, Tensor]) -> None:
+        held = dict(held)
+        _put_tokens(self.recent, held)
+        check_names(held, {})
 
     def map(self, change: Change) -> ExactPart:
         return ExactPart(self.kv_heads, self.recent.map(change))
@@ -106,6 +147,22 @@ class TaylorPart:
             self.origin = self.features.new_zeros(B, Gb, self.recent.keys.shape[-1]) if self.shifts else None
         return self.features, self.sums
 
+    def held(self) -> dict[str, Tensor]:
+        return {**_held_tokens(self.recent), **self._own()}
+
+    def put(self, held: dict[str, Tensor]) -> None:
+        held = dict(held)
+        _put_tokens(self.recent, held)
+        if "features" in held:
+            self.start_features(held["features"].dtype)
+        check_names(held, self._own())
+        for name, tensor in held.items():
+            setattr(self, name, tensor)
+
+    def _own(self) -> dict[str, Tensor]:
+        """What is held besides recent tokens: sums, sinks, counts."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def map(self, change: Change) -> TaylorPart:
         copy = TaylorPart.__new__(TaylorPart)
         copy.__dict__.update(self.__dict__)
@@ -129,9 +186,6 @@ class TaylorPart:
         if self.features is None or self.sums is None:
             return kv
         return kv + 4 * (self.features.numel() + self.sums.numel())
-
-
-Part = Union[ExactPart, TaylorPart]
 
 
 class State:
@@ -191,6 +245,36 @@ class State:
         copy = State(self.heads, self.backend, [part.map(change) for part in self.parts], shape)
         copy.tokens, copy.guarded = self.tokens, self.guarded.clone()
         return copy
+
+
+def check_names(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Refuse tensors that differ from the expected ones in name, shape or dtype.
+
+    Raises:
+        ValueError: they do.
+
+    """
+    if expected.keys() != found.keys():
+        raise ValueError(f"a part of a state has {sorted(found)}, expected {sorted(expected)}")
+    for name, tensor in found.items():
+        like = expected[name]
+        if like.shape != tensor.shape or like.dtype != tensor.dtype:
+            raise ValueError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {like.dtype} {tuple(like.shape)}"
+            )
+
+
+def _held_tokens(recent: Recent) -> dict[str, Tensor]:
+    named = zip(("keys", "values", "keep"), recent.view())
+    return {f"recent.{name}": tensor for name, tensor in named if tensor is not None}
+
+
+def _put_tokens(recent: Recent, held: dict[str, Tensor]) -> None:
+    """Take the recent tokens out of ``held``."""
+    try:
+        recent.append(held.pop("recent.keys"), held.pop("recent.values"), held.pop("recent.keep", None))
+    except KeyError as missing:
+        raise ValueError(f"a part of a state has no {missing.args[0]}") from None
 
 
 def _nominal(keys: Tensor, values: Tensor, tokens: int) -> int:

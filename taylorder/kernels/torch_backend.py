@@ -22,10 +22,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .exact import exact_attention
+from .exact import attend_exact_part
 from .polynomial import Polynomials
 from .products import Chunk, fold
-from .recent import Heads, Joined, Piece, Recent
+from .recent import Joined, Piece, Recent, selection
 from .rows import Extent, Memory, Sinks, Sums, Tokens, attend
 from .spec import HeadSpec
 from .state import ExactPart, Part, State, StateShape, TaylorPart
@@ -76,7 +76,7 @@ class Output:
             guarded = guarded & known
         B, _, T, _ = self.output.shape
         grouped = self.output.view(B, -1, where.group, T, d_v)
-        grouped[where.sequences, _selection(where.kv_heads), heads, rows] = quotient
+        grouped[where.sequences, selection(where.kv_heads), heads, rows] = quotient
         if bool(guarded.any()):
             counts = guarded.sum((0, 3))
             for index, kv_head in enumerate(where.kv_heads):
@@ -140,56 +140,9 @@ def run(
     """Attend, write the rows and bring the state up to date. Arguments as in ``taylor_attention``, already checked."""
     for part in state.parts:
         if isinstance(part, ExactPart):
-            _run_exact(part, q, k, v, output, scaling, causal, valid)
-        else:
+            attend_exact_part(part, q, k, v, output.output, scaling=scaling, causal=causal, valid=valid)
+        elif isinstance(part, TaylorPart):
             _TaylorRun(part, q, k, v, output, scaling, causal, valid).run()
-
-
-def _run_exact(
-    part: ExactPart,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    output: Output,
-    scaling: float,
-    causal: bool,
-    valid: Optional[Tensor],
-) -> None:
-    group = q.shape[1] // k.shape[1]
-    chosen = _selection(part.kv_heads)
-    part.recent.append(k[:, chosen], v[:, chosen], valid)
-    keys, values, keep = part.recent.view()
-    for first, last in _runs(part.kv_heads):
-        heads = slice(first * group, (last + 1) * group)
-        own = slice(part.kv_heads.index(first), part.kv_heads.index(last) + 1)
-        exact_attention(
-            q[:, heads],
-            keys[:, own],
-            values[:, own],
-            keep,
-            scaling=scaling,
-            causal=causal,
-            output=output.output[:, heads],
-        )
-        if valid is not None:
-            output.output[:, heads].masked_fill_(~valid[:, None, :, None], 0.0)
-
-
-def _selection(numbers: Sequence[int]) -> Heads:
-    """Index of ascending numbers: a slice, which copies nothing, if they are consecutive."""
-    consecutive = numbers[-1] - numbers[0] + 1 == len(numbers)
-    return slice(numbers[0], numbers[-1] + 1) if consecutive else list(numbers)
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last of each run of consecutive numbers."""
-    start = previous = numbers[0]
-    for number in numbers[1:]:
-        if number != previous + 1:
-            yield start, previous
-            start = number
-        previous = number
-    yield start, previous
 
 
 class _TaylorRun:
@@ -248,7 +201,7 @@ class _TaylorRun:
 
     def _new(self) -> Piece:
         """The new tokens of this part's KV heads."""
-        heads = _selection(self.part.kv_heads)
+        heads = selection(self.part.kv_heads)
         return self.k[:, heads], self.v[:, heads], self.keep
 
     def _steps(self) -> Iterator[Step]:
@@ -303,7 +256,7 @@ class _TaylorRun:
         joined = self._tokens(where)
         memory = self._memory(where, steps)
         queries = torch.unflatten(self.q, 1, (-1, self.group))[where.sequences]
-        kv_heads = _selection(where.kv_heads)
+        kv_heads = selection(where.kv_heads)
         # Query heads of different order go one by one: each reads the prefix of the state that its own order needs.
         T = self.q.shape[2]
         alike = all(len({spec.order for spec in group}) == 1 for group in part.specs[where.indices])
@@ -346,7 +299,7 @@ class _TaylorRun:
             self.v[where.sequences],
             None if self.keep is None else self.keep[where.sequences],
         )
-        return Joined(first, new, _selection(where.kv_heads))
+        return Joined(first, new, selection(where.kv_heads))
 
     def _memory(self, where: Slice, steps: Sequence[Step]) -> Optional[Memory]:
         """The part's state for that slice; bidirectional attention has one of its own, thrown away afterwards."""

@@ -1,0 +1,132 @@
+"""``taylorder compile-report``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from taylorder.commands._shared import Format
+from taylorder.errors import TaylorderError, UsageError
+
+if TYPE_CHECKING:
+    from taylorder.reports.compiled import CompileReport
+
+TARGETS = ("sm_80", "sm_90", "gfx942")
+HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
+"""Those of the kernels, which cannot be asked before torch is imported."""
+
+_TARGET = re.compile(r"sm_\d{2,3}|gfx\d\w{2,3}")
+_YES = ("1", "true", "on", "y", "yes")
+
+
+def compile_report(
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target", metavar="T", show_default=", ".join(TARGETS), help="Compile for this GPU; repeatable."
+        ),
+    ] = None,
+    head_dims: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--head-dim",
+            metavar="N",
+            show_default=", ".join(map(str, HEAD_DIMS)),
+            help="Compile for heads of this size; repeatable.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], typer.Option(help="Compile for inputs of this dtype.")
+    ] = "bfloat16",
+    all_settings: Annotated[
+        bool, typer.Option("--all-settings", help="Compile also the settings that only autotuning would choose.")
+    ] = False,
+    output: Format = "human",
+) -> None:
+    """Compile the Triton kernels without a GPU, and report registers, spills, shared memory and inner loops.
+
+    Example: [bold]taylorder compile-report --target sm_90 --head-dim 64[/bold]
+    """
+    chosen = _targets(targets)
+    sizes = _head_dims(head_dims)
+    _check_triton()
+
+    from taylorder.reports.progress import StderrProgress
+
+    progress = StderrProgress()
+    progress.say("loading Triton")
+
+    import torch
+    import triton.compiler  # here, so that every compiler process has it from the start  # noqa: F401
+
+    from taylorder.kernels.triton_backend import aot
+    from taylorder.kernels.triton_backend.compilers import compile_all
+    from taylorder.reports.compiled import CompileReport, Overhead
+
+    jobs = [job for size in sizes for job in aot.jobs(size, getattr(torch, dtype), all_settings)]
+    with progress:
+        rows = compile_all([(job, target) for target in chosen for job in jobs], progress)
+    report = CompileReport(
+        dtype=dtype,
+        every_setting=all_settings,
+        targets=chosen,
+        rows=tuple(rows),
+        overheads=tuple(
+            Overhead(size, order, aot.state_overhead(size, order)) for size in sizes for order in aot.orders(size)
+        ),
+    )
+    _print(report, output)
+    if report.failed:
+        raise TaylorderError(f"{len(report.failed)} of {len(rows)} did not compile; the report says why")
+
+
+def _targets(names: Iterable[str] | None) -> tuple[str, ...]:
+    for name in names or ():
+        if not _TARGET.fullmatch(name):
+            raise UsageError(f"--target is {name!r}, expected sm_NN (NVIDIA) or gfxNNN (AMD), such as sm_90 or gfx942")
+    return tuple(dict.fromkeys(names or TARGETS))
+
+
+def _head_dims(sizes: Iterable[int] | None) -> tuple[int, ...]:
+    for size in sizes or ():
+        if size not in HEAD_DIMS:
+            known = ", ".join(map(str, HEAD_DIMS))
+            raise UsageError(f"--head-dim is {size}, expected one of {known}; heads in between run as the next larger")
+    return tuple(sorted(set(sizes or HEAD_DIMS)))
+
+
+def _check_triton() -> None:
+    """Refuse where Triton cannot compile; set what it would otherwise warn about once per process."""
+    interpret = os.environ.get("TRITON_INTERPRET", "")
+    if interpret.lower() in _YES:
+        raise UsageError(
+            f"TRITON_INTERPRET is {interpret!r}, with which Triton interprets and compiles nothing; unset it"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise TaylorderError(
+            "Triton, which compiles, is not installed; there is one for Linux only: pip install triton"
+        )
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+
+def _print(report: CompileReport, output: str) -> None:
+    """Write the result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON."""
+    from rich.console import Console
+
+    from taylorder.reports import compiled
+    from taylorder.reports.document import as_json
+
+    if output == "json":
+        sys.stdout.write(as_json(compiled.as_document(report)))
+        return
+    console = Console(highlight=False)
+    if console.is_terminal:
+        compiled.render(report, console)
+    else:
+        sys.stdout.write(compiled.as_text(report))

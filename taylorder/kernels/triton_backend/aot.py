@@ -1,0 +1,330 @@
+"""Compiling ahead of time, without a GPU: what every shipped setting of every kernel takes on a target.
+
+Triton's wheel has the assemblers of NVIDIA and AMD, so registers, spills and shared memory are facts; see ``sass`` for
+the count of cycles. No time is measured.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from .book import Kind, book
+from .launch import kernel, triton_type
+from .plan import TOGETHER
+from .sass import Loop, loops
+from .settings import (
+    Precision,
+    Setting,
+    fold_settings,
+    power_of_two,
+    query_rows,
+    state_settings,
+    token_settings,
+)
+from .tiles import Layout
+
+TARGETS = ("sm_80", "sm_90", "gfx942")
+
+_POINTERS = {
+    "coordinates": "storage",
+    "keys": "input",
+    "values": "input",
+    "sink_keys": "input",
+    "sink_values": "input",
+    "output": "input",
+    "features": "fp32",
+    "coefficients": "fp32",
+    "sums": "fp32",
+    "means": "fp32",
+    "polynomials": "fp32",
+    "multiplicity": "fp32",
+    "numerators": "fp32",
+    "denominators": "fp32",
+    "folded_values": "fp32",
+    "folded_counts": "fp32",
+    "far_values": "fp32",
+    "far_counts": "fp32",
+    "state_rows": "i64",
+    "tokens": "i64",
+    "extents": "i64",
+    "items": "i32",
+    "runs": "i32",
+    "factors": "i32",
+    "prefixes": "i32",
+    "tile_groups": "i32",
+    "level_ranks": "i32",
+    "sink_counts": "i32",
+    "ranks": "i32",
+    "keep": "u8",
+    "drops": "u8",
+    "guarded": "u8",
+}
+"""Element types of all pointers."""
+
+_NUMBERS = {"scaling": "fp32", "threshold": "fp32"}
+"""Types of arguments that are neither pointers nor int32."""
+
+_SHARED_LIMITS = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx90a": 64 << 10,
+    "gfx942": 64 << 10,
+    "gfx950": 160 << 10,
+}
+
+_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel with one setting, to be compiled.
+
+    Attributes:
+        kernel: its name.
+        config: what it is for, in words.
+        dtype: of the inputs.
+        constants: compile-time constants.
+        setting: how it is launched.
+        default: whether that is the setting a launch takes before autotuning.
+        reads_copy: whether the state is read from a copy in the dtype of products.
+
+    """
+
+    kernel: str
+    config: str
+    dtype: torch.dtype
+    constants: tuple[tuple[str, Any], ...]
+    setting: Setting
+    default: bool
+    reads_copy: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one kernel takes on one target.
+
+    Attributes:
+        job: what was compiled.
+        target: for which GPU.
+        registers: per thread; vector registers on AMD.
+        spills: bytes of a thread's stack on NVIDIA, spilled vector registers on AMD; 0 is what should stand here.
+        shared_bytes: shared memory of a program.
+        loops: innermost loops with matrix products; empty where ``sass`` does not count, as on AMD.
+
+    """
+
+    job: Job
+    target: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    loops: tuple[Loop, ...]
+
+    @property
+    def too_large(self) -> bool:
+        """Whether it could not be launched: a compiler does not compare shared memory with what there is."""
+        limit = shared_limit(self.target)
+        return limit is not None and self.shared_bytes > limit
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What did not compile.
+
+    Attributes:
+        job: what was to be compiled.
+        target: for which GPU.
+        error: why not, in one line.
+
+    """
+
+    job: Job
+    target: str
+    error: str
+
+
+def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iterator[Job]:
+    """What runs for heads of that size: both phases of all kernels, orders 3 and 4 (and 8 at head dim 16).
+
+    Args:
+        head_dim: d, which is d_v too.
+        dtype: of the inputs.
+        every_setting: also those that only autotuning would choose.
+
+    """
+    precision = Precision.of(dtype, "cuda")
+    block = power_of_two(head_dim)
+    sizes = {"HEAD_DIM": head_dim, "VALUE_DIM": head_dim, "VALUE_BLOCK": block}
+    products = {"DOT": precision.triton, "PRECISION": precision.inputs}
+
+    def settled(
+        name: str, config: str, settings: Sequence[Setting], constants: dict[str, Any], copy: bool = False
+    ) -> Iterator[Job]:
+        for index, setting in enumerate(settings if every_setting else settings[:1]):
+            yield Job(name, config, dtype, tuple({**sizes, **constants, **products}.items()), setting, index == 0, copy)
+
+    phases = {
+        "prefill": query_rows(head_dim, head_dim, precision, None),
+        "decode": query_rows(head_dim, head_dim, precision, 8),
+    }
+    for order in orders(head_dim):
+        layout = Layout.choose(head_dim, order)
+        own = {"T": layout.tile, "BASE": layout.base_factors(order), "PREFIX": layout.prefix_factors(order)}
+        label = f"d={head_dim} P={order} {layout.name} T={layout.tile}"
+        yield from settled("fold_tokens", label, fold_settings(head_dim, head_dim, precision), own)
+        for phase, rows in phases.items():
+            yield from settled(
+                "read_state",
+                f"{label} {phase} rows={rows}",
+                state_settings(head_dim, head_dim, precision, rows),
+                {**own, "ROWS": rows, "TOGETHER": TOGETHER},
+                copy=phase == "prefill",
+            )
+    for phase, rows in phases.items():
+        label = f"d={head_dim} {phase} rows={rows}"
+        constants = {"HEAD_BLOCK": block, "LEVELS": 1, "ROWS": rows}
+        yield from settled(
+            "read_pending",
+            label,
+            token_settings(head_dim, head_dim, precision, rows),
+            {**constants, "DEGREES": 4, "CAUSAL": True},
+        )
+        yield from settled("add_near_and_divide", label, token_settings(head_dim, head_dim, precision, rows), constants)
+
+
+def orders(head_dim: int) -> tuple[int, ...]:
+    """Orders whose state somebody could afford: at head dim 256, order 4 takes 3 GB per KV head."""
+    return {16: (3, 4, 8), 256: (3,)}.get(head_dim, (3, 4))
+
+
+def compile_job(job: Job, target: str) -> Compiled:
+    """Compile.
+
+    Raises:
+        ValueError: the target is not of the form sm_NN or gfxNNN.
+
+    """
+    import triton
+    from triton.compiler import ASTSource
+
+    function = kernel(job.kernel)
+    machine = gpu_target(target)
+    constants = {**dict(job.constants), "DOT": triton_type(dict(job.constants)["DOT"])}
+    constants["PRECISION"] = Precision.of(job.dtype, machine.backend).inputs
+    if step := _step_name(job.kernel):
+        constants[step] = job.setting.step
+    signature, attributes = {}, {}
+    for position, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        kind = _POINTERS.get(name)
+        signature[name] = _NUMBERS.get(name, "i32") if kind is None else f"*{_element(kind, name, job)}"
+        if kind is not None or name == "ld":  # both are multiples of 16, which wide loads depend on
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": job.setting.warps, "num_stages": job.setting.stages}
+    if job.setting.registers is not None and machine.backend == "cuda":
+        options["maxnreg"] = job.setting.registers
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    made = triton.compile(source, target=machine, options=options)
+    if "cubin" in made.asm:
+        registers, spills = _nvidia_usage(made.asm["cubin"])
+        found = loops(_disassembled(made.asm["cubin"]), job.setting.warps, machine.arch)
+    else:
+        registers, spills = (_amd_figure(made.asm["amdgcn"], name) for name in ("vgpr_count", "vgpr_spill_count"))
+        found = []
+    return Compiled(job, target, registers, spills, made.metadata.shared, tuple(found))
+
+
+def _step_name(name: str) -> Optional[str]:
+    return {"fold_tokens": "TOKENS", "read_state": None}.get(name, "COLUMNS")
+
+
+def _element(kind: str, name: str, job: Job) -> str:
+    """Element type of a pointer."""
+    storage = _DTYPES[Precision.of(job.dtype, "cuda").storage]
+    if kind == "storage" or (name == "features" and job.reads_copy):
+        return storage
+    return _DTYPES[job.dtype] if kind == "input" else kind
+
+
+def gpu_target(name: str) -> Any:
+    """Triton's target for a name such as sm_90 or gfx942.
+
+    Raises:
+        ValueError: the name is of another form.
+
+    """
+    from triton.backends.compiler import GPUTarget
+
+    if found := re.fullmatch(r"sm_(\d+)", name):
+        return GPUTarget("cuda", int(found[1]), 32)
+    if re.fullmatch(r"gfx\d\w+", name):
+        return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+    raise ValueError(f"target is {name!r}, expected sm_NN (NVIDIA) or gfxNNN (AMD), such as {', '.join(TARGETS)}")
+
+
+def shared_limit(target: str) -> Optional[int]:
+    """Most bytes of shared memory that a program can have; None if that is not known here."""
+    return _SHARED_LIMITS.get(target)
+
+
+def _tool(name: str, *arguments: str, binary: bytes) -> str:
+    """Run one of the tools in Triton's wheel on a cubin."""
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        done = subprocess.run([str(path), *arguments, file.name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} cannot read what was compiled: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread and bytes of stack, which is where spilled registers go."""
+    printed = _tool("cuobjdump", "-res-usage", binary=cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", printed)
+    if found is None:
+        raise RuntimeError(f"cuobjdump did not say what a kernel uses: {printed!r}")
+    return int(found[1]), int(found[2])
+
+
+def _disassembled(cubin: bytes) -> str:
+    # Without its analysis of data flow, which takes a fifth of the time and changes nothing in the code.
+    return _tool("nvdisasm", "-c", "-ndf", binary=cubin)
+
+
+def _amd_figure(assembly: str, name: str) -> int:
+    found = re.search(rf"{name}:\s*(\d+)", assembly)
+    if found is None:
+        raise RuntimeError(f"the AMD assembly does not say its {name}")
+    return int(found[1])
+
+
+def state_overhead(head_dim: int, order: int) -> float:
+    """Rows of a state over those of the minimal basis, padding and double entries included, for a full-rank head."""
+    layout, kind = Layout.choose(head_dim, order), Kind(order, None)
+    rows = book(layout, head_dim, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1
+    minimal = sum(_monomials(head_dim, degree) for degree in range(order))
+    return rows / minimal
+
+
+def _monomials(head_dim: int, degree: int) -> int:
+    from ..tables import count
+
+    return count(degree, head_dim)

@@ -1,0 +1,168 @@
+"""Which backend runs, what is said when Triton cannot, and how a setting is chosen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from kernel_cases import attend
+from test_kernels_torch import MIXED, problem
+from triton_cases import EAGER, backward_error, sized
+
+import taylorder
+from taylorder.errors import TaylorderError, UsageError
+from taylorder.kernels import BACKEND_VARIABLE, HeadSpec, TritonUnavailableError, triton_backend
+from taylorder.kernels.dispatch import choose_backend
+from taylorder.kernels.triton_backend import call, fold, launch
+from taylorder.kernels.triton_backend.settings import Setting
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "device, dtype, expected",
+    [
+        (CPU, torch.float32, "torch"),
+        (GPU, torch.float32, "triton"),
+        (GPU, torch.bfloat16, "triton"),
+        (GPU, torch.float64, "torch"),
+    ],
+)
+def test_the_device_decides(monkeypatch, device, dtype, expected):
+    monkeypatch.setattr(triton_backend, "triton_problem", lambda _device: None)
+    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+    assert choose_backend(None, None, device, dtype) == expected
+
+
+def test_the_caller_overrides_the_environment_and_the_environment_the_device(monkeypatch):
+    monkeypatch.setattr(triton_backend, "triton_problem", lambda _device: None)
+    monkeypatch.setenv(BACKEND_VARIABLE, "torch")
+    assert choose_backend(None, None, GPU, torch.float32) == "torch"
+    assert choose_backend("score-space", None, GPU, torch.float32) == "score-space"
+    monkeypatch.setenv(BACKEND_VARIABLE, "cudnn")
+    with pytest.raises(ValueError, match="TAYLORDER_BACKEND is 'cudnn', expected one of"):
+        choose_backend(None, None, CPU, torch.float32)
+
+
+def test_a_state_goes_on_in_the_backend_that_made_it(monkeypatch):
+    case = problem(MIXED, T=10)
+    _, state = attend(case, "triton")
+    monkeypatch.setenv(BACKEND_VARIABLE, "torch")
+    assert choose_backend(None, state, CPU, torch.float32) == "triton"
+    with pytest.raises(ValueError, match="backend is 'torch', but the state was made by 'triton'"):
+        attend(case, "torch", state)
+
+
+def test_float64_is_refused():
+    case = problem(MIXED, T=5).to(torch.float64)
+    with pytest.raises(ValueError, match="backend is 'triton', which has no float64; expected another dtype, or"):
+        attend(case, "triton")
+
+
+def test_a_gpu_without_a_working_triton_is_an_error_not_another_backend(monkeypatch):
+    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+    monkeypatch.setattr(launch, "interpreted", lambda: False)  # no driver is here, as on a machine with a broken one
+    with pytest.raises(TritonUnavailableError) as caught:
+        choose_backend(None, None, GPU, torch.bfloat16)
+    message = str(caught.value)
+    assert "tensors on cuda:0 is Triton, and it cannot run there (RuntimeError: 0 active drivers" in message
+    assert "choose backend='torch' or TAYLORDER_BACKEND=torch" in message
+    assert choose_backend("torch", None, GPU, torch.bfloat16) == "torch"
+
+
+PROGRAM = """
+import torch
+from taylorder.kernels import HeadSpec, TritonUnavailableError, taylor_attention
+q, k = torch.zeros(1, 2, 3, 8), torch.zeros(1, 1, 3, 8)
+try:
+    taylor_attention(q, k, k, [HeadSpec(3)] * 2, scaling=1.0, backend="triton")
+except TritonUnavailableError as error:
+    print(error)
+"""
+
+
+def test_a_cpu_without_the_interpreter_is_told_how_to_get_it(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False)
+    assert "TRITON_INTERPRET=1 was not set when Python started" in done.stdout, done.stderr
+
+
+def test_importing_the_kernels_does_not_import_triton():
+    program = "import sys, taylorder.kernels; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_adapted_refuses_what_cannot_run_before_it_starts(monkeypatch):
+    model = tiny.llama()
+    config = taylorder.OrderConfig.uniform(model, 2)
+    for backend, error, words in [
+        ("cuda", UsageError, "backend is 'cuda', expected one of"),
+        ("triton", TaylorderError, "cannot run there (on a CPU it only runs in its interpreter"),
+    ]:
+        monkeypatch.setattr(launch, "interpreted", lambda: False)
+        with pytest.raises(error) as caught, taylorder.adapted(model, config, backend=backend):
+            pass
+        assert words in str(caught.value)
+
+
+SETTINGS = (Setting(16, 4, 2), Setting(32, 4, 1), Setting(64, 8, 2))
+
+
+def test_autotuning_tries_the_shipped_settings_once_and_keeps_the_fastest(monkeypatch):
+    """With a stopwatch that says so, the second setting wins; what a kernel adds to is added once all the same."""
+    tried = []
+
+    def stopwatch(run, quantiles=None):
+        run()
+        run()
+        tried.append(1)
+        return [5.0 - (len(tried) % 3 == 2), 0.0, 0.0]
+
+    chosen = []
+    original = launch.tuned
+
+    def tuned(name, settings, step, key):
+        made = original(name, settings, step, key, stopwatch)
+        chosen.append(made)
+        return made
+
+    original.cache_clear()
+    monkeypatch.setattr(launch, "tuned", tuned)
+    for module, name in ((fold, "fold_settings"), (call, "token_settings")):
+        monkeypatch.setattr(module, name, lambda *_sizes: SETTINGS)
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(triton_backend, "triton_problem", lambda _device: None)
+    monkeypatch.setattr(call, "machine", lambda: "interpreter")
+    case = problem([HeadSpec(3, "mean", 4, 1), HeadSpec(2, "zero", 4, 1)], B=1, G=1, T=60)
+    with sized({**EAGER, (call, "SEGMENT"): 30}):
+        found, _ = attend(case, "triton")
+        before = len(tried)
+        again, _ = attend(case, "triton")
+    original.cache_clear()
+    assert backward_error(found, case) < 1e-5
+    torch.testing.assert_close(found, again)
+    assert len(tried) == before > 0
+    offered = {config.kwargs.get("TOKENS") for made in chosen for config in made.configs if "TOKENS" in config.kwargs}
+    assert offered == {16, 32, 64}
+    folding = [made for made in chosen if made.base_fn.__name__ == "fold_tokens"]
+    assert folding[0].best_config.kwargs == {"TOKENS": 32}
+
+
+def test_the_key_of_autotuning_is_what_a_setting_depends_on():
+    seen = {}
+
+    def record(name, programs, settings, step, arguments, constants, key):
+        seen[name] = key
+        assert set(key) <= set(constants), f"{name} is tuned by {key}, which are not all constants"
+
+    with pytest.MonkeyPatch.context() as patch, sized(EAGER):
+        case = problem([HeadSpec(3, "mean", 4, 1)] * 2, B=1, G=1, T=60)
+        patch.setattr(call, "launch", record)
+        patch.setattr(fold, "launch", record)
+        attend(case, "triton")
+    assert set(seen) == set(launch.KERNELS)
+    assert "ROWS" in seen["read_state"]
