@@ -132,7 +132,7 @@ def test_autotuning_tries_the_shipped_settings_once_and_keeps_the_fastest(monkey
 
     original.cache_clear()
     monkeypatch.setattr(launch, "tuned", tuned)
-    for module, name in ((fold, "fold_settings"), (call, "token_settings")):
+    for module, name in ((fold, "fold_settings"), (call, "pending_settings"), (call, "near_settings")):
         monkeypatch.setattr(module, name, lambda *_sizes: SETTINGS)
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     monkeypatch.setattr(triton_backend, "triton_problem", lambda _device: None)

@@ -24,7 +24,8 @@ SMALL = {
     (plan, "PIECE_TOKENS"): [16, 512],
     (plan, "STACKED_TOKENS"): [0, 16, 200],
     (call, "query_rows"): [lambda *_sizes: 16, lambda *_sizes: 64],
-    (call, "token_settings"): [lambda *_sizes: (Setting(16, 4, 2),), lambda *_sizes: (Setting(64, 4, 2),)],
+    (call, "pending_settings"): [lambda *_sizes: (Setting(16, 4, 2),), lambda *_sizes: (Setting(64, 4, 2),)],
+    (call, "near_settings"): [lambda *_sizes: (Setting(16, 4, 2),), lambda *_sizes: (Setting(64, 4, 2),)],
 }
 """Tuning constants and values that make small inputs take the paths of large ones: they may change no result."""
 
@@ -39,7 +40,8 @@ EAGER = {
     (plan, "PIECE_TILES"): 1,
     (plan, "PIECE_TOKENS"): 16,
     (call, "query_rows"): lambda *_sizes: 64,
-    (call, "token_settings"): lambda *_sizes: (Setting(64, 4, 2),),
+    (call, "pending_settings"): lambda *_sizes: (Setting(64, 4, 2),),
+    (call, "near_settings"): lambda *_sizes: (Setting(64, 4, 2),),
 }
 """Segments so short that nearly every far key is read from the state, and states cut into several pieces."""
 

@@ -25,7 +25,7 @@ _LEGEND = (
     "Static counts of compiled code: nothing ran, and no time was taken. tensor:issue is, for each innermost loop with "
     "matrix products in the order of the code, cycles of the tensor cores at their peak over cycles of instruction "
     "issue: from 1 on the tensor cores are the limit, below it the ratio is the largest share of the time that they "
-    "can be busy, before any wait for memory. A dash stands where no products are counted (float32, AMD, sm_100); on "
+    "can be busy, before any wait for memory. A dash stands where no products are counted (AMD, sm_100); on "
     "sm_90 those of decode run below the peak assumed, so that their true ratio is higher."
 )
 

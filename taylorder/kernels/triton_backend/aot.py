@@ -24,10 +24,11 @@ from .settings import (
     Precision,
     Setting,
     fold_settings,
+    near_settings,
+    pending_settings,
     power_of_two,
     query_rows,
     state_settings,
-    token_settings,
 )
 from .tiles import Layout
 
@@ -156,7 +157,7 @@ class Failed:
 
 
 def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iterator[Job]:
-    """What runs for heads of that size: both phases of all kernels, orders 3 and 4 (and 8 at head dim 16).
+    """What runs for heads of that size: all phases of all kernels, orders 3 and 4 (and 8 at head dim 16), and rank 8.
 
     Args:
         head_dim: d, which is d_v too.
@@ -175,16 +176,16 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
         for index, setting in enumerate(settings if every_setting else settings[:1]):
             yield Job(name, config, dtype, tuple({**sizes, **constants, **products}.items()), setting, index == 0, copy)
 
-    phases = {
-        "prefill": query_rows(head_dim, head_dim, precision, None),
-        "decode": query_rows(head_dim, head_dim, precision, 8),
-    }
-    for order in orders(head_dim):
-        layout = Layout.choose(head_dim, order)
+    phases: dict[int, str] = {}
+    # The last: a few new tokens, or one of many query heads on one KV head.
+    for phase, stacked in (("prefill", None), ("decode", 8), ("stacked", 64)):
+        phases.setdefault(query_rows(head_dim, head_dim, precision, stacked), phase)
+    for order, ranks in [*((order, None) for order in orders(head_dim)), (4, (0, head_dim, 8, 8))]:
+        layout = Layout.choose(head_dim, order, ranks)
         own = {"T": layout.tile, "BASE": layout.base_factors(order), "PREFIX": layout.prefix_factors(order)}
-        label = f"d={head_dim} P={order} {layout.name} T={layout.tile}"
+        label = f"d={head_dim} P={order} {layout.name} T={layout.tile}" + (" rank 8" if ranks else "")
         yield from settled("fold_tokens", label, fold_settings(head_dim, head_dim, precision), own)
-        for phase, rows in phases.items():
+        for rows, phase in phases.items():
             yield from settled(
                 "read_state",
                 f"{label} {phase} rows={rows}",
@@ -192,16 +193,16 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
                 {**own, "ROWS": rows, "TOGETHER": TOGETHER},
                 copy=phase == "prefill",
             )
-    for phase, rows in phases.items():
-        label = f"d={head_dim} {phase} rows={rows}"
-        constants = {"HEAD_BLOCK": block, "LEVELS": 1, "ROWS": rows}
+    for rows, phase in phases.items():
+        settings = pending_settings(head_dim, head_dim, precision, rows)
+        for levels in (1, 2):
+            label = f"d={head_dim} {phase} rows={rows}" + (" ranks" if levels > 1 else "")
+            constants = {"HEAD_BLOCK": block, "LEVELS": levels, "ROWS": rows}
+            yield from settled("read_pending", label, settings, {**constants, "DEGREES": 4, "CAUSAL": True})
+        settings = near_settings(head_dim, head_dim, precision, rows)
         yield from settled(
-            "read_pending",
-            label,
-            token_settings(head_dim, head_dim, precision, rows),
-            {**constants, "DEGREES": 4, "CAUSAL": True},
+            "add_near_and_divide", f"d={head_dim} {phase} rows={rows}", settings, {**constants, "LEVELS": 1}
         )
-        yield from settled("add_near_and_divide", label, token_settings(head_dim, head_dim, precision, rows), constants)
 
 
 def orders(head_dim: int) -> tuple[int, ...]:

@@ -26,10 +26,11 @@ from .part import TritonPart
 from .plan import Plan, Rows
 from .settings import (
     Precision,
+    near_settings,
+    pending_settings,
     power_of_two,
     query_rows,
     state_settings,
-    token_settings,
 )
 from .tiles import CONSTANT
 
@@ -176,7 +177,7 @@ class _Call:
         launch(
             "read_pending",
             len(todo.pending),
-            token_settings(d, self.dims["VALUE_DIM"], self.precision, block),
+            pending_settings(d, self.dims["VALUE_DIM"], self.precision, block),
             "COLUMNS",
             {
                 **common,
@@ -193,7 +194,7 @@ class _Call:
         launch(
             "add_near_and_divide",
             len(todo.blocks),
-            token_settings(d, self.dims["VALUE_DIM"], self.precision, block),
+            near_settings(d, self.dims["VALUE_DIM"], self.precision, block),
             "COLUMNS",
             {
                 **common,

@@ -100,14 +100,19 @@ def state_settings(head_dim: int, value_dim: int, precision: Precision, rows: in
     return (Setting(0, 4, 2),)
 
 
-def token_settings(head_dim: int, value_dim: int, precision: Precision, rows: int) -> tuple[Setting, ...]:
-    """Settings of ``read_pending`` and ``add_near_and_divide``, the default first."""
+def pending_settings(head_dim: int, value_dim: int, precision: Precision, rows: int) -> tuple[Setting, ...]:
+    """Settings of ``read_pending``, the default first."""
+    if rows > 16 and _wide(head_dim, value_dim) > 128:
+        return (Setting(16, 4, 2),)
+    return near_settings(head_dim, value_dim, precision, rows)
+
+
+def near_settings(head_dim: int, value_dim: int, precision: Precision, rows: int) -> tuple[Setting, ...]:
+    """Settings of ``add_near_and_divide``, the default first."""
     wide = _wide(head_dim, value_dim)
     if rows == 16:
         return (Setting(16, 8 if precision.full and wide > 128 else 4, 2),) if wide > 64 else (Setting(32, 4, 2),)
-    if wide > 64:
-        return (Setting(16, 8, 2),)
-    return (Setting(32, 8, 2),)
+    return (Setting(16 if wide > 64 else 32, 8, 2),)
 
 
 def _wide(head_dim: int, value_dim: int) -> int:
