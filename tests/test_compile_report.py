@@ -317,9 +317,8 @@ def test_targets_of_another_form_are_refused_by_the_kernels_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_no_default_setting_of_any_head_dim_spills(dtype):
-    done = compiling("-m", "taylorder", "compile-report", "--dtype", dtype, "--format", "json", timeout=3600)
+def test_no_default_setting_of_any_head_dim_spills():
+    done = compiling("-m", "taylorder", "compile-report", "--format", "json", timeout=3600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert len(rows) == len(aot.TARGETS) * sum(len(list(aot.jobs(d, torch.bfloat16))) for d in settings.HEAD_DIMS)
