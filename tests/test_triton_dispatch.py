@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import tiny
@@ -64,6 +65,7 @@ def test_float64_is_refused():
 
 def test_a_gpu_without_a_working_triton_is_an_error_not_another_backend(monkeypatch):
     monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
     monkeypatch.setattr(launch, "interpreted", lambda: False)  # no driver is here, as on a machine with a broken one
     with pytest.raises(TritonUnavailableError) as caught:
         choose_backend(None, None, GPU, torch.bfloat16)
@@ -71,6 +73,53 @@ def test_a_gpu_without_a_working_triton_is_an_error_not_another_backend(monkeypa
     assert "tensors on cuda:0 is Triton, and it cannot run there (RuntimeError: 0 active drivers" in message
     assert "choose backend='torch' or TAYLORDER_BACKEND=torch" in message
     assert choose_backend("torch", None, GPU, torch.bfloat16) == "torch"
+
+
+def test_a_state_that_triton_cannot_go_on_from_is_left_as_it_was(monkeypatch):
+    case = problem(MIXED, T=10)
+    _, state = attend(case, "triton")
+    held = state.parts[0].pending.keys.clone()
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    with pytest.raises(TritonUnavailableError, match="on a CPU it only runs in its interpreter"):
+        attend(case, state=state)
+    assert state.tokens == 10
+    assert torch.equal(state.parts[0].pending.keys, held)
+
+
+def test_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
+    """Triton takes the current device, so the guard has to stand around every launch."""
+    entered, guards = [], []
+
+    class Guard:
+        def __init__(self, tensor):
+            guards.append(tensor)
+
+        def __enter__(self):
+            entered.append(len(entered))
+
+        def __exit__(self, *_error):
+            entered.pop()
+
+    real = launch.kernel
+
+    def kernel(name):
+        assert entered, f"{name} is launched outside of a guard"
+        return real(name)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    monkeypatch.setattr(launch, "kernel", kernel)
+    case = problem(MIXED, T=20)
+    with sized(EAGER):
+        attend(case, "triton")
+    assert {tensor.dtype for tensor in guards} == {torch.int32}  # the work lists
+    assert len(guards) >= 3
+
+
+def test_a_moved_state_knows_the_device_it_is_on():
+    _, state = attend(problem(MIXED, T=5), "triton")
+    assert state.to("cpu").shape.device == state.guarded.device
+    moved = state.to("meta")
+    assert moved.shape.device == moved.guarded.device == torch.device("meta")
 
 
 PROGRAM = """

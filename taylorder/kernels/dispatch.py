@@ -128,7 +128,7 @@ def choose_backend(name: Optional[str], state: Optional[State], device: torch.de
             raise ValueError(
                 f"backend is {name!r}, but the state was made by {state.backend!r}, which alone can go on from it"
             )
-        return state.backend
+        name = state.backend
     if name is None:
         name = "triton" if device.type == "cuda" and dtype != torch.float64 else "torch"
     if name == "triton":

@@ -239,6 +239,7 @@ class State:
         target = torch.device(device)
         copy = self._map(lambda tensor: tensor.to(target, copy=True), replace(self.shape, device=target))
         copy.guarded = copy.guarded.to(target)
+        copy.shape = replace(copy.shape, device=copy.guarded.device)  # "cuda" has become "cuda:0"
         return copy
 
     def _map(self, change: Change, shape: StateShape) -> State:

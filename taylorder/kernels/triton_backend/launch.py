@@ -61,7 +61,8 @@ def triton_problem(device: torch.device) -> Optional[str]:
             return None
         if device.type == "cpu":
             return "on a CPU it only runs in its interpreter, and TRITON_INTERPRET=1 was not set when Python started"
-        driver.active.get_current_target()
+        with torch.cuda.device(device):
+            driver.active.get_current_target()
     except Exception as error:  # whatever is wrong with an installation, the user needs its own words
         return f"{type(error).__name__}: {error}"
     return None
@@ -97,10 +98,12 @@ def launch(
     """
     if not programs:
         return
-    if interpreted() or len(settings) == 1:
-        kernel(name)[(programs,)](**arguments, **constants, **_options(settings[0], step))
-    else:
-        tuned(name, tuple(settings), step, key)[(programs,)](**arguments, **constants)
+    # Triton launches on the current device, whatever device the tensors are on.
+    with torch.cuda.device_of(arguments["items"]):  # type: ignore[no-untyped-call]  # not typed by torch
+        if interpreted() or len(settings) == 1:
+            kernel(name)[(programs,)](**arguments, **constants, **_options(settings[0], step))
+        else:
+            tuned(name, tuple(settings), step, key)[(programs,)](**arguments, **constants)
 
 
 @lru_cache(maxsize=256)
