@@ -56,13 +56,26 @@ class AttentionCall:
 
 Sink: TypeAlias = Callable[[AttentionCall], None]
 
-_SINKS: WeakKeyDictionary[nn.Module, tuple[str, Sink]] = WeakKeyDictionary()
+Observer: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], None]
+"""Called after a module attended, with its name, q ``[B, H, T, d]``, k and v as it was given them (keys not centred),
+the output ``[B, T, H, d_v]``, the very tensor that the model goes on with, and the scaling."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    name: str
+    sink: Sink | None
+    observe: Observer | None
+
+
+_SINKS: WeakKeyDictionary[nn.Module, _Target] = WeakKeyDictionary()
 
 
 @contextmanager
-def recording(model: nn.Module, sink: Sink) -> Iterator[None]:
+def recording(model: nn.Module, sink: Sink | None, *, observe: Observer | None = None) -> Iterator[None]:
     """Call ``sink`` with every :class:`AttentionCall` that ``model`` makes inside the block, before it is computed.
 
+    ``observe`` is called after it is computed, with the output that the model goes on with.
     ``model`` is a transformers model; names are qualified with respect to it, also when only a sub-model of it is run.
     Two models may be recorded at the same time. Within a nested block on the same model the inner sink receives the
     calls and the outer one resumes afterwards. However the block is left, every config of the model selects the
@@ -74,7 +87,7 @@ def recording(model: nn.Module, sink: Sink) -> Iterator[None]:
     """
     refuse_class(model)
     _register()
-    targets = {module: (name, sink) for name, module in model.named_modules()}
+    targets = {module: _Target(name, sink, observe) for name, module in model.named_modules()}
     suspended = {module: _SINKS[module] for module in targets if module in _SINKS}
     try:
         with selected(model, ATTENTION_NAME):
@@ -124,13 +137,15 @@ def _record(
 
     target = _SINKS.get(module)
     if target is not None:
-        name, sink = target
-        refuse_call(name, module, attention_mask, kwargs)
+        refuse_call(target.name, module, attention_mask, kwargs)
         factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        sink(AttentionCall(name, module, query, key, value, attention_mask, factor, kwargs))
+        if target.sink is not None:
+            target.sink(AttentionCall(target.name, module, query, key, value, attention_mask, factor, kwargs))
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
+    if target is not None and target.observe is not None:
+        target.observe(target.name, query, key, value, output[0], factor)
     return output
 
 

@@ -1,7 +1,7 @@
 """``OrderConfig``: which order each head runs at, and where that decision comes from (``orders.json``).
 
 The file is JSON, validated by pydantic, with unknown keys, non-finite numbers and impossible orders refused. Tensors
-(the mean key of every KV head) live beside it in ``orders.safetensors``.
+(the mean key and the rotations of every KV head) live beside it in ``orders.safetensors``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import nn
 
+from taylorder.adapt.config_tensors import checked_centre, checked_rotations, read_tensors, write_tensors
 from taylorder.errors import ConfigError
 from taylorder.files import replacing
 from taylorder.models import ModelDescription, describe
@@ -88,6 +87,8 @@ class HeadOrder(_Strict):
                 raise ValueError(f"{name} has {len(values)} entries, expected one per degree: {self.order}")
         if self.ranks is not None and self.expansion == "zero":
             raise ValueError("ranks are not defined for expansion 'zero'; use 'centre' or 'mean'")
+        if self.ranks is not None and list(self.ranks[1:]) != sorted(self.ranks[1:], reverse=True):
+            raise ValueError(f"ranks is {list(self.ranks)}, expected ranks that do not increase from degree 1 on")
         return self
 
 
@@ -149,6 +150,17 @@ def _check_group(module: str, kv_head: int, heads: tuple[HeadOrder, ...]) -> Non
         )
 
 
+def _check_ranks(module: str, head: int, ranks: tuple[int, ...] | None, head_dim: int) -> None:
+    """Refuse ranks that do not fit the head dim d; degree 1 costs only d features, and keeps them all."""
+    if ranks is None:
+        return
+    where = f"layer {module}, head {head}: ranks is {list(ranks)}"
+    if max(ranks) > head_dim:
+        raise ValueError(f"{where}, expected no rank above head_dim = {head_dim}")
+    if len(ranks) > 1 and ranks[1] != head_dim:
+        raise ValueError(f"{where}, expected head_dim = {head_dim} coordinates at degree 1, found {ranks[1]}")
+
+
 class OrderConfig(_Strict):
     """The order of every head of one model, with its provenance. See the contract of ``orders.json``."""
 
@@ -160,6 +172,7 @@ class OrderConfig(_Strict):
     layers: tuple[LayerOrders, ...]
 
     _key_centres: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+    _rotations: dict[str, tuple[torch.Tensor, torch.Tensor]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> OrderConfig:
@@ -176,6 +189,8 @@ class OrderConfig(_Strict):
         for layer in self.layers:
             if len(layer.heads) != model.heads:
                 raise ValueError(f"layer {layer.module} lists {len(layer.heads)} heads, expected {model.heads}")
+            for index, head in enumerate(layer.heads):
+                _check_ranks(layer.module, index, head.ranks, model.head_dim)
             for kv_head in range(model.kv_heads):
                 _check_group(layer.module, kv_head, layer.heads[kv_head * group : (kv_head + 1) * group])
         return self
@@ -184,11 +199,13 @@ class OrderConfig(_Strict):
         """Same decisions, provenance and tensors."""
         if not isinstance(other, OrderConfig):
             return NotImplemented
-        if self.model_dump() != other.model_dump() or self._key_centres.keys() != other._key_centres.keys():
-            return False
-        return all(torch.equal(centre, other._key_centres[name]) for name, centre in self._key_centres.items())
+        return self.model_dump() == other.model_dump() and _equal(self._tensors(), other._tensors())
 
     __hash__ = None  # type: ignore[assignment]  # provenance is a dict
+
+    def _tensors(self) -> dict[str, tuple[torch.Tensor, ...]]:
+        centres = {f"{module}.key_centre": (centre,) for module, centre in self._key_centres.items()}
+        return centres | {f"{module}.rotations": pair for module, pair in self._rotations.items()}
 
     @property
     def key_centres(self) -> Mapping[str, torch.Tensor]:
@@ -202,20 +219,38 @@ class OrderConfig(_Strict):
             ConfigError: a centre is missing, has the wrong shape or is not finite.
 
         """
-        shape = (self.model.kv_heads, self.model.head_dim)
-        for layer in self.layers:
-            centre = centres.get(layer.module)
-            if centre is None:
-                raise ConfigError(f"key centre of layer {layer.module} is missing; expected a tensor of shape {shape}")
-            if tuple(centre.shape) != shape:
-                raise ConfigError(
-                    f"key centre of layer {layer.module} has shape {tuple(centre.shape)}, expected {shape}"
-                )
-            if not torch.isfinite(centre).all():
-                raise ConfigError(f"key centre of layer {layer.module} holds NaN or infinite values")
         copy = self.model_copy()
         copy._key_centres = {
-            layer.module: centres[layer.module].detach().to("cpu", torch.float32) for layer in self.layers
+            layer.module: checked_centre(
+                layer.module, centres.get(layer.module), self.model.kv_heads, self.model.head_dim
+            )
+            for layer in self.layers
+        }
+        return copy
+
+    @property
+    def rotations(self) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Module name to ``A_q`` and ``A_k`` of each KV head, float32 ``[G, d, d]``; layers without ranks need none.
+
+        Queries become ``q @ A_q.T`` and centred keys ``k @ A_k.T``.
+        """
+        return self._rotations
+
+    def with_rotations(self, rotations: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> OrderConfig:
+        """Return a copy that carries these rotations and no others (module name to ``A_q`` and ``A_k``).
+
+        Raises:
+            ConfigError: a layer is not in the config, a tensor has the wrong shape or is not finite, or ``A_q^T A_k``
+                is not the identity.
+
+        """
+        unknown = sorted(rotations.keys() - {layer.module for layer in self.layers})
+        if unknown:
+            raise ConfigError(f"rotations are given for layer {unknown[0]}, which the config does not list")
+        copy = self.model_copy()
+        copy._rotations = {
+            module: checked_rotations(module, pair, self.model.kv_heads, self.model.head_dim)
+            for module, pair in rotations.items()
         }
         return copy
 
@@ -293,7 +328,10 @@ class OrderConfig(_Strict):
         tensors = path.with_suffix(".safetensors")
         if tensors.exists():
             try:
-                config = config.with_key_centres(_read_centres(tensors))
+                centres, rotations = read_tensors(tensors)
+                config = config.with_rotations(rotations)
+                if centres or not rotations:  # expansion 'mean' has rotations without centres
+                    config = config.with_key_centres(centres)
             except ConfigError as error:
                 raise ConfigError(f"{tensors}: {error}") from error
         if model is not None:
@@ -303,12 +341,7 @@ class OrderConfig(_Strict):
     def save(self, path: str | Path) -> None:
         """Write ``orders.json`` (and ``orders.safetensors`` if there are tensors), each by rename, never half."""
         path = Path(path)
-        tensors = path.with_suffix(".safetensors")
-        if self._key_centres:
-            with replacing(tensors) as temporary:
-                temporary.write_bytes(save({f"{name}.key_centre": t for name, t in self._key_centres.items()}))
-        else:
-            tensors.unlink(missing_ok=True)  # tensors of an earlier config must not be read as this one's
+        write_tensors(path.with_suffix(".safetensors"), self._key_centres, self._rotations)
         document = {
             "schema": self.schema_,
             **self.model_dump(mode="json", include={"model", "calibration", "criterion", "software"}),
@@ -321,7 +354,8 @@ class OrderConfig(_Strict):
         """Refuse a model this config was not made for, in one sentence that says what differs.
 
         Raises:
-            ConfigError: architecture, shape, module names or weights differ.
+            ConfigError: architecture, shape, module names or weights differ, or a layer lacks the key centres or
+                rotations that its heads need.
 
         """
         model = described(model)
@@ -333,9 +367,10 @@ class OrderConfig(_Strict):
         for layer, module in zip(self.layers, model.modules, strict=True):
             if layer.module != module.name:
                 raise ConfigError(f"the config lists layer {layer.module} where the model has {module.name}")
-            if any(head.ranks is not None for head in layer.heads):
+            if any(head.ranks is not None for head in layer.heads) and layer.module not in self._rotations:
                 raise ConfigError(
-                    f"layer {layer.module} has ranks, which need calibrated rotations beside the config; remove them"
+                    f"layer {layer.module} has ranks and no rotations; copy the config's orders.safetensors beside it, "
+                    "attach balanced_rotations of this layer with with_rotations, or remove the ranks"
                 )
             if any(head.expansion == "centre" for head in layer.heads) and not self._key_centres:
                 raise ConfigError(
@@ -381,12 +416,7 @@ def _explain(error: ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _read_centres(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cannot be read: {error}") from error
-    unknown = sorted(name for name in tensors if not name.endswith(".key_centre"))
-    if unknown:
-        raise ConfigError(f"unknown tensor {unknown[0]}")
-    return {name.removesuffix(".key_centre"): tensor for name, tensor in tensors.items()}
+def _equal(ours: dict[str, tuple[torch.Tensor, ...]], theirs: dict[str, tuple[torch.Tensor, ...]]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(one, other) for name in ours for one, other in zip(ours[name], theirs[name], strict=True)
+    )

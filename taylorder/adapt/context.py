@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from taylorder._attention import selected
+from taylorder._attention import Observer, selected
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.runtime import (
     ATTENTION_NAME,
@@ -29,7 +29,14 @@ _PREPARE = "_prepare_cache_for_generation"
 
 
 @contextmanager
-def adapted(model: Any, config: OrderConfig, *, guard: bool = True, backend: str | None = None) -> Iterator[Counts]:
+def adapted(
+    model: Any,
+    config: OrderConfig,
+    *,
+    guard: bool = True,
+    backend: str | None = None,
+    observe: Observer | None = None,
+) -> Iterator[Counts]:
     """Run ``model`` with the order of every head as ``config`` says, inside the block.
 
     ``model.generate`` then keeps a :class:`~taylorder.adapt.cache.TaylorCache` unless it is given another cache.
@@ -42,7 +49,9 @@ def adapted(model: Any, config: OrderConfig, *, guard: bool = True, backend: str
         guard: False leaves vanishing and negative denominators as they are, to show what they do. It takes all keys to
             do that, so ``generate`` keeps an ordinary cache then.
         backend: of the kernels, ``triton`` or ``torch``; None chooses by device, see ``taylor_attention``. What no
-            kernel does (gradients, both directions, ``guard=False``) is computed in score space either way.
+            kernel does (gradients, both directions, ``guard=False``) is computed otherwise either way.
+        observe: called by every attention module with what it was given and what it put out, see
+            :data:`taylorder._attention.Observer`.
 
     Yields:
         :class:`~taylorder.adapt.runtime.Counts` of guarded rows, filled while the model runs.
@@ -64,7 +73,9 @@ def adapted(model: Any, config: OrderConfig, *, guard: bool = True, backend: str
     modules = dict(model.named_modules())
     counts = Counts()
     targets = {
-        modules[layer.module]: ModuleRun(plan_layer(config, layer, guard=guard, backend=backend), counts)
+        modules[layer.module]: ModuleRun(
+            plan_layer(config, layer, guard=guard, backend=backend), counts, observe=observe
+        )
         for layer in config.layers
     }
     suspended = {module: RUNS[module] for module in targets if module in RUNS}

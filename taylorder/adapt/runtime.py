@@ -19,7 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from taylorder._attention import Observer
 from taylorder.adapt.config import LayerOrders, OrderConfig
+from taylorder.adapt.differentiable import differentiable_attention
 from taylorder.errors import NonFiniteError, TaylorderError, UsageError
 from taylorder.kernels import HeadSpec, State, TritonUnavailableError, score_space_attention, taylor_attention
 
@@ -33,6 +35,8 @@ class LayerPlan:
 
     ``heads`` is None where every head is exact. ``centre`` ``[G, d]`` is what is taken from the keys of each KV head
     (zero for groups expanded around ``zero``); None takes nothing. ``backend`` is that of ``taylor_attention``.
+    ``rotations`` are what queries and centred keys of each KV head are multiplied by, ``A_q`` and ``A_k`` ``[G, d, d]``
+    (the identity for groups without ranks); None where no head has ranks.
     """
 
     name: str
@@ -40,6 +44,7 @@ class LayerPlan:
     centre: Tensor | None
     guard: bool = True
     backend: str | None = None
+    rotations: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(slots=True)
@@ -69,12 +74,14 @@ class ModuleRun:
     """One attention module inside an ``adapted`` block.
 
     ``layer`` is the cache layer of the call under way, noted by a forward pre-hook because transformers does not hand
-    the cache to attention functions; None without one, or where the layer keeps keys and values.
+    the cache to attention functions; None without one, or where the layer keeps keys and values. ``observe`` is told
+    of every call, as in :func:`taylorder._attention.recording`.
     """
 
     plan: LayerPlan
     counts: Counts
     layer: StateLayer | None = None
+    observe: Observer | None = None
 
 
 RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
@@ -93,13 +100,24 @@ def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool, backend:
             specs.append(HeadSpec(None))
             continue
         expansion = "mean" if head.expansion == "mean" else "zero"
-        specs.append(HeadSpec(head.order, expansion, head.window, head.sinks, None, head.coefficients))
+        specs.append(HeadSpec(head.order, expansion, head.window, head.sinks, head.ranks, head.coefficients))
+    firsts = layer.heads[:: config.model.heads // config.model.kv_heads]  # of each KV head
     centre = config.key_centres.get(layer.module)
     if centre is not None:
-        group = config.model.heads // config.model.kv_heads
-        plain = [layer.heads[kv_head * group].expansion == "zero" for kv_head in range(config.model.kv_heads)]
+        plain = [head.expansion == "zero" for head in firsts]
         centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
-    return LayerPlan(layer.module, tuple(specs), centre, guard, backend)
+    rotations = _planned_rotations(config, layer.module, [head.ranks is not None for head in firsts])
+    return LayerPlan(layer.module, tuple(specs), centre, guard, backend, rotations)
+
+
+def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> tuple[Tensor, Tensor] | None:
+    """``A_q`` and ``A_k`` of the KV heads that are ``ranked``, and the identity for the others."""
+    if not any(ranked):
+        return None
+    query, key = config.rotations[module]
+    chosen = torch.tensor(ranked)[:, None, None]
+    identity = torch.eye(query.shape[-1])
+    return torch.where(chosen, query, identity), torch.where(chosen, key, identity)
 
 
 def execution_digest(config: OrderConfig) -> str:
@@ -113,6 +131,10 @@ def execution_digest(config: OrderConfig) -> str:
     for name, centre in sorted(config.key_centres.items()):
         digest.update(name.encode())
         digest.update(centre.contiguous().numpy().tobytes())
+    for name, pair in sorted(config.rotations.items()):
+        digest.update(f"{name}.rotations".encode())
+        for rotation in pair:
+            digest.update(rotation.contiguous().numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -164,33 +186,70 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attend: query ``[B, H, T, d]``, key and value ``[B, G, S, .]``; output ``[B, T, H, d_v]``."""
     run = RUNS[module]
-    plan = run.plan
-    layer, run.layer = run.layer, None
-    _refuse(plan.name, query, key, value, attention_mask, dropout, kwargs)
+    _refuse(run.plan.name, query, key, value, attention_mask, dropout, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     override = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if override is None else override)
-    if plan.heads is None:
-        return _exact(module, query, key, value, attention_mask, scaling, causal), None
-    refuse_mask(plan.name, attention_mask)
+    if run.plan.heads is None:
+        run.layer = None
+        output = _exact(module, query, key, value, attention_mask, scaling, causal)
+    else:
+        refuse_mask(run.plan.name, attention_mask)
+        output = _truncated(run, run.plan.heads, query, key, value, attention_mask, scaling, causal)
+    if run.observe is not None:
+        run.observe(run.plan.name, query, key, value, output, scaling)
+    return output, None
+
+
+def _truncated(
+    run: ModuleRun,
+    heads: tuple[HeadSpec, ...],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    causal: bool,
+) -> Tensor:
+    """Attend as the plan says; ``attention_mask`` is the validity of keys ``[B, S]``, or None."""
+    plan = run.plan
+    layer, run.layer = run.layer, None
     if plan.centre is not None:
         key = key - plan.centre.to(key)[:, None]
+    if plan.rotations is not None:
+        query, key = (_rotated(x, each) for x, each in zip((query, key), plan.rotations, strict=True))
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if attention_mask is None else attention_mask[:, -key.shape[2] :]
         output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid, backend=plan.backend)
     elif plan.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
         output, state = attend_causally(
-            query, key, value, plan.heads, scaling=scaling, valid=attention_mask, backend=plan.backend
+            query, key, value, heads, scaling=scaling, valid=attention_mask, backend=plan.backend
         )
         guarded = state.guarded
+    elif plan.guard and causal and query.shape[2] == key.shape[2] and attention_mask is None:
+        output, guarded = differentiable_attention(query, key, value, heads, scaling=scaling)
     else:
         # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
         output, guarded = score_space_attention(
-            query, key, value, plan.heads, scaling=scaling, causal=causal, valid=attention_mask, guard=plan.guard
+            query, key, value, heads, scaling=scaling, causal=causal, valid=attention_mask, guard=plan.guard
         )
     run.counts.add(plan.name, guarded)
-    return output.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous()
+
+
+def _rotated(vectors: Tensor, rotation: Tensor) -> Tensor:
+    """``x @ A.T`` of vectors ``[B, H or G, T, d]``, each head by the rotation ``[G, d, d]`` of its KV head.
+
+    Half precisions are rotated in float32 and rounded once; on the identity that changes nothing.
+    """
+    B, heads, T, d = vectors.shape
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    groups = vectors.to(dtype).reshape(
+        B, len(rotation), heads // len(rotation) * T, d
+    )  # the heads of a group follow one another
+    turned = groups @ rotation.to(vectors.device, dtype).mT
+    return turned.view(B, heads, T, d).to(vectors.dtype)
 
 
 def attend_causally(

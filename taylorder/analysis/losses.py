@@ -19,8 +19,8 @@ from taylorder.models import run_base
 
 EXACT = "exact"
 
-_BLOCK_LOGITS = 1 << 25
-"""Logits computed at once: 128 MiB in float32."""
+_BLOCK_LOGITS = 1 << 23
+"""Logits computed at once: 32 MiB in float32, so that little of a block has left the cache when it is read again."""
 
 _ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """How far the model's own logits, scaled and capped in its dtype, may be from ours, scaled and capped in float32."""
@@ -51,7 +51,7 @@ def has_language_model_head(model: Any) -> bool:
 
 
 def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states ``[R, hidden]`` to logits ``[R, vocabulary]``, float32.
+    """Return the function from hidden states ``[R, hidden]`` to logits ``[R, vocabulary]``, float32; differentiable where they are.
 
     Raises:
         UnsupportedModelError: the model has no such head, or does to its logits what this function does not.
@@ -68,10 +68,12 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
-    @torch.inference_mode()
     def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = linear(hidden).float() * scale / divisor
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        with torch.set_grad_enabled(hidden.requires_grad):
+            logits: Tensor = linear(hidden).float()
+            if scale != 1.0 or divisor != 1.0:
+                logits = logits * scale / divisor
+            return logits if cap is None else cap * torch.tanh(logits / cap)
 
     parameter = next(model.parameters())
     rounding = _ROUNDING.get(parameter.dtype, 1e-3)
@@ -110,10 +112,11 @@ def token_losses(
             likely = reference.exp()
             first = reference.argmax(-1)
             for name, states in hidden.items():
-                log_p = reference if name == EXACT else head(states[block]).log_softmax(-1)
+                log_p = reference.clone() if name == EXACT else head(states[block]).log_softmax(-1)
                 nll = -log_p.gather(-1, targets[block, None])[:, 0]
-                kl = (likely * (reference - log_p)).sum(-1).clamp(min=0)  # rounding takes it below
-                collected[name].append((nll, kl, (log_p.argmax(-1) == first).float()))
+                agrees = (log_p.argmax(-1) == first).float()
+                kl = -torch.linalg.vecdot(likely, log_p.sub_(reference)).clamp(max=0)  # rounding takes it above
+                collected[name].append((nll, kl, agrees))
     return {
         name: TokenLosses(*(torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True)))
         for name, blocks in collected.items()
@@ -135,3 +138,49 @@ def hidden_distance(exact: Tensor, other: Tensor) -> HiddenDistance:
         relative_l2=float((other - exact).norm() / exact.norm()),
         cosine=float(torch.cosine_similarity(other, exact, dim=-1).mean()),
     )
+
+
+def kl_gradient(head: Callable[[Tensor], Tensor], exact: Tensor, hidden: Tensor) -> tuple[float, Tensor]:
+    """Mean KL (exact || this) of the next-token distributions, in nats, and its gradient by ``hidden``.
+
+    Args:
+        head: from :func:`language_model_head`.
+        exact: final hidden states of the exact model ``[T, hidden]``.
+        hidden: those of another state of it.
+
+    """
+
+    def block_sum(rows: slice, states: Tensor) -> Tensor:
+        with torch.no_grad():
+            reference = head(exact[rows]).log_softmax(-1)
+        return torch.nn.functional.kl_div(head(states).log_softmax(-1), reference, reduction="sum", log_target=True)
+
+    return _mean_and_gradient(head, hidden, len(hidden), block_sum)
+
+
+def nll_gradient(head: Callable[[Tensor], Tensor], input_ids: Tensor, hidden: Tensor) -> tuple[float, Tensor]:
+    """Mean negative log-likelihood of the tokens ``[T]`` after the first, in nats, and its gradient by ``hidden``."""
+    targets = input_ids[1:].to(hidden.device)
+
+    def block_sum(rows: slice, states: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(head(states), targets[rows], reduction="sum")
+
+    return _mean_and_gradient(head, hidden, len(targets), block_sum)
+
+
+def _mean_and_gradient(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, rows: int, block_sum: Callable[[slice, Tensor], Tensor]
+) -> tuple[float, Tensor]:
+    """Mean of a loss over the first ``rows`` rows, whose sums come by blocks, and its gradient ``[T, hidden]``."""
+    total, gradient = 0.0, torch.zeros_like(hidden)
+    with torch.no_grad():
+        step = max(1, _BLOCK_LOGITS // head(hidden[:1]).shape[-1])
+    for start in range(0, rows, step):
+        block = slice(start, min(start + step, rows))
+        with torch.enable_grad():
+            states = hidden[block].detach().clone().requires_grad_(True)
+            loss = block_sum(block, states)
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+        gradient[block] = states.grad if states.grad is not None else 0.0
+    return total / rows, gradient / rows

@@ -6,6 +6,7 @@ share G KV heads in order (query head h reads KV head ``h // (H / G)``).
 """
 
 from .dispatch import BACKEND_VARIABLE, BACKENDS, taylor_attention
+from .exact import windowed_attention
 from .reference import ReferenceState, ReferenceSums, reference_attention, reference_sums
 from .score_space import score_space_attention
 from .spec import EXPANSIONS, GUARD, HeadSpec, check_heads
@@ -27,4 +28,5 @@ __all__ = [
     "reference_sums",
     "score_space_attention",
     "taylor_attention",
+    "windowed_attention",
 ]

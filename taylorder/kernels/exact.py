@@ -87,3 +87,42 @@ def exact_attention(
         output[:, :, start:stop] = scaled_dot_product_attention(
             q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=grouped
         )
+
+
+_WINDOW_ROWS = 256
+"""Query rows of a block: few, so that a block sees few keys outside its rows' windows."""
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int, *, scaling: float) -> Tensor:
+    """Softmax attention to the last ``window`` and the first ``sinks`` keys, causal, without padding; differentiable.
+
+    Args:
+        q: ``[B, H, T, d]``.
+        k: ``[B, G, T, d]``.
+        v: ``[B, G, T, d_v]``.
+        window: keys, the query's own included, at least 1.
+        sinks: keys.
+        scaling: factor of q.k.
+
+    Returns:
+        Output ``[B, H, T, d_v]``.
+
+    """
+    T = q.shape[2]
+    if window + sinks >= T:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    blocks = []
+    for start in range(0, T, _WINDOW_ROWS):
+        stop = min(start + _WINDOW_ROWS, T)
+        first = max(0, start - window + 1)
+        kept = min(sinks, first)  # sinks outside the window
+        keys, values = (torch.cat([x[:, :, :kept], x[:, :, first:stop]], 2) for x in (k, v))
+        position = torch.cat([torch.arange(kept), torch.arange(first, stop)]).to(q.device)
+        row = torch.arange(start, stop, device=q.device)[:, None]
+        mask = (position <= row) & ((position > row - window) | (position < sinks))
+        blocks.append(
+            scaled_dot_product_attention(
+                q[:, :, start:stop], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
+            )
+        )
+    return torch.cat(blocks, 2)

@@ -22,7 +22,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .exact import attend_exact_part
+from .exact import attend_exact_part, windowed_attention
 from .polynomial import Polynomials
 from .products import Chunk, fold
 from .recent import Joined, Piece, Recent, selection
@@ -164,6 +164,9 @@ class _TaylorRun:
         self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         self.earlier = part.recent.length
         self.group = q.shape[1] // k.shape[1]
+        fresh = causal and valid is None and self.earlier == 0 and not bool(part.seen.any())
+        # A prefill of sinks and a window is ordinary attention, which torch does best; half precisions it rounds twice.
+        self.near_alone = fresh and part.drops_far and part.window > 0 and self.dtype == q.dtype
         self.keep, self.rank = _take_sinks(part, k, v, valid)
         # Heads with small states share their products; the chunk shrinks in turn, which saves work on its own scores.
         state_bytes = part.table.features * v.shape[-1] * 4
@@ -187,8 +190,11 @@ class _TaylorRun:
             part.recent.append(*self._new(), reserve)
         if steps[-1].fold_to and self.causal and not part.drops_far:
             part.start_features(self.dtype)
-        for where in self._slices():
-            self._run_slice(where, steps)
+        if self.near_alone:
+            self._run_near()
+        else:
+            for where in self._slices():
+                self._run_slice(where, steps)
         folded = steps[-1].fold_to
         if self.appends:
             part.recent.drop(folded)
@@ -198,6 +204,19 @@ class _TaylorRun:
             rest = Joined(part.recent.view(), self._new()).cut(folded, self.earlier + T)
             part.recent = Recent(rest[0], rest[1], len(part.kv_heads))
             part.recent.append(*rest, part.window + FOLD_BLOCK if self.settled else 0)
+
+    def _run_near(self) -> None:
+        part = self.part
+        for g in part.kv_heads:
+            own = slice(g * self.group, (g + 1) * self.group)
+            self.output.output[:, own] = windowed_attention(
+                self.q[:, own],
+                self.k[:, g : g + 1],
+                self.v[:, g : g + 1],
+                part.window,
+                part.sinks,
+                scaling=self.scaling,
+            )
 
     def _new(self) -> Piece:
         """The new tokens of this part's KV heads."""

@@ -1,0 +1,255 @@
+"""Ways to share a budget of cache bytes out over the KV heads, judged by the loss on unseen text.
+
+    python benchmarks/policies.py                    # budgets 64 and 128 KiB, 16 sequences of 4,096 tokens
+    python benchmarks/policies.py --tasks            # also the tasks of `eval`, for the best three
+
+Everything measured is kept in ``--records``, and a run that was interrupted goes on from there. Rows are the mean
+negative log-likelihood in nats per token; ``delta_*`` is the paired difference to sinks and one window for all at the
+same bytes, with a bootstrap interval over sequences. ``default`` is what `taylorder analyze --budget` ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from taylorder.adapt import policies, rivals
+from taylorder.adapt.ablation import without_lever
+from taylorder.adapt.allocate import parse_bytes
+from taylorder.adapt.choice import window_instead
+from taylorder.adapt.choosing import Chosen, Limit, choose
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
+from taylorder.adapt.criteria import CRITERIA, DEFAULT_CRITERION
+from taylorder.adapt.evaluate import evaluate_tasks
+from taylorder.adapt.rivals import Contender
+from taylorder.adapt.runtime import execution_digest
+from taylorder.adapt.screening import SCREENING_TOKENS
+from taylorder.analysis.bootstrap import paired_difference
+from taylorder.analysis.candidates import LEVERS, SINKS, candidates
+from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
+from taylorder.analysis.levers import LeverTable, measure
+from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
+from taylorder.analysis.text import calibration_text, sequences, tokenise
+from taylorder.files import replacing
+from taylorder.models import describe, load
+from taylorder.provenance import software_versions
+from taylorder.records import Records
+from taylorder.reports.document import as_json
+
+WINDOW, ORDER_WINDOW, WINDOWS_ONLY, DEFAULT = "uniform window", "uniform order + window", "windows only", "default"
+SCREENING_SEQUENCES = 1
+
+
+def main() -> None:
+    """Measure, choose, judge, write."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    loaded = load()
+    model = describe(loaded.model, loaded.name)
+    tokens = tokenise(loaded.tokenizer, evaluation_text([]))
+    unseen = draw_sequences(tokens, arguments.length, arguments.sequences, 0, "evaluation text")
+    words = calibration_text()
+    calibration = sequences(loaded.tokenizer, words, arguments.length, 2 * arguments.length)
+    screening = sequences(loaded.tokenizer, words, SCREENING_TOKENS, SCREENING_SEQUENCES * SCREENING_TOKENS)
+    settings = {"model": model.fingerprint, "length": arguments.length, "calibration": words.sha256}
+    alphas = rivals.fitted_alphas(loaded.model, model, _progress)
+    shared = {"sequences": calibration, "screening": screening, "progress": _progress}
+
+    def table(levers: Any) -> tuple[LeverTable, Records]:
+        found = candidates(levers, model.modules[0].head_dim, arguments.length, (arguments.length // 64, SINKS))
+        records = Records(arguments.records / "-".join(sorted(levers)), settings | {"candidates": str(found)})
+        measured = measure(
+            loaded.model, model, calibration, found, window_instead, seed=0, records=records, progress=_progress
+        )
+        return measured, records
+
+    everything, windows = table(LEVERS), table(["window"])
+    losses = Records(arguments.records / "losses", settings)
+    document: dict[str, Any] = {
+        "model": loaded.name,
+        "length": arguments.length,
+        "sequences": len(unseen),
+        "calibration": {"source": words.source, "tokens": calibration.numel()},
+        "software": software_versions(),
+        "threads": arguments.threads,
+        "rows": [],
+        "taylor": [],
+    }
+    for budget in arguments.budgets:
+        limit = Limit(arguments.length, budget)
+        chosen: dict[str, Chosen] = {}
+        for criterion in CRITERIA:
+            full, records = everything
+            chosen[criterion] = choose(loaded.model, full, limit, criterion, records=records, **shared)
+        chosen[WINDOWS_ONLY] = choose(loaded.model, windows[0], limit, DEFAULT_CRITERION, records=windows[1], **shared)
+        default = chosen[DEFAULT_CRITERION].config
+        contenders = [Contender(EXACT, None)]
+        contenders += _simple(model, alphas, budget, arguments.length)
+        contenders += [Contender(name, each.config) for name, each in chosen.items()]
+        contenders.append(Contender(DEFAULT, default))
+        contenders += [
+            Contender(f"default without {lever}", without_lever(default, model, lever, arguments.length))
+            for lever in LEVERS
+        ]
+        judge(loaded.model, contenders, unseen, losses)
+        document["rows"] += rows(contenders, budget, model, unseen, losses)
+        document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[DEFAULT_CRITERION]))
+        document.setdefault("rounds", {})[str(budget)] = [
+            {"kl": each.kl, "promised": each.promised, "price": each.price} for each in chosen[DEFAULT_CRITERION].rounds
+        ]
+        write(arguments.out, document)
+        show(document, budget)
+        if arguments.tasks:
+            document.setdefault("tasks", {})[str(budget)] = tasks(loaded, model, contenders, document, budget)
+            write(arguments.out, document)
+
+
+def _simple(model: Any, alphas: Any, budget: int, length: int) -> list[Contender]:
+    """The rules that measure nothing."""
+    window = rivals.sliding_window(model, budget, length)
+    order = rivals.uniform_order(model, budget, length)
+    found = [Contender(WINDOW, window.config)] if window else []
+    found += [Contender(ORDER_WINDOW, order.config)] if order else []
+    found.append(policies.depth_progression(model, budget, length))
+    found += policies.alpha_windows(model, alphas, budget, length)
+    return found + [policies.random_windows(model, budget, length, seed) for seed in (0, 1)]
+
+
+def _key(config: OrderConfig | None, place: int) -> str:
+    return f"{place:03d}-{'exact' if config is None else execution_digest(config)[7:23]}"
+
+
+def judge(model: Any, contenders: list[Contender], unseen: torch.Tensor, records: Records) -> None:
+    """Run every contender on every sequence, unless it was; equal configs are run once."""
+    head = language_model_head(model)
+    for place, sequence in enumerate(unseen):
+        missing = {
+            _key(each.config, place): each.config
+            for each in contenders
+            if not each.absent and records.get(_key(each.config, place)) is None
+        }
+        if not missing:
+            continue
+        hidden = {EXACT: hidden_states(model, sequence)}
+        began = time.monotonic()
+        for key, config in missing.items():
+            if config is not None:
+                with adapted(model, config):
+                    hidden[key] = hidden_states(model, sequence)
+        found = token_losses(head, sequence, hidden)
+        for key, config in missing.items():
+            own = found[EXACT if config is None else key]
+            records.put(key, {"nll": float(own.nll.mean(dtype=np.float64)), "kl": float(own.kl.mean(dtype=np.float64))})
+        seconds = time.monotonic() - began
+        print(f"sequence {place + 1} of {len(unseen)}: {len(missing)} runs in {seconds:.0f} s", file=sys.stderr)
+
+
+def rows(
+    contenders: list[Contender], budget: int, model: Any, unseen: torch.Tensor, records: Records
+) -> list[dict[str, Any]]:
+    """One row per contender that ran."""
+
+    def means(config: OrderConfig | None, what: str) -> np.ndarray:
+        return np.array([records.get(_key(config, place))[what] for place in range(len(unseen))])
+
+    window = next(each.config for each in contenders if each.name == WINDOW)
+    found = []
+    for each in contenders:
+        if each.absent:
+            continue
+        nll = means(each.config, "nll")
+        delta = paired_difference(nll, means(window, "nll"))
+        found.append(
+            {
+                "policy": each.name,
+                "budget_bytes": budget,
+                "nominal_bytes": rivals.bytes_per_kv_head(each.config, model, unseen.shape[1]),
+                "nll": float(nll.mean()),
+                "delta_nll": delta.estimate,
+                "delta_low": delta.low,
+                "delta_high": delta.high,
+                "kl": float(means(each.config, "kl").mean()),
+            }
+        )
+    return found
+
+
+def served_by_taylor(table: LeverTable, chosen: Chosen) -> dict[str, Any]:
+    """KV heads of a choice that run a polynomial, and whether it serves them better than the same bytes of window."""
+    better, worse = [], []
+    for (module, kv_head), rows_, place in zip(table.kv_heads, table.rows(), chosen.choice, strict=True):
+        row = rows_[place]
+        if row.window_gradient_error is None:
+            continue
+        name = f"{module}.{kv_head}: {table.candidates[place].label()}"
+        (better if row.gradient_error < row.window_gradient_error else worse).append(name)
+    return {"better": better, "worse": worse}
+
+
+def tasks(loaded: Any, model: Any, contenders: list[Contender], document: dict[str, Any], budget: int) -> Any:
+    """The tasks of `eval` for the three policies of least loss, exact and combinations apart."""
+    ranked = sorted(
+        (row for row in document["rows"] if row["budget_bytes"] == budget and row["policy"] != EXACT),
+        key=lambda row: row["nll"],
+    )
+    best: dict[str, Contender] = {}
+    for row in ranked:
+        contender = next(each for each in contenders if each.name == row["policy"])
+        best.setdefault(execution_digest(contender.config), contender)
+    results = {}
+    for contender in list(best.values())[:3]:
+        for result in evaluate_tasks(loaded.model, loaded.tokenizer, model, contender.config, progress=_progress):
+            if result.name == rivals.CONFIG:
+                results[contender.name] = [
+                    {
+                        "task": row.kind,
+                        "length": row.length,
+                        "exact": row.exact_accuracy.estimate,
+                        "accuracy": row.other_accuracy.estimate,
+                    }
+                    for row in result.rows
+                    if row.depth is None
+                ]
+    return results
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write the document, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(as_json(document), encoding="utf-8")
+
+
+def show(document: dict[str, Any], budget: int) -> None:
+    """Print one budget's rows, best first."""
+    print(f"{budget / 1024:g} KiB per KV head, {document['sequences']} sequences of {document['length']:,} tokens")
+    for row in sorted((row for row in document["rows"] if row["budget_bytes"] == budget), key=lambda row: row["nll"]):
+        interval = f"[{row['delta_low']:+.4f}, {row['delta_high']:+.4f}]"
+        print(f"  {row['policy']:32s} nll {row['nll']:.4f}  {row['delta_nll']:+.4f} {interval}  kl {row['kl']:.4f}")
+
+
+def _progress(stage: str, done: int, total: int) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {stage}: {done} of {total}", file=sys.stderr)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", type=parse_bytes, nargs="+", default=[128 << 10, 64 << 10], metavar="SIZE")
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--tasks", action="store_true")
+    parser.add_argument("--records", type=Path, default=Path("taylorder-out/policies"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "policies.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

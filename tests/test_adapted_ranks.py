@@ -1,0 +1,287 @@
+"""Configs with ranks: adapted models against the formula in float64, with and without states, generating and saved."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from generating import MODELS, in_pieces, padded_batch, score_space
+from test_adapted import reference_output
+from tiny import TINY, tokens
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import sdpa_mask
+
+import taylorder
+from taylorder.adapt import runtime
+from taylorder.adapt.cache import TaylorCache
+from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.cost import config_bytes
+from taylorder.adapt.runtime import plan_layer
+from taylorder.analysis.capture import run_layers
+from taylorder.analysis.rotations import balanced_rotations
+from taylorder.analysis.truncation import key_centres
+from taylorder.errors import ConfigError, UsageError
+from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.models import describe
+
+SIZES = (70, 1, 1, 1, 20, 1, 16)
+LENGTH = sum(SIZES)
+GROUPED = ["llama", "qwen3", "gemma3"]
+HALF, FULL, NONE = 0.5, 1.0, 0.0
+
+
+def group(module, kind, share):
+    """Decisions for one group: two orders and two expansions on shared ranks, plain Taylor, or exact."""
+    if kind == "exact" or module.sliding_window is not None:
+        return (HeadOrder(order="exact", error=0.0),) * module.group
+    near = {"window": 5, "sinks": 2} if module.causal else {}
+    if kind == "plain":
+        return (HeadOrder(order=3, **near),) * module.group
+    d, few = module.head_dim, int(module.head_dim * share)
+    ranks = (0, d, few, few if share == FULL else 2)
+    pairs = [(4, "mean"), (3, "centre")] * module.group
+    return tuple(
+        HeadOrder(order=order, expansion=expansion, **near, ranks=ranks[:order] if share else None)
+        for order, expansion in pairs[: module.group]
+    )
+
+
+def ranked_config(model, share=HALF):
+    """Ranked KV heads beside plain and exact ones; centres and rotations measured on random tokens.
+
+    ``share`` is that of the coordinates that degree 2 uses; ``NONE`` leaves ranks and rotations out.
+    """
+    description = describe(model, "tiny")
+    kinds = [["ranked", "plain"], ["exact", "ranked"], ["ranked", "ranked"], ["exact", "ranked"]]
+    layers = []
+    for module, row in zip(description.modules, kinds, strict=False):
+        chosen = [group(module, row[kv_head % 2], share) for kv_head in range(module.kv_heads)]
+        layers.append(LayerOrders(module=module.name, heads=tuple(head for heads in chosen for head in heads)))
+    config = OrderConfig(model=ModelIdentity.of(description), layers=tuple(layers))
+    centres, rotations = {}, {}
+
+    def consume(name, layer):
+        centres[name] = key_centres(layer)
+        pair = balanced_rotations(layer, centres[name])
+        rotations[name] = (pair.query, pair.key)
+
+    run_layers(model, tokens(4, 48, seed=9), consume)
+    config = config.with_key_centres(centres)
+    return config.with_rotations(rotations) if share else config
+
+
+def ranked_reference(model, config, **inputs):
+    """The model in float64, attention computed head by head by the reference on vectors rotated here."""
+    names = {module: name for name, module in model.named_modules()}
+    heads_of = {layer.module: layer.heads for layer in config.layers}
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        name = names[module]
+        H, G, T = query.shape[1], key.shape[1], query.shape[2]
+        causal = getattr(module, "is_causal", True)
+        if attention_mask is None:
+            attention_mask = torch.ones(len(query), 1, T, T, dtype=torch.bool)
+            attention_mask = attention_mask.tril() if causal else attention_mask
+        outputs = []
+        for h, head in enumerate(heads_of[name]):
+            g = h * G // H
+            q, k, v = query[:, h], key[:, g], value[:, g]
+            if head.order == "exact":
+                scores = (scaling * q @ k.mT).masked_fill(~attention_mask[:, 0], -1e300)
+                outputs.append(scores.softmax(-1) @ v)
+                continue
+            if head.expansion != "zero":
+                k = k - config.key_centres[name][g].double()
+            if head.ranks is not None:
+                A_q, A_k = (matrix[g].double() for matrix in config.rotations[name])
+                q, k = torch.einsum("ij,btj->bti", A_q, q), torch.einsum("ij,btj->bti", A_k, k)
+            kernel = "mean" if head.expansion == "mean" else "zero"
+            spec = HeadSpec(head.order, kernel, head.window, head.sinks, head.ranks)
+            valid = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+            output, _ = reference_attention(
+                q[:, None], k[:, None], v[:, None], [spec], scaling=scaling, causal=causal, valid=valid
+            )
+            outputs.append(output[:, 0])
+        return torch.stack(outputs, 2), None
+
+    AttentionInterface.register("test_ranked_reference", attend)
+    AttentionMaskInterface.register("test_ranked_reference", sdpa_mask)
+    double = copy.deepcopy(model).double()
+    names = {module: name for name, module in double.named_modules()}
+    double.set_attn_implementation("test_ranked_reference")
+    with torch.no_grad():
+        return double(**inputs)[0]
+
+
+def distance(found, expected, rows):
+    return float((found[rows].double() - expected[rows].double()).norm() / expected[rows].double().norm())
+
+
+@pytest.mark.parametrize("name", [*GROUPED, "gpt2", "bert"])
+def test_an_adapted_model_with_ranks_computes_the_formula(name):
+    model = TINY[name]()
+    rows = torch.ones(2, 40, dtype=torch.bool)
+    rows[1, :6] = False
+    inputs = {"input_ids": tokens(2, 40), "attention_mask": rows.long()}
+    config = ranked_config(model)
+    expected = ranked_reference(model, config, **inputs)
+    found = {}
+    for gradients in (torch.no_grad, torch.enable_grad):  # linear time, and score space
+        with gradients(), taylorder.adapted(model, config):
+            found[gradients] = model(**inputs)[0].detach()
+        assert distance(found[gradients], expected, rows) < 1e-4
+    without = reference_output(model, ranked_config(model, NONE), **inputs)
+    assert distance(without, expected, rows) > 1e-3  # negative control: the ranks say something
+
+
+def test_in_float64_score_space_is_the_formula():
+    model = MODELS["llama"]()
+    config = ranked_config(model)
+    ids, mask = padded_batch(60)
+    expected = ranked_reference(model, config, input_ids=ids, attention_mask=mask)
+    with taylorder.adapted(model.double(), config):  # gradients are recorded, which only score space does
+        found = model(ids, attention_mask=mask)[0].detach()
+    assert distance(found, expected, mask.bool()) < 1e-9
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_full_ranks_are_no_ranks(name):
+    model = TINY[name]()
+    ids = tokens(2, 48)
+    rows = torch.ones(2, 48, dtype=torch.bool)
+    outputs = []
+    for share in (FULL, NONE, HALF):
+        config = ranked_config(model, share)
+        with torch.no_grad(), taylorder.adapted(model, config):
+            outputs.append(model(ids).logits)
+    full, none, half = outputs
+    assert distance(full, none, rows) < 1e-4
+    assert distance(half, none, rows) > 1e-3
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_prefill_in_pieces_and_decoding_from_states_are_the_whole_sequence(name, backend):
+    model = MODELS[name]()
+    config = ranked_config(model)
+    ids, mask = padded_batch(LENGTH)
+    expected = score_space(model, config, ids, mask)
+    cache = TaylorCache(model, config)
+    with torch.no_grad(), taylorder.adapted(model, config, backend=backend):
+        found = in_pieces(model, cache, ids, mask, SIZES)
+        kept = in_pieces(model, DynamicCache(config=model.config), ids, mask, SIZES)
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-4)
+    torch.testing.assert_close(kept[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-4)
+
+
+def test_ranks_make_the_state_smaller_and_are_counted():
+    model = MODELS["qwen3"]()
+    ids, mask = padded_batch(150)
+    held = []
+    for share in (HALF, NONE):
+        config = ranked_config(model, share)
+        cache = TaylorCache(model, config)
+        with torch.no_grad(), taylorder.adapted(model, config):
+            in_pieces(model, cache, ids, mask, (150,))
+        held.append((cache.nominal_bytes(), config_bytes(config, describe(model, "tiny"), 150)))
+    (ranked, ranked_cost), (plain, plain_cost) = held
+    assert ranked < plain
+    assert ranked_cost < plain_cost
+
+
+def test_generate_keeps_states_and_says_what_kept_keys_say():
+    model = MODELS["llama"]()
+    config = ranked_config(model)
+    ids, mask = padded_batch(60)
+    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True}
+    with torch.no_grad(), taylorder.adapted(model, config):
+        from_states = model.generate(ids, **options)
+        from_keys = model.generate(ids, past_key_values=DynamicCache(config=model.config), **options)
+        beams = model.generate(ids, num_beams=3, **options)
+    assert isinstance(from_states.past_key_values, TaylorCache)
+    assert torch.equal(from_states.sequences, from_keys.sequences)
+    assert isinstance(beams.past_key_values, TaylorCache)
+
+
+def test_a_saved_cache_goes_on_under_the_same_rotations_only(tmp_path):
+    model = MODELS["llama"]()
+    config = ranked_config(model)
+    config.save(tmp_path / "orders.json")
+    config = OrderConfig.load(tmp_path / "orders.json", model)
+    ids, mask = padded_batch(LENGTH)
+    expected = score_space(model, config, ids, mask)
+    cache = TaylorCache(model, config)
+    with torch.no_grad(), taylorder.adapted(model, config):
+        in_pieces(model, cache, ids[:, :90], mask, (90,))
+        cache.save(tmp_path / "cache.safetensors")
+        again = TaylorCache.load(tmp_path / "cache.safetensors", model, config)
+        found = in_pieces(model, again, ids, mask, (1, LENGTH - 91))
+    rows = mask[:, 90:].bool()
+    torch.testing.assert_close(found[rows], expected[:, 90:][rows], rtol=0, atol=1e-4)
+    swapped = {module: (key, query) for module, (query, key) in config.rotations.items()}
+    other = config.with_rotations(swapped)
+    with pytest.raises(ConfigError, match="was made with config"):
+        TaylorCache.load(tmp_path / "cache.safetensors", model, other)
+    with (
+        torch.no_grad(),
+        taylorder.adapted(model, other),
+        pytest.raises(UsageError, match="made for another model or config"),
+    ):
+        model(ids, past_key_values=again)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.03), (torch.float16, 0.01)])
+def test_half_precision_models_run_with_ranks(dtype, tolerance):
+    """Rounding of a whole model, as without ranks (``test_cache``)."""
+    model = MODELS["llama"]()
+    ids, mask = padded_batch(LENGTH)
+    expected = score_space(model, uniform_ranked(model), ids, mask)
+    model = model.to(dtype)
+    config = uniform_ranked(model)
+    cache = TaylorCache(model, config)
+    with torch.no_grad(), taylorder.adapted(model, config):
+        found = in_pieces(model, cache, ids, mask, SIZES)
+    assert distance(found, expected, mask.bool()) < tolerance
+
+
+def test_half_precision_is_rotated_in_float32_and_rounded_once():
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.randn(2, 16, 16, generator=generator)
+    queries = torch.randn(3, 4, 5, 16, generator=generator).bfloat16()
+    found = runtime._rotated(queries, rotation)
+    expected = torch.einsum("bhtj,hij->bhti", queries.double(), rotation.double()[[0, 0, 1, 1]])
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
+
+
+def uniform_ranked(model):
+    """Order 3 around the mean with a near field, half of the coordinates at degree 2, in every head."""
+    config = ranked_config(model)
+    d = config.model.head_dim
+    head = HeadOrder(order=3, expansion="mean", window=6, sinks=2, ranks=(d, d, d // 2))
+    layers = tuple(layer.model_copy(update={"heads": (head,) * len(layer.heads)}) for layer in config.layers)
+    return OrderConfig(model=config.model, layers=layers).with_rotations(config.rotations)
+
+
+def test_kv_heads_without_ranks_are_left_alone():
+    model = TINY["llama"]()
+    config = ranked_config(model)
+    ranked_and_plain, exact_and_ranked = (plan_layer(config, layer, guard=True) for layer in config.layers)
+    identity = torch.eye(8)
+    for plan, ranked, plain in ((ranked_and_plain, 0, 1), (exact_and_ranked, 1, 0)):
+        for planned, calibrated in zip(plan.rotations, config.rotations[plan.name], strict=True):
+            assert torch.equal(planned[plain], identity)
+            assert torch.equal(planned[ranked], calibrated[ranked])
+            assert not torch.equal(calibrated[plain], identity)
+    without = ranked_config(model, NONE).with_rotations(config.rotations)
+    assert [plan_layer(without, layer, guard=True).rotations for layer in without.layers] == [None, None]
+
+
+def test_ranks_without_rotations_are_refused_with_the_way_out():
+    model = TINY["llama"]()
+    config = ranked_config(model).with_rotations({})
+    with pytest.raises(ConfigError, match="has ranks and no rotations; copy"), taylorder.adapted(model, config):
+        pass
+    with pytest.raises(ConfigError, match="has ranks and no rotations; copy"):
+        TaylorCache(model, config)
