@@ -1,32 +1,32 @@
 """Which option every KV head gets, so that all of them together fit a budget.
 
 The multiple-choice knapsack problem: ``min sum_h loss[h, i_h]`` subject to ``sum_h bytes[h, i_h] <= budget``, with one
-option ``i_h`` per KV head; or the other way round, the fewest bytes within a loss. Lagrangian relaxation prices the
-limit, and dynamic programming over the few choices that could still beat the best known one closes the gap, up to the
-rounding of float64. The limit itself holds exactly.
+option ``i_h`` per KV head; or the other way round, the fewest bytes within a loss. HiGHS solves it as an integer
+program (``scipy.optimize.milp``) with its own tolerances, about 1e-6 of the largest number; the limit is checked on the
+options chosen, where it holds exactly.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from taylorder.errors import UsageError
+from taylorder.errors import TaylorderError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-_ROUNDING = 1e-13
-"""Relative error allowed to a sum of float64 over the KV heads."""
-_MOST_STATES = 5_000_000
-"""Partial choices held at once, some hundreds of megabytes; needing more ends the search as the time limit does."""
+_ROUNDING = 1e-9
+"""Gaps below this are rounding errors of the bound."""
+_TOLERANCE = 1e-6
+"""By how much HiGHS lets a row exceed its limit, which scipy does not let us set."""
+_TINY = 1e-300
+_ATTEMPTS = 20
+"""Solves at most, each with less room than the one before, until rounding no longer exceeds the limit."""
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{0,18})?)\s*([kmg]i?b|b)?\s*", re.ASCII | re.IGNORECASE)
 
@@ -155,101 +155,52 @@ def _minimise(
     limit: float,
     seconds: float,
 ) -> Allocation:
-    """Minimise the total cost with a total weight of at most ``limit``, which the lightest options meet.
-
-    At any price ``y >= 0`` a choice within the limit costs ``L + sum_h r[h, i_h] + y (limit - weight)``: ``r >= 0`` is
-    how far ``cost + y weight`` of an option exceeds the least of its KV head, and ``L``, the Lagrangian bound, is the
-    same for all choices. So only choices whose excess over ``L`` is below that of the best known one are worth a look.
-    The allowance for the excess rises until it reaches the best known one: then nothing is left that could be better.
-    """
+    """Minimise the total cost with a total weight of at most ``limit``, which the lightest options meet."""
     import numpy as np
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
 
-    deadline = time.monotonic() + seconds
-    # Lightest first: weights rise strictly, costs fall strictly. Both relative to the KV head's least: [options] each.
-    rows = [list(row) if weight is _bytes else list(row[::-1]) for row in frontiers]
-    ranked = [[head[i] for i in row] for head, row in zip(options, rows, strict=True)]
-    costs = [np.array([float(cost([o]) - cost([row[-1]])) for o in row]) for row in ranked]
-    weights = [np.array([float(weight([o]) - weight([row[0]])) for o in row]) for row in ranked]
-    # Sums of losses round: leave so much more room that this never hides a choice, and check the choices found.
-    sizes = [abs(limit), *(abs(weight([row[0]])) for row in ranked), *(float(w.max()) for w in weights)]
-    slack = 0.0 if weight is _bytes else _ROUNDING * math.fsum(sizes)
-    room = float(limit - weight(row[0] for row in ranked)) + slack
-    least = float(cost(row[-1] for row in ranked))
-
-    def taken(picks: Iterable[int]) -> list[Option]:
-        return [row[pick] for row, pick in zip(ranked, picks, strict=True)]
-
-    def at_price(price: float) -> list[int]:
-        return [int(np.argmin(c + price * w)) for c, w in zip(costs, weights, strict=True)]
-
-    prices = [0.0]
-    for c, w in zip(costs, weights, strict=True):
-        i, j = np.nonzero(w[:, None] < w)
-        prices += ((c[i] - c[j]) / (w[j] - w[i])).tolist()
-    prices = [*sorted(prices), 2 * max(prices)]
-    price = prices[bisect_left(prices, True, hi=len(prices) - 1, key=lambda y: weight(taken(at_price(y))) <= limit)]
-    best = at_price(price)
-    priced = [c + price * w for c, w in zip(costs, weights, strict=True)]
-    lagrangian = math.fsum(x.min() for x in priced) - price * room
-    rounding = _ROUNDING * (math.fsum(x.min() for x in priced) + price * room)
-    reduced = [x - x.min() for x in priced]
-
-    def excess_of(picks: Sequence[int]) -> float:
-        return max(math.fsum(c[pick] for c, pick in zip(costs, picks, strict=True)) - lagrangian, 0.0)
-
-    proven = 0.0  # no choice has a smaller excess
-    while proven + rounding < (excess := excess_of(best)):
-        allowance = min(max(4 * proven, excess * 2**-20), excess)
-        found = _cheapest_first(costs, weights, reduced, room, price, allowance + rounding, deadline)
-        if found is None:
+    rows = [[own[i] for i in row] for own, row in zip(options, frontiers, strict=True)]
+    # Frontiers go from the fewest bytes to the least loss.
+    by_bytes, by_loss = [row[0] for row in rows], [row[-1] for row in rows]
+    lightest, cheapest = (by_bytes, by_loss) if weight is _bytes else (by_loss, by_bytes)
+    # Relative to the least of each KV head, and to the largest: HiGHS's tolerances are absolute.
+    costs, weights = (_above_least(rows, total) for total in (cost, weight))
+    cost_unit, weight_unit = max(costs.max(), _TINY), max(weights.max(), _TINY)
+    room = (limit - weight(lightest)) / weight_unit
+    heads = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    one_each = csr_array((np.ones(len(heads)), (heads, np.arange(len(heads)))))
+    margin = 0.0
+    for _ in range(_ATTEMPTS):
+        result = milp(
+            costs / cost_unit,
+            integrality=np.ones(len(heads)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(weights[None] / weight_unit, -np.inf, max(room - margin, 0.0)),
+            ],
+            options={"mip_rel_gap": 0.0, "time_limit": seconds},
+        )
+        if result.x is None:
+            raise TaylorderError(f"no allocation was found in {seconds:g} s ({result.message}); offer fewer options")
+        picks = [int(np.argmax(result.x[heads == head])) for head in range(len(rows))]
+        chosen = [row[pick] for row, pick in zip(rows, picks, strict=True)]
+        if weight(chosen) <= limit:
             break
-        fitting = next((picks for picks in found if weight(taken(picks)) <= limit), best)
-        best = min(best, fitting, key=excess_of)
-        proven = allowance
-    chosen = taken(best)
+        margin = 2 * margin + 2 * _TOLERANCE  # within the solver's tolerance of the limit, and above it
+    else:
+        raise TaylorderError("the allocation exceeds its limit by rounding errors; change the limit a little")
     objective = float(cost(chosen))
-    bound = min(least + lagrangian + proven, objective) if proven + rounding < excess_of(best) else objective
-    gap = (objective - bound) / max(abs(objective), abs(bound)) if bound < objective else 0.0
-    choice = tuple(row[pick] for row, pick in zip(rows, best, strict=True))
-    return Allocation(choice, _bytes(chosen), _loss(chosen), bound, gap)
+    bound = min(objective, float(cost(cheapest) + result.mip_dual_bound * cost_unit))
+    gap = (objective - bound) / max(abs(objective), abs(bound), _TINY)
+    choice = tuple(row[pick] for row, pick in zip(frontiers, picks, strict=True))
+    return Allocation(choice, _bytes(chosen), _loss(chosen), bound, gap if gap > _ROUNDING else 0.0)
 
 
-def _cheapest_first(
-    costs: Sequence[NDArray[np.float64]],
-    weights: Sequence[NDArray[np.float64]],
-    reduced: Sequence[NDArray[np.float64]],
-    room: float,
-    price: float,
-    allowance: float,
-    deadline: float,
-) -> Iterator[list[int]] | None:
-    """Yield, cheapest first, the choices within the allowance that no other one within it matches or beats.
-
-    None if time or memory run out.
-    """
+def _above_least(rows: Sequence[Sequence[Option]], total: _Total) -> NDArray[Any]:
+    """By how much each option exceeds the least of its KV head, float64, one row after the other."""
     import numpy as np
 
-    offered = [np.flatnonzero(r <= allowance) for r in reduced]
-    heaviest = [float(w[row].max()) for w, row in zip(weights, offered, strict=True)]
-    # One state per partial choice: what it costs, weighs and exceeds so far, [states] each.
-    c = w = r = np.zeros(1)
-    trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    for head, row in enumerate(offered):
-        if time.monotonic() >= deadline or len(c) * len(row) > _MOST_STATES:
-            return None
-        c, w, r = ((a[:, None] + b[head][row]).ravel() for a, b in ((c, costs), (w, weights), (r, reduced)))
-        unused = np.maximum(room - w - sum(heaviest[head + 1 :]), 0.0)
-        kept = np.flatnonzero((w <= room) & (r + price * unused <= allowance))
-        kept = kept[np.lexsort((c[kept], w[kept]))]
-        kept = kept[c[kept] < np.concatenate(([np.inf], np.minimum.accumulate(c[kept])[:-1]))]
-        c, w, r = c[kept], w[kept], r[kept]
-        trail.append((kept // len(row), row[kept % len(row)]))
-    return (_walk_back(trail, state) for state in reversed(range(len(c))))
-
-
-def _walk_back(trail: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], state: int) -> list[int]:
-    picks = []
-    for parents, picked in reversed(trail):
-        picks.append(int(picked[state]))
-        state = int(parents[state])
-    return picks[::-1]
+    values = [[float(total([option])) for option in row] for row in rows]
+    return np.array([value - min(row) for row in values for value in row])

@@ -51,7 +51,9 @@ def has_language_model_head(model: Any) -> bool:
 
 
 def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states ``[R, hidden]`` to logits ``[R, vocabulary]``, float32; differentiable where they are.
+    """Return the function from hidden states ``[R, hidden]`` to logits ``[R, vocabulary]``, float32.
+
+    Gradients flow where the hidden states ask for them.
 
     Raises:
         UnsupportedModelError: the model has no such head, or does to its logits what this function does not.
