@@ -26,6 +26,9 @@ from taylorder.models import ModelDescription
 SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
 """The short evaluation that ends an analysis, and how long it may take in all."""
 
+LEVER_SECONDS = 300.0
+"""The same after levers were measured, at the length of their sequences."""
+
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 512, 64
 """What is continued greedily, exactly and with the config: prompts of the text, their tokens, and tokens made."""
 
@@ -124,35 +127,49 @@ def evaluate_shortly(
     config: OrderConfig,
     *,
     text: Callable[[], Text],
+    length: int = SHORT_LENGTH,
+    beside_window: bool = False,
+    seconds: float = SHORT_SECONDS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare a config on a few sequences with exact, order 3 beside a near field, and the paper's order 4.
 
-    No further sequence is begun that would end after :data:`SHORT_SECONDS`. Where nothing can be compared, ``reason``
-    says why.
+    With ``beside_window`` it is compared with exact and with sinks and one window of the same bytes instead. No further
+    sequence is begun that would end after ``seconds``. Where nothing can be compared, ``reason`` says why.
     """
     exact = rivals.exact_everywhere(config)
     if not rivals.open_modules(description):
         return Evaluation(exact, (), "every layer has a sliding window of its own and stays exact")
+    length = min(length, description.max_context)
     contenders = [] if exact else [Contender(rivals.CONFIG, config)]
-    window, sinks = (64, 4) if description.causal else (0, 0)
-    near = f", {sinks} sinks and a window of {window}" if description.causal else ""
-    uniform = OrderConfig.uniform(description, 3, "mean", window, sinks)
-    contenders.append(Contender("order 3", uniform, f"order 3 for every head, expansion mean{near}"))
-    contenders += rivals.paper(description)
+    if beside_window:
+        same = rivals.sliding_window(description, rivals.bytes_per_kv_head(config, description, length), length)
+        contenders += [same] if same is not None and not exact else []
+    else:
+        contenders += _simple_rivals(description)
     began = time.monotonic()
     try:
         words = text()
-        length = min(SHORT_LENGTH, description.max_context)
         sequences = _draw(tokenise(tokenizer, words), length, SHORT_SEQUENCES, seed, words)
-        left = max(0.0, SHORT_SECONDS - (time.monotonic() - began))
+        left = max(0.0, seconds - (time.monotonic() - began))
         compared = compare(
             model, description, sequences, contenders, text=words, seed=seed, progress=progress, seconds=left
         )
     except TaylorderError as error:
         return Evaluation(exact, (), str(error))
     return Evaluation(exact, (compared,))
+
+
+def _simple_rivals(description: ModelDescription) -> list[Contender]:
+    """Order 3 beside a near field, and the paper's order 4."""
+    window, sinks = (64, 4) if description.causal else (0, 0)
+    near = f", {sinks} sinks and a window of {window}" if description.causal else ""
+    uniform = OrderConfig.uniform(description, 3, "mean", window, sinks)
+    return [
+        Contender("order 3", uniform, f"order 3 for every head, expansion mean{near}"),
+        *rivals.paper(description),
+    ]
 
 
 def evaluate_tasks(

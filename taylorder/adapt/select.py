@@ -7,8 +7,8 @@ orders from the layer's ``|alpha - 2|`` alone, as the public hypothesis would ha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
@@ -18,10 +18,14 @@ from taylorder.errors import UsageError
 from taylorder.models import AttentionModule
 from taylorder.provenance import software_versions
 
+if TYPE_CHECKING:
+    from taylorder.adapt.lever_summary import LeverSummary
+
 TIERS = {"fp16": 3e-4, "bf16": 2e-3, "int4": 7e-2}
 """Relative L2 errors, named after a format of about that precision (docs/reading-a-report.md says how near)."""
 
-Policy = Literal["error", "alpha"]
+Policy = Literal["error", "alpha", "levers"]
+"""By what a config was chosen; ``levers`` is :mod:`taylorder.adapt.lever_run`."""
 _FAMILIES = (("zero",), ("centre", "mean"))
 
 
@@ -72,6 +76,14 @@ class Selection:
     largest_order: int
     """Largest order that pays off at ``context``; 0 if none does."""
     heads: tuple[HeadVerdict, ...]
+    levers: LeverSummary | None = None
+
+
+def with_levers(selection: Selection, config: OrderConfig, summary: LeverSummary) -> Selection:
+    """Return the selection with another config, which the levers led to."""
+    choices = {(layer.module, head): each for layer in config.layers for head, each in enumerate(layer.heads)}
+    heads = tuple(replace(head, choice=choices[head.module, head.head]) for head in selection.heads)
+    return replace(selection, config=config, policy="levers", heads=heads, levers=summary)
 
 
 def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, context: int) -> Selection:

@@ -78,15 +78,15 @@ class Candidate:
         return HeadSpec(self.order, expansion, self.window, self.sinks, self.ranks, given)
 
     def label(self) -> str:
-        """Name it in a few words, as a column of a table does."""
+        """Name it in a few words, window and sinks last, as a column of a table does."""
         if self.order is None:
             return "exact"
-        near = f"window {self.window:,} + {self.sinks} sinks"
+        near = f"{self.window:,} + {self.sinks} keys"
         if self.coefficients == "dropped":
             return near
         ranks = f", rank {self.ranks[-1]}" if self.ranks is not None else ""
-        fitted = ", fitted" if self.coefficients == "fitted" else ""
-        return f"order {self.order} {self.expansion}{ranks}{fitted}, {near}"
+        fitted = " fitted" if self.coefficients == "fitted" else ""
+        return f"order {self.order} {self.expansion}{fitted}{ranks}, {near}"
 
 
 def parse_levers(text: str) -> frozenset[Lever]:

@@ -10,6 +10,8 @@ import typer
 from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_analysis
 from taylorder.errors import UsageError
 
+_SEQUENCE_LENGTH = 1024
+
 
 def analyze(
     model: Model = None,
@@ -22,7 +24,15 @@ def analyze(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Use so many tokens of the text.")] = 8192,
-    sequence_length: Annotated[int, typer.Option(metavar="N", min=2, help="Cut them into sequences of N.")] = 1024,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            show_default="1024; for levers the context, 4096 at most",
+            help="Cut them into sequences of N.",
+        ),
+    ] = None,
     rows: Annotated[str, typer.Option(metavar="N|all", help="Measure N random query rows of each sequence.")] = "64",
     tolerance: Annotated[
         str,
@@ -47,6 +57,31 @@ def analyze(
             help="Choose only orders whose state is no larger than the KV cache at N tokens.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            show_default=False,
+            help="Choose for every KV head what to run within this many nominal bytes per KV head on average, such as "
+            "128KiB; implies --levers all.",
+        ),
+    ] = None,
+    levers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|LEVER,…",
+            show_default=False,
+            help="Let these differ between KV heads: order, expansion, window, sinks, ranks, coefficients. Without "
+            "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
+        ),
+    ] = None,
+    criterion: Annotated[
+        Literal["relative-l2", "gradient", "kl", "sqrt-kl", "iterative"],
+        typer.Option(help="Minimise this within --budget (docs/choosing.md says what each measures)."),
+    ] = "iterative",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure levers anew instead of going on from an interrupted run.")
+    ] = False,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Write orders.json, heads.csv, spectral.csv and report.json here.")
     ] = Path("taylorder-out"),
@@ -62,16 +97,19 @@ def analyze(
 ) -> None:
     """Measure a model, choose an order for every attention head, write the config and report.
 
-    Ends with the losses of a few sequences of held-out text.
+    With --budget or --levers it chooses among all ways to run a KV head, sinks and windows included, and takes a while;
+    an interrupted run goes on where it was. Ends with the losses of a few sequences of held-out text.
 
     Example: [bold]taylorder analyze gpt2 --window 64 --sinks 4 --out gpt2-out[/bold]
+
+    Example: [bold]taylorder analyze gpt2 --budget 64KiB --context 1024 --out gpt2-out[/bold]
     """
     files = text or []
     measured_rows = _parse_rows(rows)
-    if max_tokens < sequence_length:
+    if max_tokens < (sequence_length or _SEQUENCE_LENGTH):
         raise UsageError(
-            f"--max-tokens is {max_tokens}, fewer than one sequence of {sequence_length}; raise it, or lower "
-            "--sequence-length"
+            f"--max-tokens is {max_tokens}, fewer than one sequence of {sequence_length or _SEQUENCE_LENGTH}; raise "
+            "it, or lower --sequence-length"
         )
     check_texts(files)
     check_writable(out)
@@ -79,6 +117,15 @@ def analyze(
     from taylorder.adapt.select import parse_tolerance, select
 
     largest_error = parse_tolerance(tolerance)
+    with_levers = budget is not None or levers is not None
+    if with_levers and policy == "alpha":
+        raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
+
+    from taylorder.adapt.allocate import parse_bytes
+    from taylorder.analysis.candidates import parse_levers
+
+    bytes_per_head = None if budget is None else parse_bytes(budget)
+    chosen_levers = parse_levers(levers or "all")
 
     from taylorder.reports.progress import StderrProgress
 
@@ -103,7 +150,7 @@ def analyze(
             description=description,
             text=words,
             max_tokens=max_tokens,
-            sequence_length=sequence_length,
+            sequence_length=sequence_length or _SEQUENCE_LENGTH,
             rows=measured_rows,
             max_order=max_order,
             window=window,
@@ -113,9 +160,34 @@ def analyze(
             progress=progress,
         )
         selection = select(analysis, policy=policy, tolerance=largest_error, context=context or description.max_context)
+        run = None
+        if with_levers:
+            from taylorder.adapt.choosing import Limit
+            from taylorder.adapt.lever_run import run_levers
+            from taylorder.adapt.select import with_levers as relying_on
+
+            progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
+            limit = Limit(selection.context, bytes_per_head, None if bytes_per_head is not None else largest_error)
+            run = run_levers(
+                loaded.model,
+                loaded.tokenizer,
+                description,
+                text=words,
+                levers=chosen_levers,
+                limit=limit,
+                criterion=criterion,
+                records=out / "records",
+                fresh=fresh,
+                near=(window, sinks) if window or sinks else None,
+                max_tokens=max_tokens,
+                sequence_length=sequence_length,
+                seed=seed,
+                progress=progress,
+            )
+            selection = relying_on(selection, run.chosen.config, run.summary)
         evaluation = None
         if not no_eval:
-            from taylorder.adapt.evaluate import evaluate_shortly
+            from taylorder.adapt.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
             from taylorder.analysis.evaluation_text import evaluation_text
 
             progress.say("measuring what the model loses, on held-out text (--no-eval skips this)")
@@ -127,8 +199,11 @@ def analyze(
                 text=evaluation_text,
                 seed=seed,
                 progress=progress,
+                length=SHORT_LENGTH if run is None else run.summary.sequence_length,
+                beside_window=run is not None,
+                seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
             )
-        run_directory.write(out, analysis, selection, evaluation)
+        run_directory.write(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taylorder.adapt.evaluate import Evaluation
+from taylorder.adapt.lever_summary import LeverSummary
 from taylorder.adapt.select import HeadVerdict, Policy, Selection
 from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
 from taylorder.models import ModelDescription
@@ -21,6 +22,8 @@ from taylorder.reports import summary, verdict
 
 SCHEMA = "taylorder/report@1"
 FILES = {"orders": "orders.json", "heads": "heads.csv", "spectral": "spectral.csv", "report": "report.json"}
+LEVERS_FILE = "levers.csv"
+"""One row per KV head and candidate, where levers were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class ReportDocument:
     preview: NearFieldPreview | None
     heads: tuple[HeadRecord, ...]
     evaluation: Evaluation | None = None
+    levers: LeverSummary | None = None
 
 
 def as_document(
@@ -109,6 +113,7 @@ def as_document(
         },
         "preview": None if analysis.preview is None else asdict(analysis.preview),
         "evaluation": None if evaluation is None else asdict(evaluation),
+        "levers": None if selection.levers is None else asdict(selection.levers),
         "heads": [_head_record(head) for head in selection.heads],
         "alphas": _alphas(analysis.spectral),
         "software": dict(selection.config.software),

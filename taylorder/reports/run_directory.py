@@ -16,13 +16,17 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from taylorder.adapt.choice import table_bytes
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.evaluate import Evaluation
+from taylorder.adapt.lever_run import LeverRun
 from taylorder.adapt.select import HeadVerdict, Selection
+from taylorder.analysis.candidates import Candidate
+from taylorder.analysis.lever_errors import LeverRow
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
 from taylorder.files import replacing
-from taylorder.reports.document import FILES, SCHEMA, ReportDocument, as_document, as_json
+from taylorder.reports.document import FILES, LEVERS_FILE, SCHEMA, ReportDocument, as_document, as_json
 
 _HEADS_COLUMNS = (
     "module", "head", "kv_head", "order", "expansion", "window", "sinks", "relative_l2", "rmse", "cosine", "max_error",
@@ -38,9 +42,15 @@ class RunDirectoryError(TaylorderError):
 
 
 def write(
-    directory: str | Path, analysis: Analysis, selection: Selection, evaluation: Evaluation | None = None
+    directory: str | Path,
+    analysis: Analysis,
+    selection: Selection,
+    evaluation: Evaluation | None = None,
+    levers: LeverRun | None = None,
 ) -> None:
-    """Write a run, with its short evaluation if there was one, into ``directory``, which is created if need be.
+    """Write a run, with its short evaluation and its levers if there were any, into ``directory``.
+
+    The directory is created if need be.
 
     Raises:
         RunDirectoryError: the directory cannot be written.
@@ -53,6 +63,10 @@ def write(
         selection.config.save(directory / FILES["orders"])
         _write_rows(directory / FILES["heads"], CandidateRow, _HEADS_COLUMNS, analysis.candidates)
         _write_rows(directory / FILES["spectral"], SpectralRow, _SPECTRAL_COLUMNS, analysis.spectral)
+        if levers is None:
+            (directory / LEVERS_FILE).unlink(missing_ok=True)
+        else:
+            _write_levers(directory / LEVERS_FILE, levers)
         with replacing(directory / FILES["report"]) as temporary:
             temporary.write_text(as_json(as_document(analysis, selection, None, evaluation)), encoding="utf-8")
     except OSError as error:
@@ -110,6 +124,24 @@ def _write_rows(path: Path, row_type: type[_Row], first: Sequence[str], rows: It
         writer = csv.writer(file, lineterminator="\n")  # writes floats with repr and None as an empty cell
         writer.writerow(columns)
         writer.writerows([getattr(row, column) for column in columns] for row in rows)
+
+
+def _write_levers(path: Path, run: LeverRun) -> None:
+    """One row per KV head and candidate; ``chosen`` is 1 for what the config runs."""
+    table = run.table
+    sizes = table_bytes(table, run.chosen.limit.context)
+    settings = [each.name for each in fields(Candidate)]
+    figures = [each.name for each in fields(LeverRow) if each.name not in ("module", "kv_head", "candidate")]
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["module", "kv_head", *settings, "nominal_bytes", *figures, "chosen"])
+        for rows, own, taken in zip(table.rows(), sizes, run.chosen.choice, strict=True):
+            for row, size in zip(rows, own, strict=True):
+                values = [getattr(table.candidates[row.candidate], name) for name in settings]
+                values[0] = values[0] or "exact"
+                cells = [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
+                measured = [getattr(row, name) for name in figures]
+                writer.writerow([row.module, row.kv_head, *cells, size, *measured, int(row.candidate == taken)])
 
 
 def _read_rows(path: Path, row_type: type[_Row]) -> tuple[_Row, ...]:
@@ -189,6 +221,7 @@ def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report:
         context=settings.context,
         largest_order=settings.largest_order,
         heads=tuple(heads),
+        levers=report.levers,
     )
 
 

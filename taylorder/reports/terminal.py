@@ -18,7 +18,7 @@ from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.files import replacing
-from taylorder.reports import alphas, grids, savings, summary, tables, verdict
+from taylorder.reports import alphas, grids, levers, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
 
@@ -82,11 +82,15 @@ def _parts(
     analysis: Analysis, selection: Selection, width: int, directory: Path | None, evaluation: Evaluation | None
 ) -> Iterable[RenderableType]:
     yield from _header(analysis, selection)
+    if selection.levers is not None:
+        yield _title("What every KV head keeps")
+        yield from levers.section(analysis, selection, width)
     yield from _orders(analysis, selection, width)
-    yield from _errors(analysis, selection, width)
-    yield from _by_order(analysis, selection)
-    yield from _distance(analysis, selection)
-    yield from _near_field(analysis, selection)
+    if selection.levers is None:  # else no head has to meet a tolerance
+        yield from _errors(analysis, selection, width)
+        yield from _by_order(analysis, selection)
+        yield from _distance(analysis, selection)
+        yield from _near_field(analysis, selection)
     if lines := alphas.head_alphas(analysis):
         yield _title("Alphas of single heads")
         yield from lines
@@ -129,6 +133,12 @@ def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType
             f"{verdict.paying_orders(analysis, selection)}"
         ),
     }
+    if selection.levers is not None:
+        del facts["tolerance"]
+        facts |= {
+            "policy": f"levers {', '.join(selection.levers.levers)}",
+            "context": counted(selection.context, "token"),
+        }
     if model.weights_note:
         facts["weights"] = model.weights_note.removeprefix("weights ")
     yield Text(f"taylorder: {model.name}", style="bold")
@@ -243,7 +253,8 @@ def _verdict(
     )
     yield Text()
     if directory is not None:
-        yield _note(f"In {directory}: orders.json, heads.csv, spectral.csv, report.json.")
+        more = ", levers.csv" if selection.levers is not None else ""
+        yield _note(f"In {directory}: orders.json, heads.csv, spectral.csv{more}, report.json.")
     command, reason = verdict.next_command(analysis, selection, directory)
     yield _note(f"Next, {reason}:")
     yield Text()

@@ -6,10 +6,11 @@ import shlex
 from pathlib import Path
 
 from taylorder.adapt.evaluate import Evaluation
+from taylorder.adapt.lever_summary import LeverSummary
 from taylorder.adapt.select import TIERS, Selection
 from taylorder.analysis.results import Analysis, Calibration
 from taylorder.analysis.text import CALIBRATION_SOURCE
-from taylorder.reports import savings, summary
+from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
 
@@ -55,8 +56,11 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
             "constant size already: every head stays exact, there is nothing to choose.",
         )
     gain = _gain(analysis, selection, counts, evaluation)
-    choose = _alpha if selection.policy == "alpha" else _error
-    told = choose(analysis, selection, counts, gain)
+    if selection.levers is not None:
+        told = [_within(selection.levers), gain, *levers.sentences(analysis, selection.levers)]
+    else:
+        choose = _alpha if selection.policy == "alpha" else _error
+        told = choose(analysis, selection, counts, gain)
     if counts.sliding:
         layers = len(analysis.model.modules) - len(summary.open_modules(analysis))
         told.append(
@@ -65,6 +69,15 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
             f"{'is' if counts.sliding == 1 else 'are'} not counted above."
         )
     return tuple(told)
+
+
+def _within(chosen: LeverSummary) -> str:
+    """What the KV heads run."""
+    ways = len(chosen.chosen)
+    return (
+        f"The {counted(chosen.kv_heads, 'KV head')} run {ways} different ways, {size(chosen.nominal_bytes)} each on "
+        f"average (exact: {size(chosen.exact_bytes)})."
+    )
 
 
 def _error(analysis: Analysis, selection: Selection, counts: summary.Outcome, gain: str) -> list[str]:
@@ -167,9 +180,12 @@ def _nearest(analysis: Analysis, selection: Selection) -> list[str]:
 def _gain(analysis: Analysis, selection: Selection, counts: summary.Outcome, evaluation: Evaluation | None) -> str:
     if not counts.adapted:
         return "So every head stays exact: this config changes nothing and saves nothing."
-    caveat = "These are errors of one head at a time"
     measured = loss_of_config(evaluation)
-    caveat += f". {measured}" if measured else "; what they do to the model's loss together is not measured here."
+    if selection.levers is not None:
+        caveat = measured or "What that does to the model's loss was not measured on other text."
+    else:
+        caveat = "These are errors of one head at a time"
+        caveat += f". {measured}" if measured else "; what they do to the model's loss together is not measured here."
     if analysis.model.causal:
         exact, adapted = savings.cache_bytes(analysis, selection)
         change = _change(exact, adapted, "as much", "more", "less")
@@ -214,6 +230,10 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
     show = shlex.join(["taylorder", "show", str(directory or "taylorder-out")])
     if not counts.open:
         return show, "this report again, without measuring"
+    if selection.levers is not None:
+        config = (directory or Path("taylorder-out")) / "orders.json"
+        command = shlex.join(["taylorder", "eval", analysis.model.name, "--config", str(config)])
+        return command, "what this config costs in loss, beside simpler uses of the same bytes"
     if selection.policy == "alpha":
         return _analyze(analysis, selection, policy="error"), "what the measured errors would choose, to compare"
     if selection.largest_order == 0:

@@ -1,0 +1,113 @@
+"""The levers of ``analyze``: from model and text to a config, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taylorder.adapt.choice import window_instead
+from taylorder.adapt.choosing import Chosen, Limit, Progress, choose
+from taylorder.adapt.criteria import Criterion
+from taylorder.adapt.lever_summary import LeverSummary, summarise
+from taylorder.adapt.screening import SCREENING_TOKENS
+from taylorder.analysis import levers as measuring
+from taylorder.analysis.candidates import LEVERS, SINKS, Lever, candidates
+from taylorder.analysis.levers import LeverTable
+from taylorder.analysis.text import Text, sequences
+from taylorder.models import ModelDescription
+from taylorder.provenance import software_versions
+from taylorder.records import Records
+
+LONGEST = 4096
+"""Tokens of a calibration sequence unless asked for otherwise: a backward pass at the longest context takes long."""
+
+
+@dataclass(frozen=True)
+class LeverRun:
+    """What was measured, chosen, and what a report says about it."""
+
+    table: LeverTable
+    chosen: Chosen
+    summary: LeverSummary
+
+
+def run_levers(
+    model: Any,
+    tokenizer: Any,
+    description: ModelDescription,
+    *,
+    text: Text,
+    levers: Collection[Lever],
+    limit: Limit,
+    criterion: Criterion,
+    records: Path,
+    fresh: bool = False,
+    near: tuple[int, int] | None = None,
+    max_tokens: int = 8192,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    progress: Progress,
+) -> LeverRun:
+    """Measure the levers of every KV head and choose; finished pieces in ``records`` are not measured again.
+
+    Args:
+        model: a causal transformers model with a language-model head.
+        tokenizer: its tokenizer.
+        description: what ``describe`` says of it.
+        text: calibration text.
+        levers: what may differ between KV heads.
+        limit: bytes or error.
+        criterion: what is minimised within a budget.
+        records: directory of finished pieces; those measured under other settings are forgotten.
+        fresh: forget them in any case.
+        near: window and sinks where they are not to be chosen; default one that fits the limit.
+        max_tokens: tokens used of the text, at least one sequence.
+        sequence_length: default the context of the limit, :data:`LONGEST` at most.
+        seed: of the rows that coefficients are fitted to.
+        progress: called with a stage, what is done of it, and its size.
+
+    Raises:
+        UnsupportedModelError: the model has no cache that could be exchanged, or no loss.
+        UsageError: the text is too short, or the limit cannot be kept.
+        NonFiniteError: the model breaks down.
+
+    """
+    length = min(sequence_length or min(limit.context, LONGEST), description.max_context)
+    ids = sequences(tokenizer, text, length, max(length, max_tokens))
+    screening = sequences(tokenizer, text, min(SCREENING_TOKENS, length), min(SCREENING_TOKENS, length))
+    first = description.modules[0]
+    offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
+    settings = {
+        "model": description.fingerprint,
+        "text": text.sha256,
+        "sequences": list(ids.shape),
+        "candidates": [asdict(each) for each in offered],
+        "seed": seed,
+        "software": software_versions(),
+    }
+    kept = Records(records, settings, fresh=fresh)
+    table = measuring.measure(
+        model, description, ids, offered, window_instead, seed=seed, records=kept, progress=progress
+    )
+    chosen = choose(
+        model,
+        table,
+        limit,
+        criterion,
+        sequences=ids,
+        screening=screening,
+        records=kept,
+        progress=progress,
+        calibration={
+            "source": text.source,
+            "text_sha256": text.sha256,
+            "sequences": len(ids),
+            "sequence_length": length,
+            "seed": seed,
+        },
+        name=f"context-{limit.context}",
+    )
+    used = tuple(lever for lever in LEVERS if lever in levers)
+    return LeverRun(table, chosen, summarise(table, chosen, levers=used, sequences=(len(ids), length)))
