@@ -78,6 +78,7 @@ CONTRACT = {
     "analyze": {
         "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
+        "--budget": None, "--levers": None, "--criterion": "iterative", "--lever-length": None, "--fresh": False,
         "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--device": "cpu",
         "--format": "human",
     },

@@ -10,8 +10,6 @@ import typer
 from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_analysis
 from taylorder.errors import UsageError
 
-_SEQUENCE_LENGTH = 1024
-
 
 def analyze(
     model: Model = None,
@@ -24,15 +22,7 @@ def analyze(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Use so many tokens of the text.")] = 8192,
-    sequence_length: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=2,
-            show_default="1024; for levers the context, 4096 at most",
-            help="Cut them into sequences of N.",
-        ),
-    ] = None,
+    sequence_length: Annotated[int, typer.Option(metavar="N", min=2, help="Cut them into sequences of N.")] = 1024,
     rows: Annotated[str, typer.Option(metavar="N|all", help="Measure N random query rows of each sequence.")] = "64",
     tolerance: Annotated[
         str,
@@ -79,6 +69,15 @@ def analyze(
         Literal["relative-l2", "gradient", "kl", "sqrt-kl", "iterative"],
         typer.Option(help="Minimise this within --budget (docs/choosing.md says what each measures)."),
     ] = "iterative",
+    lever_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            show_default="the context, 4096 at most",
+            help="Cut the text into sequences of N where levers are measured.",
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure levers anew instead of going on from an interrupted run.")
     ] = False,
@@ -106,10 +105,10 @@ def analyze(
     """
     files = text or []
     measured_rows = _parse_rows(rows)
-    if max_tokens < (sequence_length or _SEQUENCE_LENGTH):
+    if max_tokens < sequence_length:
         raise UsageError(
-            f"--max-tokens is {max_tokens}, fewer than one sequence of {sequence_length or _SEQUENCE_LENGTH}; raise "
-            "it, or lower --sequence-length"
+            f"--max-tokens is {max_tokens}, fewer than one sequence of {sequence_length}; raise it, or lower "
+            "--sequence-length"
         )
     check_texts(files)
     check_writable(out)
@@ -150,7 +149,7 @@ def analyze(
             description=description,
             text=words,
             max_tokens=max_tokens,
-            sequence_length=sequence_length or _SEQUENCE_LENGTH,
+            sequence_length=sequence_length,
             rows=measured_rows,
             max_order=max_order,
             window=window,
@@ -180,7 +179,7 @@ def analyze(
                 fresh=fresh,
                 near=(window, sinks) if window or sinks else None,
                 max_tokens=max_tokens,
-                sequence_length=sequence_length,
+                sequence_length=lever_length,
                 seed=seed,
                 progress=progress,
             )
