@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taylorder.adapt.cache import TaylorCache
     from taylorder.adapt.config import OrderConfig
+    from taylorder.adapt.choosing import Limit
     from taylorder.adapt.context import adapted
+    from taylorder.adapt.lever_run import run_levers
     from taylorder.adapt.select import select
     from taylorder.analysis.run import analyze
     from taylorder.models import describe, load
@@ -21,16 +23,29 @@ __version__ = "0.1.0"
 
 # Imported on first use: torch, transformers and WeightWatcher take seconds, `taylorder --help` must not.
 _HOMES = {
+    "Limit": "taylorder.adapt.choosing",
     "OrderConfig": "taylorder.adapt.config",
     "TaylorCache": "taylorder.adapt.cache",
     "adapted": "taylorder.adapt.context",
     "analyze": "taylorder.analysis.run",
     "describe": "taylorder.models",
     "load": "taylorder.models",
+    "run_levers": "taylorder.adapt.lever_run",
     "select": "taylorder.adapt.select",
 }
 
-__all__ = ["OrderConfig", "TaylorCache", "__version__", "adapted", "analyze", "describe", "load", "select"]
+__all__ = [
+    "Limit",
+    "OrderConfig",
+    "TaylorCache",
+    "__version__",
+    "adapted",
+    "analyze",
+    "describe",
+    "load",
+    "run_levers",
+    "select",
+]
 
 
 def __getattr__(name: str) -> Any:
