@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taylorder.adapt.cache import TaylorCache
-    from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.choosing import Limit
+    from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.context import adapted
     from taylorder.adapt.lever_run import run_levers
     from taylorder.adapt.select import select
