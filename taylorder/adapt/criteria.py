@@ -29,7 +29,8 @@ def eligible(candidate: Candidate, row: LeverRow) -> bool:
 def losses(
     table: LeverTable, criterion: Criterion, screened: Mapping[tuple[str, int], float] | None = None, reference: int = 0
 ) -> list[list[float]]:
-    """Loss of every candidate for every KV head, in the order of ``table.kv_heads``; infinite if not eligible.
+    """Loss of every candidate for every KV head, in the order of ``table.kv_heads``; infinite if not eligible, or if
+    what was measured is not a number.
 
     ``relative-l2`` is the squared relative error of the output. ``gradient`` is the gradient-weighted error. ``kl`` and
     ``sqrt-kl`` give the KV head the measured KL of the model when that head alone runs the ``reference`` candidate (or
@@ -48,7 +49,9 @@ def losses(
             unit = rows[reference].relative_l2 ** 2
             values = [whole * row.relative_l2**2 / unit if unit else 0.0 for row in rows]
         pairs = zip(table.candidates, rows, values, strict=True)
-        result.append([value if eligible(candidate, row) else math.inf for candidate, row, value in pairs])
+        result.append(
+            [value if eligible(candidate, row) and value >= 0 else math.inf for candidate, row, value in pairs]
+        )
     return result
 
 

@@ -17,7 +17,7 @@ from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.fitting import HeadRows, Moments, fit, moments
 from taylorder.analysis.gradients import Observed
 from taylorder.analysis.rotations import Rotations, balanced_rotations
-from taylorder.analysis.truncation import LayerTensors, key_centres
+from taylorder.analysis.truncation import LayerTensors, key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 
 FIT_ROWS = 64
@@ -163,6 +163,8 @@ def measure_levers(
         runner = Runner(observed, prepared)
         reference += runner.per_kv_head(observed.output.double().square().sum((1, 2))).cpu()
         for place in range(len(candidates)):
+            if candidates[place].order is None:
+                continue
             runs = [head_specs(candidates, fitted, [place] * G, H // G)]
             if (window := instead[place]) is not None:
                 runs.append([window.spec()] * H)
@@ -174,11 +176,11 @@ def measure_levers(
                 if not turn:
                     guarded[place] += hits.view(G, -1).amax(1).double().cpu()
     tokens = len(sequences) * T
-    relative = (squared / reference[:, None]).sqrt()
+    errors = relative(squared, reference[:, None])
     rows = []
     for kv_head in range(G):
         for place in range(len(candidates)):
-            own, other = relative[place, kv_head].tolist()
+            own, other = errors[place, kv_head].tolist()
             own_weighted, other_weighted = (weighted[place, kv_head] / tokens).tolist()
             beside = (other, other_weighted) if instead[place] is not None else (None, None)
             share = float(guarded[place, kv_head]) / tokens
