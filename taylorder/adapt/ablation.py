@@ -34,7 +34,17 @@ def without_lever(config: OrderConfig, model: ModelDescription, lever: Lever, co
         for start in range(0, module.heads, module.group):
             own = layer.heads[start : start + module.group]
             fixed = module.sliding_window is not None or (own[0].order == "exact" and lever != "window")
-            heads += own if fixed else change(own, module)
+            # What was measured of a head holds for it no more once it is changed.
+            heads += (
+                own
+                if fixed
+                else [
+                    new
+                    if new == old
+                    else new.model_copy(update={"error": None, "nominal_bytes": None, "break_even": None})
+                    for new, old in zip(change(own, module), own, strict=True)
+                ]
+            )
         layers.append(LayerOrders(module=layer.module, heads=tuple(heads)))
     changed = config.model_copy(update={"layers": tuple(layers)})
     OrderConfig.model_validate(changed.model_dump(by_alias=True))  # a copy is not validated
@@ -76,7 +86,10 @@ def _without_expansion(heads: Sequence[HeadOrder], module: AttentionModule) -> l
 
 def _without_sinks(heads: Sequence[HeadOrder], module: AttentionModule) -> list[HeadOrder]:
     return [
-        head.model_copy(update={"sinks": SINKS, "window": max(1, head.window + head.sinks - SINKS)}) for head in heads
+        head.model_copy(update={"sinks": SINKS, "window": head.window + head.sinks - SINKS})
+        if head.sinks > SINKS
+        else head
+        for head in heads
     ]
 
 
@@ -100,7 +113,7 @@ def _mean_near(config: OrderConfig, model: ModelDescription, context: int) -> in
                 exact = own[0].order == "exact"
                 tokens += context if exact else min(context, own[0].window + own[0].sinks) + _state_tokens(own, module)
                 kv_heads += 1
-    return tokens // max(1, kv_heads)
+    return max(SINKS + 1, tokens // max(1, kv_heads))
 
 
 _CHANGES: dict[Lever, Callable[[Sequence[HeadOrder], AttentionModule], list[HeadOrder]]] = {

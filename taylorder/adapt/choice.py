@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.analysis.candidates import Candidate
@@ -78,8 +80,9 @@ def config_of(
         software=software_versions(),
         layers=tuple(layers),
     )
-    if set(measured) == {module.name for module in table.model.modules}:
-        config = config.with_key_centres({name: layer.prepared.centres for name, layer in measured.items()})
+    # A config has centres for all layers or for none; where every head is exact, nothing is centred.
+    centres = {module.name: torch.zeros(module.kv_heads, module.head_dim) for module in table.model.modules}
+    config = config.with_key_centres(centres | {name: layer.prepared.centres for name, layer in measured.items()})
     ranked = {
         name: measured[name].prepared.rotations
         for name in {name for (name, _), place in chosen.items() if table.candidates[place].ranks is not None}

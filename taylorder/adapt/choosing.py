@@ -101,7 +101,7 @@ def choose(
         )
         rounds, best = refinement.rounds, refinement.best
         total = sum(size[place] for size, place in zip(sizes, best.choice, strict=True))
-        allocation = Allocation(best.choice, total, best.kl, best.bound, best.gap)
+        allocation = Allocation(best.choice, total, best.promised or 0.0, best.bound, best.gap)
         places = [list(range(len(table.candidates)))] * heads
     else:
         screened = None
@@ -135,7 +135,7 @@ def choose(
 def uniform_start(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int) -> list[int]:
     """One candidate for all KV heads: of those that fit and may be chosen everywhere, that of least gradient error.
 
-    Where none fits everywhere, the cheapest of each KV head.
+    Where none fits everywhere, the cheapest that each KV head may run.
     """
     rows = table.rows()
     best, least = None, math.inf
@@ -146,5 +146,10 @@ def uniform_start(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int
             if error < least:
                 best, least = place, error
     if best is None:
-        return [min(range(len(size)), key=size.__getitem__) for size in sizes]
+        return [
+            min(
+                (place for place, row in enumerate(own) if eligible(table.candidates[place], row)), key=size.__getitem__
+            )
+            for size, own in zip(sizes, rows, strict=True)
+        ]
     return [best] * len(sizes)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from taylorder.adapt.choice import window_instead
+from taylorder.adapt.choice import candidate_bytes, window_instead
 from taylorder.adapt.choosing import Chosen, Limit, Progress, choose
 from taylorder.adapt.criteria import Criterion
 from taylorder.adapt.lever_summary import LeverSummary, summarise
@@ -16,6 +16,7 @@ from taylorder.analysis import levers as measuring
 from taylorder.analysis.candidates import LEVERS, SINKS, Lever, candidates
 from taylorder.analysis.levers import LeverTable
 from taylorder.analysis.text import Text, sequences
+from taylorder.errors import UsageError
 from taylorder.models import ModelDescription
 from taylorder.provenance import software_versions
 from taylorder.records import Records
@@ -79,6 +80,17 @@ def run_levers(
     screening = sequences(tokenizer, text, min(SCREENING_TOKENS, length), min(SCREENING_TOKENS, length))
     first = description.modules[0]
     offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
+    if not any(each.coefficients == "dropped" for each in offered):
+        raise UsageError(
+            f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
+            "or leave window out of --levers"
+        )
+    least = min(candidate_bytes(each, first, limit.context) for each in offered)
+    if limit.budget is not None and limit.budget < least:
+        raise UsageError(
+            f"the budget is {limit.budget} bytes per KV head, and the cheapest way to run one takes {least} at "
+            f"{limit.context} tokens: raise --budget to at least that"
+        )
     settings = {
         "model": description.fingerprint,
         "text": text.sha256,

@@ -61,6 +61,8 @@ def weighted_windows(
     """
     first = model.modules[0]
     mean = budget // cost.kv_bytes(first.head_dim, first.value_dim, 1) - SINKS
+    if mean < 1:
+        return Contender(name, None, absent=f"{budget:,} bytes per KV head do not hold {SINKS} sinks and one key")
     windows = shared_windows(list(weights.values()), mean, context - SINKS)
     config = windows_config(model, dict(zip(weights, windows, strict=True)), {"policy": name})
     return Contender(name, config, f"{SINKS} sinks and {note}, the rest dropped")

@@ -144,16 +144,24 @@ def refine(
             best, around = measured, Slopes(**kept["slopes"])
         else:
             price *= _HARDER
-        if around is None or price > _MOST_PRICE:
+        if around is None:
             break
-        found, places = options(around.model(sensitivity, price), sizes)
-        allocation = allocate(found, budget)
-        choice = tuple(own[taken] for own, taken in zip(places, allocation.choice, strict=True))
-        if allocation.loss > -_WORTHWHILE * best.kl:
+        step = _next(around.model(sensitivity, price), sizes, budget, price)
+        while step.choice in {each.choice for each in done} and price <= _MOST_PRICE:
+            price *= _HARDER  # measured before, and no better
+            step = _next(around.model(sensitivity, price), sizes, budget, price)
+        if price > _MOST_PRICE or (step.promised or 0.0) > -_WORTHWHILE * best.kl:
             break
-        step = Round(choice, math.nan, allocation.loss, price, allocation.bound, allocation.gap)
     progress(f"moving bytes, {name}", rounds, rounds)
     return Refinement(tuple(done))
+
+
+def _next(values: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int, price: float) -> Round:
+    """The step that the model promises most of."""
+    found, places = options(values, sizes)
+    allocation = allocate(found, budget)
+    choice = tuple(own[taken] for own, taken in zip(places, allocation.choice, strict=True))
+    return Round(choice, math.nan, allocation.loss, price, allocation.bound, allocation.gap)
 
 
 def sensitivities(table: LeverTable) -> list[float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from taylorder.errors import UsageError
 from taylorder.kernels import HeadSpec
@@ -34,6 +34,9 @@ _BASE_SHARE = 64
 
 _GRID_MOST = 14
 """Windows that are measured where other levers need room too."""
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def candidates(levers: Collection[Lever], head_dim: int, length: int, near: tupl
 
     Args:
         levers: what may differ between KV heads. Without ``window`` all have the same near field; without ``order``
-            there are no polynomials; without ``expansion`` they are expanded around the mean.
+            there are no polynomials; without ``expansion`` those of order 2 and up are expanded around the mean.
         head_dim: d.
         length: tokens of a sequence; a window of that length is exact.
         near: window and sinks where they are not to be chosen.
@@ -124,13 +127,20 @@ def candidates(levers: Collection[Lever], head_dim: int, length: int, near: tupl
     else:
         kind: Literal["taylor", "fitted"] = "fitted" if "coefficients" in levers else "taylor"
         # One row of state, the sum of the far values, costs as much as one token: it is offered with every window.
-        found = [Candidate(1, "centre", window, sinks, coefficients=kind) for window in windows[:_GRID_MOST]]
-        found += dropped[2::3] if len(windows) > 1 else dropped
-        found += _polynomials(levers, head_dim, length // _BASE_SHARE if "window" in levers else near[0], sinks)
-    if "sinks" in levers and windows[-1] > MORE_SINKS:
-        last = found[min(len(windows), _GRID_MOST) // 2]
-        found.append(replace(last, window=last.window + last.sinks - MORE_SINKS, sinks=MORE_SINKS))
-    return tuple(dict.fromkeys([Candidate(None), *found]))[:MOST]
+        found = [Candidate(1, "centre", window, sinks, coefficients=kind) for window in _spread(windows, _GRID_MOST)]
+        others = _polynomials(levers, head_dim, length // _BASE_SHARE if "window" in levers else near[0], sinks)
+        found += others + _spread(dropped, MOST - 2 - len(found) - len(others))
+    if "sinks" in levers and windows and windows[-1] > MORE_SINKS:
+        middle = found[min(len(windows), _GRID_MOST) // 2]
+        found.append(replace(middle, window=middle.window + middle.sinks - MORE_SINKS, sinks=MORE_SINKS))
+    return tuple(dict.fromkeys([Candidate(None), *found]))
+
+
+def _spread(items: list[_T], most: int) -> list[_T]:
+    """At most so many of the items, evenly spaced, the last included."""
+    if len(items) <= most:
+        return items
+    return [items[(place + 1) * len(items) // most - 1] for place in range(most)]
 
 
 def _polynomials(levers: Collection[Lever], head_dim: int, window: int, sinks: int) -> list[Candidate]:

@@ -1,9 +1,9 @@
 """Polynomial coefficients fitted to a head: least squares on the error of its output, instead of ``1 / p!``.
 
 The output of a row is ``(N_0 + sum_p c_p N_p) / (D_0 + sum_p c_p D_p)``, with the sums over near keys ``N_0, D_0`` and
-those of the p-th power of the score over far keys ``N_p, D_p``. Against the exact output ``o``, its error is
-``(N(c) - o D(c)) / D(c)``: linear in ``c`` once the denominator is known, so it is solved again with the denominators
-of the solution before (iteratively reweighted least squares), beginning with the exact ones.
+those of the p-th power of the score over far keys ``N_p, D_p``. The quotient makes it a nonlinear problem of P
+unknowns, which ``scipy.optimize.least_squares`` solves with the derivative ``(N_p - output D_p) / D``, beginning at
+``1 / p!``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
 from torch import Tensor
 
 from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.truncation import GUARD
 
-_ROUNDS = 4
-_LEAST_DENOMINATOR = 0.1
-"""Of the exact one: a row whose polynomial nearly vanishes must not outweigh all others."""
+_EVALUATIONS = 50
 
 
 class HeadRows:
@@ -37,7 +39,7 @@ class HeadRows:
 
         """
         self.q, self.k = q, k
-        self.row, self.key = rows[:, None], torch.arange(len(k), device=k.device)
+        self.row, self.key = rows[:, None].to(k.device), torch.arange(len(k), device=k.device)
         self.seen = self.key <= self.row
         self.values = torch.cat([v, v.new_ones(len(v), 1)], -1)
         self.scores = q @ k.T
@@ -98,35 +100,37 @@ def fit(parts: Sequence[Moments], order: int) -> tuple[float, ...]:
         order: P.
 
     """
-    near, powers, exact = (torch.cat([getattr(part, name) for part in parts]) for name in ("near", "powers", "exact"))
-    far = torch.cat([part.far for part in parts])
+    near, powers, exact = (
+        torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in ("near", "powers", "exact")
+    )
+    far = torch.cat([part.far for part in parts]).cpu().numpy()
+    taylor = np.array([1 / math.factorial(p) for p in range(order)])
     truncated = far > 0
-    near, powers, exact, far = near[truncated], powers[truncated], exact[truncated], far[truncated]
-    taylor = torch.tensor([1 / math.factorial(p) for p in range(order)], dtype=torch.float64)
-    if not len(near):
+    if not truncated.any():
         return tuple(taylor.tolist())
-    target = exact[:, :-1] / exact[:, -1:]
-    constant = near[:, :-1] - target * near[:, -1:]  # [R, d_v]
-    columns = powers[..., :-1] - target[:, None] * powers[..., -1:]  # [R, P, d_v]
+    near, powers, far = near[truncated], powers[truncated], far[truncated]
+    target = exact[truncated, :-1] / exact[truncated, -1:]
 
-    def error(c: Tensor) -> float:
-        polynomial = torch.einsum("p,rpd->rd", c, powers)
-        guarded = polynomial[:, -1:] <= GUARD * far[:, None]
-        total = near + torch.where(guarded, powers[:, 0], polynomial)
-        return float((total[:, :-1] / total[:, -1:] - target).square().sum())
+    def output(scale: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Outputs ``[R, d_v]``, denominators ``[R, 1]``, and which rows are guarded ``[R]``."""
+        polynomial = np.einsum("p,rpd->rd", scale * taylor, powers)
+        guarded = polynomial[:, -1] <= GUARD * far
+        total = near + np.where(guarded[:, None], powers[:, 0], polynomial)
+        return total[:, :-1] / total[:, -1:], total[:, -1:], guarded
 
-    best, least = taylor, error(taylor)
-    denominator = exact[:, -1]
-    for _ in range(_ROUNDS):
-        a = (columns / denominator[:, None, None]).transpose(1, 2).reshape(-1, order)
-        b = -(constant / denominator[:, None]).reshape(-1, 1)
-        size = a.norm(dim=0).clamp(min=1e-300)
-        c = torch.linalg.lstsq(a / size, b, driver="gelsd").solution[:, 0] / size
-        if not torch.isfinite(c).all():
-            break
-        found = error(c)
-        if found < least:
-            best, least = c, found
-        own = near[:, -1] + torch.einsum("p,rp->r", c, powers[..., -1])
-        denominator = torch.maximum(own, _LEAST_DENOMINATOR * exact[:, -1])
-    return tuple(best.tolist())
+    def residual(scale: NDArray[Any]) -> NDArray[Any]:
+        difference: NDArray[Any] = output(scale)[0] - target
+        return difference.ravel()
+
+    def derivative(scale: NDArray[Any]) -> NDArray[Any]:
+        found, denominator, guarded = output(scale)
+        columns: NDArray[Any] = (powers[..., :-1] - found[:, None] * powers[..., -1:]) / denominator[:, None]
+        columns[guarded] = 0.0
+        columns *= taylor[:, None]
+        return columns.transpose(0, 2, 1).reshape(-1, order)
+
+    # In units of 1 / p!, and as unlike each other as the powers are: the solver scales by the columns.
+    start = np.ones(order)
+    found = least_squares(residual, start, derivative, method="lm", x_scale="jac", max_nfev=_EVALUATIONS).x
+    better = np.isfinite(found).all() and np.square(residual(found)).sum() < np.square(residual(start)).sum()
+    return tuple((taylor * (found if better else start)).tolist())

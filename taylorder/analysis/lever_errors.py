@@ -20,7 +20,7 @@ from taylorder.analysis.rotations import Rotations, balanced_rotations
 from taylorder.analysis.truncation import LayerTensors, key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 
-FIT_ROWS = 64
+FIT_ROWS = 128
 """Query rows of each sequence that coefficients are fitted to, drawn at random."""
 
 
@@ -172,7 +172,7 @@ def measure_levers(
                 output, hits = runner.run(specs)
                 change = output - observed.output
                 squared[place, :, turn] += runner.per_kv_head(change.double().square().sum((1, 2))).cpu()
-                weighted[place, :, turn] += (runner.first_order(change) * T).square().sum(1).cpu()
+                weighted[place, :, turn] += (runner.first_order(change) * (T - 1)).square().sum(1).cpu()
                 if not turn:
                     guarded[place] += hits.view(G, -1).amax(1).double().cpu()
     tokens = len(sequences) * T

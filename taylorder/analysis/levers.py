@@ -56,6 +56,20 @@ def open_modules(model: ModelDescription) -> tuple[AttentionModule, ...]:
     return tuple(module for module in model.modules if module.sliding_window is None)
 
 
+def refuse_unsupported(description: ModelDescription) -> None:
+    """Refuse models without a cache that could be exchanged for something else.
+
+    Raises:
+        UnsupportedModelError: the model is bidirectional, or all its modules have sliding windows.
+
+    """
+    if not description.causal or not open_modules(description):
+        raise UnsupportedModelError(
+            f"{description.name} has no attention module whose cache could be exchanged: levers are for causal models "
+            "with layers that see the whole context; leave out --budget and --levers"
+        )
+
+
 def measure(
     model: Any,
     description: ModelDescription,
@@ -77,12 +91,8 @@ def measure(
         NonFiniteError: the model breaks down.
 
     """
+    refuse_unsupported(description)
     modules = open_modules(description)
-    if not description.causal or not modules:
-        raise UnsupportedModelError(
-            f"{description.name} has no attention module whose cache could be exchanged: levers are for causal models "
-            "with layers that see the whole context"
-        )
     table = [_read(records, module.name) for module in modules]
     if any(layer is None for layer in table):
         head = language_model_head(model)
@@ -117,6 +127,8 @@ def _read(records: Records, module: str) -> LayerLevers | None:
     if value is None:
         return None
     tensors = records.tensors(name)
+    if "centres" not in tensors:
+        return None  # the file is gone
     return LayerLevers(
         module=module,
         rows=tuple(LeverRow(**row) for row in value["rows"]),

@@ -139,6 +139,10 @@ def analyze(
         words = calibration_text(files)
         loaded = load(model, device=device)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+        if with_levers:
+            from taylorder.analysis.levers import refuse_unsupported
+
+            refuse_unsupported(description)
         progress.say(
             f"measuring {len(description.modules)} layers of {description.modules[0].heads} heads on {words.source}"
         )

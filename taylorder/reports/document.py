@@ -117,7 +117,10 @@ def as_document(
         "heads": [_head_record(head) for head in selection.heads],
         "alphas": _alphas(analysis.spectral),
         "software": dict(selection.config.software),
-        "files": {kind: name if directory is None else str(Path(directory) / name) for kind, name in FILES.items()},
+        "files": {
+            kind: name if directory is None else str(Path(directory) / name)
+            for kind, name in (FILES if selection.levers is None else FILES | {"levers": LEVERS_FILE}).items()
+        },
     }
     made: dict[str, Any] = finite(document)
     return made

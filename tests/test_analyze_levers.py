@@ -1,0 +1,257 @@
+"""``taylorder analyze --budget`` and ``--levers`` on a tiny saved model: files, figures, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import tiny
+import torch
+
+from taylorder import models
+from taylorder.adapt import refine as refining
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.cost import config_bytes
+from taylorder.analysis import levers as measuring
+from taylorder.models import describe
+
+WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
+SMALL = (
+    "--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2, "--lever-length", 48,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_tokenizer):
+    """A folder with a tiny Llama, its tokenizer and a text; 2 layers of 2 KV heads, 32 bytes a token."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.llama().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "words.txt").write_text(WORDS, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def analyze(run, saved, tmp_path, monkeypatch):
+    """Call ``taylorder analyze`` on it, into ``tmp_path / "out"``, without fits of alphas."""
+    monkeypatch.setattr("taylorder.analysis.run.fit_spectra", lambda *_, **__: [])
+
+    def call(*arguments, evaluate=False):
+        rest = () if evaluate else ("--no-eval",)
+        out = ("--text", saved / "words.txt", "--out", tmp_path / "out")
+        return run("analyze", saved, *out, *SMALL, *rest, *arguments)
+
+    return call
+
+
+def loaded(saved):
+    with torch.random.fork_rng(devices=[]):
+        return models.load(str(saved))
+
+
+def config_in(directory, saved):
+    model = loaded(saved).model
+    return OrderConfig.load(directory / "orders.json", model), describe(model, str(saved))
+
+
+def lever_rows(directory):
+    with (directory / "levers.csv").open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "iterative", "sqrt-kl"])
+def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path, criterion):
+    code, out, err = analyze("--budget", "0.75KiB", "--criterion", criterion)
+    assert code == 0, err
+    directory = tmp_path / "out"
+    files = {"orders.json", "orders.safetensors", "heads.csv", "spectral.csv", "levers.csv", "report.json", "records"}
+    assert {path.name for path in directory.iterdir()} == files
+    config, description = config_in(directory, saved)
+    total = config_bytes(config, description, 64)
+    assert 0 < total <= 4 * 768
+    assert config.criterion["criterion"] == criterion
+    rows = lever_rows(directory)
+    chosen = [row for row in rows if row["chosen"] == "1"]
+    assert [(row["module"], row["kv_head"]) for row in chosen] == [
+        (f"model.layers.{layer}.self_attn", str(kv_head)) for layer in (0, 1) for kv_head in (0, 1)
+    ]
+    assert sum(int(row["nominal_bytes"]) for row in chosen) == total
+    for row, head in zip(chosen, [layer.heads[i] for layer in config.layers for i in (0, 2)], strict=True):
+        assert row["order"] == str(head.order)
+        assert (int(row["window"]), int(row["sinks"])) == (head.window, head.sinks)
+        assert float(row["relative_l2"]) == pytest.approx(head.error, abs=1e-6)
+    assert "What every KV head keeps" in out
+    assert "Served better by Taylor terms than by the same bytes of window" in out.replace("\n  ", " ")
+    assert f"Criterion {criterion}" in out.replace("\n  ", " ")
+    assert "levers.csv" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out + err
+
+
+def test_show_prints_the_same_report(analyze, run, saved, tmp_path, monkeypatch):
+    from taylorder.analysis.text import Text
+
+    held_out = Text("a few words", WORDS)
+    monkeypatch.setattr("taylorder.analysis.evaluation_text.evaluation_text", lambda files=(): held_out)
+    code, out, err = analyze("--budget", 900, "--criterion", "gradient", evaluate=True)
+    assert code == 0, err
+    assert run("show", tmp_path / "out") == (0, out, "")
+    assert "What every KV head keeps" in out
+    assert "sequences of 48 tokens" in out
+    assert "to window" in out.replace("\n  ", " ")
+    code, shown, _ = run("show", tmp_path / "out", "--format", "json")
+    assert code == 0
+    verdict = json.loads(shown)["verdict"]["text"]
+    assert verdict in " ".join(out.split())
+    assert verdict == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["verdict"]["text"]
+
+
+def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
+    code, out, err = analyze("--budget", "700B", "--criterion", "gradient", "--format", "json")
+    assert code == 0, err
+    document = json.loads(out)
+    levers = document["levers"]
+    assert levers == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["levers"]
+    assert levers["bound"] <= levers["objective"]
+    assert levers["gap"] == 0.0
+    assert (levers["budget"], levers["tolerance"], levers["context"]) == (700, None, 64)
+    assert levers["nominal_bytes"] <= 700 < levers["exact_bytes"] == 64 * 32
+    assert levers["levers"] == ["order", "expansion", "window", "sinks", "ranks", "coefficients"]
+    assert (levers["sequences"], levers["sequence_length"], levers["kv_heads"]) == (2, 48, 4)
+    assert sum(count for _, count in levers["chosen"]) == 4
+    rows = lever_rows(tmp_path / "out")
+    chosen = sum(float(row["gradient_error"]) for row in rows if row["chosen"] == "1")
+    assert levers["objective"] == pytest.approx(chosen)
+    assert document["settings"]["policy"] == "levers"
+
+
+def test_the_iterative_scheme_reports_its_rounds(analyze):
+    _, out, _ = analyze("--budget", 700, "--criterion", "iterative", "--format", "json")
+    levers = json.loads(out)["levers"]
+    assert levers["rounds"][0]["promised"] is None
+    best = min(levers["rounds"], key=lambda each: each["kl"])
+    assert levers["objective"] == (best["promised"] or 0.0)
+    assert levers["bound"] <= levers["objective"]
+
+
+def test_windows_alone_give_windows_only(analyze, saved, tmp_path):
+    code, _, err = analyze("--budget", 800, "--levers", "window", "--criterion", "gradient")
+    assert code == 0, err
+    config, description = config_in(tmp_path / "out", saved)
+    heads = [head for layer in config.layers for head in layer.heads]
+    assert all(head.order == "exact" or head.drops_far for head in heads)
+    assert not all(head.order == "exact" for head in heads)
+    assert config_bytes(config, description, 64) <= 4 * 800
+    assert {row["coefficients"] for row in lever_rows(tmp_path / "out") if row["order"] != "exact"} == {"dropped"}
+
+
+def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path):
+    code, out, err = analyze("--levers", "all", "--tolerance", 0.4)
+    assert code == 0, err
+    rows = lever_rows(tmp_path / "out")
+    chosen = [row for row in rows if row["chosen"] == "1"]
+    assert math.sqrt(sum(float(row["relative_l2"]) ** 2 for row in chosen) / 4) <= 0.4
+    total = sum(int(row["nominal_bytes"]) for row in chosen)
+    assert total < 4 * 64 * 32
+    assert f"Fewest bytes: {total:,} in all".replace(",", "") in out.replace("\n  ", " ").replace(",", "")
+    tight = analyze("--levers", "all", "--tolerance", 0.01, "--format", "json")[1]
+    assert total < json.loads(tight)["levers"]["objective"] <= 4 * 64 * 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value", "way_out"),
+    [
+        (["--budget", "12 furlongs"], "size is '12 furlongs'", "for example 65536 or 1.5MiB"),
+        (["--budget", "0"], "size is '0'", "expected a positive number of bytes"),
+        (["--levers", "order,rank"], "--levers has 'rank'", "expected all, or some of order, expansion"),
+        (["--levers", "all", "--policy", "alpha"], "--policy alpha knows no levers", "leave out --budget and --levers"),
+        (["--budget", "1KiB", "--policy", "alpha"], "--policy alpha knows no levers", "or --policy"),
+        (["--budget", "1KiB", "--criterion", "luck"], "'luck'", "iterative"),
+        (["--budget", "1KiB", "--lever-length", "1"], "--lever-length", "Invalid value"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(analyze, tmp_path, monkeypatch, arguments, value, way_out):
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    code, out, err = analyze(*arguments)
+    assert (code, out) == (2, "")
+    assert value in err
+    assert way_out in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "iterative"])
+def test_a_budget_that_nothing_fits_is_named_with_the_way_out(analyze, tmp_path, criterion):
+    code, out, err = analyze("--budget", 100, "--criterion", criterion)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: the budget is 100 bytes per KV head, and the cheapest way to run one takes ")
+    assert last.endswith("raise --budget to at least that")
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "kl"])
+def test_sequences_shorter_than_every_window_are_refused(analyze, criterion):
+    code, out, err = analyze("--budget", 900, "--criterion", criterion, "--lever-length", 16)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: sequences are of 16 tokens, and no window offered is shorter: raise --lever-length")
+
+
+def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, monkeypatch):
+    options = ("--budget", 700, "--criterion", "iterative", "--format", "json")
+    measured = []
+
+    def counting(*arguments, **options):
+        measured.append(arguments[0])
+        return measure_levers(*arguments, **options)
+
+    measure_levers, measure_slopes = measuring.measure_levers, refining.measure_slopes
+    monkeypatch.setattr(measuring, "measure_levers", counting)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(refining, "measure_slopes", interrupt)
+    code, out, err = analyze(*options)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert not (tmp_path / "out" / "report.json").exists()
+    first = [f"model.layers.{layer}.self_attn" for layer in (0, 1)]
+    assert measured == first
+
+    monkeypatch.setattr(refining, "measure_slopes", measure_slopes)
+    code, out, err = analyze(*options)
+    assert code == 0, err
+    assert measured == first, "nothing is measured again"
+    assert analyze(*options)[1] == out
+    code, again, _ = analyze(*options, "--fresh")
+    assert code == 0
+    assert measured == first * 2
+    assert again == out
+    analyze(*options, "--seed", 1)
+    assert measured == first * 3, "other settings"
+
+
+def test_a_bidirectional_model_is_refused(analyze, tmp_path, monkeypatch, tiny_tokenizer):
+    bert = models.LoadedModel(tiny.bert(), tiny_tokenizer, "tiny/bert", None)
+    monkeypatch.setattr(models, "load", lambda *_, **__: bert)
+    code, out, err = analyze("--budget", "1KiB")
+    assert (code, out) == (3, "")
+    last = err.splitlines()[-1]
+    assert last == (
+        "error: tiny/bert has no attention module whose cache could be exchanged: levers are for causal models with "
+        "layers that see the whole context; leave out --budget and --levers"
+    )
+    assert not (tmp_path / "out").exists(), "refused before anything is measured"
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_later_run_without_levers_leaves_no_table_of_them(analyze, tmp_path):
+    assert analyze("--budget", 900, "--criterion", "gradient")[0] == 0
+    assert (tmp_path / "out" / "levers.csv").exists()
+    code, out, _ = analyze()
+    assert code == 0
+    assert not (tmp_path / "out" / "levers.csv").exists()
+    assert "What every KV head keeps" not in out

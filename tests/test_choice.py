@@ -1,0 +1,261 @@
+"""From candidates to configs: bytes by hand, tensors that belong to it, and what remains without each lever."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tiny import gemma3, llama, tokens
+
+from taylorder._attention import recording
+from taylorder.adapt.ablation import without_lever
+from taylorder.adapt.choice import candidate_bytes, config_of, table_bytes, window_instead
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
+from taylorder.adapt.cost import config_bytes, kv_bytes
+from taylorder.analysis.candidates import LEVERS, Candidate
+from taylorder.analysis.levers import LeverTable, measure
+from taylorder.analysis.losses import hidden_states
+from taylorder.errors import ConfigError
+from taylorder.models import AttentionModule, describe
+from taylorder.records import Records
+
+LENGTH = 48
+EXACT, DROPPED, FITTED_1, RANKED, EVEN, FITTED_2, CENTRE_3, LONG, SINKS_16, TAYLOR_1 = range(10)
+CANDIDATES = (
+    Candidate(None),
+    Candidate(1, window=12, sinks=4, coefficients="dropped"),
+    Candidate(1, window=6, sinks=4, coefficients="fitted"),
+    Candidate(3, "mean", 4, 4, (8, 8, 3)),
+    Candidate(2, "centre", 4, 4),
+    Candidate(2, "mean", 4, 4, coefficients="fitted"),
+    Candidate(3, "centre", 4, 4),
+    Candidate(1, window=100, sinks=4, coefficients="dropped"),
+    Candidate(1, window=4, sinks=16, coefficients="dropped"),
+    Candidate(1, window=6, sinks=4),
+)
+MODULE = AttentionModule("m", 4, 2, head_dim=8, value_dim=6, scaling=1.0, causal=True, sliding_window=None)
+
+
+def measured(model, directory, candidates=CANDIDATES, sequences=1, length=LENGTH):
+    """A table of a tiny model, and the sequences it was measured on."""
+    ids = tokens(sequences, length, seed=3)
+    table = measure(
+        model, describe(model, "tiny"), ids, candidates, window_instead, seed=0,
+        records=Records(directory, {}), progress=lambda *_: None,
+    )  # fmt: skip
+    return table, ids
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory):
+    model = llama()
+    return model, *measured(model, tmp_path_factory.mktemp("records"))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "expected"),
+    [
+        (Candidate(None), 100 * 28),  # a token: (8 + 6) numbers of 2 bytes
+        (Candidate(1, window=12, sinks=4, coefficients="dropped"), 16 * 28),
+        (Candidate(1, window=0, sinks=4), 4 * 28 + 1 * 7 * 4),
+        (Candidate(1, window=12, sinks=4, coefficients="fitted"), 16 * 28 + 1 * 7 * 4),
+        (Candidate(3, "mean", 6, 2), 8 * 28 + (1 + 8 + 36) * 7 * 4),
+        (Candidate(4, "mean", 6, 2, (8, 8, 3, 2)), 8 * 28 + (1 + 8 + 6 + 4) * 7 * 4),
+        (Candidate(1, window=200, sinks=4, coefficients="dropped"), 100 * 28),
+        (Candidate(2, "mean", 97, 4), 100 * 28 + 9 * 7 * 4),
+    ],
+)
+def test_bytes_of_a_candidate_by_hand(candidate, expected):
+    assert candidate_bytes(candidate, MODULE, 100) == expected
+
+
+@pytest.mark.parametrize(
+    "candidate", [each for each in CANDIDATES if each.truncates] + [Candidate(4, "mean", 0, 4), Candidate(1, sinks=9)]
+)
+def test_the_window_instead_costs_the_state_and_less_than_a_token_more(candidate):
+    instead = window_instead(candidate, MODULE)
+    assert (instead.sinks, instead.coefficients, instead.truncates) == (candidate.sinks, "dropped", False)
+    more = candidate_bytes(instead, MODULE, 10_000) - candidate_bytes(candidate, MODULE, 10_000)
+    assert 0 <= more < kv_bytes(8, 6, 1)
+
+
+def test_there_is_no_window_instead_of_what_has_no_state():
+    assert window_instead(CANDIDATES[EXACT], MODULE) is None
+    assert window_instead(CANDIDATES[DROPPED], MODULE) is None
+
+
+CHOICES = [(EXACT, DROPPED, FITTED_1, RANKED), (EVEN, FITTED_2, CENTRE_3, LONG), (RANKED, TAYLOR_1, SINKS_16, RANKED)]
+
+
+@pytest.mark.parametrize("context", [5, LENGTH, 5000])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_config_costs_what_its_candidates_do(tiny_llama, choice, context):
+    _, table, _ = tiny_llama
+    sizes = table_bytes(table, context)
+    expected = [size[place] for size, place in zip(sizes, choice, strict=True)]
+    config = config_of(table, choice, context=context)
+    assert config_bytes(config, table.model, context) == sum(expected)
+    noted = [layer.heads[head].nominal_bytes for layer in config.layers for head in range(4)]
+    assert noted == [size for size in expected for _ in range(2)]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_config_has_the_errors_that_were_measured(tiny_llama, choice):
+    """The first layer sees the same inputs, so centres, rotations and coefficients all have to be those measured."""
+    model, table, ids = tiny_llama
+    config = config_of(table, choice, context=LENGTH)
+    config.check(model)
+    name = table.modules[0].name
+    outputs = []
+
+    def observe(module, q, k, v, output, scaling):
+        if module == name:
+            outputs.append(output[0].double())  # [T, H, d_v]
+
+    with recording(model, None, observe=observe):
+        hidden_states(model, ids[0])
+    with adapted(model, config, observe=observe):
+        hidden_states(model, ids[0])
+    exact, changed = outputs
+    for kv_head in range(2):
+        heads = slice(2 * kv_head, 2 * kv_head + 2)
+        error = float((changed - exact)[:, heads].norm() / exact[:, heads].norm())
+        row = table.rows()[kv_head][choice[kv_head]]
+        assert error == pytest.approx(row.relative_l2, rel=1e-4, abs=1e-6)
+        assert config.layers[0].heads[heads.start].error == pytest.approx(row.relative_l2, abs=1e-6)
+    assert max(table.rows()[head][choice[head]].relative_l2 for head in range(2)) > 0.01
+
+
+def test_rotations_are_there_only_where_a_head_has_ranks(tiny_llama):
+    _, table, _ = tiny_llama
+    first, second = (module.name for module in table.modules)
+    config = config_of(table, (EXACT, DROPPED, FITTED_1, RANKED), context=LENGTH)
+    assert set(config.rotations) == {second}
+    assert set(config.key_centres) == {first, second}
+    assert torch.equal(config.key_centres[first], table.layers[0].prepared.centres)
+    assert not config_of(table, (EXACT, DROPPED, FITTED_1, EVEN), context=LENGTH).rotations
+    with pytest.raises(ConfigError, match="has ranks and no rotations"):
+        config.with_rotations({}).check(table.model)
+
+
+def test_fitted_coefficients_are_those_of_each_query_head(tiny_llama):
+    _, table, _ = tiny_llama
+    config = config_of(table, (FITTED_2,) * 4, context=LENGTH)
+    for layer, measured_layer in zip(config.layers, table.layers, strict=True):
+        assert tuple(head.coefficients for head in layer.heads) == measured_layer.fitted[FITTED_2]
+    assert len({head.coefficients for layer in config.layers for head in layer.heads}) == 8
+
+
+def test_a_config_reads_back(tiny_llama, tmp_path):
+    model, table, _ = tiny_llama
+    config = config_of(table, CHOICES[2], context=LENGTH, criterion={"policy": "levers"})
+    config.save(tmp_path / "orders.json")
+    assert OrderConfig.load(tmp_path / "orders.json", model) == config
+
+
+@pytest.mark.parametrize("place", [TAYLOR_1, RANKED])
+def test_modules_with_a_sliding_window_stay_exact(tmp_path, place):
+    model = gemma3()
+    candidates = (Candidate(None), Candidate(1, window=6, sinks=4), Candidate(3, "mean", 4, 4, (16, 16, 3)))
+    table, ids = measured(model, tmp_path, candidates)
+    place = {TAYLOR_1: 1, RANKED: 2}[place]
+    config = config_of(table, (place,) * 4, context=LENGTH)
+    config.check(model)
+    kinds = [{head.order for head in layer.heads} for layer in config.layers]
+    order = candidates[place].order
+    assert kinds == [{"exact"}, {order}, {"exact"}, {order}]
+    assert {layer.heads[0].reason for layer in config.layers[::2]} == {"sliding"}
+    token = kv_bytes(16, 16, 1)
+    assert config.layers[0].heads[0].nominal_bytes == 8 * token
+    assert config_bytes(config, table.model, LENGTH) == sum(size[place] for size in table_bytes(table, LENGTH)) + (
+        2 * 2 * 8 * token
+    )
+    exact = hidden_states(model, ids[0])
+    with adapted(model, config):
+        changed = hidden_states(model, ids[0])
+    assert torch.isfinite(changed).all()
+    assert not torch.allclose(changed, exact, atol=1e-3)
+
+
+def groups(config):
+    """The first head of every KV head of the tiny Llama."""
+    return [layer.heads[head] for layer in config.layers for head in (0, 2)]
+
+
+def kept_tokens(head):
+    """Tokens of 8 + 8 numbers, those that the state is worth included."""
+    if head.order == "exact":
+        return LENGTH
+    features = {1: 1, 2: 9, 3: 45}[head.order] if head.ranks is None else 1 + 8 + 6
+    return head.window + head.sinks + (0 if head.drops_far else features * 9 * 4 // 32)
+
+
+GONE = {
+    "order": lambda heads: all(head.order == "exact" or head.drops_far for head in heads),
+    "expansion": lambda heads: all(head.expansion != "mean" for head in heads),
+    "window": lambda heads: len({kept_tokens(head) for head in heads}) == 1,
+    "sinks": lambda heads: all(head.order == "exact" or head.sinks == 4 for head in heads),
+    "ranks": lambda heads: all(head.ranks is None for head in heads),
+    "coefficients": lambda heads: all(head.drops_far or head.coefficients is None for head in heads),
+}
+
+
+MIXED = list(itertools.product((EXACT, DROPPED, RANKED), (FITTED_2, SINKS_16), (CENTRE_3,), (TAYLOR_1, FITTED_1)))
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+def test_without_a_lever_it_is_gone_and_takes_no_more_bytes(tiny_llama, lever):
+    model, table, ids = tiny_llama
+    used = 0
+    for choice in MIXED:
+        config = config_of(table, choice, context=LENGTH)
+        without = without_lever(config, table.model, lever, LENGTH)
+        assert GONE[lever](groups(without))
+        before, after = (config_bytes(each, table.model, LENGTH) for each in (config, without))
+        assert after <= before
+        assert (without == config) == GONE[lever](groups(config))
+        used += without != config
+    assert used
+    without.check(model)
+    with adapted(model, without):
+        assert torch.isfinite(hidden_states(model, ids[0])).all()
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+def test_without_a_lever_rounding_loses_less_than_two_tokens(tiny_llama, lever):
+    """At a context that clips no window."""
+    _, table, _ = tiny_llama
+    for choice in [choice for choice in MIXED if EXACT not in choice]:
+        config = config_of(table, choice, context=1000)
+        without = without_lever(config, table.model, lever, 1000)
+        before, after = (config_bytes(each, table.model, 1000) for each in (config, without))
+        assert 0 <= before - after < 4 * 2 * kv_bytes(8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("lever", "choice"),
+    [
+        ("order", (DROPPED, EXACT, SINKS_16, LONG)),
+        ("expansion", (CENTRE_3, EXACT, FITTED_1, TAYLOR_1)),
+        ("window", (CENTRE_3,) * 4),
+        ("window", (DROPPED,) * 4),
+        ("sinks", (CENTRE_3, EXACT, DROPPED, TAYLOR_1)),
+        ("ranks", (CENTRE_3, EXACT, FITTED_2, TAYLOR_1)),
+        ("coefficients", (CENTRE_3, EXACT, RANKED, DROPPED)),
+    ],
+)
+def test_a_config_that_does_not_use_a_lever_stays_equal(tiny_llama, lever, choice):
+    _, table, _ = tiny_llama
+    config = config_of(table, choice, context=LENGTH)
+    assert without_lever(config, table.model, lever, LENGTH) == config
+
+
+def test_fewer_sinks_than_four_are_no_lever(tmp_path):
+    """Four sinks and a window would take more bytes than the two sinks there were."""
+    model = llama()
+    table, _ = measured(model, tmp_path, (Candidate(None), Candidate(1, sinks=2, coefficients="dropped")), length=16)
+    assert isinstance(table, LeverTable)
+    config = config_of(table, (1,) * 4, context=16)
+    assert without_lever(config, table.model, "sinks", 16) == config
