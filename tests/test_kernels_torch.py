@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -32,8 +33,10 @@ def test_every_table_cut_and_padding_in_float64(case, chosen):
 @settings(max_examples=60, deadline=None)
 @given(case=cases(orders=(1, 2, 3, 4)), chosen=sizes)
 def test_numerators_and_denominators_in_float32(case, chosen):
+    # Exact heads, and prefills of a window alone, are torch's own attention: there are no sums to look at.
+    heads = (replace(s, coefficients=None) if s.drops_far else s for s in case.heads)
     case = Case(
-        tuple(s if s.order else HeadSpec(2) for s in case.heads),
+        tuple(s if s.order else HeadSpec(2) for s in heads),
         *(case.q, case.k, case.v, case.valid, case.causal),
         case.cuts,
     )
