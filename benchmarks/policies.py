@@ -70,7 +70,7 @@ def main() -> None:
         )
         return measured, records
 
-    everything, windows = table(LEVERS), table(["window"])
+    full, full_records = table(LEVERS)
     losses = Records(arguments.records / "losses", settings)
     document: dict[str, Any] = {
         "model": loaded.name,
@@ -84,14 +84,20 @@ def main() -> None:
     }
     for budget in arguments.budgets:
         limit = Limit(arguments.length, budget)
-        chosen: dict[str, Chosen] = {}
+        # What ships comes first, and is judged first: whoever interrupts this has the headline.
+        chosen = {
+            DEFAULT_CRITERION: choose(loaded.model, full, limit, DEFAULT_CRITERION, records=full_records, **shared)
+        }
+        simple = _simple(model, alphas, budget, arguments.length)
+        headline = [Contender(EXACT, None), simple[0], Contender(DEFAULT, chosen[DEFAULT_CRITERION].config)]
+        judge(loaded.model, headline, unseen, losses)
         for criterion in CRITERIA:
-            full, records = everything
-            chosen[criterion] = choose(loaded.model, full, limit, criterion, records=records, **shared)
-        chosen[WINDOWS_ONLY] = choose(loaded.model, windows[0], limit, DEFAULT_CRITERION, records=windows[1], **shared)
+            if criterion not in chosen:
+                chosen[criterion] = choose(loaded.model, full, limit, criterion, records=full_records, **shared)
+        windows, window_records = table(["window"])
+        chosen[WINDOWS_ONLY] = choose(loaded.model, windows, limit, DEFAULT_CRITERION, records=window_records, **shared)
         default = chosen[DEFAULT_CRITERION].config
-        contenders = [Contender(EXACT, None)]
-        contenders += _simple(model, alphas, budget, arguments.length)
+        contenders = [Contender(EXACT, None), *simple]
         contenders += [Contender(name, each.config) for name, each in chosen.items()]
         contenders.append(Contender(DEFAULT, default))
         contenders += [
