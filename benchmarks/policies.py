@@ -28,6 +28,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.adapt.criteria import CRITERIA, DEFAULT_CRITERION
 from taylorder.adapt.evaluate import evaluate_tasks
+from taylorder.adapt.lever_summary import summarise
 from taylorder.adapt.rivals import Contender
 from taylorder.adapt.runtime import execution_digest
 from taylorder.adapt.screening import SCREENING_TOKENS
@@ -106,7 +107,8 @@ def main() -> None:
         ]
         judge(loaded.model, contenders, unseen, losses)
         document["rows"] += rows(contenders, budget, model, unseen, losses)
-        document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[DEFAULT_CRITERION]))
+        shape = (len(calibration), arguments.length)
+        document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[DEFAULT_CRITERION], shape))
         document.setdefault("rounds", {})[str(budget)] = [
             {"kl": each.kl, "promised": each.promised, "price": each.price} for each in chosen[DEFAULT_CRITERION].rounds
         ]
@@ -187,16 +189,23 @@ def rows(
     return found
 
 
-def served_by_taylor(table: LeverTable, chosen: Chosen) -> dict[str, Any]:
-    """KV heads of a choice that run a polynomial, and whether it serves them better than the same bytes of window."""
-    better, worse = [], []
-    for (module, kv_head), rows_, place in zip(table.kv_heads, table.rows(), chosen.choice, strict=True):
-        row = rows_[place]
-        if row.window_gradient_error is None:
-            continue
-        name = f"{module}.{kv_head}: {table.candidates[place].label()}"
-        (better if row.gradient_error < row.window_gradient_error else worse).append(name)
-    return {"better": better, "worse": worse}
+def served_by_taylor(table: LeverTable, chosen: Chosen, shape: tuple[int, int]) -> dict[str, Any]:
+    """Which KV heads a polynomial serves better than the same bytes of window: of those chosen, and by candidate."""
+    summary = summarise(table, chosen, levers=LEVERS, sequences=shape)
+    return {
+        "chosen_better": [f"{module}.{kv_head}" for module, kv_head in summary.chosen_better],
+        "chosen_worse": [f"{module}.{kv_head}" for module, kv_head in summary.chosen_worse],
+        "chosen": dict(summary.chosen),
+        "candidates": {
+            each.label: {
+                "order": each.order,
+                "relative_l2": each.relative_l2,
+                "window_relative_l2": each.window_relative_l2,
+                "better": [f"{module}.{kv_head}" for module, kv_head in each.better],
+            }
+            for each in summary.beside_window
+        },
+    }
 
 
 def tasks(loaded: Any, model: Any, contenders: list[Contender], document: dict[str, Any], budget: int) -> Any:
