@@ -82,6 +82,11 @@ class ModelDescription:
     weights_note: str | None = None
 
     @property
+    def open_modules(self) -> tuple[AttentionModule, ...]:
+        """The modules that see the whole context; those with a sliding window of their own stay as they are."""
+        return tuple(module for module in self.modules if module.sliding_window is None)
+
+    @property
     def causal(self) -> bool:
         """False for encoders, whose attention sees both sides."""
         return all(module.causal for module in self.modules)

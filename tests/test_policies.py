@@ -19,7 +19,8 @@ from taylorder.adapt.policies import (
     random_windows,
     shared_windows,
 )
-from taylorder.adapt.rivals import SINKS, bytes_per_kv_head
+from taylorder.adapt.rivals import bytes_per_kv_head
+from taylorder.analysis.candidates import SINKS
 
 TOKEN = cost.kv_bytes(16, 16, 1)
 CONTEXT = 4096

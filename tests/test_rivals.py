@@ -16,7 +16,6 @@ from taylorder.adapt.rivals import (
     bytes_per_kv_head,
     exact_everywhere,
     fitted_alphas,
-    open_modules,
     paper,
     per_layer,
     sliding_window,
@@ -112,7 +111,7 @@ def test_layers_without_an_alpha_stay_exact_and_are_paid_for():
 
 def test_sliding_layers_are_not_counted():
     described = model(sliding=(0, 2))
-    assert [module.name for module in open_modules(described)] == ["layers.1", "layers.3"]
+    assert [module.name for module in described.open_modules] == ["layers.1", "layers.3"]
     assert bytes_per_kv_head(None, described, 100) == cost.kv_bytes(16, 16, 100)
     assert bytes_per_kv_head(OrderConfig.uniform(described, 2), described, 100) == cost.state_bytes(16, 16, 2)
     assert bytes_per_kv_head(None, model(layers=1, sliding=(0,)), 100) == 0

@@ -12,8 +12,7 @@ from functools import partial
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
-from taylorder.adapt.rivals import SINKS
-from taylorder.analysis.candidates import Lever
+from taylorder.analysis.candidates import SINKS, Lever
 from taylorder.models import AttentionModule, ModelDescription
 
 

@@ -16,6 +16,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.adapt.judge import Comparison, Progress, compare
 from taylorder.adapt.rivals import Contender
+from taylorder.analysis.candidates import SINKS
 from taylorder.analysis.evaluation_text import draw_sequences
 from taylorder.analysis.task_prompts import make_tasks
 from taylorder.analysis.tasks import Outcome, Task, TaskRow, run_tasks, summarise
@@ -110,7 +111,7 @@ def evaluate(
         contenders = [] if exact else [Contender(rivals.CONFIG, config)]
         if description.causal and not exact:
             contenders += rivals.at_equal_bytes(description, config, alphas, length)
-        contenders += rivals.paper(description) if rivals.open_modules(description) else []
+        contenders += rivals.paper(description) if description.open_modules else []
         comparisons.append(compare(model, description, sequences, contenders, text=text, seed=seed, progress=progress))
     continuations = None
     if continue_text and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
@@ -139,7 +140,7 @@ def evaluate_shortly(
     sequence is begun that would end after ``seconds``. Where nothing can be compared, ``reason`` says why.
     """
     exact = rivals.exact_everywhere(config)
-    if not rivals.open_modules(description):
+    if not description.open_modules:
         return Evaluation(exact, (), "every layer has a sliding window of its own and stays exact")
     length = min(length, description.max_context)
     contenders = [] if exact else [Contender(rivals.CONFIG, config)]
@@ -199,7 +200,7 @@ def evaluate_tasks(
             for length in lengths
         }
         states.append((rivals.CONFIG, "the config", dict.fromkeys(lengths, Contender(rivals.CONFIG, config))))
-        states.append((rivals.WINDOW, f"{rivals.SINKS} sinks and a window of the config's bytes", windows))
+        states.append((rivals.WINDOW, f"{SINKS} sinks and a window of the config's bytes", windows))
     done, total = 0, len(tasks) * (1 + len(states))
 
     def report(now: int, _: int) -> None:

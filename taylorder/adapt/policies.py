@@ -11,7 +11,8 @@ import numpy as np
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.adapt.rivals import SINKS, Contender, open_modules
+from taylorder.adapt.rivals import Contender
+from taylorder.analysis.candidates import SINKS
 from taylorder.models import ModelDescription
 
 DEPTH, ALPHA, ALPHA_MINUS_2 = "depth", "alpha", "|alpha - 2|"
@@ -70,7 +71,7 @@ def weighted_windows(
 
 def depth_progression(model: ModelDescription, budget: int, context: int) -> Contender:
     """Windows that shrink evenly with depth, as PyramidKV's do (arXiv 2406.02069)."""
-    modules = open_modules(model)
+    modules = model.open_modules
     shares = np.linspace(1 + _SPREAD, 1 - _SPREAD, len(modules)) if len(modules) > 1 else np.ones(1)
     weights = {
         (module.name, kv_head): float(share)
@@ -99,7 +100,7 @@ def alpha_windows(
         low, high = min(known.values()), max(known.values())
         sign = -1 if name == ALPHA else 1
         weights = {}
-        for module in open_modules(model):
+        for module in model.open_modules:
             place = (known[module.name] - low) / (high - low) if module.name in known and high > low else 0.5
             for kv_head in range(module.kv_heads):
                 weights[module.name, kv_head] = 1 + sign * _SPREAD * (2 * place - 1)
@@ -112,7 +113,7 @@ def random_windows(model: ModelDescription, budget: int, context: int, seed: int
     generator = np.random.default_rng(seed)
     weights = {
         (module.name, kv_head): float(_RANDOM_RATIO ** generator.uniform(-1, 1))
-        for module in open_modules(model)
+        for module in model.open_modules
         for kv_head in range(module.kv_heads)
     }
     return weighted_windows(f"random {seed}", f"windows drawn at random, seed {seed}", model, weights, budget, context)

@@ -9,12 +9,10 @@ from typing import Any
 from taylorder.adapt import cost
 from taylorder.adapt.config import MAX_ORDER, HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.select import layer_alpha, rank_by_alpha, spread
+from taylorder.analysis.candidates import SINKS
 from taylorder.analysis.projections import projection_weights
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.models import AttentionModule, ModelDescription
-
-SINKS = 4
-"""First tokens that every rival keeps: a sliding window without them collapses (arXiv 2309.17453)."""
 
 CONFIG, WINDOW, ONE_ORDER, ALPHAS, PAPER, PAPER_RAW = "config", "window", "one order", "alphas", "paper", "paper, raw"
 """Names of contenders."""
@@ -34,11 +32,6 @@ class Contender:
     guard: bool = True
     absent: str = ""
     optional: bool = False
-
-
-def open_modules(model: ModelDescription) -> list[AttentionModule]:
-    """The modules that see the whole context; those with a sliding window of their own stay as they are."""
-    return [module for module in model.modules if module.sliding_window is None]
 
 
 def exact_everywhere(config: OrderConfig) -> bool:
@@ -130,7 +123,7 @@ def alpha_policy(
         None if no alpha is known, if nothing fits, or if the whole cache would.
 
     """
-    modules = open_modules(model)
+    modules = model.open_modules
     ranks = rank_by_alpha({module.name: alphas.get(module.name) for module in modules})
     first = model.modules[0]
     whole = cost.kv_bytes(first.head_dim, first.value_dim, tokens)
@@ -188,7 +181,7 @@ def fitted_alphas(
 ) -> dict[str, float | None]:
     """The alpha of every layer that policy ``alpha`` goes by, fitted now."""
     alphas = {}
-    modules = open_modules(description)
+    modules = description.open_modules
     for done, module in enumerate(modules, start=1):
         weights = projection_weights(model, module.name)
         rows = fit_spectra([Matrix(module.name, name, weights[name]) for name in ("q", "k") if name in weights])

@@ -34,7 +34,7 @@ class LeverTable:
     @property
     def modules(self) -> tuple[AttentionModule, ...]:
         """The modules measured."""
-        return open_modules(self.model)
+        return self.model.open_modules
 
     @property
     def kv_heads(self) -> list[tuple[str, int]]:
@@ -51,11 +51,6 @@ class LeverTable:
         ]
 
 
-def open_modules(model: ModelDescription) -> tuple[AttentionModule, ...]:
-    """The modules that see the whole context."""
-    return tuple(module for module in model.modules if module.sliding_window is None)
-
-
 def refuse_unsupported(description: ModelDescription) -> None:
     """Refuse models without a cache that could be exchanged for something else.
 
@@ -63,7 +58,7 @@ def refuse_unsupported(description: ModelDescription) -> None:
         UnsupportedModelError: the model is bidirectional, or all its modules have sliding windows.
 
     """
-    if not description.causal or not open_modules(description):
+    if not description.causal or not description.open_modules:
         raise UnsupportedModelError(
             f"{description.name} has no attention module whose cache could be exchanged: levers are for causal models "
             "with layers that see the whole context; leave out --budget and --levers"
@@ -92,7 +87,7 @@ def measure(
 
     """
     refuse_unsupported(description)
-    modules = open_modules(description)
+    modules = description.open_modules
     table = [_read(records, module.name) for module in modules]
     if any(layer is None for layer in table):
         head = language_model_head(model)

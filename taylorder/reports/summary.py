@@ -33,14 +33,9 @@ def median(values: Iterable[float]) -> float:
     return quantile(values, 0.5)
 
 
-def open_modules(analysis: Analysis) -> tuple[AttentionModule, ...]:
-    """Modules whose heads may get an order: those that see the whole context."""
-    return tuple(module for module in analysis.model.modules if module.sliding_window is None)
-
-
 def described_modules(analysis: Analysis) -> tuple[AttentionModule, ...]:
     """Modules that a report's statistics are about: the open ones, or all if every layer slides."""
-    return open_modules(analysis) or analysis.model.modules
+    return analysis.model.open_modules or analysis.model.modules
 
 
 def described_rows(analysis: Analysis) -> list[CandidateRow]:
@@ -131,7 +126,7 @@ def meets(head: HeadVerdict, tolerance: float) -> bool:
 
 def outcome(analysis: Analysis, selection: Selection) -> Outcome:
     """Count the heads of a selection."""
-    names = {module.name for module in open_modules(analysis)}
+    names = {module.name for module in analysis.model.open_modules}
     in_open = [head for head in selection.heads if head.module in names]
     within = [head for head in in_open if meets(head, selection.tolerance)]
     beyond = [head for head in in_open if head.needed_order is not None and not meets(head, selection.tolerance)]

@@ -62,7 +62,7 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
         choose = _alpha if selection.policy == "alpha" else _error
         told = choose(analysis, selection, counts, gain)
     if counts.sliding:
-        layers = len(analysis.model.modules) - len(summary.open_modules(analysis))
+        layers = len(analysis.model.modules) - len(analysis.model.open_modules)
         told.append(
             f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
             f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
