@@ -73,6 +73,13 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stdout.strip()
 
 
+def test_a_budget_is_shared_out_by_the_criterion_that_won():
+    from taylorder.adapt.criteria import DEFAULT_CRITERION
+
+    parameters = get_command(cli.app).commands["analyze"].params
+    assert next(each.default for each in parameters if each.name == "criterion") == DEFAULT_CRITERION
+
+
 REQUIRED = object()
 CONTRACT = {
     "analyze": {
