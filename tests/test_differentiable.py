@@ -114,6 +114,22 @@ def test_gradients_reach_across_blocks_of_rows():
         torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("window, sinks", [(1, 0), (40, 3), (256, 0), (290, 4), (400, 2)])
+def test_a_constant_far_field_needs_no_scores(monkeypatch, window, sinks):
+    inputs = tensors(H=4, G=2, T=300, d=4, d_v=3)
+    weights = torch.randn(1, 4, 300, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    # The last two are guarded: a constant that is too small, and one that is negative.
+    heads = [HeadSpec(1, "zero", window, sinks, None, (c,)) for c in (1.0, 2.5, 1e-4, -1.0)]
+    expected, hits = gradients(lambda q, k, v: score_space_attention(q, k, v, heads, scaling=SCALING), inputs, weights)
+    monkeypatch.setattr("taylorder.adapt.differentiable.score_space_attention", None)
+    found, guarded = gradients(
+        lambda q, k, v: differentiable_attention(q, k, v, heads, scaling=SCALING), inputs, weights
+    )
+    assert torch.equal(guarded, hits)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-10)
+
+
 def test_guarded_rows_are_counted_and_pass_the_gradients_of_the_guard():
     q, k, v = tensors(T=30)
     inputs = 5 * q, k, v

@@ -1,19 +1,23 @@
 """Attention of an adapted layer with gradients, at lengths where score space would not fit into memory.
 
 The linear-time kernels pass no gradients. Exact KV heads and those whose far field is dropped are ordinary attention to
-some of the keys, which torch differentiates well; the others go through score space, whose weights are computed again
-on the way back instead of being kept.
+some of the keys, which torch differentiates well; at order 1 far keys need no scores; the others go through score
+space. Weights are computed again on the way back instead of being kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from taylorder.kernels import HeadSpec, score_space_attention, windowed_attention
+from taylorder.kernels import GUARD, HeadSpec, score_space_attention, windowed_attention
+
+_ROWS = 256
+"""Query rows of a block: few, so that a block sees few keys outside its rows' windows."""
 
 
 def differentiable_attention(
@@ -43,9 +47,49 @@ def differentiable_attention(
             outputs.append(windowed_attention(q, k, v, *near, scaling=scaling))
             guarded.append(torch.zeros(group, dtype=torch.int64, device=query.device))
             continue
-        output, hits = checkpoint(
-            score_space_attention, q, k, v, specs, scaling=scaling, causal=True, use_reentrant=False
+        constant = all(
+            spec.order == 1 and spec.expansion == "zero" and spec.window and not spec.drops_far for spec in specs
         )
+        attend = _window_and_constant if constant else _score_space
+        output, hits = checkpoint(attend, q, k, v, specs, scaling, use_reentrant=False)
         outputs.append(output)
         guarded.append(hits)
     return torch.cat(outputs, 1), torch.cat(guarded)
+
+
+def _score_space(q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], scaling: float) -> tuple[Tensor, Tensor]:
+    return score_space_attention(q, k, v, specs, scaling=scaling)
+
+
+def _window_and_constant(
+    q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Heads of one KV head at order 1 around zero: far keys all weigh the same, so that only near ones need scores."""
+    T, window, sinks = q.shape[2], specs[0].window, specs[0].sinks
+    constants = [spec.polynomial[0] for spec in specs]
+    # The denominator is the constant times the number of far keys, so that the guard knows no rows, only heads.
+    guarded = [constant <= GUARD for constant in constants]
+    weight = q.new_tensor([1.0 if hit else constant for constant, hit in zip(constants, guarded, strict=True)])
+    weight = weight[:, None, None]
+    before = torch.cat([torch.zeros_like(v[:, :, :1]), v.cumsum(2)], 2)  # sums of the values before each token
+    outputs = []
+    for start in range(0, T, _ROWS):
+        stop = min(start + _ROWS, T)
+        first = max(0, start - window + 1)
+        kept = min(sinks, first)
+        keys, values = (torch.cat([x[:, :, :kept], x[:, :, first:stop]], 2) for x in (k, v))
+        position = torch.cat([torch.arange(kept), torch.arange(first, stop)]).to(q.device)
+        row = torch.arange(start, stop, device=q.device)
+        near = (position <= row[:, None]) & ((position > row[:, None] - window) | (position < sinks))
+        end = (row + 1 - window).clamp(min=sinks)  # of the far keys, which begin after the sinks
+        far = (end - sinks).to(q.dtype)[:, None]
+        far_values = before[:, :, end.clamp(max=T)] - before[:, :, min(sinks, T), None]
+        scores = (q[:, :, start:stop] * scaling @ keys.mT).masked_fill(~near, -math.inf)
+        top = scores.detach().amax(-1, keepdim=True)
+        top = torch.where(far > 0, top.clamp(min=0.0), top)
+        weights, scale = (scores - top).exp(), weight * (-top).exp()
+        numerator = weights @ values + scale * far_values
+        outputs.append(numerator / (weights.sum(-1, keepdim=True) + scale * far))
+    rows = q.shape[0] * max(0, T - window - sinks)
+    hits = torch.tensor([rows if hit else 0 for hit in guarded], dtype=torch.int64, device=q.device)
+    return torch.cat(outputs, 2), hits
