@@ -73,7 +73,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stdout.strip()
 
 
-def test_a_budget_is_shared_out_by_the_criterion_that_won():
+def test_a_budget_is_shared_out_by_the_default_criterion():
     from taylorder.adapt.criteria import DEFAULT_CRITERION
 
     parameters = get_command(cli.app).commands["analyze"].params

@@ -33,21 +33,18 @@ def without_lever(config: OrderConfig, model: ModelDescription, lever: Lever, co
         for start in range(0, module.heads, module.group):
             own = layer.heads[start : start + module.group]
             fixed = module.sliding_window is not None or (own[0].order == "exact" and lever != "window")
-            # What was measured of a head holds for it no more once it is changed.
-            heads += (
-                own
-                if fixed
-                else [
-                    new
-                    if new == old
-                    else new.model_copy(update={"error": None, "nominal_bytes": None, "break_even": None})
-                    for new, old in zip(change(own, module), own, strict=True)
-                ]
-            )
+            heads += own if fixed else map(_unmeasured, change(own, module), own)
         layers.append(LayerOrders(module=layer.module, heads=tuple(heads)))
     changed = config.model_copy(update={"layers": tuple(layers)})
     OrderConfig.model_validate(changed.model_dump(by_alias=True))  # a copy is not validated
     return changed
+
+
+def _unmeasured(new: HeadOrder, old: HeadOrder) -> HeadOrder:
+    """The head without the figures of what it was, unless it still is that."""
+    if new == old:
+        return old
+    return new.model_copy(update={"error": None, "nominal_bytes": None, "break_even": None})
 
 
 def _state_tokens(heads: Sequence[HeadOrder], module: AttentionModule) -> int:

@@ -17,7 +17,7 @@ from taylorder.analysis.levers import LeverTable
 Criterion = Literal["relative-l2", "gradient", "kl", "sqrt-kl", "iterative"]
 CRITERIA: tuple[Criterion, ...] = ("relative-l2", "gradient", "kl", "sqrt-kl", "iterative")
 DEFAULT_CRITERION: Criterion = "iterative"
-"""The one that won (benchmarks/results/policies.json)."""
+"""The shipped one, to be whatever wins in benchmarks/policies.py; so far on calibration text (docs/notebook)."""
 
 
 def eligible(candidate: Candidate, row: LeverRow) -> bool:

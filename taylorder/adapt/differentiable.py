@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from taylorder.kernels import GUARD, HeadSpec, score_space_attention, windowed_attention
-
-_ROWS = 256
-"""Query rows of a block: few, so that a block sees few keys outside its rows' windows."""
+from taylorder.kernels import GUARD, HeadSpec, near_blocks, score_space_attention, windowed_attention
 
 
 def differentiable_attention(
@@ -73,23 +70,17 @@ def _window_and_constant(
     weight = weight[:, None, None]
     before = torch.cat([torch.zeros_like(v[:, :, :1]), v.cumsum(2)], 2)  # sums of the values before each token
     outputs = []
-    for start in range(0, T, _ROWS):
-        stop = min(start + _ROWS, T)
-        first = max(0, start - window + 1)
-        kept = min(sinks, first)
-        keys, values = (torch.cat([x[:, :, :kept], x[:, :, first:stop]], 2) for x in (k, v))
-        position = torch.cat([torch.arange(kept), torch.arange(first, stop)]).to(q.device)
-        row = torch.arange(start, stop, device=q.device)
-        near = (position <= row[:, None]) & ((position > row[:, None] - window) | (position < sinks))
+    for rows, keys, values, near in near_blocks(k, v, window, sinks):
+        row = torch.arange(rows.start, rows.stop, device=q.device)
         end = (row + 1 - window).clamp(min=sinks)  # of the far keys, which begin after the sinks
         far = (end - sinks).to(q.dtype)[:, None]
         far_values = before[:, :, end.clamp(max=T)] - before[:, :, min(sinks, T), None]
-        scores = (q[:, :, start:stop] * scaling @ keys.mT).masked_fill(~near, -math.inf)
+        scores = (q[:, :, rows] * scaling @ keys.mT).masked_fill(~near, -math.inf)
         top = scores.detach().amax(-1, keepdim=True)
         top = torch.where(far > 0, top.clamp(min=0.0), top)
         weights, scale = (scores - top).exp(), weight * (-top).exp()
         numerator = weights @ values + scale * far_values
         outputs.append(numerator / (weights.sum(-1, keepdim=True) + scale * far))
-    rows = q.shape[0] * max(0, T - window - sinks)
-    hits = torch.tensor([rows if hit else 0 for hit in guarded], dtype=torch.int64, device=q.device)
+    truncated = q.shape[0] * max(0, T - window - sinks)
+    hits = torch.tensor([truncated if hit else 0 for hit in guarded], dtype=torch.int64, device=q.device)
     return torch.cat(outputs, 2), hits

@@ -63,7 +63,7 @@ def run_levers(
         criterion: what is minimised within a budget.
         records: directory of finished pieces; those measured under other settings are forgotten.
         fresh: forget them in any case.
-        near: window and sinks where they are not to be chosen; default one that fits the limit.
+        near: window and sinks where they are not to be chosen; default a 64th of the sequence, and 4.
         max_tokens: tokens used of the text, at least one sequence.
         sequence_length: default the context of the limit, :data:`LONGEST` at most.
         seed: of the rows that coefficients are fitted to.

@@ -111,18 +111,26 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int,
     T = q.shape[2]
     if window + sinks >= T:
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-    blocks = []
+    blocks = [
+        scaled_dot_product_attention(q[:, :, rows], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
+        for rows, keys, values, mask in near_blocks(k, v, window, sinks)
+    ]
+    return torch.cat(blocks, 2)
+
+
+def near_blocks(k: Tensor, v: Tensor, window: int, sinks: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Blocks of query rows with the keys ``[B, G, F, d]`` and values that any of them is near to, causal.
+
+    The mask, bool ``[R, F]``, is True where the key is near: among the last ``window`` (at least 1) or the first
+    ``sinks`` of the row.
+    """
+    T = k.shape[2]
     for start in range(0, T, _WINDOW_ROWS):
         stop = min(start + _WINDOW_ROWS, T)
         first = max(0, start - window + 1)
         kept = min(sinks, first)  # sinks outside the window
         keys, values = (torch.cat([x[:, :, :kept], x[:, :, first:stop]], 2) for x in (k, v))
-        position = torch.cat([torch.arange(kept), torch.arange(first, stop)]).to(q.device)
-        row = torch.arange(start, stop, device=q.device)[:, None]
+        position = torch.cat([torch.arange(kept), torch.arange(first, stop)]).to(k.device)
+        row = torch.arange(start, stop, device=k.device)[:, None]
         mask = (position <= row) & ((position > row - window) | (position < sinks))
-        blocks.append(
-            scaled_dot_product_attention(
-                q[:, :, start:stop], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
-            )
-        )
-    return torch.cat(blocks, 2)
+        yield slice(start, stop), keys, values, mask
