@@ -10,7 +10,7 @@ import torch
 
 from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.gradients import Observed
-from taylorder.analysis.lever_errors import FIT_ROWS, Prepared, Runner, head_specs, measure_levers
+from taylorder.analysis.lever_errors import FIT_ROWS, Prepared, Runner, group_specs, measure_levers
 from taylorder.kernels import HeadSpec, reference_attention
 
 H, G, T, D, DV, SCALING = 4, 2, 40, 6, 5, 0.4
@@ -90,7 +90,7 @@ def test_rows_come_by_kv_head_and_candidate(both):
 def test_errors_equal_the_plain_computation(both, kv_head, place):
     sequences, layer = both
     row = layer.rows[kv_head * len(CANDIDATES) + place]
-    specs = head_specs(CANDIDATES, layer.fitted, [place] * G, H // G)
+    specs = [spec for head in range(G) for spec in group_specs(CANDIDATES, layer.fitted, place, head, H // G)]
     relative, weighted = plain_errors(sequences, layer, specs, kv_head)
     assert relative > 0.01
     assert row.relative_l2 == pytest.approx(relative, rel=1e-4)
@@ -193,24 +193,28 @@ def test_rotations_leave_the_scores_as_they_are(both):
 def test_ranks_without_rotations_are_refused():
     runner = Runner(observed(0), Prepared(torch.zeros(G, D), None))
     with pytest.raises(ValueError, match="ranks need rotations, and none were calibrated"):
-        runner.run([CANDIDATES[4].spec()] * H)
-    runner.run([CANDIDATES[3].spec()] * H)
+        list(runner.run(0, [[CANDIDATES[4].spec()] * 2]))
+    list(runner.run(0, [[CANDIDATES[3].spec()] * 2]))
 
 
-def test_first_order_sums_over_the_group():
+@pytest.mark.parametrize("kv_head", range(G))
+def test_a_change_is_told_token_by_token_and_summed_over_the_group(kv_head):
     each = observed(0)
-    change = torch.randn(H, T, DV, generator=torch.Generator().manual_seed(7))
-    found = Runner(each, Prepared(torch.zeros(G, D), None)).first_order(change)
-    assert found.shape == (G, T)
-    assert found.dtype == torch.float64
-    for g in range(G):
-        by_hand = sum(float((change[h, 3].double() * each.gradient[h, 3].double()).sum()) for h in (2 * g, 2 * g + 1))
-        assert float(found[g, 3]) == pytest.approx(by_hand, rel=1e-5, abs=1e-7)
+    own = slice(2 * kv_head, 2 * kv_head + 2)
+    change = torch.randn(2, T, DV, generator=torch.Generator().manual_seed(7))
+    runner = Runner(each, Prepared(torch.zeros(G, D), None))
+    first_order, squared = runner.change(kv_head, each.output[own] + change)
+    assert first_order.shape == (T,)
+    assert first_order.dtype == torch.float64
+    expected = (change.double() * each.gradient[own].double()).sum((0, 2))
+    torch.testing.assert_close(first_order, expected, rtol=1e-4, atol=1e-6)
+    assert squared == pytest.approx(float(change.double().square().sum()), rel=1e-5)
+    assert runner.squared_output(kv_head) == pytest.approx(float(each.output[own].double().square().sum()))
 
 
-def test_specs_follow_the_choice_of_each_kv_head():
+def test_specs_are_those_of_the_query_heads_of_a_kv_head():
     fitted = {2: ((0.5,), (0.6,), (0.7,), (0.8,))}
-    specs = head_specs(CANDIDATES, fitted, [0, 2], 2)
-    own = [HeadSpec(1, "zero", 5, 2, None, coefficients) for coefficients in ((0.7,), (0.8,))]
-    assert specs == [HeadSpec(None), HeadSpec(None), *own]
-    assert head_specs(CANDIDATES, fitted, [1, 1], 3) == [CANDIDATES[1].spec()] * 6
+    own = tuple(HeadSpec(1, "zero", 5, 2, None, coefficients) for coefficients in ((0.7,), (0.8,)))
+    assert group_specs(CANDIDATES, fitted, 2, 1, 2) == own
+    assert group_specs(CANDIDATES, fitted, 1, 0, 3) == (CANDIDATES[1].spec(),) * 3
+    assert group_specs(CANDIDATES, fitted, 0, 1, 2) == (HeadSpec(None),) * 2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from taylorder.kernels import GUARD, HeadSpec, near_blocks, score_space_attention, windowed_attention
+from taylorder.kernels import GUARD, HeadSpec, far_sums, near_blocks, score_space_attention, windowed_attention
 
 
 def differentiable_attention(
@@ -72,9 +72,7 @@ def _window_and_constant(
     outputs = []
     for rows, keys, values, near in near_blocks(k, v, window, sinks):
         row = torch.arange(rows.start, rows.stop, device=q.device)
-        end = (row + 1 - window).clamp(min=sinks)  # of the far keys, which begin after the sinks
-        far = (end - sinks).to(q.dtype)[:, None]
-        far_values = before[:, :, end.clamp(max=T)] - before[:, :, min(sinks, T), None]
+        far_values, far = far_sums(before, row, window, sinks)
         scores = (q[:, :, rows] * scaling @ keys.mT).masked_fill(~near, -math.inf)
         top = scores.detach().amax(-1, keepdim=True)
         top = torch.where(far > 0, top.clamp(min=0.0), top)

@@ -28,7 +28,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.adapt.criteria import eligible, options
 from taylorder.analysis.gradients import Observed, observe_sequence
-from taylorder.analysis.lever_errors import LayerLevers, Runner, head_specs
+from taylorder.analysis.lever_errors import LayerLevers, Runner, group_specs
 from taylorder.analysis.levers import LeverTable
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head
 from taylorder.records import Records
@@ -236,23 +236,14 @@ def _in_reach(table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequenc
 def _changes(
     observed: Observed, table: LeverTable, layer: LayerLevers, reach: Sequence[Sequence[int]], choice: Sequence[int]
 ) -> list[tuple[int, int, float, float]]:
-    """KV head, candidate, ``gradient . delta`` and relative ``|delta|^2`` for the candidates in reach, one module.
-
-    The n-th of all KV heads run in one call; a KV head that has fewer runs its present one again.
-    """
+    """KV head, candidate, ``gradient . delta`` and relative ``|delta|^2`` for the candidates in reach, one module."""
     runner = Runner(observed, layer.prepared)
     found = []
-    others = [[place for place in own if place != now] for own, now in zip(reach, choice, strict=True)]
-    output_squared = runner.per_kv_head(observed.output.double().square().sum((1, 2)))
-    for turn in range(max(map(len, others), default=0)):
-        places = [own[turn] if turn < len(own) else now for own, now in zip(others, choice, strict=True)]
-        output, _ = runner.run(head_specs(table.candidates, layer.fitted, places, runner.group))
-        change = output - observed.output
-        slope = runner.first_order(change).sum(-1).tolist()
-        square = (runner.per_kv_head(change.double().square().sum((1, 2))) / output_squared).tolist()
-        found += [
-            (kv_head, own[turn], slope[kv_head], square[kv_head])
-            for kv_head, own in enumerate(others)
-            if turn < len(own)
-        ]
+    for kv_head, (own, now) in enumerate(zip(reach, choice, strict=True)):
+        others = [place for place in own if place != now]
+        size = runner.squared_output(kv_head)
+        runs = [group_specs(table.candidates, layer.fitted, place, kv_head, runner.group) for place in others]
+        for index, output, _ in runner.run(kv_head, runs):
+            first_order, change = runner.change(kv_head, output)
+            found.append((kv_head, others[index], float(first_order.sum()), change / size))
     return found

@@ -7,7 +7,7 @@ that output, which is how much the loss of a token would change to first order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.fitting import HeadRows, Moments, fit, moments
 from taylorder.analysis.gradients import Observed
+from taylorder.analysis.near_fields import NearField, attend_near_fields
 from taylorder.analysis.rotations import Rotations, balanced_rotations
 from taylorder.analysis.truncation import LayerTensors, key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
@@ -56,13 +57,12 @@ Fitted = dict[int, tuple[tuple[float, ...], ...]]
 """Coefficients ``fitted[candidate][head]``, for candidates that have fitted ones."""
 
 
-def head_specs(candidates: Sequence[Candidate], fitted: Fitted, places: Sequence[int], group: int) -> list[HeadSpec]:
-    """One spec for every query head, from the place of the candidate that each KV head runs."""
-    specs = []
-    for head in range(len(places) * group):
-        place = places[head // group]
-        specs.append(candidates[place].spec(fitted[place][head] if place in fitted else None))
-    return specs
+def group_specs(
+    candidates: Sequence[Candidate], fitted: Fitted, place: int, kv_head: int, group: int
+) -> tuple[HeadSpec, ...]:
+    """One spec for every query head of a KV head that runs the candidate at that place."""
+    own = range(kv_head * group, (kv_head + 1) * group)
+    return tuple(candidates[place].spec(fitted[place][head] if place in fitted else None) for head in own)
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,47 @@ class Runner:
             raise ValueError("ranks need rotations, and none were calibrated")
         return self.rotated
 
-    def run(self, specs: Sequence[HeadSpec]) -> tuple[Tensor, Tensor]:
-        """Output ``[H, T, d_v]`` of one spec per query head, and guarded rows, int64 ``[H]``."""
-        q, k = self.tensors(rotated=any(spec.ranks is not None for spec in specs))
-        output, state = taylor_attention(
-            q[None], k[None], self.observed.v.float()[None], list(specs), scaling=self.observed.scaling
-        )
-        if state is None:
-            raise RuntimeError("taylor_attention returned no state for causal attention")
-        return output[0], state.guarded
+    def run(self, kv_head: int, runs: Sequence[Sequence[HeadSpec]]) -> Iterator[tuple[int, Tensor, Sequence[int]]]:
+        """Run the query heads of a KV head several times, each time with one spec for each of them.
 
-    def first_order(self, change: Tensor) -> Tensor:
-        """``sum over the group of gradient . change`` for each token: float64 ``[G, T]`` from ``[H, T, d_v]``."""
-        return self.per_kv_head((change * self.observed.gradient).sum(-1, dtype=torch.float64))
+        Yields, in whatever order is quickest, the place in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
+        of each query head. Near fields share a pass over the scores; all else runs through the kernels.
+        """
+        own = slice(kv_head * self.group, (kv_head + 1) * self.group)
+        fields = {place: field for place, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
+        rest = [place for place in range(len(runs)) if place not in fields]
+        if fields:
+            q, k = self.tensors(rotated=False)
+            v = self.observed.v[kv_head].float()
+            outputs = attend_near_fields(q[own], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
+            for (place, field), output in zip(fields.items(), outputs, strict=True):
+                if torch.isfinite(output).all():
+                    yield place, output, field.guarded(output.shape[1])
+                else:
+                    rest.append(place)
+        for place in rest:
+            specs = list(runs[place])
+            q, k = self.tensors(rotated=any(spec.ranks is not None for spec in specs))
+            keys, values = k[None, kv_head, None], self.observed.v[None, kv_head, None].float()
+            output, state = taylor_attention(q[None, own], keys, values, specs, scaling=self.observed.scaling)
+            if state is None:
+                raise RuntimeError("taylor_attention returned no state for causal attention")
+            yield place, output[0], state.guarded.tolist()
 
-    def per_kv_head(self, by_head: Tensor) -> Tensor:
-        """Sum over the query heads of each group: ``[G, ...]`` from ``[H, ...]``."""
-        return by_head.view(-1, self.group, *by_head.shape[1:]).sum(1)
+    def change(self, kv_head: int, output: Tensor) -> tuple[Tensor, float]:
+        """What another output ``[h, T, d_v]`` of a KV head would change.
+
+        ``gradient . change``, summed over the group, for each token, float64 ``[T]``, and the squared change.
+        """
+        own = slice(kv_head * self.group, (kv_head + 1) * self.group)
+        change = output - self.observed.output[own]
+        first_order = (change * self.observed.gradient[own]).sum(-1, dtype=torch.float64).sum(0)
+        return first_order, float(change.square().sum(dtype=torch.float64))
+
+    def squared_output(self, kv_head: int) -> float:
+        """Squared norm of the output of a KV head as it was observed."""
+        own = slice(kv_head * self.group, (kv_head + 1) * self.group)
+        return float(self.observed.output[own].double().square().sum())
 
 
 def prepare(sequences: Sequence[Observed], *, rotate: bool) -> Prepared:
@@ -153,28 +177,28 @@ def measure_levers(
     """
     prepared = prepare(sequences, rotate=any(candidate.ranks is not None for candidate in candidates))
     fitted = fit_coefficients(sequences, prepared, candidates, seed)
-    H, T = sequences[0].q.shape[:2]
-    G = len(sequences[0].k)
-    # Last dimension: the candidate, and the window of the same bytes.
+    T, G = sequences[0].q.shape[1], len(sequences[0].k)
+    # A candidate, and the window of the same bytes: what runs, and whose error it is.
+    places = [place for place, candidate in enumerate(candidates) if candidate.order is not None]
+    targets = [(place, 0) for place in places]
+    beside = [(place, window) for place in places if (window := instead[place]) is not None]
+    targets += [(place, 1) for place, _ in beside]
     squared = torch.zeros(len(candidates), G, 2, dtype=torch.float64)
     weighted, guarded = torch.zeros_like(squared), torch.zeros(len(candidates), G, dtype=torch.float64)
     reference = torch.zeros(G, dtype=torch.float64)
     for observed in sequences:
         runner = Runner(observed, prepared)
-        reference += runner.per_kv_head(observed.output.double().square().sum((1, 2))).cpu()
-        for place in range(len(candidates)):
-            if candidates[place].order is None:
-                continue
-            runs = [head_specs(candidates, fitted, [place] * G, H // G)]
-            if (window := instead[place]) is not None:
-                runs.append([window.spec()] * H)
-            for turn, specs in enumerate(runs):
-                output, hits = runner.run(specs)
-                change = output - observed.output
-                squared[place, :, turn] += runner.per_kv_head(change.double().square().sum((1, 2))).cpu()
-                weighted[place, :, turn] += (runner.first_order(change) * (T - 1)).square().sum(1).cpu()
+        for kv_head in range(G):
+            reference[kv_head] += runner.squared_output(kv_head)
+            runs = [group_specs(candidates, fitted, place, kv_head, runner.group) for place in places]
+            runs += [(window.spec(),) * runner.group for _, window in beside]
+            for index, output, hits in runner.run(kv_head, runs):
+                place, turn = targets[index]
+                first_order, change = runner.change(kv_head, output)
+                squared[place, kv_head, turn] += change
+                weighted[place, kv_head, turn] += float((first_order * (T - 1)).square().sum())
                 if not turn:
-                    guarded[place] += hits.view(G, -1).amax(1).double().cpu()
+                    guarded[place, kv_head] += max(hits, default=0)
     tokens = len(sequences) * T
     errors = relative(squared, reference[:, None])
     rows = []
@@ -182,9 +206,9 @@ def measure_levers(
         for place in range(len(candidates)):
             own, other = errors[place, kv_head].tolist()
             own_weighted, other_weighted = (weighted[place, kv_head] / tokens).tolist()
-            beside = (other, other_weighted) if instead[place] is not None else (None, None)
+            of_window = (other, other_weighted) if instead[place] is not None else (None, None)
             share = float(guarded[place, kv_head]) / tokens
-            rows.append(LeverRow(module, kv_head, place, own, own_weighted, share, *beside))
+            rows.append(LeverRow(module, kv_head, place, own, own_weighted, share, *of_window))
     return LayerLevers(module, tuple(rows), fitted, prepared)
 
 

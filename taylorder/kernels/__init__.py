@@ -6,7 +6,7 @@ share G KV heads in order (query head h reads KV head ``h // (H / G)``).
 """
 
 from .dispatch import BACKEND_VARIABLE, BACKENDS, taylor_attention
-from .exact import near_blocks, windowed_attention
+from .exact import far_sums, near_blocks, windowed_attention
 from .reference import ReferenceState, ReferenceSums, reference_attention, reference_sums
 from .score_space import score_space_attention
 from .spec import EXPANSIONS, GUARD, HeadSpec, check_heads
@@ -24,6 +24,7 @@ __all__ = [
     "State",
     "TritonUnavailableError",
     "check_heads",
+    "far_sums",
     "near_blocks",
     "reference_attention",
     "reference_sums",

@@ -134,3 +134,19 @@ def near_blocks(k: Tensor, v: Tensor, window: int, sinks: int) -> Iterator[tuple
         row = torch.arange(start, stop, device=k.device)[:, None]
         mask = (position <= row) & ((position > row - window) | (position < sinks))
         yield slice(start, stop), keys, values, mask
+
+
+def far_sums(before: Tensor, row: Tensor, window: int, sinks: int) -> tuple[Tensor, Tensor]:
+    """Sum ``[..., R, d_v]`` and number ``[R, 1]`` of the far values: neither near by window nor among the sinks.
+
+    Args:
+        before: sums of the values before each token, ``[..., T + 1, d_v]``.
+        row: positions of the queries, ``[R]``.
+        window: keys, at least 1.
+        sinks: keys.
+
+    """
+    end = (row + 1 - window).clamp(min=sinks)  # of the far keys, which begin after the sinks
+    tokens = before.shape[-2] - 1
+    values = before[..., end.clamp(max=tokens), :] - before[..., min(sinks, tokens), None, :]
+    return values, (end - sinks).to(before.dtype)[:, None]
