@@ -14,6 +14,7 @@ import typer
 
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
+from taylorder.commands.claims import claims
 from taylorder.commands.compile_report import compile_report
 from taylorder.commands.evaluate import evaluate
 from taylorder.commands.generate import generate
@@ -63,6 +64,7 @@ app.command()(show)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(bench)
+app.command()(claims)
 app.command("compile-report")(compile_report)
 
 

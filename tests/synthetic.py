@@ -184,6 +184,7 @@ def spectral(modules, per_head: bool) -> list[SpectralRow]:
                         columns=576,
                         spectral_norm=11.5 if good else None,
                         stable_rank=22.25 if good else None,
+                        hill_alpha=2.125 if good else None,
                         head=head,
                     )
                 )

@@ -26,7 +26,7 @@ from taylorder.errors import TaylorderError
 
 PROJECTIONS = get_args(Projection)
 PARITY = 1e-9
-FIGURES = ("alpha", "D", "sigma", "tail", "alpha_low", "alpha_high", "spectral_norm", "stable_rank")
+FIGURES = ("alpha", "D", "sigma", "tail", "alpha_low", "alpha_high", "spectral_norm", "stable_rank", "hill_alpha")
 
 
 def heavy(rows, columns, seed=0):
@@ -87,6 +87,7 @@ def test_near_ties_follow_from_the_eigenvalues(seed):
     assert row.alpha == pytest.approx(alphas[int(np.argmin(distances))], abs=PARITY)
     assert (row.alpha_low, row.alpha_high) == pytest.approx((min(tied), max(tied)), abs=PARITY)
     assert row.alpha_low <= row.alpha <= row.alpha_high
+    assert row.hill_alpha == pytest.approx(alphas[24], abs=PARITY)  # 24 of 48 are left from there on
     assert abs(fit(weight + 0.01 * heavy(64, 48, seed + 1)).alpha - row.alpha) > PARITY
 
 

@@ -59,7 +59,8 @@ class SpectralRow:
 
     ``status`` is ``success``, ``failed`` (a fit was tried and is unusable: every figure is None) or ``unavailable``
     (the module has no such matrix). ``alpha_low`` and ``alpha_high`` span the alphas of all tail starts whose
-    Kolmogorov-Smirnov distance D lies within 0.01 of the best one. ``head`` is None for the whole projection.
+    Kolmogorov-Smirnov distance D lies within 0.01 of the best one; ``hill_alpha`` is that of the largest half of the
+    eigenvalues, None where they are all alike. ``head`` is None for the whole projection.
     """
 
     module: str
@@ -75,6 +76,7 @@ class SpectralRow:
     columns: int
     spectral_norm: float | None
     stable_rank: float | None
+    hill_alpha: float | None
     head: int | None = None
 
 

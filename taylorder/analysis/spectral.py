@@ -54,7 +54,7 @@ def fit_spectra(
     A row is ``failed`` where WeightWatcher fails or skips the matrix (fewer than 8 singular values), where what it
     calls a success is no power law (see :func:`_usable`), and where weights are NaN, infinite or all zero in float32.
     ``spectral_norm`` is the largest singular value of W itself (WeightWatcher's column of that name holds its square);
-    ``stable_rank`` is ``|W|_F^2 / |W|_2^2``.
+    ``stable_rank`` is ``|W|_F^2 / |W|_2^2``; ``hill_alpha`` is the fit over the largest half of the eigenvalues.
 
     WeightWatcher sees float32 on the CPU and one BLAS thread, whatever the host. ``progress(done, total)`` is called
     after each matrix. Raises :class:`TaylorderError` for tensors that are no plain 2-D floating matrices in memory,
@@ -113,6 +113,7 @@ def _fit(matrix: Matrix) -> SpectralRow:
         alpha_high=high,
         spectral_norm=float(details["sv_max"]),
         stable_rank=float(details["stable_rank"]),
+        hill_alpha=_hill(fit),
     )
 
 
@@ -144,6 +145,14 @@ def _near_ties(fit: Any, alpha: float) -> tuple[float, float]:
     return float(tied.min()), float(tied.max())
 
 
+def _hill(fit: Any) -> float | None:
+    """Hill's estimate over the largest half, as AlphaPruning takes it (arXiv 2410.10912): no choice of a tail start."""
+    alphas = fit.alphas
+    count = len(alphas) + 1
+    alpha = float(alphas[count - count // 2])
+    return alpha if math.isfinite(alpha) and alpha > 1 else None
+
+
 def _row(
     module: str,
     projection: Projection,
@@ -166,5 +175,6 @@ def _row(
         columns=shape[1],
         spectral_norm=None,
         stable_rank=None,
+        hill_alpha=None,
         head=head,
     )

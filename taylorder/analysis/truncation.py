@@ -166,7 +166,7 @@ def measure(
     def measure_sequence(sequence: int) -> tuple[ScoreSums, list[ErrorSums]]:
         own, own_sums = ScoreSums(heads), [ErrorSums(sweep, heads) for sweep in sweeps]
         with torch.inference_mode():
-            for block in _blocks(layer, centres, sequence, query_rows[sequence]):
+            for block in blocks(layer, centres, sequence, query_rows[sequence]):
                 exact = block.exact()
                 own.add(block.scores, block.allowed, exact)
                 for each in own_sums:
@@ -181,7 +181,7 @@ def measure(
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Some query rows of one sequence against all keys up to the last one they may attend.
 
     ``scores`` are centred, float64 ``[H, R, T]``; ``shift`` ``[H, R]`` is what centring took from every score of a row;
@@ -214,7 +214,7 @@ class _Block:
         return self.allowed & (recent | (self.nth <= sinks))
 
 
-def _blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -> Iterator[_Block]:
+def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -> Iterator[Block]:
     """Cut one sequence's query rows into blocks; causal blocks see only the keys up to their last row."""
     _, H, T, d = layer.q.shape
     G = layer.k.shape[1]
@@ -234,7 +234,7 @@ def _blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -
             allowed = key <= part[:, None]
         else:
             allowed = torch.ones(len(part), limit, dtype=torch.bool, device=keys.device)
-        yield _Block(
+        yield Block(
             scores=torch.bmm(grouped, keys[:, :limit].transpose(1, 2)).view(H, len(part), limit),
             shift=torch.bmm(grouped, centres[:, :, None]).view(H, len(part)),
             values=values[:, :limit],
@@ -244,7 +244,7 @@ def _blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -
         )
 
 
-def _add_sweep(sums: ErrorSums, block: _Block, exact: Tensor) -> None:
+def _add_sweep(sums: ErrorSums, block: Block, exact: Tensor) -> None:
     """Add every order and expansion point of one sweep for one block of rows."""
     sweep = sums.sweep
     near = block.near(sweep.window, sweep.sinks)
@@ -277,7 +277,7 @@ def _add_sweep(sums: ErrorSums, block: _Block, exact: Tensor) -> None:
     sums.row_errors.append(torch.stack(row_errors))
 
 
-def _common_scale(block: _Block, scores: Tensor, near: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+def _common_scale(block: Block, scores: Tensor, near: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Bring near and far sums to one scale ``e^-M``, ``M = max(point, near scores)``.
 
     Returns ``e^-M sum_near e^s [v, 1]`` (``[H, R, d_v + 1]``) and the factor ``e^(point - M)`` (``[H, R, 1]``).

@@ -1,0 +1,115 @@
+"""Run a model again for the claims: everything that its finished analysis does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
+from taylorder.analysis.losses import has_language_model_head
+from taylorder.analysis.results import Analysis
+from taylorder.analysis.text import calibration_text, query_rows, sequences, tokenise
+from taylorder.claims import order_losses, state_times, task_scores
+from taylorder.claims.evidence import Measured
+from taylorder.claims.heads import measure_heads
+from taylorder.claims.invariance import scale_queries
+from taylorder.claims.order_losses import measure_order_losses
+from taylorder.claims.score_ranges import measure_ranges
+from taylorder.claims.state_times import measure_times
+from taylorder.claims.task_scores import TaskScore, measure_task_scores
+from taylorder.errors import ConfigError, TaylorderError
+from taylorder.models import LoadedModel, fingerprint
+from taylorder.records import Records
+
+LENGTH, SEQUENCES, ROWS = 1024, 4, 32
+"""Sequences of the calibration text that heads are measured on, and query rows of each."""
+
+LONG = (256, 512, 1024, 2048, 4096)
+"""Contexts whose ranges of scores are measured, those the model allows."""
+
+LOSS_SEQUENCES = 4
+SCALED_LENGTH = 512
+
+_WHOLE = "measured"
+
+Progress = Callable[[str, int, int], None]
+
+
+def measured_before(analysis: Analysis, directory: Path) -> Measured | None:
+    """What an earlier run kept, if it was finished."""
+    kept = Records(directory, _settings(analysis)).get(_WHOLE)
+    return None if kept is None else TypeAdapter(Measured).validate_python(kept)
+
+
+def measure(
+    analysis: Analysis,
+    loaded: LoadedModel,
+    directory: Path,
+    *,
+    fresh: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Measured:
+    """Measure a model whose analysis is finished; an interrupted run goes on from ``directory``.
+
+    Args:
+        analysis: of the model.
+        loaded: the model and its tokenizer.
+        directory: where finished pieces are kept.
+        fresh: start over.
+        progress: called with a stage, what is done of it, and its size.
+
+    Raises:
+        ConfigError: the model is not the one that was analysed.
+        NonFiniteError: the model breaks down.
+
+    """
+    description, model, tokenizer = analysis.model, loaded.model, loaded.tokenizer
+    if fingerprint(model) != description.fingerprint:
+        raise ConfigError(
+            f"{loaded.name} is not the model that was analysed as {description.name}: its weights differ; name that "
+            "one with --model, or run `taylorder analyze` again"
+        )
+    records = Records(directory, _settings(analysis), fresh=fresh)
+    shared: dict[str, Any] = {"records": records, "progress": progress}
+    words = calibration_text()
+    length = min(LENGTH, description.max_context)
+    ids = sequences(tokenizer, words, length, SEQUENCES * length)
+    heads = measure_heads(model, description, ids, query_rows(len(ids), length, ROWS, 0), **shared)
+    short = min(SCALED_LENGTH, length)
+    scaled = sequences(tokenizer, words, short, short)
+    invariance = scale_queries(model, description, scaled, query_rows(1, short, ROWS, 0))
+    ranges, losses, times = None, None, None
+    scores: tuple[TaskScore, ...] = ()
+    if description.causal:
+        lengths = [each for each in LONG if each <= description.max_context] or [length]
+        long = sequences(tokenizer, words, lengths[-1], lengths[-1])[0]
+        ranges = measure_ranges(model, description, long, lengths)
+    if description.causal and has_language_model_head(model) and description.open_modules:
+        unseen = tokenise(tokenizer, evaluation_text())
+        drawn = draw_sequences(unseen, length, LOSS_SEQUENCES, 0, "evaluation text")
+        losses = measure_order_losses(model, description, drawn, **shared)
+        times = measure_times(model, description, **shared)
+        try:
+            scores = measure_task_scores(model, tokenizer, description, **shared)
+        except TaylorderError:
+            scores = ()  # a tokenizer without offsets, or with too few words
+    found = Measured(heads, ranges, losses, times, scores, invariance)
+    records.put(_WHOLE, asdict(found))
+    return found
+
+
+def _settings(analysis: Analysis) -> dict[str, Any]:
+    return {
+        "claims": 1,
+        "sizes": [LENGTH, SEQUENCES, ROWS, LONG, LOSS_SEQUENCES, SCALED_LENGTH],
+        "losses": [order_losses.ORDERS, order_losses.NEAR],
+        "tasks": [task_scores.LENGTH, task_scores.STATES, task_scores.BESIDE, task_scores.WINDOWS],
+        "times": [state_times.LENGTHS, state_times.ORDER, state_times.REPEATS],
+        "model": analysis.model.fingerprint,
+        "calibration": calibration_text().sha256,
+        "evaluation": evaluation_text().sha256,
+    }

@@ -1,0 +1,142 @@
+"""Several similar targets wash out: how much weight is left on the keys that a query wants about equally."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from taylorder.claims import heads
+from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
+from taylorder.claims.evidence import Evidence, below, over_layers, overall
+
+ORDER = 4
+WASHED_OUT = 0.8
+"""Weight kept below this share counts as washed out."""
+
+KEYS, TARGETS, STDS, ORDERS, WINDOW = 1024, (1, 2, 4, 8, 16), (0.5, 1.0, 2.0, 3.0), (2, 3, 4, 5, 8), 64
+_RULE = (
+    f"Share of the exact weight that order {ORDER} (expansion mean) leaves on the keys whose weight is at least half "
+    f"of the best one's, in rows with two or more of them. Supported if it is below {WASHED_OUT:g} by the whole 95 % "
+    "interval over layers in every model, contradicted if it is above in every model, undecided otherwise."
+)
+
+
+def similar_claim(models: Sequence[Evidence]) -> Claim:
+    """Ask how much weight truncation leaves on several keys that are about as good."""
+    place = heads.ORDERS.index(ORDER)
+    kept = {}
+    for model in models:
+        pairs = zip(model.head_sums("tied_truncated"), model.head_sums("tied_mass"), strict=True)
+        kept[model.name] = over_layers(
+            own[1:, place].sum() / mass[1:].sum() for own, mass in pairs if mass[1:].sum() > 0
+        )
+    told = [f"{each.estimate:.0%} of their weight in {name}" for name, each in kept.items() if each is not None]
+    reason = f"At order {ORDER}, two or more keys that tie for the best keep {', '.join(told)}." if told else ""
+    return Claim(
+        key="similar",
+        statement="Several similar targets wash out: truncation cannot keep them apart from the crowd.",
+        source="discussion of the paper, news.ycombinator.com/item?id=46886265",
+        verdict=overall([below(each, WASHED_OUT) for each in kept.values()]),
+        reason=reason + _alone(models, place),
+        rule=_RULE,
+        effects=tuple(
+            Effect(
+                f"{name}: weight kept on two or more tied keys at order {ORDER}", each.estimate, each.low, each.high,
+                f"below {WASHED_OUT:g}",
+            )
+            for name, each in kept.items() if each is not None
+        ),
+        tables=(_made_up(), *(_model_table(model) for model in models)),
+        plots=tuple(_plot(model) for model in models),
+    )  # fmt: skip
+
+
+def _alone(models: Sequence[Evidence], place: int) -> str:
+    """Whether one single best key fares any better."""
+    own, mass = 0.0, 0.0
+    for model in models:
+        own += sum(float(each[0, place].sum()) for each in model.head_sums("tied_truncated"))
+        mass += sum(float(each[0].sum()) for each in model.head_sums("tied_mass"))
+    if mass == 0:
+        return ""
+    return f" A best key that stands alone keeps {own / mass:.0%}: it is not the company that harms."
+
+
+def _made_up() -> Table:
+    """Normal scores with some keys tied at the score the largest of so many would have, in the limit of many draws."""
+    generator = torch.Generator().manual_seed(0)
+    crowd = torch.randn(256, KEYS, generator=generator, dtype=torch.float64)
+    rows: list[tuple[Cell, ...]] = []
+    for std in STDS:
+        for targets in TARGETS:
+            scores = std * crowd
+            scores[:, :targets] = std * math.sqrt(2 * math.log(KEYS))
+            exact = float(scores.softmax(-1)[:, :targets].sum(-1).mean())
+            x = scores - scores.mean(-1, keepdim=True)
+            weights = {order: _polynomial(x, order) for order in ORDERS}
+            kept = [float((own[:, :targets].sum(-1) / own.sum(-1)).mean()) / exact for own in weights.values()]
+            near = torch.cat([x[:, :WINDOW].exp(), weights[ORDER][:, WINDOW:]], -1)  # the tied ones are the nearest
+            kept.append(float((near[:, :targets].sum(-1) / near.sum(-1)).mean()) / exact)
+            rows.append((std, targets, exact, *kept))
+    return Table(
+        f"made-up scores: {KEYS:,} keys, some tied where the best of so many would be",
+        (
+            "score std", "tied keys", "their exact weight", *(f"order {order}" for order in ORDERS),
+            f"order {ORDER}, tied within a window of {WINDOW}",
+        ),
+        tuple(rows),
+        note="Orders: share of the exact weight that is left on the tied keys, expansion mean, 256 draws.",
+    )  # fmt: skip
+
+
+def _polynomial(x: torch.Tensor, order: int) -> torch.Tensor:
+    total, term = torch.zeros_like(x), torch.ones_like(x)
+    for degree in range(order):
+        total = total + term
+        term = term * x / (degree + 1)
+    return total
+
+
+def _by_ties(model: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, weight and truncated weight by the number of tied keys, over all heads."""
+    rows = sum(each.sum(-1) for each in model.head_sums("tied_rows"))
+    mass = sum(each.sum(-1) for each in model.head_sums("tied_mass"))
+    truncated = sum(each.sum(-1) for each in model.head_sums("tied_truncated"))
+    return np.asarray(rows), np.asarray(mass), np.asarray(truncated)
+
+
+def _model_table(model: Evidence) -> Table:
+    rows, mass, truncated = _by_ties(model)
+    labels = ["1", *(f"{low + 1} to {high}" if high > low + 1 else str(high) for low, high in _ranges()), "more"]
+    return Table(
+        f"{model.name}: weight kept on the keys about as good as the best",
+        ("such keys", "rows", "their exact weight", *(f"order {order}" for order in heads.ORDERS)),
+        tuple(
+            (label, int(count), own / count, *(each / own for each in kept))
+            for label, count, own, kept in zip(labels, rows.tolist(), mass.tolist(), truncated.tolist(), strict=True)
+            if count
+        ),
+        note="Weights: mean over rows. Orders: share of it that is left, expansion mean, no near field.",
+    )
+
+
+def _ranges() -> list[tuple[int, int]]:
+    return list(zip(heads.TIES, heads.TIES[1:], strict=False))
+
+
+def _plot(model: Evidence) -> Plot:
+    rows, mass, truncated = _by_ties(model)
+    known = rows > 0
+    series = tuple(
+        Series(
+            f"order {order}", tuple(np.array([*heads.TIES, 2 * heads.TIES[-1]])[known].tolist()), tuple(kept.tolist())
+        )
+        for order, kept in zip(heads.ORDERS, (truncated[known] / mass[known, None]).T, strict=True)
+    )
+    return Plot(
+        f"{model.name}: weight kept on tied keys", "keys about as good as the best, at most", "share of exact weight",
+        series, log_x=True,
+    )  # fmt: skip

@@ -1,0 +1,136 @@
+"""``taylorder claims``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taylorder.commands._shared import Device, Format, check_writable
+from taylorder.errors import UsageError
+
+if TYPE_CHECKING:
+    from taylorder.claims.claim import Claim
+    from taylorder.claims.evidence import Evidence
+    from taylorder.claims.gaussian import GaussianHead
+    from taylorder.reports.progress import StderrProgress
+
+_DEFAULT = Path("taylorder-out")
+_POOLED = Path("taylorder-claims")
+
+
+def claims(
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIR]…", show_default=str(_DEFAULT), help="What `taylorder analyze --out` wrote, for each model."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="the name in the report",
+            help="Load the model of the one DIR from here: Hub id, model folder or .gguf file.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", show_default=f"the one DIR, or {_POOLED} for several", help="Write claims.json here."
+        ),
+    ] = None,
+    tables: Annotated[bool, typer.Option("--tables", help="Also print the rules and the tables behind them.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew instead of reading what was measured.")] = False,
+    device: Device = "cpu",
+    output: Format = "human",
+) -> None:
+    """Test what is said about truncated attention on models that were analysed: a verdict each, with its evidence.
+
+    Runs each model again for what its analysis does not hold, some minutes; what is finished is kept in DIR.
+    Several models are pooled.
+
+    Example: [bold]taylorder claims taylorder-out[/bold]
+
+    Example: [bold]taylorder claims smollm2-out gemma-out minilm-out[/bold]
+    """
+    chosen = directories or [_DEFAULT]
+    if model is not None and len(chosen) > 1:
+        raise UsageError(f"--model names one model, but there are {len(chosen)} directories; name one of them")
+    target = out or (chosen[0] if len(chosen) == 1 else _POOLED)
+    check_writable(target)
+
+    from taylorder.files import replacing
+    from taylorder.reports import claims as report
+    from taylorder.reports.document import as_json
+    from taylorder.reports.progress import StderrProgress
+
+    with StderrProgress() as progress:
+        from taylorder.claims.judge import judge
+
+        models = [_evidence(directory, model, device, fresh, progress) for directory in chosen]
+        draws = _draws(target, fresh, progress)
+        progress.say("judging")
+        found = judge(models, draws)
+        names = [each.name for each in models]
+        document = as_json(report.as_document(found, names))
+        with replacing(target / report.FILE) as temporary:
+            temporary.write_text(document, encoding="utf-8")
+    _print(found, names, document, tables, output)
+
+
+def _evidence(directory: Path, model: str | None, device: str, fresh: bool, progress: StderrProgress) -> Evidence:
+    """Read a run, and measure what it does not hold unless that was done before."""
+    from taylorder.claims.evidence import Evidence
+    from taylorder.claims.layers import Layers
+    from taylorder.claims.measure import measure, measured_before
+    from taylorder.reports import run_directory
+
+    analysis, _ = run_directory.read(directory)
+    records = directory / "records-claims"
+    measured = None if fresh else measured_before(analysis, records)
+    if measured is None:
+        from taylorder.models import load
+
+        source = model or analysis.model.name
+        progress.say(f"loading {source}")
+        loaded = load(source, device=device)
+        progress.say(f"measuring {analysis.model.name} for the claims (an interrupted run goes on where it was)")
+        measured = measure(analysis, loaded, records, fresh=fresh, progress=progress)
+    return Evidence(Layers(analysis), measured)
+
+
+def _draws(directory: Path, fresh: bool, progress: StderrProgress) -> list[GaussianHead]:
+    """The paper's set-up, kept like everything else."""
+    from dataclasses import asdict
+
+    from pydantic import TypeAdapter
+
+    from taylorder.claims import gaussian
+    from taylorder.records import Records
+
+    settings = [gaussian.HEAD_DIMS, gaussian.ORDERS, gaussian.TOKENS, gaussian.ROWS, gaussian.HEADS]
+    records = Records(directory / "records-normal", {"normal": settings}, fresh=fresh)
+    kept = records.get("draws")
+    if kept is None:
+        kept = [asdict(draw) for draw in gaussian.measure_gaussian(progress=progress)]
+        records.put("draws", kept)
+    return TypeAdapter(list[gaussian.GaussianHead]).validate_python(kept)
+
+
+def _print(found: Sequence[Claim], names: Sequence[str], document: str, tables: bool, output: str) -> None:
+    from rich.console import Console
+
+    from taylorder.reports import claims as report
+
+    if output == "json":
+        sys.stdout.write(document)
+        return
+    console = Console(highlight=False)
+    if console.is_terminal:
+        report.render(found, names, console, tables=tables)
+    else:
+        sys.stdout.write(report.as_text(found, names, tables=tables))

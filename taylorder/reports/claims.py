@@ -1,0 +1,109 @@
+"""What ``claims`` prints: a verdict for every claim with the figures it rests on, and the tables behind them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from taylorder.claims.claim import Cell, Claim, Effect, Table
+from taylorder.provenance import software_versions
+from taylorder.reports.document import finite
+
+SCHEMA = "taylorder/claims@1"
+FILE = "claims.json"
+
+_STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow", "not applicable": "dim"}
+_INDENT = (0, 0, 0, 2)
+_MOST_ROWS = 12
+
+
+def as_document(claims: Sequence[Claim], models: Sequence[str]) -> dict[str, Any]:
+    """All claims as one JSON document, schema ``taylorder/claims@1``."""
+    made: dict[str, Any] = finite(
+        {
+            "schema": SCHEMA,
+            "models": list(models),
+            "claims": [asdict(claim) for claim in claims],
+            "software": software_versions(),
+        }
+    )
+    return made
+
+
+def render(claims: Sequence[Claim], models: Sequence[str], console: Console, *, tables: bool = False) -> None:
+    """Print the verdicts, and with ``tables`` all figures."""
+    for part in _parts(claims, models, tables):
+        console.print(part)
+
+
+def as_text(claims: Sequence[Claim], models: Sequence[str], *, tables: bool = False, width: int = 100) -> str:
+    """The report as plain text: no colour, no trailing blanks."""
+    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
+    with console.capture() as captured:
+        render(claims, models, console, tables=tables)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def _parts(claims: Sequence[Claim], models: Sequence[str], tables: bool) -> Iterable[RenderableType]:
+    yield Text(f"taylorder claims: {', '.join(models)}", style="bold")
+    for number, claim in enumerate(claims, start=1):
+        yield Text()
+        yield Text.assemble(
+            f"{number}. ", (claim.statement, "bold"), "  ", (claim.verdict.upper(), f"bold {_STYLES[claim.verdict]}")
+        )
+        yield Padding(Text(claim.reason), _INDENT)
+        if claim.effects:
+            yield Padding(_effects(claim.effects), _INDENT, expand=False)
+        if tables:
+            yield Padding(Text(f"Rule: {claim.rule}", style="dim"), _INDENT)
+            for table in claim.tables:
+                yield Text()
+                yield Padding(Text(table.title, style="italic"), _INDENT)
+                yield Padding(_table(table), _INDENT, expand=False)
+                if table.note:
+                    yield Padding(Text(table.note, style="dim"), _INDENT)
+        for note in claim.notes:
+            yield Padding(Text(note, style="dim"), _INDENT)
+
+
+def _effects(effects: Sequence[Effect]) -> RichTable:
+    table = RichTable.grid(padding=(0, 2, 0, 0))
+    for effect in effects[:_MOST_ROWS]:
+        interval = "" if effect.low is None or effect.high is None else f"[{cell(effect.low)}, {cell(effect.high)}]"
+        table.add_row(
+            Text(effect.name), Text(cell(effect.estimate), justify="right"), Text(interval), Text(effect.meaning, "dim")
+        )
+    if len(effects) > _MOST_ROWS:
+        table.add_row(Text(f"and {len(effects) - _MOST_ROWS} more", "dim"))
+    return table
+
+
+def _table(found: Table) -> RichTable:
+    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for place, title in enumerate(found.columns):
+        words = any(isinstance(row[place], str) for row in found.rows)
+        table.add_column(title, justify="left" if words else "right")
+    for row in found.rows:
+        table.add_row(*map(cell, row))
+    return table
+
+
+def cell(value: Cell) -> str:
+    """A figure with three significant digits; a dash where there is none."""
+    match value:
+        case None:
+            return "-"
+        case float():
+            text = f"{value:.3g}"
+            return f"{value:,.0f}" if "e+" in text and abs(value) < 1e9 else text
+        case int():
+            return f"{value:,}"
+    return value

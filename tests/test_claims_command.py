@@ -1,0 +1,129 @@
+"""``taylorder claims``: measured once, kept, pooled, printed, and refused where nothing could be said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+
+import taylorder.models
+from taylorder.adapt.select import select
+from taylorder.analysis.run import analyze
+from taylorder.claims import gaussian, measure, order_losses, state_times
+from taylorder.models import LoadedModel
+from taylorder.reports import claims as report
+from taylorder.reports import run_directory
+
+KEYS = ["alpha", "precision", "cost", "similar", "distance", "ranges", "degree", "lookup"]
+
+
+@pytest.fixture
+def small(monkeypatch, tiny_tokenizer):
+    """Everything at sizes of a tiny model; `small` lists what was loaded."""
+    for module, name, value in (
+        (measure, "LENGTH", 32), (measure, "SEQUENCES", 2), (measure, "ROWS", 4), (measure, "LONG", (16, 48)),
+        (measure, "LOSS_SEQUENCES", 2), (measure, "SCALED_LENGTH", 32), (order_losses, "ORDERS", (1, 3)),
+        (state_times, "LENGTHS", (8, 24)), (state_times, "REPEATS", 2), (gaussian, "TOKENS", 300),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    draw = gaussian.measure_gaussian
+    monkeypatch.setattr(gaussian, "measure_gaussian", lambda **options: draw(tokens=300, rows=4, heads=2, **options))
+    loaded = []
+
+    def load(name, **_):
+        loaded.append(name)
+        return LoadedModel(tiny.TINY[name](), tiny_tokenizer, name, None)
+
+    monkeypatch.setattr(taylorder.models, "load", load)
+    return loaded
+
+
+@pytest.fixture
+def finished(tmp_path, tiny_tokenizer):
+    def make(name):
+        analysis = analyze(
+            tiny.TINY[name](), tiny_tokenizer, name=name, max_tokens=64, sequence_length=32, rows=4, max_order=5
+        )
+        directory = tmp_path / name
+        run_directory.write(
+            directory, analysis, select(analysis, policy="error", tolerance=0.07, context=32), None, None
+        )
+        return directory
+
+    return make
+
+
+def test_every_claim_gets_a_verdict_with_its_rule(run, small, finished):
+    directory = finished("llama")
+    code, out, err = run("claims", directory)
+    assert code == 0
+    document = json.loads((directory / "claims.json").read_text())
+    assert document["schema"] == "taylorder/claims@1"
+    assert document["models"] == ["llama"]
+    assert [claim["key"] for claim in document["claims"]] == KEYS
+    verdicts = {claim["key"]: claim["verdict"] for claim in document["claims"]}
+    assert verdicts["alpha"] == "not applicable"  # two layers
+    assert verdicts["precision"] == "contradicted"
+    assert verdicts["lookup"] == "not applicable"  # a tokenizer without words
+    for claim in document["claims"]:
+        assert claim["statement"] in " ".join(out.split())
+        assert claim["verdict"].upper() in out
+        assert claim["rule"].endswith(".")
+    assert "measuring llama for the claims" in err
+    assert small == ["llama"]
+
+
+def test_what_was_measured_is_not_measured_again(run, small, finished):
+    directory = finished("llama")
+    first = run("claims", directory, "--format", "json")[1]
+    again = run("claims", directory, "--format", "json")[1]
+    assert json.loads(first) == json.loads(again)
+    assert small == ["llama"]
+    run("claims", directory, "--fresh")
+    assert small == ["llama", "llama"]
+
+
+def test_several_models_are_pooled_into_a_place_of_their_own(run, small, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directories = finished("llama"), finished("bert")
+    code, out, _ = run("claims", *directories, "--tables")
+    assert code == 0
+    document = json.loads((tmp_path / "taylorder-claims" / "claims.json").read_text())
+    assert document["models"] == ["llama", "bert"]
+    assert not (directories[0] / "claims.json").exists()
+    assert "bert is bidirectional" in " ".join(out.split())
+    assert "Rule: " in out
+    assert "llama: weight by distance" in out
+    assert "bert: weight by distance" not in out
+
+
+def test_json_is_what_the_file_holds(run, small, finished, tmp_path):
+    _, out, _ = run("claims", finished("llama"), "--format", "json", "--out", tmp_path / "elsewhere")
+    assert out == (tmp_path / "elsewhere" / "claims.json").read_text()
+
+
+def test_another_model_than_was_analysed_is_refused(run, small, finished):
+    code, _, err = run("claims", finished("llama"), "--model", "qwen3")
+    assert code == 1
+    assert "qwen3 is not the model that was analysed as llama" in err
+    assert "--model" in err
+
+
+def test_without_a_run_the_way_out_is_named(run, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("claims")
+    assert code == 1
+    assert "taylorder-out is not a directory; `taylorder analyze --out taylorder-out` makes one" in err
+
+
+def test_one_model_for_several_directories_is_refused(run, small, finished):
+    code, _, err = run("claims", finished("llama"), finished("bert"), "--model", "llama")
+    assert code == 2
+    assert "--model names one model, but there are 2 directories" in err
+
+
+def test_cells_are_short():
+    assert [report.cell(each) for each in (None, 0.123456, 12345.6, 1234567, "q", float("inf"))] == [
+        "-", "0.123", "12,346", "1,234,567", "q", "inf",
+    ]  # fmt: skip

@@ -1,0 +1,147 @@
+"""The other things measured for claims: rounding, the paper's set-up, ranges, losses by order, scaled weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
+from taylorder.analysis.losses import hidden_states
+from taylorder.claims import gaussian, order_losses, score_ranges
+from taylorder.claims.gaussian import measure_gaussian
+from taylorder.claims.invariance import FACTORS, scale_queries
+from taylorder.claims.order_losses import NEAR, measure_order_losses
+from taylorder.claims.rounding import PRECISIONS, rounded
+from taylorder.claims.score_ranges import measure_ranges
+from taylorder.models import describe
+from taylorder.records import Records
+
+
+def quiet(*_):
+    pass
+
+
+def tokens(*shape, seed=0):
+    return torch.randint(4, tiny.VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rounding_is_what_the_formats_say():
+    x = torch.tensor([[0.1, -1.0, 0.33, 0.0]])
+    assert rounded(x, "fp16")[0, 0] == float(torch.tensor(0.1).half())
+    assert rounded(x, "bf16")[0, 0] == float(torch.tensor(0.1).bfloat16())
+    torch.testing.assert_close(rounded(x, "int4"), torch.tensor([[1 / 7, -1.0, 2 / 7, 0.0]], dtype=torch.float64))
+    torch.testing.assert_close(rounded(x, "int8")[0, 0], torch.tensor(13 / 127, dtype=torch.float64))
+    assert rounded(torch.zeros(1, 3), "int4").eq(0).all()
+
+
+def test_rounding_has_the_error_of_its_bits():
+    x = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    errors = {each: float((rounded(x, each) - x).norm() / x.norm()) for each in PRECISIONS}
+    assert 1e-4 < errors["fp16"] < 3e-4 < errors["bf16"] < 3e-3 < errors["int8"] < 0.01 < errors["fp8"] < 0.04
+    assert 0.08 < errors["int4"] < 0.2
+    scaled = rounded(3.7 * x, "int4") / 3.7
+    torch.testing.assert_close(scaled, rounded(x, "int4"), rtol=1e-6, atol=1e-6)
+
+
+def test_the_papers_set_up_against_the_definition():
+    (found,) = measure_gaussian(head_dims=(8,), tokens=500, rows=4, heads=1)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, 8, generator=draw, dtype=torch.float64) for n in (4, 500, 500))
+    exact, truncated = [], []
+    for row in range(4):
+        s = k[: 497 + row] @ q[row] / math.sqrt(8)
+        own = v[: 497 + row]
+        exact.append(s.exp() @ own / s.exp().sum())
+        w = 1 + s + s**2 / 2 + s**3 / 6
+        truncated.append(w @ own / w.sum())
+    exact, truncated = torch.stack(exact), torch.stack(truncated)
+    assert found.relative_l2[4] == pytest.approx(float((truncated - exact).norm() / exact.norm()))
+    assert found.median_error[4] == pytest.approx(float((truncated - exact).abs().median()))
+    assert found.output_rms == pytest.approx(float(exact.square().mean().sqrt()))
+
+
+def test_the_papers_set_up_says_what_is_known_of_it():
+    """Four terms: small absolute errors of outputs that vanish with the number of keys, tens of percent relative."""
+    draws = measure_gaussian(head_dims=(64,), tokens=8192, rows=16, heads=2)
+    for draw in draws:
+        assert 0.15 < draw.relative_l2[4] < 0.4
+        assert draw.median_error[4] < 3e-3
+        assert 1e-4 < draw.rounding["fp16"] < 1e-3
+        assert draw.relative_l2[6] < draw.relative_l2[4] < draw.relative_l2[3]
+    assert len({draw.relative_l2[4] for draw in draws}) == 2
+    assert gaussian.TOKENS == 102_400
+
+
+def test_ranges_are_those_of_the_first_tokens(monkeypatch):
+    monkeypatch.setattr(score_ranges, "_ROWS", 7)
+    model, ids = tiny.gemma3(), tokens(40)
+    described = describe(model, "tiny")
+    found = measure_ranges(model, described, ids, (10, 40))
+    assert found.lengths == (10, 40)
+    from taylorder.analysis.capture import run_layers
+
+    seen = {}
+
+    def consume(name, layer):
+        allowed = layer.mask[0, 0] if layer.mask is not None else torch.ones(40, 40, dtype=torch.bool).tril()
+        k = layer.k[0].double() - layer.k[0].double().mean(1, keepdim=True)
+        group = layer.q.shape[1] // len(k)
+        scores = layer.scaling * layer.q[0].double() @ k.repeat_interleave(group, 0).mT
+        scores = scores.abs() * allowed
+        seen[name] = [scores[:, :n].amax((1, 2)).tolist() for n in (10, 40)]
+
+    with torch.inference_mode():
+        run_layers(model, ids[None], consume)
+    for name, expected in seen.items():
+        for own, each in zip(found.largest[name], expected, strict=True):
+            assert own == pytest.approx(each, rel=1e-4)
+    assert len(seen) == 4
+
+
+def test_losses_by_order_are_those_of_adapted_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(order_losses, "ORDERS", (1, 3))
+    model, ids = tiny.llama(), tokens(2, 40)
+    described = describe(model, "tiny")
+    found = measure_order_losses(model, described, ids, records=Records(tmp_path, {}), progress=quiet)
+    assert found.length == 40
+    assert found.near.keys() == found.plain.keys() == {1, 3}
+    for kind, near in (("near", NEAR), ("plain", (0, 0))):
+        for order in (1, 3):
+            for place, sequence in enumerate(ids):
+                with torch.inference_mode(), adapted(model, OrderConfig.uniform(described, order, "mean", *near)):
+                    log_p = model.lm_head(hidden_states(model, sequence)).double().log_softmax(-1)
+                expected = -float(log_p[:-1].gather(-1, sequence[1:, None]).mean())
+                assert getattr(found, kind)[order][place] == pytest.approx(expected, rel=1e-5)
+    assert found.plain[1] != found.plain[3]
+    monkeypatch.setattr(order_losses, "_losses", None)  # nothing runs again
+    assert measure_order_losses(model, described, ids, records=Records(tmp_path, {}), progress=quiet) == found
+
+
+def test_scaling_weights_moves_scores_and_not_alpha():
+    model = tiny.llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = scale_queries(model, describe(model, "tiny"), tokens(1, 48), [torch.arange(8, 48)])
+    assert [row.factor for row in found.rows] == list(FACTORS)
+    assert len({round(row.alpha, 4) for row in found.rows}) == 1
+    for row in found.rows:
+        assert row.score_std == pytest.approx(found.rows[2].score_std * row.factor, rel=1e-4)
+    assert found.rows[0].error < found.rows[1].error < found.rows[2].error < found.rows[3].error
+    assert "normalises" not in found.note
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_where_queries_are_normalised_their_size_never_reaches_the_scores():
+    model = tiny.qwen3()
+    found = scale_queries(model, describe(model, "tiny"), tokens(1, 48), [torch.arange(8, 48)])
+    assert max(row.score_std for row in found.rows) == pytest.approx(min(row.score_std for row in found.rows), rel=1e-3)
+    assert "normalises" in found.note
+
+
+def test_interleaved_projections_cannot_be_scaled():
+    model = tiny.pythia()
+    assert scale_queries(model, describe(model, "tiny"), tokens(1, 48), [torch.arange(8, 48)]) is None

@@ -1,0 +1,272 @@
+"""Verdicts on made-up evidence: each claim where it holds, where it does not, and where nothing can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import synthetic
+
+from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.tasks import TaskRow
+from taylorder.claims import heads
+from taylorder.claims.constant_cost import constant_cost_claim
+from taylorder.claims.degree import degree_claim
+from taylorder.claims.distance import distance_claim
+from taylorder.claims.evidence import Evidence, Measured, above, below, over_layers, overall
+from taylorder.claims.gaussian import GaussianHead
+from taylorder.claims.heads import DISTANCES, MOST, ORDERS, TIES, HeadSums
+from taylorder.claims.layers import Layers
+from taylorder.claims.lookup import lookup_claim
+from taylorder.claims.order_losses import OrderLosses
+from taylorder.claims.precision import precision_claim
+from taylorder.claims.ranges import ranges_claim, tolerated_std
+from taylorder.claims.rounding import PRECISIONS
+from taylorder.claims.score_ranges import RangesByLength
+from taylorder.claims.similar import similar_claim
+from taylorder.claims.state_times import StateTimes
+from taylorder.claims.task_scores import TaskScore
+
+HEADS = 2
+
+
+def sums(layer=0, *, truncation=0.04, fp16=1e-7, kept=0.3, past=2.0, sinks=0.5):
+    """Sums of one module; a little different from layer to layer."""
+    draw = random.Random(layer)
+
+    def near(value):
+        return [value * draw.uniform(0.9, 1.1) for _ in range(HEADS)]
+
+    ends = np.array([*DISTANCES, 2 * DISTANCES[-1], 0])
+    mass = np.where(ends > 0, 1.0, 5.0)
+    ratio = np.where(ends > 64, past, 1.0) * np.where(ends > 0, 1.0, sinks)
+    buckets = len(DISTANCES) + 1
+    return HeadSums(
+        output=[1.0] * HEADS,
+        rounding=[near(fp16 * 10**place) for place in range(len(PRECISIONS))],
+        truncation=[near(truncation) for _ in ORDERS],
+        tied_rows=[[10.0] * HEADS for _ in range(len(TIES) + 1)],
+        tied_mass=[[5.0] * HEADS for _ in range(len(TIES) + 1)],
+        tied_truncated=[[near(5 * kept) for _ in ORDERS] for _ in range(len(TIES) + 1)],
+        mass=[[each] * HEADS for each in mass],
+        truncated_mass=[[near(each) for each in mass * ratio] for _ in ORDERS],
+        by_keys_output=[[1.0] * HEADS] * buckets,
+        by_keys_rounding=[[0.01] * HEADS] * buckets,
+        by_keys_truncation=[[0.1] * HEADS] * buckets,
+        degrees=[near(0.1) for _ in range(MOST)],
+        numerator=[1.0] * HEADS,
+    )
+
+
+def evidence(name="model", layers=8, *, causal=True, std=None, measured=None, **figures):
+    made = synthetic.analysis(layers, HEADS, 1, name=name, causal=causal)
+    if std is not None:
+        made = dataclasses.replace(
+            made, candidates=tuple(dataclasses.replace(row, score_std=std) for row in made.candidates)
+        )
+    found = {module.name: sums(place, **figures) for place, module in enumerate(made.model.modules)}
+    return Evidence(Layers(made), Measured(found, **(measured or {})))
+
+
+def draws(relative=0.25, fp16=5e-4):
+    return [
+        GaussianHead(
+            d, 0.005, dict.fromkeys((3, 4, 5, 6), 7e-4), dict.fromkeys((3, 4, 5, 6), relative * (1 + 0.1 * turn)),
+            {each: fp16 * 5**place for place, each in enumerate(PRECISIONS)},
+        )
+        for d in (8, 64) for turn in range(4)
+    ]  # fmt: skip
+
+
+def test_verdicts_follow_from_whole_intervals():
+    assert above(Interval(1, 0.5, 2), 0.4) == below(Interval(1, 0.5, 2), 3) == "supported"
+    assert above(Interval(1, 0.5, 2), 3) == below(Interval(1, 0.5, 2), 0.4) == "contradicted"
+    assert above(Interval(1, 0.5, 2), 1) == below(Interval(1, 0.5, 2), 1) == "undecided"
+    assert above(None, 1) == below(None, 1) == "not applicable"
+
+
+def test_models_have_to_agree():
+    assert overall(["supported", "supported", "not applicable"]) == "supported"
+    assert overall(["contradicted"]) == "contradicted"
+    assert overall(["supported", "contradicted"]) == overall(["supported", "undecided"]) == "undecided"
+    assert overall([]) == overall(["not applicable"]) == "not applicable"
+
+
+def test_layers_without_a_figure_take_no_part():
+    assert over_layers([float("nan")]) is None
+    assert over_layers([1.0, float("nan"), 3.0]).estimate == 2
+
+
+class TestPrecision:
+    def test_large_relative_errors_contradict_though_absolute_ones_are_small(self):
+        found = precision_claim(draws(), [evidence()])
+        assert found.verdict == "contradicted"
+        assert "0.0007" in found.reason
+        assert "29%" in found.reason
+        ratio = next(effect for effect in found.effects if effect.name.startswith("model"))
+        assert ratio.estimate == pytest.approx((0.04 / 1e-7) ** 0.5, rel=0.05)
+
+    def test_errors_of_float16_support(self):
+        assert precision_claim(draws(relative=5e-4), [evidence(truncation=1e-7)]).verdict == "supported"
+
+    def test_models_that_differ_from_the_set_up_leave_it_undecided(self):
+        assert precision_claim(draws(), [evidence(truncation=1e-7)]).verdict == "undecided"
+
+    def test_every_precision_and_order_has_a_row(self):
+        setup, model = precision_claim(draws(), [evidence()]).tables
+        assert len(setup.rows) == 2 * (4 + len(PRECISIONS))
+        assert [row[0] for row in model.rows] == [*(f"order {order}" for order in ORDERS), *PRECISIONS]
+
+
+class TestSimilar:
+    def test_weight_that_is_lost_supports(self):
+        found = similar_claim([evidence(kept=0.3)])
+        assert found.verdict == "supported"
+        assert found.effects[0].estimate == pytest.approx(0.3, rel=0.05)
+
+    def test_weight_that_is_kept_contradicts(self):
+        assert similar_claim([evidence(kept=0.98)]).verdict == "contradicted"
+
+    def test_models_that_differ(self):
+        assert similar_claim([evidence(kept=0.3), evidence("other", kept=0.98)]).verdict == "undecided"
+
+    def test_made_up_scores_say_what_they_must(self):
+        """The wider the scores the less is left; high orders leave more; within a window nothing is lost to them."""
+        table = similar_claim([evidence()]).tables[0]
+        rows = {(row[0], row[1]): row for row in table.rows}
+        assert rows[0.5, 1][7] > 0.95 > rows[3.0, 1][7]
+        for row in rows.values():
+            assert row[3] < row[7] <= 1.01
+            assert row[-1] > row[5]
+
+
+class TestDistance:
+    def test_more_weight_on_the_past_supports(self):
+        found = distance_claim([evidence(past=2.0)])
+        assert found.verdict == "supported"
+        assert found.effects[0].estimate == pytest.approx(np.log(2), rel=0.1)
+        assert any(f"keep {share}% of it in model" in found.reason for share in (49, 50, 51))
+
+    def test_less_contradicts(self):
+        assert distance_claim([evidence(past=0.5)]).verdict == "contradicted"
+
+    def test_encoders_have_no_past(self):
+        assert distance_claim([evidence(causal=False)]).verdict == "not applicable"
+
+
+class TestRanges:
+    def test_wild_scores_contradict_and_mild_ones_support(self):
+        assert ranges_claim([evidence(std=3.0)]).verdict == "contradicted"
+        assert ranges_claim([evidence(std=0.2)]).verdict == "supported"
+
+    def test_what_an_order_tolerates_meets_the_tolerance(self):
+        from taylorder.analysis.statistics import gaussian_prediction
+
+        assert gaussian_prediction(tolerated_std(4, 0.07), 4) == pytest.approx(0.07)
+        assert tolerated_std(8, 0.07) > tolerated_std(4, 0.07)
+
+    def test_growth_with_context_is_told(self):
+        lengths = (256, 1024)
+        largest = {f"model.layers.{layer}.self_attn": [[5.0, 5.0], [8.0, 8.0]] for layer in range(8)}
+        found = ranges_claim([evidence(std=3.0, measured={"ranges": RangesByLength(lengths, largest)})])
+        assert f"{5 / np.log(256):.1f} to {8 / np.log(1024):.1f} times ln n" in found.reason
+        assert found.plots[0].series[-1].name == "ln n"
+
+
+def losses(step):
+    """Losses that change by ``step`` from one odd order to the next, on sequences of different difficulty."""
+    exact = (1.0, 2.0, 3.0, 4.0)
+    noise = random.Random(0)
+    by_order = {
+        order: tuple(each + 1 + step * order / 2 + noise.uniform(-0.01, 0.01) for each in exact)
+        for order in (1, 2, 3, 5, 7)
+    }
+    return OrderLosses(1024, exact, by_order, by_order)
+
+
+class TestDegree:
+    def test_losses_that_fall_support_and_those_that_rise_contradict(self):
+        assert degree_claim([evidence(measured={"losses": losses(-0.1)})]).verdict == "supported"
+        assert degree_claim([evidence(measured={"losses": losses(0.1)})]).verdict == "contradicted"
+        assert degree_claim([evidence(measured={"losses": losses(0.0)})]).verdict == "undecided"
+
+    def test_steps_are_paired_by_sequence(self):
+        found = degree_claim([evidence(measured={"losses": losses(-0.1)})])
+        assert len(found.effects) == 3
+        for effect in found.effects:
+            assert effect.estimate == pytest.approx(-0.1, abs=0.02)
+            assert effect.high - effect.low < 0.1, "sequences of different difficulty would spread over a nat"
+
+    def test_without_losses_errors_are_told_and_nothing_is_decided(self):
+        found = degree_claim([evidence(causal=False)])
+        assert found.verdict == "not applicable"
+        assert "from order 1 to 7" in found.reason
+
+
+class TestCost:
+    def times(self, adapted):
+        exact = tuple((10.0 + repeat, 20.0, 60.0) for repeat in (0.0, 0.1, 0.2))
+        own = tuple((20.0 + repeat, 20.0, adapted) for repeat in (0.0, 0.1, 0.2))
+        return {"times": StateTimes((256, 1024, 4096), exact, own, (1, 2, 3), (4, 4, 4))}
+
+    def test_constant_times_support_and_growing_ones_contradict(self):
+        assert constant_cost_claim([evidence(measured=self.times(20.5))]).verdict == "supported"
+        assert constant_cost_claim([evidence(measured=self.times(40.0))]).verdict == "contradicted"
+
+    def test_the_crossovers_are_told_whatever_the_clock_says(self):
+        found = constant_cost_claim([evidence(measured=self.times(20.5))])
+        assert "2,179 tokens on at order 3" in found.reason
+        assert "48,654 at order 4" in found.reason
+        assert found.tables[0].rows[3][:2] == (4, 47905)
+
+    def test_encoders_are_counted_in_multiplications(self):
+        found = constant_cost_claim([evidence(causal=False)])
+        assert found.verdict == "not applicable"
+        assert "fewer multiplications" in found.reason
+
+
+def score(name, kind, task, difference, *, can=True):
+    own = Interval(0.9 + difference, 0.8 + difference, 1.0)
+    delta = Interval(difference, difference - 0.02, difference + 0.02)
+    row = TaskRow(
+        task, 1024, None, 4, 20, 0.1, Interval(0.9, 0.8, 1.0), own, delta, 1.0, 2.0, Interval(0, 0, 0),
+        Interval(0, 0, 0), Interval(0, 0, 0), not can,
+    )  # fmt: skip
+    return TaskScore(name, kind, 1024, 4096, row)
+
+
+class TestLookup:
+    def judged(self, *scores):
+        return lookup_claim([evidence(measured={"scores": scores})])
+
+    def test_states_that_fail_everywhere_support(self):
+        found = self.judged(
+            score("order 2", "state", "lookup", -0.7), score("order 3", "state", "list", -0.6),
+            score("window 64", "window", "list", 0.0),
+        )  # fmt: skip
+        assert found.verdict == "supported"
+        assert "exact attention has 90% right" in found.reason
+        assert len(found.effects) == 2
+
+    def test_an_order_that_manages_contradicts(self):
+        assert self.judged(score("order 5", "state", "list", 0.0)).verdict == "contradicted"
+
+    def test_a_mixture_is_undecided(self):
+        found = self.judged(score("order 2", "state", "list", -0.7), score("order 2", "state", "copy", 0.0))
+        assert found.verdict == "undecided"
+
+    def test_what_exact_attention_cannot_do_is_no_evidence(self):
+        found = self.judged(score("order 2", "state", "list", -0.7, can=False))
+        assert found.verdict == "not applicable"
+        assert "itself cannot" in found.reason
+
+    def test_needles_decide_nothing(self):
+        assert self.judged(score("order 2", "state", "needle", -0.7)).verdict == "not applicable"
+
+
+def test_orders_asked_about_are_measured():
+    from taylorder.claims import distance, precision, similar
+
+    assert {distance.ORDER, precision.ORDER, similar.ORDER} <= set(heads.ORDERS)
