@@ -130,7 +130,7 @@ def test_heads_have_a_table_of_their_own_where_their_alphas_were_fitted():
 
 def test_scaling_is_shown():
     rows = tuple(Scaled(factor, 3.0, factor, factor / 10, 4.0) for factor in (0.5, 1.0))
-    found = alpha_claim([layers(30, spread, follows)], [Invariance("model", "layer 3", 5, rows, "note")])
+    found = alpha_claim([layers(30, spread, follows)], {"model": Invariance("layer 3", 5, rows, "note")})
     table = next(table for table in found.tables if "W_Q multiplied" in table.title)
     assert [row[:2] for row in table.rows] == [(0.5, 3.0), (1.0, 3.0)]
 

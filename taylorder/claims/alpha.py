@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -33,8 +33,8 @@ _RULE = (
 )
 
 
-def alpha_claim(models: Sequence[Layers], invariances: Sequence[Invariance] = ()) -> Claim:
-    """Test the prediction on the layers of some models, pooled."""
+def alpha_claim(models: Sequence[Layers], invariances: Mapping[str, Invariance] | None = None) -> Claim:
+    """Test the prediction on the layers of some models, pooled; ``invariances`` are told by the name of the model."""
     order = min([ORDER, *(layers.analysis.max_order for layers in models)])
     order -= order % 2 == 0
     primary = {each: _associate(models, _PRIMARY, order, each, level=_SIMULTANEOUS) for each in EXPANSIONS}
@@ -58,7 +58,7 @@ def alpha_claim(models: Sequence[Layers], invariances: Sequence[Invariance] = ()
             _tested(models, order),
             _rivals(models, order),
             _needed(models),
-            *(_scaled(each) for each in invariances),
+            *(_scaled(name, each) for name, each in (invariances or {}).items()),
             *_by_head(models, order),
         ),
         plots=(_scatter(models, order),),
@@ -170,8 +170,8 @@ def _rivals(models: Sequence[Layers], order: int) -> Table:
         ("predictor", "error on a layer left out"),
         tuple(errors.items()),
         note=(
-            "Root mean square in decimal logarithms. Nothing predicts the mean of the other layers: a figure that does "
-            "not beat it tells nothing."
+            "Root mean square in decimal logarithms; lines in the ranks of figures. Nothing predicts the mean of the "
+            "other layers: a figure that does not beat it tells nothing."
         ),
     )
 
@@ -199,9 +199,9 @@ def _needed(models: Sequence[Layers]) -> Table:
     )
 
 
-def _scaled(invariance: Invariance) -> Table:
+def _scaled(name: str, invariance: Invariance) -> Table:
     return Table(
-        f"{invariance.model}, {invariance.module}: W_Q multiplied by a factor",
+        f"{name}, {invariance.module}: W_Q multiplied by a factor",
         ("factor", "alpha of q", "score std", f"error at order {invariance.order}", "median order needed"),
         tuple((row.factor, row.alpha, row.score_std, row.error, row.needed_order) for row in invariance.rows),
         note=invariance.note,

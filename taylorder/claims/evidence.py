@@ -49,8 +49,8 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """Of the model."""
-        return self.model.name
+        """What the model is called."""
+        return self.layers.name
 
     def head_sums(self, field_name: str) -> list[Floats]:
         """One field of :class:`HeadSums` of every module, as arrays that end in the head."""

@@ -46,7 +46,6 @@ class Scaled:
 class Invariance:
     """What scaling W_Q of one layer did."""
 
-    model: str
     module: str
     order: int
     rows: tuple[Scaled, ...]
@@ -80,7 +79,7 @@ def scale_queries(
     note = f"Errors: expansion mean, geometric mean over heads; order needed: within {TOLERANCE:.0%}, median head."
     if not changed:
         note += " This model normalises queries after W_Q, so that its size never reaches the scores."
-    return Invariance(description.name, module.name, ORDER, tuple(found), note)
+    return Invariance(module.name, ORDER, tuple(found), note)
 
 
 def _measured(

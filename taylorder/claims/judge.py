@@ -19,7 +19,7 @@ from taylorder.claims.similar import similar_claim
 
 def judge(models: Sequence[Evidence], draws: Sequence[GaussianHead]) -> tuple[Claim, ...]:
     """Judge every claim; ``draws`` are those of :func:`~taylorder.claims.gaussian.measure_gaussian`."""
-    invariances = [each.measured.invariance for each in models if each.measured.invariance is not None]
+    invariances = {each.name: each.measured.invariance for each in models if each.measured.invariance is not None}
     return (
         alpha_claim([each.layers for each in models], invariances),
         precision_claim(draws, models),

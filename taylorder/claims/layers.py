@@ -20,15 +20,17 @@ _SMALLEST = 1e-12
 class Layers:
     """One model's attention modules, in order, and lookups of their figures.
 
-    All methods return float64 ``[layers]``, NaN where a layer has no such figure.
+    ``label`` is what to call the model, None for its name. All methods return float64 ``[layers]``, NaN where a layer
+    has no such figure.
     """
 
     analysis: Analysis
+    label: str | None = None
 
     @property
     def name(self) -> str:
-        """Of the model."""
-        return self.analysis.model.name
+        """What the model is called."""
+        return self.label or self.analysis.model.name
 
     @property
     def modules(self) -> list[str]:

@@ -20,23 +20,22 @@ PREDICTORS: Mapping[str, Callable[[Layers, int, Expansion], Floats]] = {
     "alpha, k": lambda layers, *_: layers.spectral("k", lambda row: row.alpha),
     "alpha, mean": lambda layers, *_: layers.both(lambda row: row.alpha),
     "Hill alpha, mean": lambda layers, *_: layers.both(lambda row: row.hill_alpha),
-    "spectral norm, q times k": lambda layers, *_: 2 * layers.both(lambda row: _log(row.spectral_norm)),
+    "spectral norm, q times k": lambda layers, *_: (
+        layers.spectral("q", lambda row: row.spectral_norm) * layers.spectral("k", lambda row: row.spectral_norm)
+    ),
     "depth": lambda layers, *_: layers.depth(),
-    "score std": lambda layers, *which: layers.over_heads(*which, lambda row: math.log(row.score_std)),
+    "score std": lambda layers, *which: layers.over_heads(*which, lambda row: log10(row.score_std)),
     "Gaussian prediction": lambda layers, *which: layers.over_heads(*which, lambda row: log10(row.gaussian_prediction)),
     "logit rank": lambda layers, *which: layers.over_heads(*which, lambda row: row.logit_rank),
 }
-"""By name, a figure for every layer; spectral norm and score std as logarithms."""
-
-
-def _log(value: float | None) -> float | None:
-    return None if value is None else math.log(value)
+"""By name, a figure for every layer."""
 
 
 def left_out_errors(models: Sequence[Layers], order: int, expansion: Expansion) -> dict[str, float]:
     """How far off a straight line through the other layers of the model is on a layer left out, for every predictor.
 
-    Root mean squares over all layers, in decimal logarithms of the error (0.3 is a factor of two), the least first.
+    The line is one in the rank of the figure among the layers of the model, so that no outlier decides. Root mean
+    squares over all layers, in decimal logarithms of the error (0.3 is a factor of two), the least first.
     ``nothing`` predicts the mean of the other layers. Only layers that have all figures take part, so that all are
     judged on the same; predictors that some model lacks altogether are left out.
     """
@@ -49,7 +48,7 @@ def left_out_errors(models: Sequence[Layers], order: int, expansion: Expansion) 
         if len(y) < LEAST:
             continue
         for name, x in [("nothing", np.zeros_like(y)), *zip(figures, rest, strict=True)]:
-            squares.setdefault(name, []).extend(_leave_one_out(x, y) ** 2)
+            squares.setdefault(name, []).extend(_leave_one_out(stats.rankdata(x), y) ** 2)
     most = max((len(each) for each in squares.values()), default=0)
     found = {name: math.sqrt(float(np.mean(each))) for name, each in squares.items() if len(each) == most}
     return dict(sorted(found.items(), key=lambda item: item[1]))

@@ -100,7 +100,9 @@ def _evidence(directory: Path, model: str | None, device: str, fresh: bool, prog
         loaded = load(source, device=device)
         progress.say(f"measuring {analysis.model.name} for the claims (an interrupted run goes on where it was)")
         measured = measure(analysis, loaded, records, fresh=fresh, progress=progress)
-    return Evidence(Layers(analysis), measured)
+    # A path says where a model lies, not what it is called.
+    label = directory.resolve().name if Path(analysis.model.name).exists() else None
+    return Evidence(Layers(analysis, label), measured)
 
 
 def _draws(directory: Path, fresh: bool, progress: StderrProgress) -> list[GaussianHead]:
