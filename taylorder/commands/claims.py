@@ -40,7 +40,9 @@ def claims(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", show_default=f"the one DIR, or {_POOLED} for several", help="Write claims.json here."
+            metavar="DIR",
+            show_default=f"the one DIR, or {_POOLED} for several",
+            help="Write claims.json here; the one DIR's report.html shows them too.",
         ),
     ] = None,
     tables: Annotated[bool, typer.Option("--tables", help="Also print the rules and the tables behind them.")] = False,
@@ -65,7 +67,8 @@ def claims(
 
     from taylorder.files import replacing
     from taylorder.reports import claims as report
-    from taylorder.reports.document import as_json
+    from taylorder.reports import run_directory
+    from taylorder.reports.document import CLAIMS_FILE, as_json
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
@@ -76,10 +79,13 @@ def claims(
         progress.say("judging")
         found = judge(models, draws)
         names = [each.name for each in models]
-        document = as_json(report.as_document(found, names))
-        with replacing(target / report.FILE) as temporary:
-            temporary.write_text(document, encoding="utf-8")
-    _print(found, names, document, tables, output)
+        document = report.as_document(found, names)
+        if target == chosen[0]:
+            run_directory.write_claims(target, document)
+        else:
+            with replacing(target / CLAIMS_FILE) as temporary:
+                temporary.write_text(as_json(document), encoding="utf-8")
+    _print(found, names, as_json(document), tables, output)
 
 
 def _evidence(directory: Path, model: str | None, device: str, fresh: bool, progress: StderrProgress) -> Evidence:

@@ -18,7 +18,6 @@ from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
 
 SCHEMA = "taylorder/claims@1"
-FILE = "claims.json"
 
 _STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow", "not applicable": "dim"}
 _INDENT = (0, 0, 0, 2)

@@ -21,7 +21,16 @@ from taylorder.models import ModelDescription
 from taylorder.reports import summary, verdict
 
 SCHEMA = "taylorder/report@1"
-FILES = {"orders": "orders.json", "heads": "heads.csv", "spectral": "spectral.csv", "report": "report.json"}
+FILES = {
+    "orders": "orders.json",
+    "heads": "heads.csv",
+    "spectral": "spectral.csv",
+    "report": "report.json",
+    "page": "report.html",
+}
+CLAIMS_FILE = "claims.json"
+"""What `taylorder claims` made of the run, where it was asked to."""
+
 LEVERS_FILE = "levers.csv"
 """One row per KV head and candidate, where levers were measured."""
 

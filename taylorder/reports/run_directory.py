@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,7 +26,8 @@ from taylorder.analysis.lever_errors import LeverRow
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
 from taylorder.files import replacing
-from taylorder.reports.document import FILES, LEVERS_FILE, SCHEMA, ReportDocument, as_document, as_json
+from taylorder.reports import html
+from taylorder.reports.document import CLAIMS_FILE, FILES, LEVERS_FILE, SCHEMA, ReportDocument, as_document, as_json
 
 _HEADS_COLUMNS = (
     "module", "head", "kv_head", "order", "expansion", "window", "sinks", "relative_l2", "rmse", "cosine", "max_error",
@@ -67,6 +68,8 @@ def write(
             (directory / LEVERS_FILE).unlink(missing_ok=True)
         else:
             _write_levers(directory / LEVERS_FILE, levers)
+        (directory / CLAIMS_FILE).unlink(missing_ok=True)  # they were about another run
+        html.write(directory / FILES["page"], analysis, selection, evaluation, None, directory)
         with replacing(directory / FILES["report"]) as temporary:
             temporary.write_text(as_json(as_document(analysis, selection, None, evaluation)), encoding="utf-8")
     except OSError as error:
@@ -111,6 +114,23 @@ def read_evaluation(directory: str | Path) -> Evaluation | None:
 
     """
     return _read_report(Path(directory) / FILES["report"]).evaluation
+
+
+def write_claims(directory: str | Path, claims: Mapping[str, Any]) -> None:
+    """Keep a document of claims beside a finished run, and put it on its page.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written, or holds no finished run.
+
+    """
+    directory = Path(directory)
+    analysis, selection = read(directory)
+    try:
+        with replacing(directory / CLAIMS_FILE) as temporary:
+            temporary.write_text(as_json(dict(claims)), encoding="utf-8")
+        html.write(directory / FILES["page"], analysis, selection, read_evaluation(directory), claims, directory)
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} cannot be written ({error.strerror}); name another with --out") from error
 
 
 def _columns(row_type: type[_Row], first: Sequence[str]) -> list[str]:

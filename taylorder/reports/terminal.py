@@ -254,7 +254,9 @@ def _verdict(
     yield Text()
     if directory is not None:
         more = ", levers.csv" if selection.levers is not None else ""
-        yield _note(f"In {directory}: orders.json, heads.csv, spectral.csv{more}, report.json.")
+        yield _note(
+            f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
+        )
     command, reason = verdict.next_command(analysis, selection, directory)
     yield _note(f"Next, {reason}:")
     yield Text()

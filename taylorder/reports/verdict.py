@@ -8,13 +8,12 @@ from pathlib import Path
 from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.lever_summary import LeverSummary
 from taylorder.adapt.select import TIERS, Selection
-from taylorder.analysis.results import Analysis, Calibration
-from taylorder.analysis.text import CALIBRATION_SOURCE
+from taylorder.analysis.results import Analysis
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
+from taylorder.reports.reproduce import analyze_command
 
-_DEFAULT_TOLERANCE = TIERS["int4"]
 _ADVISED_WINDOW, _ADVISED_SINKS = 64, 4
 
 
@@ -262,32 +261,8 @@ def _analyze(
     context: int | None = None,
 ) -> str:
     """The command that measures the same model and text, with something changed and results of its own."""
-    calibration = analysis.calibration
-    window = analysis.window if window is None else window
-    sinks = analysis.sinks if sinks is None else sinks
-    policy = selection.policy if policy is None else policy
-    context = selection.context if context is None else context
-    words = ["taylorder", "analyze", analysis.model.name]
-    if calibration.source != CALIBRATION_SOURCE:
-        words += [word for file in calibration.source.split(", ") for word in ("--text", file)]
-    options = (
-        ("--max-tokens", calibration.tokens, 8192 // calibration.sequence_length * calibration.sequence_length),
-        ("--sequence-length", calibration.sequence_length, min(1024, analysis.model.max_context)),
-        ("--rows", _rows(calibration), _rows(calibration) if calibration.rows_per_sequence == 64 else "64"),
-        ("--tolerance", selection.tolerance, _DEFAULT_TOLERANCE),
-        ("--max-order", analysis.max_order, 8),
-        ("--window", window, 0),
-        ("--sinks", sinks, 0),
-        ("--policy", policy, "error"),
-        ("--context", context, analysis.model.max_context),
-        ("--seed", calibration.seed, 0),
+    suffix = f"-window-{window or analysis.window}" if window or analysis.window else ""
+    suffix += "-alpha" if (policy or selection.policy) == "alpha" else ""
+    return analyze_command(
+        analysis, selection, out=f"taylorder-out{suffix}", window=window, sinks=sinks, policy=policy, context=context
     )
-    changed = [(option, value) for option, value, default in options if value != default]
-    words += [word for option, value in changed for word in (option, str(value))]
-    suffix = f"-window-{window}" if window else ""
-    suffix += "-alpha" if policy == "alpha" else ""
-    return shlex.join([*words, "--out", f"taylorder-out{suffix}"])
-
-
-def _rows(calibration: Calibration) -> str:
-    return "all" if calibration.rows_per_sequence >= calibration.sequence_length else str(calibration.rows_per_sequence)

@@ -1,0 +1,218 @@
+"""An analysis and its config as one HTML page that needs nothing else: the content of ``report.html``.
+
+Words and tables are those of the terminal report, which is printed to a console that keeps what it is given; the
+script of the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loaded from anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from taylorder.adapt.evaluate import Evaluation
+from taylorder.adapt.select import Selection
+from taylorder.analysis.results import Analysis
+from taylorder.files import replacing
+from taylorder.reports import alphas, html_data, summary, terminal, verdict
+from taylorder.reports.claims import cell
+from taylorder.reports.document import finite
+from taylorder.reports.reproduce import analyze_command
+
+_PAGE = Path(__file__).parent / "page"
+_SCRIPTS = ("format.js", "palette.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
+_SAVED = ("What every KV head keeps", "What this config saves", "What the model loses")
+_VERDICT = "Verdict"
+_MARKS = {"supported": "\u2713", "contradicted": "\u2715", "undecided": "?", "not applicable": "\u2013"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Heading of a column, and whether its cells are figures."""
+
+    title: str
+    figures: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A paragraph, or a table with or without headings."""
+
+    text: str = ""
+    columns: tuple[Column, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(slots=True)
+class Section:
+    """What stands under one heading of the terminal report; ``drawn`` if it is text laid out by hand, as a grid is."""
+
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+    drawn: bool = False
+
+
+class _Keeping(Console):
+    """A console that keeps what it should print."""
+
+    def __init__(self) -> None:
+        super().__init__(file=io.StringIO(), width=80, color_system=None)
+        self.kept: list[Any] = []
+
+    def print(self, *objects: Any, **_options: Any) -> None:
+        self.kept += objects
+
+
+def render(
+    analysis: Analysis,
+    selection: Selection,
+    evaluation: Evaluation | None = None,
+    claims: Mapping[str, Any] | None = None,
+    directory: Path | None = None,
+) -> str:
+    """The whole page as one string.
+
+    Args:
+        analysis: the measurements.
+        selection: the choice.
+        evaluation: the short evaluation, None if it was skipped.
+        claims: a document of :func:`taylorder.reports.claims.as_document`, None if no claims were judged.
+        directory: where the files of this run lie, for the commands.
+
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    header, *sections = _sections(analysis, selection, evaluation)
+    exact, adapted = html_data.saved_bytes(analysis, selection)
+    command, reason = verdict.next_command(analysis, selection, directory)
+    return environment.get_template("report.html.j2").render(
+        model=analysis.model,
+        facts=[row for block in header.blocks for row in block.rows],
+        verdict=verdict.sentences(analysis, selection, evaluation),
+        counts=summary.outcome(analysis, selection),
+        alphas_note=alphas.legend(analysis),
+        overall=[each for each in sections if not each.drawn and not each.title.startswith((*_SAVED, _VERDICT))],
+        saved=[each for each in sections if each.title.startswith(_SAVED)],
+        shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
+        claims=None if claims is None else [_claim(*numbered) for numbered in enumerate(claims["claims"], start=1)],
+        commands=_commands(analysis, selection, evaluation, directory),
+        next=command,
+        reason=reason,
+        software=selection.config.software,
+        text_sha256=analysis.calibration.text_sha256,
+        data=html_data.as_data(analysis, selection, claims),
+        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
+        script=Markup("".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS)),
+    )
+
+
+def write(
+    path: str | Path,
+    analysis: Analysis,
+    selection: Selection,
+    evaluation: Evaluation | None = None,
+    claims: Mapping[str, Any] | None = None,
+    directory: Path | None = None,
+) -> None:
+    """Write the page; the arguments are those of :func:`render`."""
+    with replacing(path) as temporary:
+        temporary.write_text(render(analysis, selection, evaluation, claims, directory), encoding="utf-8")
+
+
+def _sections(analysis: Analysis, selection: Selection, evaluation: Evaluation | None) -> list[Section]:
+    """The terminal report by its headings; the first section, without one, is the header."""
+    console = _Keeping()
+    terminal.render(analysis, selection, console, None, evaluation)
+    sections = [Section("")]
+    for part in _unwrapped(console.kept):
+        match part:
+            case Rule():
+                sections.append(Section(str(part.title)))
+            case Table():
+                sections[-1].blocks.append(_block(part))
+            case Text() if part.plain.strip():
+                sections[-1].drawn = True
+            case Block():
+                sections[-1].blocks.append(part)
+    return sections
+
+
+def _unwrapped(parts: Iterable[Any]) -> Iterable[Any]:
+    """What is inside paddings: an indented text is a paragraph, a text by itself is laid out by hand."""
+    for part in parts:
+        if isinstance(part, Padding):
+            inner = part.renderable
+            yield Block(text=inner.plain) if isinstance(inner, Text) else inner
+        else:
+            yield part
+
+
+def _block(table: Table) -> Block:
+    columns = tuple(Column(str(each.header).replace("\n", " "), each.justify == "right") for each in table.columns)
+    cells = [[str(found) for found in each.cells] for each in table.columns]
+    return Block(columns=columns if table.show_header else (), rows=tuple(zip(*cells, strict=True)))
+
+
+def _claim(number: int, claim: Mapping[str, Any]) -> dict[str, Any]:
+    """A claim with its figures in words."""
+    claim = finite(dict(claim))
+    return {
+        **claim,
+        "number": number,
+        "mark": _MARKS.get(claim["verdict"], "?"),
+        "effects": [
+            (each["name"], cell(each["estimate"]), _interval(each["low"], each["high"]), each["meaning"])
+            for each in claim.get("effects", ())
+        ],
+        "tables": [(each["title"], _figures(each), each.get("note", "")) for each in claim.get("tables", ())],
+    }
+
+
+def _interval(low: Any, high: Any) -> str:
+    return "exact, by formula" if low is None or high is None else f"[{cell(low)}, {cell(high)}]"
+
+
+def _figures(table: Mapping[str, Any]) -> Block:
+    rows: Sequence[Sequence[Any]] = table["rows"]
+    columns = tuple(
+        Column(title, not any(isinstance(row[place], str) and row[place] not in ("nan", "inf", "-inf") for row in rows))
+        for place, title in enumerate(table["columns"])
+    )
+    return Block(columns=columns, rows=tuple(tuple(cell(value) for value in row) for row in rows))
+
+
+def _commands(
+    analysis: Analysis, selection: Selection, evaluation: Evaluation | None, directory: Path | None
+) -> list[tuple[str, str]]:
+    """Commands that make this run and its figures again, each with what it does."""
+    out = str(directory or "taylorder-out")
+    config = str(Path(out) / "orders.json")
+    commands = [
+        (
+            analyze_command(analysis, selection, out=out, evaluated=evaluation is not None),
+            "measures the same, chooses, and writes the run directory",
+        ),
+        (shlex.join(["taylorder", "show", out]), "prints the report again, without measuring"),
+    ]
+    if summary.outcome(analysis, selection).adapted:
+        evaluate = shlex.join(["taylorder", "eval", analysis.model.name, "--config", config])
+        commands.append((evaluate, "measures what the config costs in loss, beside simpler uses of the same bytes"))
+    return commands

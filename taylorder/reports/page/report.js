@@ -1,0 +1,122 @@
+// Wires the controls to the drawing.
+
+const THEMES = ["automatic", "light", "dark"];
+
+/** What the browser keeps between visits; nothing where it keeps nothing for files. */
+function remembered(value) {
+  try {
+    if (value !== undefined) localStorage.setItem("taylorder-theme", value);
+    return localStorage.getItem("taylorder-theme");
+  } catch {
+    return null;
+  }
+}
+
+function setTheme(theme) {
+  const known = THEMES.includes(theme) ? theme : THEMES[0];
+  if (known === THEMES[0]) delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = known;
+  document.getElementById("theme").textContent = `Theme: ${known}`;
+  return known;
+}
+
+function startTheme() {
+  let theme = setTheme(remembered());
+  document.getElementById("theme").addEventListener("click", () => {
+    theme = setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
+    remembered(theme);
+  });
+}
+
+/** Fill a select, and call `changed` when the reader picks. */
+function choices(id, options, value, changed) {
+  const control = document.getElementById(id);
+  for (const [key, text] of options) control.append(element("option", { value: key, textContent: text }));
+  control.value = value;
+  control.addEventListener("change", () => changed(control.value));
+}
+
+function refresh() {
+  for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== state.view;
+  document.getElementById("explanation").textContent = currentView().explanation();
+  document.getElementById("readout").textContent = "";
+  resetThreshold();
+  drawGrid();
+}
+
+function changing(name, read = (value) => value) {
+  return (value) => {
+    state[name] = read(value);
+    refresh();
+  };
+}
+
+function startControls() {
+  const same = (names) => names.map((name) => [name, name]);
+  const shown = Object.entries(VIEWS).filter(([name]) => name !== "alpha" || layers.some((layer) => Object.keys(layer.alphas).length > 1));
+  choices("view", shown.map(([name, view]) => [name, view.name]), state.view, (view) => {
+    state.threshold = null;
+    changing("view")(view);
+  });
+  choices("order", same(ORDERS), state.order, changing("order", Number));
+  choices("expansion", same(data.expansions), state.expansion, changing("expansion"));
+  choices("projection", Object.entries(PROJECTIONS), state.projection, changing("projection"));
+  choices("rows", [], state.rows, changing("rows"));
+  choices("columns", [], state.columns, changing("columns"));
+  const slider = document.getElementById("threshold");
+  slider.addEventListener("input", () => setThreshold(bounds[Number(slider.value)] ?? null));
+  const tolerance = document.getElementById("tolerance");
+  tolerance.textContent = `at the tolerance, ${data.tolerance.text}`;
+  tolerance.addEventListener("click", () => setThreshold(data.tolerance.value));
+}
+
+/** The table of all figures, made when it is opened first. */
+function startNumbers() {
+  const details = document.getElementById("table");
+  const draw = (expansion) => document.getElementById("all-numbers").replaceChildren(...allNumbers(expansion));
+  choices("table-expansion", data.expansions.map((name) => [name, name]), state.expansion, draw);
+  details.addEventListener("toggle", () => draw(document.getElementById("table-expansion").value), { once: true });
+}
+
+function allNumbers(expansion) {
+  const projections = Object.keys(PROJECTIONS);
+  const titles = ["layer", "head", "KV head", "chosen", "needed", ...ORDERS.map((order) => `order ${order}`),
+    ...projections.map((name) => `alpha ${name}`), "score std"];
+  const titleRow = element("tr", {}, ...titles.map((title) => element("th", { scope: "col", className: "number", textContent: title })));
+  const body = element("tbody", {}, ...heads.map((head) => figureRow([
+    head.layer.label, head.number, head.kv_head, VIEWS.order.text(head), VIEWS.needed.text(head),
+    ...ORDERS.map((order) => percent(errorOf(head, order, expansion), 3)),
+    ...projections.map((name) => alphaOf(head.layer, name).text), general(head.score_std)])));
+  return [element("thead", {}, titleRow), body];
+}
+
+function drawPlots() {
+  for (const container of document.querySelectorAll(".plots")) {
+    container.replaceChildren();
+    for (const plot of data.plots[Number(container.dataset.claim)]) {
+      const place = element("div", { className: "plot" });
+      container.append(place);
+      drawChart(place, plot);
+    }
+  }
+}
+
+/** Charts are drawn as wide as their place is; the width alone matters, since scrolling changes the height on phones. */
+function watchWidth() {
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth === width) return;
+    width = window.innerWidth;
+    drawCurves();
+    drawPlots();
+  });
+}
+
+startTheme();
+startControls();
+watchGrid();
+refresh();
+drawDetail();
+startNumbers();
+drawPlots();
+watchWidth();

@@ -1,0 +1,332 @@
+"""``report.html`` without a browser: its figures and words are those of the run, and nothing comes from elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import synthetic
+import typer
+from synthetic import replaced
+
+from taylorder import cli
+from taylorder.adapt.config import HeadOrder, LayerOrders
+from taylorder.adapt.evaluate import Evaluation
+from taylorder.adapt.judge import Comparison, Standing
+from taylorder.adapt.lever_summary import BesideWindow, LeverSummary, MeasuredRound
+from taylorder.adapt.select import with_levers
+from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.results import EXPANSIONS
+from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
+from taylorder.reports import html, levers, run_directory, terminal, verdict
+
+HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
+
+
+class Page(HTMLParser):
+    """Text that a reader sees, tags with attributes, and the JSON document."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.text, self.scripts, self._inside = [], "", [], None
+        self.feed(source)
+        self.text = " ".join(self.text.split())
+        self.data = json.loads(self.scripts[0])
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else None
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = None
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside is None:
+            self.text += f" {data}"
+
+
+def easy_error(layer, head, order, expansion):
+    """Layers from the third on meet 7 % at order 1, around any point."""
+    return (0.5 if layer < 2 else 0.05) / order + 0.001 * head
+
+
+def lever_selection(measured):
+    """Every KV head a window; those of the first layer with a polynomial for the rest."""
+    chosen = synthetic.selection(measured)
+    window = HeadOrder(order=1, window=60, sinks=4, coefficients=(0.0,), nominal_bytes=17408)
+    beside = HeadOrder(order=2, expansion="mean", window=28, sinks=4, ranks=(64, 64), nominal_bytes=99999)
+    layers = tuple(
+        LayerOrders(module=layer.module, heads=(beside if place == 0 else window,) * len(layer.heads))
+        for place, layer in enumerate(chosen.config.layers)
+    )
+    first = measured.model.modules[0].name
+    summary = LeverSummary(
+        levers=("order", "window"), sequences=2, sequence_length=4096, kv_heads=9, criterion="iterative",
+        budget=20000, tolerance=None, context=8192, nominal_bytes=18000, exact_bytes=2 << 20, objective=1.5, bound=1.4,
+        gap=0.07, rounds=(MeasuredRound(0.25, None, None), MeasuredRound(0.125, 0.1, 1.0)),
+        chosen=(("window 60", 6), ("order 2, window 28", 3)), chosen_better=((first, 0),), chosen_worse=(),
+        beside_window=(BesideWindow("order 2, window 28", 2, 99999, 0.21, 0.34, ((first, 0),)),),
+    )  # fmt: skip
+    return with_levers(chosen, chosen.config.model_copy(update={"layers": layers}), summary)
+
+
+def evaluation():
+    def standing(name, nll):
+        difference = None if name == "exact" else Interval(nll - 3.5, nll - 3.6, nll - 3.4)
+        return Standing(name, f"what {name} is", 1 << 20, nll=Interval(nll, nll - 0.2, nll + 0.2),
+                        delta_exact=difference, perplexity=40.0, kl=difference, agreement=0.875)  # fmt: skip
+
+    standings = (standing("exact", 3.5), standing("config", 3.8125))
+    return Evaluation(False, (Comparison(1024, 4, "docstrings", "ab" * 32, 0, standings),))
+
+
+def claim(**changes):
+    made = Claim(
+        key="alpha",
+        statement="Alpha tells the order.",
+        source="arXiv 2102.06603",
+        verdict="contradicted",
+        reason="It does not.",
+        rule="A correlation.",
+        effects=(Effect("rho", -0.125, -0.5, 0.25, "above 0"), Effect("features", 2080.0, None, None, "few")),
+        tables=(Table("By layer", ("layer", "rho"), (("0", 0.12345), ("1", None), ("2", float("nan")))),),
+        plots=(Plot("Rho", "layer", "rho", (Series("a", (0.0, 1.0), (0.5, None), (0.25, 0.0), (0.75, 1.0)),)),),
+        notes=("Few layers.",),
+    )
+    return replaced(made, **changes)
+
+
+def document(*claims):
+    return {"claims": [asdict(each) for each in claims]}
+
+
+def test_figures_are_those_of_the_run_directory(tmp_path):
+    measured = synthetic.analysis(layers=4, heads=6, kv_heads=2, max_order=5)
+    chosen = synthetic.selection(measured)
+    run_directory.write(tmp_path, measured, chosen)
+    data = Page(html.render(measured, chosen)).data
+    heads = {(layer["module"], place): head for layer in data["layers"] for place, head in enumerate(layer["heads"])}
+    with (tmp_path / "heads.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 6 * 5 * 3
+    for row in rows:
+        head = heads[row["module"], int(row["head"])]
+        place, order = EXPANSIONS.index(row["expansion"]), int(row["order"]) - 1
+        raw = head["raw"][place][order]
+        assert head["error"][place][order] == float(row["relative_l2"])
+        assert (head["error"][place][order] if raw is None else raw) == float(row["raw_relative_l2"])
+        assert head["guarded"][place][order] == float(row["nonpositive_share"])
+        assert head["gaussian"][order] == float(row["gaussian_prediction"])
+        assert head["score_std"] == float(row["score_std"])
+        assert head["kv_head"] == int(row["kv_head"])
+    with (tmp_path / "spectral.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            layer = next(each for each in data["layers"] if each["module"] == row["module"])
+            found = layer["alphas"][row["projection"]]
+            assert found["alpha"] == (float(row["alpha"]) if row["alpha"] else None)
+            assert (found["text"] == "failed") == (row["status"] == "failed")
+    for verdict_ in chosen.heads:
+        assert heads[verdict_.module, verdict_.head]["needed"] == verdict_.needed_order
+
+
+def test_the_page_opens_with_the_head_of_least_error():
+    measured = synthetic.analysis(layers=3, error=lambda layer, head, order, _: 0.1 if (layer, head) == (1, 4) else 0.9)
+    assert Page(html.render(measured, synthetic.selection(measured))).data["start"] == [1, 4]
+
+
+def test_nothing_is_loaded_from_anywhere():
+    measured = synthetic.analysis(layers=3)
+    source = html.render(measured, synthetic.selection(measured), evaluation(), document(claim()))
+    page = Page(source)
+    targets = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "action", "data") if name in attrs]
+    assert targets
+    assert all(target.startswith(("#", "data:,")) for target in targets)
+    assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|\bimport[\s(]|WebSocket|sendBeacon", source)
+    assert ("meta", "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:") in [
+        (tag, attrs.get("content")) for tag, attrs in page.tags
+    ]
+    anchors = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
+    assert anchors <= {attrs.get("id") for _, attrs in page.tags}
+
+
+def test_the_built_in_model_fits_in_a_megabyte():
+    measured = synthetic.analysis()
+    assert len(html.render(measured, synthetic.selection(measured)).encode()) < 1_000_000
+
+
+def test_hostile_names_stay_text():
+    measured = synthetic.analysis(layers=2, name=HOSTILE, source=HOSTILE, weights_note=HOSTILE)
+    series = Series(HOSTILE, (1.0,), (2.0,))
+    claims = document(
+        claim(
+            statement=HOSTILE, reason=HOSTILE, notes=(HOSTILE,), verdict="undecided",
+            effects=(Effect(HOSTILE, 1.0, None, None, HOSTILE),), tables=(Table(HOSTILE, (HOSTILE,), ((HOSTILE,),)),),
+            plots=(Plot(HOSTILE, HOSTILE, HOSTILE, (series,)),),
+        )
+    )  # fmt: skip
+    source = html.render(measured, synthetic.selection(measured), None, claims, Path(HOSTILE.replace("/", "")))
+    page = Page(source)
+    assert [attrs.get("type") for tag, attrs in page.tags if tag == "script"] == ["application/json", "module"]
+    assert "b" not in {tag for tag, _ in page.tags}
+    assert "<!--" not in source
+    assert page.data["plots"][0][0]["title"] == HOSTILE
+    assert page.text.count(" ".join(HOSTILE.split())) > 8
+
+
+def test_words_and_tables_are_those_of_the_terminal():
+    measured = synthetic.analysis(layers=3)
+    chosen, found = synthetic.selection(measured), evaluation()
+    page = Page(html.render(measured, chosen, found))
+    told = terminal.as_text(measured, chosen, width=2000, evaluation=found)
+    header, *sections = re.split(r"\n\n([^\n]*?) ─+\n\n", told)
+    facts = [line.split(maxsplit=1)[1] for line in header.splitlines()[1:]]
+    assert len(facts) == 7
+    assert all(fact in page.text for fact in facts)
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        if title.startswith(("Order of every head", "Error at order", "Verdict")):
+            assert title not in page.text
+            continue
+        assert title in page.text
+        lines = [re.split(r"\s{2,}", line.strip()) for line in body.splitlines() if line.strip(" ─")]
+        for cells in lines[1:]:  # headings may be folded
+            for cell in cells:
+                assert cell in page.text
+    assert " ".join(verdict.sentences(measured, chosen, found)) in page.text
+    assert "3.812 [3.612, 4.013]" in page.text
+
+
+def test_claims_are_shown_with_their_figures():
+    measured = synthetic.analysis(layers=2)
+    chosen = synthetic.selection(measured)
+    page = Page(html.render(measured, chosen, None, document(claim(), claim(verdict="supported"))))
+    for told in (
+        "1. Alpha tells the order.",
+        "✕ contradicted",
+        "✓ supported",
+        "rho -0.125 [-0.5, 0.25] above 0",
+        "features 2,080 exact, by formula few",
+        "Rule: A correlation.",
+        "Source: arXiv 2102.06603",
+        "Few layers.",
+        "By layer layer rho 0 0.123 1 - 2 nan",
+    ):
+        assert told in page.text
+    assert page.data["plots"][1][0]["series"][0]["y"] == [0.5, None]
+    without = Page(html.render(measured, chosen))
+    assert "Claims" not in without.text
+    assert without.data["plots"] == []
+
+
+def nan_error(layer, head, order, expansion):
+    return (
+        float("nan") if head == 0 else float("inf") if head == 1 else synthetic.hard_error(layer, head, order, "zero")
+    )
+
+
+VARIANTS = {
+    "encoder": (dict(layers=3, causal=False, max_context=512), {}, "BertModel, bidirectional (no cache)"),
+    "one of everything": (dict(layers=1, heads=1, kv_heads=1, max_order=1), {}, "1 layer of 1 head,"),
+    "wide and deep": (dict(layers=100, heads=32, kv_heads=8), {}, "100 layers of 32 heads on 8 KV heads"),
+    "no preview": (dict(layers=2, preview=False), {}, "near field: none"),
+    "near field": (dict(layers=2, window=64, sinks=4), {}, "window 64, sinks 4"),
+    "policy alpha": (dict(layers=4), dict(policy="alpha"), "The alphas alone gave"),
+    "some sliding": (dict(layers=4, sliding=lambda layer: layer % 2 == 0), {}, "sliding-window layers stay as they"),
+    "all sliding": (dict(layers=2, sliding=lambda layer: True), {}, "there is nothing to choose"),
+    "some chosen": (dict(layers=4, error=easy_error), {}, "get an order (order 1: 18)"),
+    "per head": (dict(layers=2, per_head_alpha=True), {}, "--per-head-alpha"),
+    "no order pays": (dict(layers=2, error=easy_error), dict(context=1), "No order pays off"),
+    "not finite": (dict(layers=2, error=nan_error), {}, "2 layers of 9 heads"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_kinds_of_runs_render(name):
+    shape, choice, told = VARIANTS[name]
+    measured = synthetic.analysis(**shape)
+    chosen = synthetic.selection(measured, **choice)
+    page = Page(html.render(measured, chosen))
+    assert told in page.text
+    assert len(page.data["layers"]) == len(measured.model.modules)
+    assert {len(layer["heads"]) for layer in page.data["layers"]} == {measured.model.modules[0].heads}
+
+
+def test_reasons_and_choices_of_heads():
+    measured = synthetic.analysis(layers=4, error=easy_error)
+    first, *_, last = Page(html.render(measured, synthetic.selection(measured))).data["layers"]
+    assert (first["heads"][0]["order"], first["heads"][0]["mark"]) == (None, "·")
+    assert first["heads"][0]["choice"] == "exact: no measured order is good enough"
+    assert (last["heads"][8]["order"], last["heads"][8]["choice"]) == (1, "order 1, expansion zero")
+    assert "The smallest order that pays off at 8,192 tokens and meets 7%" in last["heads"][8]["why"]
+    assert "error 5.8%; 260 B per KV head at 8,192 tokens; breaks even at 2 tokens." in last["heads"][8]["why"]
+
+
+def test_a_run_without_any_alpha_renders():
+    measured = replaced(synthetic.analysis(layers=2), spectral=())
+    layers = Page(html.render(measured, synthetic.selection(measured))).data["layers"]
+    assert [layer["alphas"] for layer in layers] == [{"qk": {"alpha": None, "text": None}}] * 2
+
+
+def test_levers_are_summarised():
+    measured = synthetic.analysis(layers=3)
+    chosen = lever_selection(measured)
+    page = Page(html.render(measured, chosen, evaluation()))
+    for sentence in (*levers.sentences(measured, chosen.levers), levers.program(chosen.levers)):
+        assert sentence in page.text
+    assert "What every KV head keeps" in page.text
+    assert "window 60 6" in page.text  # candidates and how many KV heads run them
+    first, _, last = page.data["layers"]
+    assert (last["heads"][0]["order"], last["heads"][0]["mark"]) == (None, "w")
+    assert last["heads"][0]["choice"] == "the last 60 keys and the first 4 exact, all others dropped"
+    assert first["heads"][0]["choice"] == (
+        "order 2, expansion mean, the last 28 keys and the first 4 exact, ranks 64, 64"
+    )
+    command = next(line for line in commands_of(measured, chosen, evaluation()) if " analyze " in line)
+    assert "--levers order,window --budget 20000" in command
+
+
+def commands_of(measured, chosen, found=None, directory=None):
+    source = html.render(measured, chosen, found, None, directory)
+    return [Page(f"<script>0</script>{code}").text for code in re.findall(r"<pre[^>]*><code>.*?</code>", source)]
+
+
+def test_the_command_of_a_run_with_defaults_names_no_option():
+    measured = synthetic.analysis(layers=2)
+    shown = commands_of(measured, synthetic.selection(measured), evaluation())
+    assert shown[:2] == ["taylorder analyze smollm2-135m --out taylorder-out", "taylorder show taylorder-out"]
+
+
+def test_the_command_of_a_run_makes_the_same_run():
+    measured = synthetic.analysis(
+        layers=2, window=32, sinks=2, max_order=4, source="a b.txt, c.txt", per_head_alpha=True
+    )
+    measured = replaced(measured, calibration=replaced(measured.calibration, seed=5, rows_per_sequence=1024))
+    shown = commands_of(measured, synthetic.selection(measured, tolerance=0.1, context=2000), None, Path("my run"))
+    words = shlex.split(shown[0])
+    assert words[:2] == ["taylorder", "analyze"]
+    context = typer.main.get_command(cli.app).commands["analyze"].make_context("analyze", words[2:])
+    given = {name: value for name, value in context.params.items() if value is not None}
+    usual = typer.main.get_command(cli.app).commands["analyze"].make_context("analyze", []).params
+    assert {name: value for name, value in given.items() if value != usual[name]} == {
+        "model": "smollm2-135m", "text": [Path("a b.txt"), Path("c.txt")], "rows": "all", "tolerance": "0.1",
+        "max_order": 4, "window": 32, "sinks": 2, "context": 2000, "out": Path("my run"), "seed": 5,
+        "per_head_alpha": True, "no_eval": True,
+    }  # fmt: skip
+
+
+def test_the_file_appears_whole(tmp_path):
+    measured = synthetic.analysis(layers=2)
+    chosen = synthetic.selection(measured)
+    html.write(tmp_path / "new" / "report.html", measured, chosen, evaluation(), None, tmp_path)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+    written = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert written == html.render(measured, chosen, evaluation(), None, tmp_path)
