@@ -66,7 +66,16 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path, criterion):
     code, out, err = analyze("--budget", "0.75KiB", "--criterion", criterion)
     assert code == 0, err
     directory = tmp_path / "out"
-    files = {"orders.json", "orders.safetensors", "heads.csv", "spectral.csv", "levers.csv", "report.json", "records"}
+    files = {
+        "orders.json",
+        "orders.safetensors",
+        "heads.csv",
+        "spectral.csv",
+        "levers.csv",
+        "report.json",
+        "report.html",
+        "records",
+    }
     assert {path.name for path in directory.iterdir()} == files
     config, description = config_in(directory, saved)
     total = config_bytes(config, description, 64)

@@ -186,7 +186,7 @@ def test_analyze_writes_reports_and_keeps_stdout_for_data(run, tiny_model, held_
     assert code == 0
     assert tiny_model == ["some/model"]
     assert {path.name for path in out_directory.iterdir()} == {
-        "orders.json", "orders.safetensors", "heads.csv", "spectral.csv", "report.json",
+        "orders.json", "orders.safetensors", "heads.csv", "spectral.csv", "report.json", "report.html",
     }  # fmt: skip
     assert out.startswith("taylorder: some/model\n")
     assert "Verdict" in out

@@ -56,9 +56,9 @@ def analysis(errors, *, guarded=(), heads=2, kv_heads=1, alphas=(), **module_cha
                         )
                     )
     spectral = tuple(
-        SpectralRow(f"layers.{i}", p, alpha, 0.1, 0.1, 50, "success", alpha, alpha, 64, 64, 1.0, 1.0)
+        SpectralRow(f"layers.{i}", p, alpha, 0.1, 0.1, 50, "success", alpha, alpha, 64, 64, 1.0, 1.0, 2.0)
         if alpha is not None
-        else SpectralRow(f"layers.{i}", p, None, None, None, None, "failed", None, None, 64, 64, None, None)
+        else SpectralRow(f"layers.{i}", p, None, None, None, None, "failed", None, None, 64, 64, None, None, None)
         for i, pair in enumerate(alphas)
         for p, alpha in zip(("q", "k"), pair, strict=True)
     )
