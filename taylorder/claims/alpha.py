@@ -43,7 +43,7 @@ def alpha_claim(models: Sequence[Layers], invariances: Mapping[str, Invariance] 
     return Claim(
         key="alpha",
         statement="Layers whose alpha is near 2 need fewer Taylor terms.",
-        source="stated in public as a prediction; alpha as in Martin and Mahoney, arXiv 1810.01075",
+        source="a comment on the paper, news.ycombinator.com/item?id=46888513; alpha: arXiv 1810.01075",
         verdict=verdict,
         reason=_reason(verdict, primary, models, order),
         rule=_RULE,

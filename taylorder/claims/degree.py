@@ -66,7 +66,7 @@ def _told(model: Evidence) -> str:
     largest = max(order for order in orders if order % 2)
     errors = [_median_error(model, order) for order in (1, largest)]
     told = (
-        f"{model.name}: from order 1 to {largest} the median head's error falls from {errors[0]:.0%} to {errors[1]:.0%}"
+        f"{model.name}: from order 1 to {largest} the median head's error goes from {errors[0]:.0%} to {errors[1]:.0%}"
     )
     losses = model.measured.losses
     if losses is not None:

@@ -21,7 +21,7 @@ from taylorder.claims.order_losses import measure_order_losses
 from taylorder.claims.score_ranges import measure_ranges
 from taylorder.claims.state_times import measure_times
 from taylorder.claims.task_scores import TaskScore, measure_task_scores
-from taylorder.errors import ConfigError, TaylorderError
+from taylorder.errors import ConfigError, UsageError
 from taylorder.models import LoadedModel, fingerprint
 from taylorder.records import Records
 
@@ -95,7 +95,7 @@ def measure(
         times = measure_times(model, description, **shared)
         try:
             scores = measure_task_scores(model, tokenizer, description, **shared)
-        except TaylorderError:
+        except UsageError:
             scores = ()  # a tokenizer without offsets, or with too few words
     found = Measured(heads, ranges, losses, times, scores, invariance)
     records.put(_WHOLE, asdict(found))

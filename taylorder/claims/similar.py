@@ -55,14 +55,18 @@ def similar_claim(models: Sequence[Evidence]) -> Claim:
 
 
 def _alone(models: Sequence[Evidence], place: int) -> str:
-    """Whether one single best key fares any better."""
-    own, mass = 0.0, 0.0
+    """Whether one single best key fares any better than several."""
+    own, mass = np.zeros(2), np.zeros(2)  # alone, several
     for model in models:
-        own += sum(float(each[0, place].sum()) for each in model.head_sums("tied_truncated"))
-        mass += sum(float(each[0].sum()) for each in model.head_sums("tied_mass"))
-    if mass == 0:
+        for kept, exact in zip(model.head_sums("tied_truncated"), model.head_sums("tied_mass"), strict=True):
+            own += kept[0, place].sum(), kept[1:, place].sum()
+            mass += exact[0].sum(), exact[1:].sum()
+    if mass.min() == 0:
         return ""
-    return f" A best key that stands alone keeps {own / mass:.0%}: it is not the company that harms."
+    alone, several = own / mass
+    return f" A best key that stands alone keeps {alone:.0%}" + (
+        ": it is not the company that harms." if alone <= several else "."
+    )
 
 
 def _made_up() -> Table:

@@ -36,7 +36,8 @@ def measure_times(
 ) -> StateTimes:
     """Feed tokens one by one after contexts of random tokens; finished repeats are found in ``records``."""
     config = OrderConfig.uniform(description, ORDER, "mean", WINDOW, SINKS)
-    lengths = tuple(length for length in LENGTHS if length + NEW_TOKENS <= description.max_context)
+    longest = description.max_context - NEW_TOKENS
+    lengths = tuple(length for length in LENGTHS if length <= longest) or (longest,)
     runs = []
     for repeat in range(REPEATS):
         progress("time per token", repeat, REPEATS)
