@@ -230,6 +230,8 @@ def test_a_start_beyond_the_budget_is_refused(tiny_llama, tmp_path):
 FAKE = hand_table([[0.0, 1.0, 0.5, 0.5]] * 2, [[0.0, 0.02, 0.01, 0.015]] * 2)
 """Sensitivity 0.03 for both KV heads."""
 FAKE_SIZES = [[400, 200, 200, 300]] * 2
+NO_WINDOW = [[400, 350, 200, 300]] * 2
+"""The plain window is too large for what the polynomials fit in."""
 
 
 @pytest.fixture
@@ -292,8 +294,9 @@ def test_steps_that_promise_too_little_are_not_tried(fake):
 def test_the_start_is_the_best_uniform_choice_that_fits():
     table = hand_table([[0.0, 0.5, 0.5, 0.5]] * 2, [[0.0, 3.0, 2.0, 1.0], [0.0, 3.0, 2.0, 1.0]])
     assert uniform_start(table, FAKE_SIZES, 400) == [0, 0]
-    assert uniform_start(table, FAKE_SIZES, 300) == [3, 3]
-    assert uniform_start(table, FAKE_SIZES, 250) == [2, 2]
+    assert uniform_start(table, FAKE_SIZES, 300) == [1, 1], "plain windows come first, whatever their error"
+    assert uniform_start(table, NO_WINDOW, 300) == [3, 3]
+    assert uniform_start(table, NO_WINDOW, 250) == [2, 2]
 
 
 def test_the_start_is_never_what_may_not_be_chosen():
@@ -304,6 +307,6 @@ def test_the_start_is_never_what_may_not_be_chosen():
     )
     table = hand_table(errors, weighted, guarded)
     assert table.candidates[3] == Candidate(2, "mean", 8, 4)
-    assert uniform_start(table, FAKE_SIZES, 300) == [2, 2], "the even order is guarded on one KV head"
+    assert uniform_start(table, NO_WINDOW, 300) == [2, 2], "the even order is guarded on one KV head"
     cheap = [[400, 200, 200, 100]] * 2
     assert uniform_start(table, cheap, 50) == [1, 3], "the cheapest that each may run"

@@ -135,16 +135,17 @@ def choose(
 def uniform_start(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int) -> list[int]:
     """One candidate for all KV heads: of those that fit and may be chosen everywhere, that of least gradient error.
 
-    Where none fits everywhere, the cheapest that each KV head may run.
+    Polynomials come second to exact attention and plain windows, whatever their error: what single heads gain from them
+    says little about all heads together. Where none fits everywhere, the cheapest that each KV head may run.
     """
     rows = table.rows()
-    best, least = None, math.inf
+    best, least = None, (True, math.inf)
     for place, candidate in enumerate(table.candidates):
         fits = all(size[place] <= budget for size in sizes)
         if fits and all(eligible(candidate, own[place]) for own in rows):
-            error = sum(own[place].gradient_error for own in rows)
-            if error < least:
-                best, least = place, error
+            rank = (candidate.truncates, sum(own[place].gradient_error for own in rows))
+            if rank < least:
+                best, least = place, rank
     if best is None:
         return [
             min(

@@ -32,8 +32,12 @@ _WINDOWS = (12, 28, 60, 92, 124, 188, 252, 380, 508, 764, 1020, 1532, 2044, 3068
 _BASE_SHARE = 64
 """The window beside polynomials of order 2 and up is this fraction of the sequence."""
 
-_GRID_MOST = 14
-"""Windows that are measured where other levers need room too."""
+_GRID_MOST, _CONSTANT_MOST = 14, 3
+"""Windows that are measured with the rest dropped, and with a constant for the rest, where other levers need room too.
+
+The grid of plain windows is the finer one: single heads do better with the constant, but many of them together do not
+(docs/notebook/2026-11-choosing.md), and a choice that has few plain windows to go to never finds that out.
+"""
 
 
 _T = TypeVar("_T")
@@ -126,10 +130,11 @@ def candidates(levers: Collection[Lever], head_dim: int, length: int, near: tupl
         found = dropped
     else:
         kind: Literal["taylor", "fitted"] = "fitted" if "coefficients" in levers else "taylor"
-        # One row of state, the sum of the far values, costs as much as one token: it is offered with every window.
-        found = [Candidate(1, "centre", window, sinks, coefficients=kind) for window in _spread(windows, _GRID_MOST)]
-        others = _polynomials(levers, head_dim, length // _BASE_SHARE if "window" in levers else near[0], sinks)
-        found += others + _spread(dropped, MOST - 2 - len(found) - len(others))
+        found = _spread(dropped, _GRID_MOST)
+        # One row of state, the sum of the far values, costs as much as one token; it helps where much is forgotten.
+        chosen = _spread(windows[: 2 * len(windows) // 3 + 1], _CONSTANT_MOST)
+        found += [Candidate(1, "centre", window, sinks, coefficients=kind) for window in chosen]
+        found += _polynomials(levers, head_dim, length // _BASE_SHARE if "window" in levers else near[0], sinks)
     if "sinks" in levers and windows and windows[-1] > MORE_SINKS:
         middle = found[min(len(windows), _GRID_MOST) // 2]
         found.append(replace(middle, window=middle.window + middle.sinks - MORE_SINKS, sinks=MORE_SINKS))
