@@ -24,7 +24,8 @@ from taylorder.adapt.select import with_levers
 from taylorder.analysis.bootstrap import Interval
 from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
-from taylorder.reports import html, levers, run_directory, terminal, verdict
+from taylorder.reports import grids, html, html_data, levers, run_directory, summary, terminal, verdict
+from taylorder.reports.document import as_document
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
 
@@ -330,3 +331,25 @@ def test_the_file_appears_whole(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
     written = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     assert written == html.render(measured, chosen, evaluation(), None, tmp_path)
+
+
+def test_windows_without_a_polynomial_are_no_order():
+    measured = synthetic.analysis(3, 3, 1, error=easy_error)
+    chosen = lever_selection(measured)
+    data = html_data.as_data(measured, chosen)
+    assert [[head["mark"] for head in layer["heads"]] for layer in data["layers"]] == [["2"] * 3, ["w"] * 3, ["w"] * 3]
+    assert data["layers"][1]["heads"][0]["order"] is None
+    assert "w: a window and sinks, all other keys dropped: no polynomial" in data["legend"]
+    assert not any(
+        line.startswith("w: ") for line in html_data.as_data(measured, synthetic.selection(measured))["legend"]
+    )
+    grid = [line.plain for line in grids.order_grid(measured, chosen, 80)]
+    assert "2 2 2" in grid[1]
+    assert "w w w" in grid[2]
+    legend = [line.plain for line in grids.order_legend(chosen)]
+    assert legend[0] == "2  the order chosen (3 heads)"
+    assert legend[1] == "w  a window and sinks, all other keys dropped: no polynomial (6 heads)"
+    counts = summary.outcome(measured, chosen)
+    assert (counts.orders, counts.windows, counts.adapted) == ({2: 3}, 6, 9)
+    verdict = as_document(measured, chosen)["verdict"]
+    assert (verdict["orders"], verdict["windows"]) == ({"2": 3}, 6)

@@ -118,6 +118,7 @@ def as_document(
             "within_tolerance": counts.within,
             "within_tolerance_at_a_higher_order": counts.beyond,
             "orders": {str(order): count for order, count in counts.orders.items()},
+            "windows": counts.windows,
             "exact": counts.exact,
         },
         "preview": None if analysis.preview is None else asdict(analysis.preview),

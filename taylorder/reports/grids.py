@@ -31,6 +31,7 @@ _MEANINGS = {
     "alpha": "exact: no alpha could be fitted",
     "sliding": "exact: sliding-window layer (~), its cache is constant already",
 }
+WINDOW_MARK, WINDOW_MEANING = "w", "a window and sinks, all other keys dropped: no polynomial"
 _RAMP = ("#12263f", "#1d4569", "#2c6a9b", "#5a9fd0", "#a9d6f5")
 _LIGHTEST = Style(bold=True, color="#000000", bgcolor=_RAMP[-1])
 
@@ -94,10 +95,14 @@ def order_legend(selection: Selection) -> list[Text]:
         Text(f"{_MARKS.get(reason, 'x')}  {_MEANINGS.get(reason, reason)} ({counted(count, 'head')})")
         for reason, count in reasons.most_common()
     ]
-    orders = sorted({choice.order for choice in choices if choice.order != "exact"})
+    windows = sum(choice.drops_far for choice in choices)
+    if windows:
+        lines.insert(0, Text(WINDOW_MARK, style=_LIGHTEST) + Text(f"  {WINDOW_MEANING} ({counted(windows, 'head')})"))
+    orders = sorted({choice.order for choice in choices if choice.order != "exact" and not choice.drops_far})
     if orders:
         shown = Text(", ").join([Text(str(order), style=_LIGHTEST) for order in orders])
-        lines.insert(0, shown + Text(f"  the order chosen ({counted(len(choices) - reasons.total(), 'head')})"))
+        chosen = len(choices) - reasons.total() - windows
+        lines.insert(0, shown + Text(f"  the order chosen ({counted(chosen, 'head')})"))
     return lines
 
 
@@ -119,7 +124,7 @@ def _reason(head: HeadOrder) -> str:
 def _order_cell(head: HeadOrder, width: int) -> Text:
     if head.order == "exact":
         return Text(f"{_MARKS.get(_reason(head), 'x'):>{width}}")
-    return Text(" " * (width - 1)) + Text(str(head.order), style=_LIGHTEST)
+    return Text(" " * (width - 1)) + Text(WINDOW_MARK if head.drops_far else str(head.order), style=_LIGHTEST)
 
 
 def _error_cell(error: float, tolerance: float) -> Text:
@@ -127,9 +132,11 @@ def _error_cell(error: float, tolerance: float) -> Text:
 
 
 def _counts(heads: Sequence[HeadOrder]) -> str:
-    counts = Counter(head.order for head in heads)
-    orders = sorted(order for order in counts if order != "exact")
+    counts = Counter("window" if head.drops_far else head.order for head in heads)
+    orders = sorted(order for order in counts if isinstance(order, int))
     parts = [f"{order}: {counts[order]}" for order in orders]
+    if counts["window"]:
+        parts.append(f"window: {counts['window']}")
     if counts["exact"]:
         parts.append(f"exact: {counts['exact']}")
     return ", ".join(parts)

@@ -33,7 +33,7 @@ def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] 
             "start_order": grids.grid_order(analysis),
             "expansions": list(EXPANSIONS),
             "near": None if preview is None else f"mean, window {preview.window}, sinks {preview.sinks}",
-            "legend": [f"{mark}: {meaning}" for mark, meaning in reasons.values()],
+            "legend": [f"{mark}: {meaning}" for mark, meaning in (*reasons.values(), *_windows(selection))],
             "start": _start(analysis, selection),
             "layers": _layers(analysis, selection, names.labels, reasons),
             "plots": [claim.get("plots", ()) for claim in (claims or {}).get("claims", ())],
@@ -59,6 +59,12 @@ def _exact_reasons(selection: Selection) -> dict[str | None, tuple[str, str]]:
         mark, _, meaning = grids.order_legend(replace(selection, heads=tuple(own)))[0].plain.partition("  ")
         found[reason] = mark, meaning
     return found
+
+
+def _windows(selection: Selection) -> list[tuple[str, str]]:
+    """Mark and meaning of heads that keep a window and nothing else, if there are any."""
+    kept = any(head.choice.drops_far for head in selection.heads)
+    return [(grids.WINDOW_MARK, grids.WINDOW_MEANING)] if kept else []
 
 
 def _start(analysis: Analysis, selection: Selection) -> list[int]:
@@ -151,7 +157,7 @@ def _decided(
     mark = reasons[choice.reason][0] if choice.order == "exact" else str(choice.order)
     return {
         "order": None if exact or choice.drops_far else choice.order,
-        "mark": "w" if choice.drops_far else mark,
+        "mark": grids.WINDOW_MARK if choice.drops_far else mark,
         "choice": _exact(reasons[choice.reason][1]) if exact else _kept(choice),
         "why": "" if exact else _why(analysis, selection, choice),
         "best": None if head.best is None else [head.best.order, head.best.expansion, head.best.relative_l2],

@@ -102,7 +102,8 @@ class Outcome:
     """Heads counted by what became of them.
 
     ``within`` counts open heads that meet the tolerance at an order that pays off; ``beyond`` those that meet it only
-    at an order that does not; ``exact`` counts exact heads by reason; ``orders`` chosen heads by order.
+    at an order that does not; ``exact`` counts exact heads by reason; ``orders`` chosen heads by order, and
+    ``windows`` those that keep sinks and a window and drop the rest.
     """
 
     heads: int
@@ -111,12 +112,13 @@ class Outcome:
     within: int
     beyond: int
     orders: dict[int, int]
+    windows: int
     exact: dict[str, int]
 
     @property
     def adapted(self) -> int:
-        """Heads that run with an order."""
-        return sum(self.orders.values())
+        """Heads that are not exact."""
+        return sum(self.orders.values()) + self.windows
 
 
 def meets(head: HeadVerdict, tolerance: float) -> bool:
@@ -131,13 +133,15 @@ def outcome(analysis: Analysis, selection: Selection) -> Outcome:
     within = [head for head in in_open if meets(head, selection.tolerance)]
     beyond = [head for head in in_open if head.needed_order is not None and not meets(head, selection.tolerance)]
     choices = [head.choice for head in selection.heads]
+    orders = Counter(choice.order for choice in choices if choice.order != "exact" and not choice.drops_far)
     return Outcome(
         heads=len(selection.heads),
         open=len(in_open),
         sliding=len(selection.heads) - len(in_open),
         within=len(within),
         beyond=len(beyond),
-        orders=dict(sorted(Counter(choice.order for choice in choices if choice.order != "exact").items())),
+        orders=dict(sorted(orders.items())),
+        windows=sum(choice.drops_far for choice in choices),
         exact=dict(Counter(choice.reason or "asked" for choice in choices if choice.order == "exact")),
     )
 
