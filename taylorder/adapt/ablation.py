@@ -61,7 +61,7 @@ def _window_only(heads: Sequence[HeadOrder], module: AttentionModule) -> list[He
     if first.drops_far:
         return list(heads)
     window = first.window + _state_tokens(heads, module)
-    return [HeadOrder(order=1, window=window, sinks=first.sinks, coefficients=(0.0,))] * len(heads)
+    return [HeadOrder.near_only(window, first.sinks)] * len(heads)
 
 
 def _without_ranks(heads: Sequence[HeadOrder], module: AttentionModule) -> list[HeadOrder]:
@@ -92,10 +92,10 @@ def _without_sinks(heads: Sequence[HeadOrder], module: AttentionModule) -> list[
 def _near(heads: Sequence[HeadOrder], module: AttentionModule, tokens: int) -> list[HeadOrder]:
     """The same KV head with that many tokens in all, those its state is worth included."""
     if heads[0].order == "exact":
-        return [HeadOrder(order=1, window=tokens - SINKS, sinks=SINKS, coefficients=(0.0,))] * len(heads)
+        return [HeadOrder.near_only(tokens - SINKS, SINKS)] * len(heads)
     window = tokens - _state_tokens(heads, module) - heads[0].sinks
     if window < 1:
-        return [HeadOrder(order=1, window=tokens - SINKS, sinks=SINKS, coefficients=(0.0,))] * len(heads)
+        return [HeadOrder.near_only(tokens - SINKS, SINKS)] * len(heads)
     return [head.model_copy(update={"window": window}) for head in heads]
 
 

@@ -69,6 +69,11 @@ class HeadOrder(_Strict):
     nominal_bytes: Count | None = None
     break_even: Count | None = None
 
+    @classmethod
+    def near_only(cls, window: int, sinks: int) -> HeadOrder:
+        """Sinks and a sliding window, all other keys dropped."""
+        return cls(order=1, window=window, sinks=sinks, coefficients=(0.0,))
+
     @property
     def drops_far(self) -> bool:
         """Whether all coefficients are 0: sinks and a sliding window, nothing else, and no state."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from taylorder.kernels import GUARD, HeadSpec, far_sums, near_blocks, score_space_attention, windowed_attention
+from taylorder.analysis.near_fields import NearField
+from taylorder.kernels import HeadSpec, far_sums, near_blocks, score_space_attention, windowed_attention
 
 
 def differentiable_attention(
@@ -39,16 +40,16 @@ def differentiable_attention(
         own = slice(kv_head * group, (kv_head + 1) * group)
         q, k, v = query[:, own], key[:, kv_head : kv_head + 1], value[:, kv_head : kv_head + 1]
         specs = heads[own]
-        if all(spec.order is None or (spec.drops_far and spec.window) for spec in specs):
-            near = (T, 0) if specs[0].order is None else (specs[0].window, specs[0].sinks)
-            outputs.append(windowed_attention(q, k, v, *near, scaling=scaling))
-            guarded.append(torch.zeros(group, dtype=torch.int64, device=query.device))
-            continue
-        constant = all(
-            spec.order == 1 and spec.expansion == "zero" and spec.window and not spec.drops_far for spec in specs
-        )
-        attend = _window_and_constant if constant else _score_space
-        output, hits = checkpoint(attend, q, k, v, specs, scaling, use_reentrant=False)
+        field = NearField(T, 0, None) if specs[0].order is None else NearField.of(specs)
+        if field is None:
+            output, hits = checkpoint(_score_space, q, k, v, specs, scaling, use_reentrant=False)
+        else:
+            if field.constants is None:
+                output = windowed_attention(q, k, v, field.window, field.sinks, scaling=scaling)
+            else:
+                output = checkpoint(_window_and_constant, q, k, v, field, scaling, use_reentrant=False)
+            rows = field.guarded(T) or [0] * group
+            hits = query.shape[0] * torch.tensor(rows, dtype=torch.int64, device=query.device)
         outputs.append(output)
         guarded.append(hits)
     return torch.cat(outputs, 1), torch.cat(guarded)
@@ -58,16 +59,10 @@ def _score_space(q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], sca
     return score_space_attention(q, k, v, specs, scaling=scaling)
 
 
-def _window_and_constant(
-    q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], scaling: float
-) -> tuple[Tensor, Tensor]:
+def _window_and_constant(q: Tensor, k: Tensor, v: Tensor, field: NearField, scaling: float) -> Tensor:
     """Heads of one KV head at order 1 around zero: far keys all weigh the same, so that only near ones need scores."""
-    T, window, sinks = q.shape[2], specs[0].window, specs[0].sinks
-    constants = [spec.polynomial[0] for spec in specs]
-    # The denominator is the constant times the number of far keys, so that the guard knows no rows, only heads.
-    guarded = [constant <= GUARD for constant in constants]
-    weight = q.new_tensor([1.0 if hit else constant for constant, hit in zip(constants, guarded, strict=True)])
-    weight = weight[:, None, None]
+    window, sinks = field.window, field.sinks
+    weight = q.new_tensor(field.weights)[:, None, None]
     before = torch.cat([torch.zeros_like(v[:, :, :1]), v.cumsum(2)], 2)  # sums of the values before each token
     outputs = []
     for rows, keys, values, near in near_blocks(k, v, window, sinks):
@@ -79,6 +74,4 @@ def _window_and_constant(
         weights, scale = (scores - top).exp(), weight * (-top).exp()
         numerator = weights @ values + scale * far_values
         outputs.append(numerator / (weights.sum(-1, keepdim=True) + scale * far))
-    truncated = q.shape[0] * max(0, T - window - sinks)
-    hits = torch.tensor([truncated if hit else 0 for hit in guarded], dtype=torch.int64, device=q.device)
-    return torch.cat(outputs, 2), hits
+    return torch.cat(outputs, 2)

@@ -48,7 +48,7 @@ def windows_config(
             if window is None:
                 heads.append(HeadOrder(order="exact", error=0.0))
             else:
-                heads.append(HeadOrder(order=1, window=window, sinks=SINKS, coefficients=(0.0,)))
+                heads.append(HeadOrder.near_only(window, SINKS))
         layers.append(LayerOrders(module=module.name, heads=tuple(heads)))
     return OrderConfig(model=ModelIdentity.of(model), criterion=dict(criterion), layers=tuple(layers))
 

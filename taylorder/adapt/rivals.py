@@ -84,7 +84,7 @@ def sliding_window(model: ModelDescription, budget: int, tokens: int) -> Contend
     window = _window_left(first, budget)
     if window is None:
         return None
-    head = HeadOrder(order=1, window=window, sinks=SINKS, coefficients=(0.0,))
+    head = HeadOrder.near_only(window, SINKS)
     config = per_layer(
         model,
         {module.name: head for module in model.modules},

@@ -104,7 +104,7 @@ class Runner:
         Yields, in whatever order is quickest, the place in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
         of each query head. Near fields share a pass over the scores; all else runs through the kernels.
         """
-        own = slice(kv_head * self.group, (kv_head + 1) * self.group)
+        own = self._heads(kv_head)
         fields = {place: field for place, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
         rest = [place for place in range(len(runs)) if place not in fields]
         if fields:
@@ -130,15 +130,18 @@ class Runner:
 
         ``gradient . change``, summed over the group, for each token, float64 ``[T]``, and the squared change.
         """
-        own = slice(kv_head * self.group, (kv_head + 1) * self.group)
+        own = self._heads(kv_head)
         change = output - self.observed.output[own]
         first_order = (change * self.observed.gradient[own]).sum(-1, dtype=torch.float64).sum(0)
         return first_order, float(change.square().sum(dtype=torch.float64))
 
     def squared_output(self, kv_head: int) -> float:
         """Squared norm of the output of a KV head as it was observed."""
-        own = slice(kv_head * self.group, (kv_head + 1) * self.group)
-        return float(self.observed.output[own].double().square().sum())
+        return float(self.observed.output[self._heads(kv_head)].double().square().sum())
+
+    def _heads(self, kv_head: int) -> slice:
+        """The query heads of a KV head."""
+        return slice(kv_head * self.group, (kv_head + 1) * self.group)
 
 
 def prepare(sequences: Sequence[Observed], *, rotate: bool) -> Prepared:

@@ -38,15 +38,14 @@ class NearField:
     @staticmethod
     def of(specs: Sequence[HeadSpec]) -> NearField | None:
         """Return what the query heads of one KV head run, or None where that is more than a near field."""
-        first = specs[0]
-        alike = all((spec.order, spec.window, spec.sinks) == (first.order, first.window, first.sinks) for spec in specs)
-        if not alike or first.order is None or not first.window:
+        window, sinks = specs[0].window, specs[0].sinks
+        if not window or any((spec.window, spec.sinks) != (window, sinks) for spec in specs):
             return None
         if all(spec.drops_far for spec in specs):
-            return NearField(first.window, first.sinks, None)
-        if first.order > 1 or any(spec.drops_far or spec.expansion != "zero" for spec in specs):
+            return NearField(window, sinks, None)
+        if any(spec.order != 1 or spec.drops_far or spec.expansion != "zero" for spec in specs):
             return None
-        return NearField(first.window, first.sinks, tuple(spec.polynomial[0] for spec in specs))
+        return NearField(window, sinks, tuple(spec.polynomial[0] for spec in specs))
 
     @property
     def weights(self) -> list[float]:

@@ -91,7 +91,7 @@ def _contenders(description: ModelDescription) -> dict[str, tuple[str, OrderConf
         for order, window in BESIDE
     }
     for window in WINDOWS:
-        head = HeadOrder(order=1, window=window, sinks=SINKS, coefficients=(0.0,))
+        head = HeadOrder.near_only(window, SINKS)
         config = per_layer(description, dict.fromkeys((module.name for module in description.modules), head), {})
         found[f"window {window}"] = ("window", config)
     return found
