@@ -25,9 +25,9 @@ from taylorder.adapt.allocate import parse_bytes
 from taylorder.adapt.choice import window_instead
 from taylorder.adapt.choosing import Chosen, Limit, choose
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
 from taylorder.adapt.criteria import CRITERIA, DEFAULT_CRITERION
 from taylorder.adapt.evaluate import evaluate_tasks
+from taylorder.adapt.judge import losses_of_states
 from taylorder.adapt.lever_summary import summarise
 from taylorder.adapt.rivals import Contender
 from taylorder.adapt.runtime import execution_digest
@@ -36,7 +36,7 @@ from taylorder.analysis.bootstrap import paired_difference
 from taylorder.analysis.candidates import LEVERS, SINKS, candidates
 from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
 from taylorder.analysis.levers import LeverTable, measure
-from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
+from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.text import calibration_text, sequences, tokenise
 from taylorder.files import replacing
 from taylorder.models import describe, load
@@ -145,13 +145,9 @@ def judge(model: Any, contenders: list[Contender], unseen: torch.Tensor, records
         }
         if not missing:
             continue
-        hidden = {EXACT: hidden_states(model, sequence)}
         began = time.monotonic()
-        for key, config in missing.items():
-            if config is not None:
-                with adapted(model, config):
-                    hidden[key] = hidden_states(model, sequence)
-        found = token_losses(head, sequence, hidden)
+        configs = {key: config for key, config in missing.items() if config is not None}
+        found = losses_of_states(model, head, sequence, configs)
         for key, config in missing.items():
             own = found[EXACT if config is None else key]
             records.put(key, {"nll": float(own.nll.mean(dtype=np.float64)), "kl": float(own.kl.mean(dtype=np.float64))})

@@ -11,7 +11,7 @@ import torch
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.analysis.losses import hidden_states
-from taylorder.claims import gaussian, order_losses, score_ranges
+from taylorder.claims import gaussian, order_losses
 from taylorder.claims.gaussian import measure_gaussian
 from taylorder.claims.invariance import FACTORS, scale_queries
 from taylorder.claims.order_losses import NEAR, measure_order_losses
@@ -76,8 +76,7 @@ def test_the_papers_set_up_says_what_is_known_of_it():
     assert gaussian.TOKENS == 102_400
 
 
-def test_ranges_are_those_of_the_first_tokens(monkeypatch):
-    monkeypatch.setattr(score_ranges, "_ROWS", 7)
+def test_ranges_are_those_of_the_first_tokens():
     model, ids = tiny.gemma3(), tokens(40)
     described = describe(model, "tiny")
     found = measure_ranges(model, described, ids, (10, 40))
@@ -117,7 +116,7 @@ def test_losses_by_order_are_those_of_adapted_models(tmp_path, monkeypatch):
                 expected = -float(log_p[:-1].gather(-1, sequence[1:, None]).mean())
                 assert getattr(found, kind)[order][place] == pytest.approx(expected, rel=1e-5)
     assert found.plain[1] != found.plain[3]
-    monkeypatch.setattr(order_losses, "_losses", None)  # nothing runs again
+    monkeypatch.setattr(order_losses, "losses_of_states", None)  # nothing runs again
     assert measure_order_losses(model, described, ids, records=Records(tmp_path, {}), progress=quiet) == found
 
 

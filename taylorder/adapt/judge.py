@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from taylorder.adapt import rivals
+from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.adapt.rivals import Contender
 from taylorder.analysis.bootstrap import Interval, mean_interval, paired_difference
@@ -141,6 +142,27 @@ def compare(
     window = results.get(rivals.WINDOW)
     standings = tuple(_standing(result, description, sequences, results[EXACT], window) for result in results.values())
     return Comparison(sequences.shape[1], len(sequences), text.source, text.sha256, seed, standings)
+
+
+def losses_of_states(
+    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig]
+) -> dict[str, TokenLosses]:
+    """Losses of one sequence ``[T]`` for the exact model (``"exact"``) and for every config by its name.
+
+    Configs under which the model overflows are missing. ``head`` is that of
+    :func:`~taylorder.analysis.losses.language_model_head`.
+    """
+    hidden = {EXACT: hidden_states(model, sequence)}
+    for name, config in states.items():
+        try:
+            with adapted(model, config):
+                found = hidden_states(model, sequence)
+        except NonFiniteError:
+            continue
+        if torch.isfinite(found).all():
+            hidden[name] = found
+    losses = token_losses(head, sequence, hidden)
+    return {name: own for name, own in losses.items() if np.isfinite(own.nll).all() and np.isfinite(own.kl).all()}
 
 
 class _Result:

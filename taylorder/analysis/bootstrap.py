@@ -70,6 +70,12 @@ def mean_interval(x: ArrayLike, *, samples: int = 10_000, seed: int = 0, level: 
     return _bootstrap(values, samples, seed, level)
 
 
+def geometric_mean_interval(x: ArrayLike) -> Interval:
+    """Interval of the geometric mean of positive ``x`` ``[n]``; see :func:`mean_interval`."""
+    found = mean_interval(np.log(_values(x)))
+    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high))
+
+
 def share_interval(
     x: ArrayLike, *, trials: int | None = None, samples: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> Interval:

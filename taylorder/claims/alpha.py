@@ -48,9 +48,9 @@ def alpha_claim(models: Sequence[Layers], invariances: Mapping[str, Invariance] 
         reason=_reason(verdict, primary, models, order),
         rule=_RULE,
         effects=tuple(
-            Effect(
+            Effect.of(
                 f"Spearman of |alpha - 2| and log error at order {order}, expansion {expansion}",
-                each.spearman.estimate, each.spearman.low, each.spearman.high, "above 0",
+                each.spearman, "above 0",
             )
             for expansion, each in primary.items() if each is not None
         ),
@@ -217,7 +217,7 @@ def _by_head(models: Sequence[Layers], order: int) -> list[Table]:
             for row in layers.analysis.spectral
             if row.projection == "q" and row.head is not None and row.alpha is not None
         }
-        rows = [row for own in layers.heads(order, "mean").values() for row in own]
+        rows = layers.rows(order, "mean")
         known = [(abs(alphas[row.module, row.head] - 2), row) for row in rows if (row.module, row.head) in alphas]
         if known:
             errors = np.array([log10(row.relative_l2) for _, row in known])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from taylorder.analysis.bootstrap import Interval
+
 Verdict: TypeAlias = Literal["supported", "contradicted", "undecided", "not applicable"]
 Cell: TypeAlias = str | float | int | None
 
@@ -22,6 +24,11 @@ class Effect:
     low: float | None
     high: float | None
     meaning: str
+
+    @classmethod
+    def of(cls, name: str, interval: Interval, meaning: str) -> Effect:
+        """The effect whose estimate and ends are those of an interval."""
+        return cls(name, interval.estimate, interval.low, interval.high, meaning)
 
 
 @dataclass(frozen=True, slots=True)

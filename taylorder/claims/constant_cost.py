@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from taylorder.adapt import cost
-from taylorder.analysis.bootstrap import Interval, mean_interval
+from taylorder.analysis.bootstrap import Interval, geometric_mean_interval, mean_interval
 from taylorder.claims import state_times
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, below, overall
@@ -39,9 +38,9 @@ def constant_cost_claim(models: Sequence[Evidence]) -> Claim:
     effects = []
     for name, each in growth.items():
         if each is not None:
-            effects.append(Effect(f"{name}: growth of the time per token, states", *_ends(each), f"below {CONSTANT:g}"))
+            effects.append(Effect.of(f"{name}: growth of the time per token, states", each, f"below {CONSTANT:g}"))
         if (own := exact[name]) is not None:
-            effects.append(Effect(f"{name}: growth of the time per token, exact", *_ends(own), "for comparison"))
+            effects.append(Effect.of(f"{name}: growth of the time per token, exact", own, "for comparison"))
     return Claim(
         key="cost",
         statement="The cost per token is constant, whatever the context.",
@@ -58,16 +57,11 @@ def constant_cost_claim(models: Sequence[Evidence]) -> Claim:
     )
 
 
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
-
-
 def _growth(lengths: Sequence[int], times: Sequence[Sequence[float]]) -> Interval | None:
     """Geometric mean over repeats of the last time over the first."""
     if len(lengths) < 2:
         return None
-    found = mean_interval([math.log(own[-1] / own[0]) for own in times])
-    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high))
+    return geometric_mean_interval([own[-1] / own[0] for own in times])
 
 
 def _told(model: Evidence) -> str:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from taylorder.analysis.bootstrap import Interval, mean_interval, paired_difference
-from taylorder.analysis.results import EXPANSIONS
+from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, below, overall
 from taylorder.claims.order_losses import NEAR, OrderLosses
@@ -25,9 +25,7 @@ def degree_claim(models: Sequence[Evidence]) -> Claim:
     """Follow error and loss from order to order."""
     steps = {model.name: _steps(model.measured.losses) for model in models if model.measured.losses is not None}
     effects = [
-        Effect(
-            f"{name}: loss at order {order + 2} less at order {order}", each.estimate, each.low, each.high, "below 0"
-        )
+        Effect.of(f"{name}: loss at order {order + 2} less at order {order}", each, "below 0")
         for name, own in steps.items()
         for order, each in own.items()
     ]
@@ -76,9 +74,8 @@ def _told(model: Evidence) -> str:
     return told + "."
 
 
-def _median_error(model: Evidence, order: int) -> float:
-    rows = [row.relative_l2 for own in model.layers.heads(order, "mean").values() for row in own]
-    return statistics.median(rows)
+def _median_error(model: Evidence, order: int, expansion: Expansion = "mean") -> float:
+    return statistics.median(row.relative_l2 for row in model.layers.rows(order, expansion))
 
 
 def _error_table(model: Evidence) -> Table:
@@ -86,7 +83,7 @@ def _error_table(model: Evidence) -> Table:
     for order in range(1, model.layers.analysis.max_order + 1):
         cells: list[Cell] = [order]
         for expansion in EXPANSIONS:
-            own = [row for found in model.layers.heads(order, expansion).values() for row in found]
+            own = model.layers.rows(order, expansion)
             cells += [
                 statistics.median(row.relative_l2 for row in own),
                 statistics.median(row.raw_relative_l2 for row in own),
@@ -147,12 +144,7 @@ def _plot(model: Evidence) -> Plot:
         Series(
             f"expansion {expansion}",
             tuple(map(float, orders)),
-            tuple(
-                statistics.median(
-                    row.relative_l2 for own in model.layers.heads(order, expansion).values() for row in own
-                )
-                for order in orders
-            ),
+            tuple(_median_error(model, order, expansion) for order in orders),
         )
         for expansion in EXPANSIONS
     )

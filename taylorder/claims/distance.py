@@ -46,7 +46,7 @@ def distance_claim(models: Sequence[Evidence]) -> Claim:
         reason=reason,
         rule=_RULE,
         effects=tuple(
-            Effect(f"{name}: log ratio, past over present", each.estimate, each.low, each.high, "above 0")
+            Effect.of(f"{name}: log ratio, past over present", each, "above 0")
             for name, each in shifts.items() if each is not None
         ),
         tables=tuple(table for model in causal for table in (_mass_table(model), _context_table(model))),

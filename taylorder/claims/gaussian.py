@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from taylorder.claims.rounding import PRECISIONS, Precision, rounded
+from taylorder.claims.weights import series
+from taylorder.records import Records
 
 HEAD_DIMS = (8, 16, 32, 64)
 ORDERS = (3, 4, 5, 6)
@@ -57,17 +62,26 @@ def measure_gaussian(
     return found
 
 
+def kept_draws(
+    directory: Path, *, fresh: bool = False, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> list[GaussianHead]:
+    """The draws kept in ``directory``, measured if they are not there yet."""
+    records = Records(directory, {"normal": [HEAD_DIMS, ORDERS, TOKENS, ROWS, HEADS]}, fresh=fresh)
+    kept = records.get("draws")
+    if kept is None:
+        kept = [asdict(draw) for draw in measure_gaussian(progress=progress)]
+        records.put("draws", kept)
+    return TypeAdapter(list[GaussianHead]).validate_python(kept)
+
+
 def _measure(q: Tensor, k: Tensor, v: Tensor) -> GaussianHead:
     rows, (tokens, d) = len(q), k.shape
     allowed = torch.arange(tokens) <= torch.arange(tokens - rows, tokens)[:, None]
     scores = q @ k.T / math.sqrt(d)
     exact = scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v
     size = exact.norm()
-    total, term = torch.zeros_like(scores), allowed.double()
     median_error, relative = {}, {}
-    for order in range(1, max(ORDERS) + 1):
-        total += term
-        term = term * scores / order
+    for order, total in enumerate(accumulate(series(scores, allowed.double(), max(ORDERS))), start=1):
         if order in ORDERS:
             error = total @ v / total.sum(-1, keepdim=True) - exact
             median_error[order] = float(error.abs().median())

@@ -62,6 +62,10 @@ class Layers:
                 found[row.module].append(row)
         return found
 
+    def rows(self, order: int, expansion: Expansion) -> list[CandidateRow]:
+        """The rows of a candidate, of all heads."""
+        return [row for own in self.heads(order, expansion).values() for row in own]
+
     def over_heads(self, order: int, expansion: Expansion, figure: Callable[[CandidateRow], float]) -> Floats:
         """Mean of a figure over the query heads of each layer."""
         return _array(

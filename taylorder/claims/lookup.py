@@ -28,7 +28,7 @@ def lookup_claim(models: Sequence[Evidence]) -> Claim:
         for score in _judged(model.measured.scores):
             each = score.row.accuracy_difference
             name = f"{model.name}: {score.name} less exact, {score.row.kind}"
-            effects.append(Effect(name, each.estimate, each.low, each.high, f"below {LOST:g}"))
+            effects.append(Effect.of(name, each, f"below {LOST:g}"))
     return Claim(
         key="lookup",
         statement="A state of fixed size cannot look up a list.",

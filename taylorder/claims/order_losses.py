@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
-from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
-from taylorder.errors import NonFiniteError
+from taylorder.adapt.judge import losses_of_states
+from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.models import ModelDescription
 from taylorder.records import Records
 
@@ -45,45 +43,22 @@ def measure_order_losses(
 ) -> OrderLosses:
     """Run sequences ``[N, T]`` through a causal language model at every order; ``records`` keeps finished ones."""
     head = language_model_head(model)
-    states: dict[str, OrderConfig | None] = {EXACT: None}
-    for order in ORDERS:
-        states[f"near-{order}"] = OrderConfig.uniform(description, order, "mean", *NEAR)
-        states[f"plain-{order}"] = OrderConfig.uniform(description, order, "mean")
-    losses: dict[str, list[float]] = {name: [] for name in states}
+    states = {f"near-{order}": OrderConfig.uniform(description, order, "mean", *NEAR) for order in ORDERS}
+    states |= {f"plain-{order}": OrderConfig.uniform(description, order, "mean") for order in ORDERS}
+    losses: dict[str, list[float]] = {}
     for place, sequence in enumerate(sequences):
         kept = records.get(f"losses-{place}")
         if kept is None:
             progress("losses by order", place, len(sequences))
-            kept = _losses(model, head, sequence, states)
+            found = losses_of_states(model, head, sequence, states)
+            kept = {name: float(own.nll.mean(dtype=np.float64)) for name, own in found.items()}
             records.put(f"losses-{place}", kept)
         for name, value in kept.items():
-            losses[name].append(value)
+            losses.setdefault(name, []).append(value)
+    progress("losses by order", len(sequences), len(sequences))
     whole = {name: tuple(own) for name, own in losses.items() if len(own) == len(sequences)}
-    by_kind = {
-        kind: {order: whole[f"{kind}-{order}"] for order in ORDERS if f"{kind}-{order}" in whole}
+    near, plain = (
+        {order: whole[f"{kind}-{order}"] for order in ORDERS if f"{kind}-{order}" in whole}
         for kind in ("near", "plain")
-    }
-    return OrderLosses(sequences.shape[1], whole[EXACT], by_kind["near"], by_kind["plain"])
-
-
-def _losses(model: Any, head: Any, sequence: Tensor, states: dict[str, OrderConfig | None]) -> dict[str, float]:
-    """Mean loss by state of one sequence; states that break down are left out."""
-    exact = hidden_states(model, sequence)
-    found = {EXACT: _mean(token_losses(head, sequence, {EXACT: exact})[EXACT].nll)}
-    for name, config in states.items():
-        if config is None:
-            continue
-        try:
-            with adapted(model, config):
-                hidden = hidden_states(model, sequence)
-        except NonFiniteError:
-            continue
-        if torch.isfinite(hidden).all():
-            loss = _mean(token_losses(head, sequence, {EXACT: exact, name: hidden})[name].nll)
-            if np.isfinite(loss):
-                found[name] = loss
-    return found
-
-
-def _mean(nll: np.ndarray) -> float:
-    return float(nll.mean(dtype=np.float64))
+    )
+    return OrderLosses(sequences.shape[1], whole[EXACT], near, plain)

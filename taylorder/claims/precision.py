@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taylorder.analysis.bootstrap import Interval, mean_interval
+from taylorder.analysis.bootstrap import Interval, geometric_mean_interval, mean_interval
 from taylorder.claims import gaussian, heads
 from taylorder.claims.claim import Cell, Claim, Effect, Table
-from taylorder.claims.evidence import Evidence, below, over_layers, overall
+from taylorder.claims.evidence import Evidence, below, overall
 from taylorder.claims.gaussian import GaussianHead
 from taylorder.claims.rounding import PRECISIONS
 
@@ -33,21 +33,18 @@ def precision_claim(draws: Sequence[GaussianHead], models: Sequence[Evidence]) -
     """Compare truncation with rounding, on normal inputs and on the heads of some models."""
     largest = max(draw.head_dim for draw in draws)
     own = [draw for draw in draws if draw.head_dim == largest]
-    setup = _geometric([draw.relative_l2[ORDER] / draw.rounding["fp16"] for draw in own])
+    setup = geometric_mean_interval([draw.relative_l2[ORDER] / draw.rounding["fp16"] for draw in own])
     absolute = mean_interval([draw.median_error[ORDER] for draw in own])
     relative = mean_interval([draw.relative_l2[ORDER] for draw in own])
     ratios = {model.name: _ratio(model) for model in models}
+    inputs = f"normal inputs, d = {largest}"
     effects = [
-        Effect(f"normal inputs, d = {largest}: relative error over that of float16", *_ends(setup), "about 1"),
-        Effect(
-            f"normal inputs, d = {largest}: median absolute error of an element",
-            *_ends(absolute),
-            f"about {RESOLUTION:g}",
-        ),
-        Effect(f"normal inputs, d = {largest}: relative error", *_ends(relative), "as small as float16's, 0.0005"),
+        Effect.of(f"{inputs}: relative error over that of float16", setup, "about 1"),
+        Effect.of(f"{inputs}: median absolute error of an element", absolute, f"about {RESOLUTION:g}"),
+        Effect.of(f"{inputs}: relative error", relative, "as small as float16's, 0.0005"),
     ]
     effects += [
-        Effect(f"{name}: relative error over that of float16", *_ends(each), "about 1")
+        Effect.of(f"{name}: relative error over that of float16", each, "about 1")
         for name, each in ratios.items()
         if each is not None
     ]
@@ -73,23 +70,12 @@ def precision_claim(draws: Sequence[GaussianHead], models: Sequence[Evidence]) -
     )
 
 
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
-
-
-def _geometric(values: Sequence[float]) -> Interval:
-    """Geometric mean and its interval."""
-    found = mean_interval([math.log(value) for value in values])
-    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high))
-
-
 def _ratio(model: Evidence) -> Interval | None:
     """Truncation over float16, each layer by the sums over its heads."""
     place, precision = heads.ORDERS.index(ORDER), PRECISIONS.index("fp16")
     pairs = zip(model.head_sums("truncation"), model.head_sums("rounding"), strict=True)
-    logs = [math.log(own[place].sum() / low[precision].sum()) / 2 for own, low in pairs if low[precision].sum() > 0]
-    found = over_layers(logs)
-    return None if found is None else Interval(*(math.exp(each) for each in _ends(found)))
+    ratios = [math.sqrt(own[place].sum() / low[precision].sum()) for own, low in pairs if low[precision].sum() > 0]
+    return geometric_mean_interval(ratios) if ratios else None
 
 
 def _setup_table(draws: Sequence[GaussianHead]) -> Table:

@@ -9,7 +9,6 @@ import numpy as np
 from scipy import optimize
 
 from taylorder.adapt.select import TIERS
-from taylorder.analysis.results import CandidateRow
 from taylorder.analysis.statistics import gaussian_prediction
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, above, over_layers, overall
@@ -43,7 +42,7 @@ def ranges_claim(models: Sequence[Evidence]) -> Claim:
     }
     told = []
     for model in models:
-        stds = [row.score_std for row in _rows(model)]
+        stds = [row.score_std for row in model.layers.rows(ORDER, "mean")]
         told.append(
             f"{float(np.mean(np.array(stds) <= limit)):.0%} in {model.name} (median head {np.median(stds):.1f})"
         )
@@ -58,7 +57,7 @@ def ranges_claim(models: Sequence[Evidence]) -> Claim:
         ),
         rule=_RULE,
         effects=tuple(
-            Effect(f"{name}: share of heads mild enough", each.estimate, each.low, each.high, f"above {MAJORITY:g}")
+            Effect.of(f"{name}: share of heads mild enough", each, f"above {MAJORITY:g}")
             for name, each in shares.items() if each is not None
         ),
         tables=(*(_orders(model) for model in models), *(_lengths(model) for model in models if model.measured.ranges)),
@@ -66,15 +65,11 @@ def ranges_claim(models: Sequence[Evidence]) -> Claim:
     )  # fmt: skip
 
 
-def _rows(model: Evidence) -> list[CandidateRow]:
-    return [row for own in model.layers.heads(ORDER, "mean").values() for row in own]
-
-
 def _orders(model: Evidence) -> Table:
     """For every order: what it tolerates, and how many heads keep to that, predicted and measured."""
     rows: list[tuple[Cell, ...]] = []
     for order in range(1, model.layers.analysis.max_order + 1):
-        heads = [row for own in model.layers.heads(order, "mean").values() for row in own]
+        heads = model.layers.rows(order, "mean")
         cells: list[Cell] = [order]
         for tolerance in TOLERANCES:
             limit = tolerated_std(order, tolerance)

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.capture import run_layers
-from taylorder.analysis.truncation import LayerTensors, key_centres
+from taylorder.analysis.truncation import LayerTensors, blocks, key_centres
 from taylorder.models import ModelDescription
-
-_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +32,9 @@ def measure_ranges(
     largest: dict[str, list[list[float]]] = {}
 
     def consume(name: str, layer: LayerTensors) -> None:
-        k = (layer.k.double() - key_centres(layer)[:, None])[0].float()
-        q = layer.q[0].float() * layer.scaling
-        group = len(q) // len(k)
-        rows = []
-        for start in range(0, q.shape[1], _ROWS):
-            stop = min(start + _ROWS, q.shape[1])
-            queries = q[:, start:stop].reshape(len(k), group * (stop - start), -1)
-            scores = (queries @ k[:, :stop].mT).view(len(q), stop - start, stop)
-            if layer.mask is not None:
-                allowed = layer.mask[0, 0, start:stop, :stop]
-            else:
-                allowed = torch.arange(stop) <= torch.arange(start, stop)[:, None]
-            rows.append(scores.abs_().masked_fill_(~allowed, 0.0).amax(-1))
-        by_row = torch.cat(rows, -1)
-        largest[name] = [by_row[:, :length].amax(-1).tolist() for length in lengths]
+        rows = torch.arange(layer.q.shape[2])
+        by_row = [(block.scores * block.allowed).abs().amax(-1) for block in blocks(layer, key_centres(layer), 0, rows)]
+        largest[name] = [torch.cat(by_row, -1)[:, :length].amax(-1).tolist() for length in lengths]
 
     with torch.inference_mode():
         run_layers(model, input_ids[None], consume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from taylorder.claims import heads
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, below, over_layers, overall
+from taylorder.claims.weights import series
 
 ORDER = 4
 WASHED_OUT = 0.8
@@ -43,8 +45,8 @@ def similar_claim(models: Sequence[Evidence]) -> Claim:
         reason=reason + _alone(models, place),
         rule=_RULE,
         effects=tuple(
-            Effect(
-                f"{name}: weight kept on two or more tied keys at order {ORDER}", each.estimate, each.low, each.high,
+            Effect.of(
+                f"{name}: weight kept on two or more tied keys at order {ORDER}", each,
                 f"below {WASHED_OUT:g}",
             )
             for name, each in kept.items() if each is not None
@@ -80,7 +82,8 @@ def _made_up() -> Table:
             scores[:, :targets] = std * math.sqrt(2 * math.log(KEYS))
             exact = float(scores.softmax(-1)[:, :targets].sum(-1).mean())
             x = scores - scores.mean(-1, keepdim=True)
-            weights = {order: _polynomial(x, order) for order in ORDERS}
+            sums = list(accumulate(series(x, torch.ones_like(x), max(ORDERS))))
+            weights = {order: sums[order - 1] for order in ORDERS}
             kept = [float((own[:, :targets].sum(-1) / own.sum(-1)).mean()) / exact for own in weights.values()]
             near = torch.cat([x[:, :WINDOW].exp(), weights[ORDER][:, WINDOW:]], -1)  # the tied ones are the nearest
             kept.append(float((near[:, :targets].sum(-1) / near.sum(-1)).mean()) / exact)
@@ -94,14 +97,6 @@ def _made_up() -> Table:
         tuple(rows),
         note="Orders: share of the exact weight that is left on the tied keys, expansion mean, 256 draws.",
     )  # fmt: skip
-
-
-def _polynomial(x: torch.Tensor, order: int) -> torch.Tensor:
-    total, term = torch.zeros_like(x), torch.ones_like(x)
-    for degree in range(order):
-        total = total + term
-        term = term * x / (degree + 1)
-    return total
 
 
 def _by_ties(model: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

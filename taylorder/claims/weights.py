@@ -21,7 +21,12 @@ def degrees(block: Block, most: int) -> Iterator[Tensor]:
     count = block.allowed.sum(-1)
     x = block.scores * block.allowed
     x = (x - (x.sum(-1) / count)[..., None]) * block.allowed
-    term = block.allowed.double().expand_as(x)
+    return series(x, block.allowed.double().expand_as(x), most)
+
+
+def series(x: Tensor, ones: Tensor, most: int) -> Iterator[Tensor]:
+    """``x^p / p!`` for p = 0, 1, … ``most - 1``; ``ones`` is the first of them, 0 where nothing counts."""
+    term = ones
     for degree in range(most):
         yield term
         term = term * x / (degree + 1)

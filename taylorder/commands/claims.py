@@ -15,7 +15,6 @@ from taylorder.errors import UsageError
 if TYPE_CHECKING:
     from taylorder.claims.claim import Claim
     from taylorder.claims.evidence import Evidence
-    from taylorder.claims.gaussian import GaussianHead
     from taylorder.reports.progress import StderrProgress
 
 _DEFAULT = Path("taylorder-out")
@@ -72,10 +71,11 @@ def claims(
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
+        from taylorder.claims.gaussian import kept_draws
         from taylorder.claims.judge import judge
 
         models = [_evidence(directory, model, device, fresh, progress) for directory in chosen]
-        draws = _draws(target, fresh, progress)
+        draws = kept_draws(target / "records-normal", fresh=fresh, progress=progress)
         progress.say("judging")
         found = judge(models, draws)
         names = [each.name for each in models]
@@ -109,24 +109,6 @@ def _evidence(directory: Path, model: str | None, device: str, fresh: bool, prog
     # A path says where a model lies, not what it is called.
     label = directory.resolve().name if Path(analysis.model.name).exists() else None
     return Evidence(Layers(analysis, label), measured)
-
-
-def _draws(directory: Path, fresh: bool, progress: StderrProgress) -> list[GaussianHead]:
-    """The paper's set-up, kept like everything else."""
-    from dataclasses import asdict
-
-    from pydantic import TypeAdapter
-
-    from taylorder.claims import gaussian
-    from taylorder.records import Records
-
-    settings = [gaussian.HEAD_DIMS, gaussian.ORDERS, gaussian.TOKENS, gaussian.ROWS, gaussian.HEADS]
-    records = Records(directory / "records-normal", {"normal": settings}, fresh=fresh)
-    kept = records.get("draws")
-    if kept is None:
-        kept = [asdict(draw) for draw in gaussian.measure_gaussian(progress=progress)]
-        records.put("draws", kept)
-    return TypeAdapter(list[gaussian.GaussianHead]).validate_python(kept)
 
 
 def _print(found: Sequence[Claim], names: Sequence[str], document: str, tables: bool, output: str) -> None:
