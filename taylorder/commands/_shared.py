@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from taylorder.adapt.evaluate import Evaluation
     from taylorder.adapt.select import Selection
     from taylorder.analysis.results import Analysis
@@ -46,20 +48,37 @@ def check_writable(directory: Path) -> None:
         raise UsageError(f"--out {directory}: {existing} is not writable; name another directory")
 
 
-def print_analysis(
-    analysis: Analysis, selection: Selection, evaluation: Evaluation | None, directory: Path, output: str
+def print_report(
+    output: str, document: Callable[[], dict[str, Any]], render: Callable[[Console], None], width: int = 80
 ) -> None:
-    """Write the result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON."""
+    """Write a result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON.
+
+    ``width`` is that of the plain text.
+    """
     from rich.console import Console
 
-    from taylorder.reports import terminal
-    from taylorder.reports.document import as_document, as_json
+    from taylorder.reports.document import as_json
+    from taylorder.reports.plain import plain_text
 
     if output == "json":
-        sys.stdout.write(as_json(as_document(analysis, selection, directory, evaluation)))
+        sys.stdout.write(as_json(document()))
         return
     console = Console(highlight=False)
     if console.is_terminal:
-        terminal.render(analysis, selection, console, directory, evaluation)
+        render(console)
     else:
-        sys.stdout.write(terminal.as_text(analysis, selection, directory, evaluation=evaluation))
+        sys.stdout.write(plain_text(render, width))
+
+
+def print_analysis(
+    analysis: Analysis, selection: Selection, evaluation: Evaluation | None, directory: Path, output: str
+) -> None:
+    """Write the result of an analysis to standard output."""
+    from taylorder.reports import terminal
+    from taylorder.reports.document import as_document
+
+    print_report(
+        output,
+        lambda: as_document(analysis, selection, directory, evaluation),
+        lambda console: terminal.render(analysis, selection, console, directory, evaluation),
+    )

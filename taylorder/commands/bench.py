@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._shared import Device, Format, Model
+from taylorder.commands._shared import Device, Format, Model, print_report
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from taylorder.reports.generation import BenchReport
+    pass
 
 _LENGTHS = (256, 1024, 4096)
 _ORDER, _WINDOW, _SINKS = 2, 64, 4
@@ -61,7 +60,7 @@ def bench(
 
         from taylorder.adapt.bench import bench as measure
         from taylorder.models import describe, load
-        from taylorder.reports.generation import BenchReport
+        from taylorder.reports import generation
 
         loaded = load(model, device=device)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
@@ -80,7 +79,7 @@ def bench(
             seed=seed,
             progress=progress,
         )
-        report = BenchReport(
+        report = generation.BenchReport(
             model=description,
             config=chosen,
             config_path=None if config is None else str(config),
@@ -90,7 +89,7 @@ def bench(
             device=device,
             dtype=str(loaded.model.dtype).removeprefix("torch."),
         )
-    _print(report, output)
+    print_report(output, lambda: generation.as_document(report), lambda console: generation.render(report, console))
 
 
 def _parse_lengths(text: str | None) -> tuple[int, ...] | None:
@@ -115,20 +114,3 @@ def _lengths(asked: tuple[int, ...] | None, max_context: int, new_tokens: int) -
             f"{max_context} at most; lower it to {longest} or less"
         )
     return asked
-
-
-def _print(report: BenchReport, output: str) -> None:
-    """Write the result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON."""
-    from rich.console import Console
-
-    from taylorder.reports import generation
-    from taylorder.reports.document import as_json
-
-    if output == "json":
-        sys.stdout.write(as_json(generation.as_document(report)))
-        return
-    console = Console(highlight=False)
-    if console.is_terminal:
-        generation.render(report, console)
-    else:
-        sys.stdout.write(generation.as_text(report))

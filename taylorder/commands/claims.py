@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._shared import Device, Format, check_writable
+from taylorder.commands._shared import Device, Format, check_writable, print_report
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from taylorder.claims.claim import Claim
     from taylorder.claims.evidence import Evidence
     from taylorder.reports.progress import StderrProgress
 
@@ -85,7 +82,9 @@ def claims(
         else:
             with replacing(target / CLAIMS_FILE) as temporary:
                 temporary.write_text(as_json(document), encoding="utf-8")
-    _print(found, names, as_json(document), tables, output)
+    print_report(
+        output, lambda: document, lambda console: report.render(found, names, console, tables=tables), report.WIDTH
+    )
 
 
 def _evidence(directory: Path, model: str | None, device: str, fresh: bool, progress: StderrProgress) -> Evidence:
@@ -109,18 +108,3 @@ def _evidence(directory: Path, model: str | None, device: str, fresh: bool, prog
     # A path says where a model lies, not what it is called.
     label = directory.resolve().name if Path(analysis.model.name).exists() else None
     return Evidence(Layers(analysis, label), measured)
-
-
-def _print(found: Sequence[Claim], names: Sequence[str], document: str, tables: bool, output: str) -> None:
-    from rich.console import Console
-
-    from taylorder.reports import claims as report
-
-    if output == "json":
-        sys.stdout.write(document)
-        return
-    console = Console(highlight=False)
-    if console.is_terminal:
-        report.render(found, names, console, tables=tables)
-    else:
-        sys.stdout.write(report.as_text(found, names, tables=tables))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from taylorder.commands._shared import Format
+from taylorder.commands._shared import Format, print_report
 from taylorder.errors import TaylorderError, UsageError
 
 if TYPE_CHECKING:
-    from taylorder.reports.compiled import CompileReport
+    pass
 
 TARGETS = ("sm_80", "sm_90", "gfx942")
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
@@ -67,21 +66,23 @@ def compile_report(
 
     from taylorder.kernels.triton_backend import aot
     from taylorder.kernels.triton_backend.compilers import compile_all
-    from taylorder.reports.compiled import CompileReport, Overhead
+    from taylorder.reports import compiled
 
     jobs = [job for size in sizes for job in aot.jobs(size, getattr(torch, dtype), all_settings)]
     with progress:
         rows = compile_all([(job, target) for target in chosen for job in jobs], progress)
-    report = CompileReport(
+    report = compiled.CompileReport(
         dtype=dtype,
         every_setting=all_settings,
         targets=chosen,
         rows=tuple(rows),
         overheads=tuple(
-            Overhead(size, order, aot.state_overhead(size, order)) for size in sizes for order in aot.orders(size)
+            compiled.Overhead(size, order, aot.state_overhead(size, order))
+            for size in sizes
+            for order in aot.orders(size)
         ),
     )
-    _print(report, output)
+    print_report(output, lambda: compiled.as_document(report), lambda console: compiled.render(report, console))
     if report.failed:
         raise TaylorderError(f"{len(report.failed)} of {len(rows)} did not compile; the report says why")
 
@@ -113,20 +114,3 @@ def _check_triton() -> None:
             "Triton, which compiles, is not installed; there is one for Linux only: pip install triton"
         )
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-
-
-def _print(report: CompileReport, output: str) -> None:
-    """Write the result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON."""
-    from rich.console import Console
-
-    from taylorder.reports import compiled
-    from taylorder.reports.document import as_json
-
-    if output == "json":
-        sys.stdout.write(as_json(compiled.as_document(report)))
-        return
-    console = Console(highlight=False)
-    if console.is_terminal:
-        compiled.render(report, console)
-    else:
-        sys.stdout.write(compiled.as_text(report))

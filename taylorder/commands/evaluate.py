@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable
+from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_report
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
@@ -187,27 +187,18 @@ def _tasks(
 
 def _print(report: EvalReport, out: Path | None, output: str) -> None:
     """Print everything, write the file, and only then say that a bound was missed."""
-    from rich.console import Console
-
     from taylorder.files import replacing
     from taylorder.reports import evaluation
     from taylorder.reports.document import as_json
     from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
 
-    document = as_json(as_document(report))
-    if output == "json":
-        sys.stdout.write(document)
-    else:
-        console = Console(highlight=False)
-        if console.is_terminal:
-            evaluation.render(report, console)
-        else:
-            sys.stdout.write(evaluation.as_text(report))
+    document = as_document(report)
+    print_report(output, lambda: document, lambda console: evaluation.render(report, console))
     if out is not None:
         try:
             with replacing(out) as temporary:
-                temporary.write_text(document, encoding="utf-8")
+                temporary.write_text(as_json(document), encoding="utf-8")
         except OSError as error:
             raise TaylorderError(f"{out} cannot be written ({error.strerror}); name another with --out") from error
     if report.max_kl is not None and (message := missed(report.evaluation, report.max_kl)) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,11 +15,14 @@ from rich.text import Text
 from taylorder.claims.claim import Cell, Claim, Effect, Table
 from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
+from taylorder.reports.parts import INDENT
+from taylorder.reports.plain import plain_text
 
 SCHEMA = "taylorder/claims@1"
+WIDTH = 100
+"""Of the plain text: effects have long names."""
 
 _STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow", "not applicable": "dim"}
-_INDENT = (0, 0, 0, 2)
 _MOST_ROWS = 12
 
 
@@ -43,12 +45,9 @@ def render(claims: Sequence[Claim], models: Sequence[str], console: Console, *, 
         console.print(part)
 
 
-def as_text(claims: Sequence[Claim], models: Sequence[str], *, tables: bool = False, width: int = 100) -> str:
+def as_text(claims: Sequence[Claim], models: Sequence[str], *, tables: bool = False, width: int = WIDTH) -> str:
     """The report as plain text: no colour, no trailing blanks."""
-    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
-    with console.capture() as captured:
-        render(claims, models, console, tables=tables)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return plain_text(lambda console: render(claims, models, console, tables=tables), width)
 
 
 def _parts(claims: Sequence[Claim], models: Sequence[str], tables: bool) -> Iterable[RenderableType]:
@@ -58,19 +57,19 @@ def _parts(claims: Sequence[Claim], models: Sequence[str], tables: bool) -> Iter
         yield Text.assemble(
             f"{number}. ", (claim.statement, "bold"), "  ", (claim.verdict.upper(), f"bold {_STYLES[claim.verdict]}")
         )
-        yield Padding(Text(claim.reason), _INDENT)
+        yield Padding(Text(claim.reason), INDENT)
         if claim.effects:
-            yield Padding(_effects(claim.effects), _INDENT, expand=False)
+            yield Padding(_effects(claim.effects), INDENT, expand=False)
         if tables:
-            yield Padding(Text(f"Rule: {claim.rule}", style="dim"), _INDENT)
+            yield Padding(Text(f"Rule: {claim.rule}", style="dim"), INDENT)
             for table in claim.tables:
                 yield Text()
-                yield Padding(Text(table.title, style="italic"), _INDENT)
-                yield Padding(_table(table), _INDENT, expand=False)
+                yield Padding(Text(table.title, style="italic"), INDENT)
+                yield Padding(_table(table), INDENT, expand=False)
                 if table.note:
-                    yield Padding(Text(table.note, style="dim"), _INDENT)
+                    yield Padding(Text(table.note, style="dim"), INDENT)
         for note in claim.notes:
-            yield Padding(Text(note, style="dim"), _INDENT)
+            yield Padding(Text(note, style="dim"), INDENT)
 
 
 def _effects(effects: Sequence[Effect]) -> RichTable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,11 @@ from taylorder.kernels.triton_backend.aot import Compiled, Failed, shared_limit
 from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
 from taylorder.reports.human import counted, number, size
+from taylorder.reports.parts import INDENT
+from taylorder.reports.plain import plain_text
 
 SCHEMA = "taylorder/compile-report@1"
 
-_INDENT = (0, 0, 0, 2)
 _LEGEND = (
     "Static counts of compiled code: nothing ran, and no time was taken. tensor:issue is, for each innermost loop with "
     "matrix products in the order of the code, cycles of the tensor cores at their peak over cycles of instruction "
@@ -112,10 +112,7 @@ def render(report: CompileReport, console: Console) -> None:
 
 def as_text(report: CompileReport, width: int = 80) -> str:
     """The report as plain text: no colour, no trailing blanks."""
-    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
-    with console.capture() as captured:
-        render(report, console)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return plain_text(lambda console: render(report, console), width)
 
 
 def sentences(report: CompileReport) -> Iterator[tuple[str, Sequence[str]]]:
@@ -166,7 +163,7 @@ def _parts(report: CompileReport) -> Iterable[RenderableType]:
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name, fact in _facts(report).items():
         facts.add_row(Text(name), Text(fact))
-    yield Padding(facts, _INDENT, expand=False)
+    yield Padding(facts, INDENT, expand=False)
     for target in report.targets:
         yield Text()
         yield Text(target, style="bold")
@@ -176,11 +173,11 @@ def _parts(report: CompileReport) -> Iterable[RenderableType]:
     yield _overheads(report.overheads)
     yield Text()
     for sentence, rows in sentences(report):
-        yield Padding(Text(sentence), _INDENT)
+        yield Padding(Text(sentence), INDENT)
         for row in rows:
             yield Padding(Text(row), (0, 0, 0, 4))
     yield Text()
-    yield Padding(Text(_LEGEND), _INDENT)
+    yield Padding(Text(_LEGEND), INDENT)
 
 
 def _facts(report: CompileReport) -> dict[str, str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -24,8 +22,8 @@ from taylorder.reports import evaluation_tables as tables
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_tables import Lookup
 from taylorder.reports.human import counted, number, percent
-
-_INDENT = (0, 0, 0, 2)
+from taylorder.reports.parts import INDENT, note, title
+from taylorder.reports.plain import plain_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +49,17 @@ def render(report: EvalReport, console: Console) -> None:
 
 def as_text(report: EvalReport, width: int = 80) -> str:
     """The report as plain text: no colour, no trailing blanks."""
-    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
-    with console.capture() as captured:
-        render(report, console)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return plain_text(lambda console: render(report, console), width)
 
 
 def short_section(evaluation: Evaluation) -> Iterable[RenderableType]:
     """What ``analyze`` and ``show`` print of the short evaluation, under a heading of its own."""
     if not evaluation.comparisons:
-        yield _title("What the model loses")
-        yield _note(f"Not measured: {evaluation.reason}.")
+        yield title("What the model loses", "config")
+        yield note(f"Not measured: {evaluation.reason}.")
         return
     comparison = evaluation.comparisons[0]
-    yield _title(f"What the model loses: {_sequences(comparison)}")
+    yield title(f"What the model loses: {_sequences(comparison)}", "config")
     if comparison.standings[0].nll is None:
         yield tables.hidden(comparison)
     else:
@@ -76,11 +71,11 @@ def short_section(evaluation: Evaluation) -> Iterable[RenderableType]:
     yield _legend(comparison)
     yield Text()
     if evaluation.exact_everywhere:
-        yield _note("The config keeps every head exact, so it equals exact and was not run.")
+        yield note("The config keeps every head exact, so it equals exact and was not run.")
     for line in words.sizes(comparison):
-        yield _note(line)
+        yield note(line)
     rough = "" if comparison.standings[0].nll is None else f" {_rough(comparison)}"
-    yield _note(
+    yield note(
         f"Held-out text: {comparison.text_source}, seed {comparison.seed}.{rough} `taylorder eval` compares at equal "
         "bytes and at longer contexts."
     )
@@ -93,29 +88,29 @@ def _parts(report: EvalReport) -> Iterable[RenderableType]:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, fact in facts.items():
         table.add_row(Text(name), Text(fact))
-    yield Padding(table, _INDENT, expand=False)
+    yield Padding(table, INDENT, expand=False)
     if evaluation.exact_everywhere:
         yield Text()
-        yield _note(
+        yield note(
             f"{words.EQUALS_EXACT} There is nothing to compare at equal bytes; the paper's order 4 is shown beside it."
         )
     for comparison in evaluation.comparisons:
         yield from _comparison(comparison)
     if evaluation.continuations is not None:
-        yield _title("Greedy generation")
-        yield _note(words.continued(evaluation.continuations))
+        yield title("Greedy generation")
+        yield note(words.continued(evaluation.continuations))
     if report.tasks:
         yield from _tasks(report)
     elif report.tasks_reason is not None:
-        yield _title("Tasks")
-        yield _note(f"Not run: {report.tasks_reason}.")
-    yield _title("Verdict")
+        yield title("Tasks")
+        yield note(f"Not run: {report.tasks_reason}.")
+    yield title("Verdict")
     for line in words.verdicts(evaluation):
-        yield Padding(Text(line, style="bold"), _INDENT, expand=False)
+        yield Padding(Text(line, style="bold"), INDENT, expand=False)
     if report.max_kl is not None:
         yield Text()
         missed = words.missed(evaluation, report.max_kl)
-        yield _note(f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}.")
+        yield note(f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}.")
 
 
 def _facts(report: EvalReport) -> dict[str, str]:
@@ -144,7 +139,7 @@ def _facts(report: EvalReport) -> dict[str, str]:
 
 
 def _comparison(comparison: Comparison) -> Iterable[RenderableType]:
-    yield _title(_sequences(comparison))
+    yield title(_sequences(comparison))
     if comparison.standings[0].nll is None:
         yield tables.hidden(comparison)
     else:
@@ -158,12 +153,12 @@ def _comparison(comparison: Comparison) -> Iterable[RenderableType]:
     if comparison.standings[0].nll is not None:
         yield Text()
         for line in (*words.sizes(comparison), _rough(comparison)):
-            yield _note(line)
+            yield note(line)
 
 
 def _tasks(report: EvalReport) -> Iterable[RenderableType]:
     results = report.tasks
-    yield _title("Tasks: share of right answers")
+    yield title("Tasks: share of right answers")
     if any(each.rows for each in results):
         yield tables.tasks(results)
         if (table := tables.depths(results)) is not None:
@@ -175,15 +170,15 @@ def _tasks(report: EvalReport) -> Iterable[RenderableType]:
         yield Text()
     for each in results:
         if each.failure is not None:
-            yield _note(f"{each.name}: not run, {each.failure}.")
+            yield note(f"{each.name}: not run, {each.failure}.")
         elif each.name == rivals.WINDOW:
-            yield _note(f"window: {each.note} at the length of each task.")
+            yield note(f"window: {each.note} at the length of each task.")
     if any(row.exact_cannot for each in results for row in each.rows):
-        yield _note(
+        yield note(
             f"exact cannot: the exact model has less than {percent(CANNOT)} right there, so the task says nothing "
             "about a config."
         )
-    yield _note("Intervals are 95% bootstrap over prompts; differences are in percentage points.")
+    yield note("Intervals are 95% bootstrap over prompts; differences are in percentage points.")
 
 
 def lookups(report: EvalReport) -> list[Lookup]:
@@ -217,7 +212,7 @@ def _legend(comparison: Comparison) -> RenderableType:
         else:
             fact = f"no figures: {each.failure}"
         table.add_row(Text(each.name), Text(fact))
-    return Padding(table, _INDENT, expand=False)
+    return Padding(table, INDENT, expand=False)
 
 
 def _sequences(comparison: Comparison) -> str:
@@ -231,11 +226,3 @@ def _rough(comparison: Comparison) -> str:
     if comparison.sequences < words.ENOUGH:
         return f"{told}, and {number(comparison.sequences)} sequences make them rough."
     return f"{told}; differences are paired."
-
-
-def _title(text: str) -> RenderableType:
-    return Padding(Rule(Text(text, style="bold"), align="left", style="dim"), (1, 0))
-
-
-def _note(text: str) -> RenderableType:
-    return Padding(Text(text), _INDENT, expand=False)

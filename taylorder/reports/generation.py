@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,10 +20,11 @@ from taylorder.models import ModelDescription
 from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
 from taylorder.reports.human import counted, number, size
+from taylorder.reports.parts import INDENT
+from taylorder.reports.plain import plain_text
 
 SCHEMA = "taylorder/bench@1"
 
-_INDENT = (0, 0, 0, 2)
 _SNIPPET = 40
 _EVEN = 0.05  # a median of a few tokens tells no smaller difference
 _LEGEND = (
@@ -129,10 +129,7 @@ def render(report: BenchReport, console: Console) -> None:
 
 def as_text(report: BenchReport, width: int = 80) -> str:
     """The report as plain text: no colour, no trailing blanks."""
-    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
-    with console.capture() as captured:
-        render(report, console)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return plain_text(lambda console: render(report, console), width)
 
 
 def sentences(report: BenchReport) -> list[str]:
@@ -190,16 +187,16 @@ def _parts(report: BenchReport) -> Iterable[RenderableType]:
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name, fact in _facts(report).items():
         facts.add_row(Text(name), Text(fact))
-    yield Padding(facts, _INDENT, expand=False)
+    yield Padding(facts, INDENT, expand=False)
     yield Text()
     yield _sizes(report.bench)
     yield Text()
     yield _durations(report.bench)
     yield Text()
     for line in sentences(report):
-        yield Padding(Text(line), _INDENT)
+        yield Padding(Text(line), INDENT)
     yield Text()
-    yield Padding(Text(_LEGEND), _INDENT)
+    yield Padding(Text(_LEGEND), INDENT)
 
 
 def _facts(report: BenchReport) -> dict[str, str]:

@@ -1,21 +1,18 @@
 """An analysis and its config as one HTML page that needs nothing else: the content of ``report.html``.
 
-Words and tables are those of the terminal report, which is printed to a console that keeps what it is given; the
+Words and tables are those of the terminal report, section by section as their headings say what they are about; the
 script of the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loaded from anywhere.
 """
 
 from __future__ import annotations
 
-import io
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.padding import Padding
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -26,12 +23,14 @@ from taylorder.files import replacing
 from taylorder.reports import alphas, html_data, summary, terminal, verdict
 from taylorder.reports.claims import cell
 from taylorder.reports.document import finite
+from taylorder.reports.parts import About, Heading
 from taylorder.reports.reproduce import analyze_command
+
+_WIDTH = 80
+"""Of the terminal that tables are made for."""
 
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("format.js", "palette.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
-_SAVED = ("What every KV head keeps", "What this config saves", "What the model loses")
-_VERDICT = "Verdict"
 _MARKS = {"supported": "\u2713", "contradicted": "\u2715", "undecided": "?", "not applicable": "\u2013"}
 
 
@@ -54,22 +53,11 @@ class Block:
 
 @dataclass(slots=True)
 class Section:
-    """What stands under one heading of the terminal report; ``drawn`` if it is text laid out by hand, as a grid is."""
+    """What stands under one heading of the terminal report; the header, without one, is about None."""
 
     title: str
+    about: About | None
     blocks: list[Block] = field(default_factory=list)
-    drawn: bool = False
-
-
-class _Keeping(Console):
-    """A console that keeps what it should print."""
-
-    def __init__(self) -> None:
-        super().__init__(file=io.StringIO(), width=80, color_system=None)
-        self.kept: list[Any] = []
-
-    def print(self, *objects: Any, **_options: Any) -> None:
-        self.kept += objects
 
 
 def render(
@@ -109,8 +97,8 @@ def render(
         verdict=verdict.sentences(analysis, selection, evaluation),
         counts=summary.outcome(analysis, selection),
         alphas_note=alphas.legend(analysis),
-        overall=[each for each in sections if not each.drawn and not each.title.startswith((*_SAVED, _VERDICT))],
-        saved=[each for each in sections if each.title.startswith(_SAVED)],
+        overall=[each for each in sections if each.about == "all heads"],
+        saved=[each for each in sections if each.about == "config"],
         shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
         claims=None if claims is None else [_claim(*numbered) for numbered in enumerate(claims["claims"], start=1)],
         commands=_commands(analysis, selection, evaluation, directory),
@@ -139,30 +127,17 @@ def write(
 
 def _sections(analysis: Analysis, selection: Selection, evaluation: Evaluation | None) -> list[Section]:
     """The terminal report by its headings; the first section, without one, is the header."""
-    console = _Keeping()
-    terminal.render(analysis, selection, console, None, evaluation)
-    sections = [Section("")]
-    for part in _unwrapped(console.kept):
-        match part:
-            case Rule():
-                sections.append(Section(str(part.title)))
+    sections = [Section("", None)]
+    for part in terminal.parts(analysis, selection, _WIDTH, None, evaluation):
+        inner = part.renderable if isinstance(part, Padding) else part
+        match inner:
+            case Heading():
+                sections.append(Section(str(inner.title), inner.about))
             case Table():
-                sections[-1].blocks.append(_block(part))
-            case Text() if part.plain.strip():
-                sections[-1].drawn = True
-            case Block():
-                sections[-1].blocks.append(part)
+                sections[-1].blocks.append(_block(inner))
+            case Text() if inner is not part:  # others are blank lines, or laid out by hand
+                sections[-1].blocks.append(Block(text=inner.plain))
     return sections
-
-
-def _unwrapped(parts: Iterable[Any]) -> Iterable[Any]:
-    """What is inside paddings: an indented text is a paragraph, a text by itself is laid out by hand."""
-    for part in parts:
-        if isinstance(part, Padding):
-            inner = part.renderable
-            yield Block(text=inner.plain) if isinstance(inner, Text) else inner
-        else:
-            yield part
 
 
 def _block(table: Table) -> Block:

@@ -16,8 +16,8 @@ from taylorder.analysis.results import Analysis
 from taylorder.reports.evaluation_words import figure
 from taylorder.reports.human import LayerNames, compact, counted, layer_names, number, percent, size
 from taylorder.reports.layout import SLIDING_MARK
+from taylorder.reports.parts import INDENT, note
 
-_INDENT = (0, 0, 0, 2)
 _NAMED = 6
 """KV heads named in a sentence before it says how many others there are."""
 
@@ -46,7 +46,7 @@ def kept_grid(analysis: Analysis, selection: Selection, width: int) -> Padding:
         for place in range(line, len(rows), height):
             cells += rows[place]
         table.add_row(*cells)
-    return Padding(table, _INDENT, expand=False)
+    return Padding(table, INDENT, expand=False)
 
 
 def _kept(head: HeadOrder) -> str:
@@ -160,21 +160,17 @@ def section(analysis: Analysis, selection: Selection, width: int) -> Iterable[Ta
         return
     yield kept_grid(analysis, selection, width)
     yield Text()
-    yield _note(legend(summary))
-    yield _note(program(summary))
+    yield note(legend(summary))
+    yield note(program(summary))
     yield Text()
     yield counts(summary)
     yield Text()
     if summary.beside_window:
         yield beside_windows(summary)
         yield Text()
-        yield _note(
+        yield note(
             f"Relative L2 error of the median KV head, and that of a window of the same bytes; on how many of "
             f"{summary.kv_heads} KV heads the polynomial is better by gradient-weighted error, never needing the guard."
         )
     for line in sentences(analysis, summary):
-        yield _note(line)
-
-
-def _note(text: str) -> Padding:
-    return Padding(Text(text), _INDENT, expand=False)
+        yield note(line)

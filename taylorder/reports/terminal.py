@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -21,8 +20,8 @@ from taylorder.files import replacing
 from taylorder.reports import alphas, grids, levers, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
-
-_INDENT = (0, 0, 0, 2)
+from taylorder.reports.parts import INDENT, note, title
+from taylorder.reports.plain import plain_text
 
 
 def render(
@@ -42,7 +41,7 @@ def render(
         evaluation: the short evaluation, None if it was skipped.
 
     """
-    for part in _parts(analysis, selection, console.width, directory, evaluation):
+    for part in parts(analysis, selection, console.width, directory, evaluation):
         console.print(part)
 
 
@@ -54,10 +53,7 @@ def as_text(
     evaluation: Evaluation | None = None,
 ) -> str:
     """The report as plain text: no colour, no line longer than ``width``, no trailing blanks."""
-    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
-    with console.capture() as captured:
-        render(analysis, selection, console, directory, evaluation)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return plain_text(lambda console: render(analysis, selection, console, directory, evaluation), width)
 
 
 def export_svg(
@@ -78,12 +74,13 @@ def export_svg(
         temporary.write_text(svg, encoding="utf-8")
 
 
-def _parts(
+def parts(
     analysis: Analysis, selection: Selection, width: int, directory: Path | None, evaluation: Evaluation | None
 ) -> Iterable[RenderableType]:
+    """What the report is made of, in order; arguments as in :func:`render`."""
     yield from _header(analysis, selection)
     if selection.levers is not None:
-        yield _title("What every KV head keeps")
+        yield title("What every KV head keeps", "config")
         yield from levers.section(analysis, selection, width)
     yield from _orders(analysis, selection, width)
     if selection.levers is None:  # else no head has to meet a tolerance
@@ -92,9 +89,9 @@ def _parts(
         yield from _distance(analysis, selection)
         yield from _near_field(analysis, selection)
     if lines := alphas.head_alphas(analysis):
-        yield _title("Alphas of single heads")
+        yield title("Alphas of single heads", "each head")
         yield from lines
-        yield _note("Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit.")
+        yield note("Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit.")
     yield from _savings(analysis, selection)
     if evaluation is not None:
         yield from short_section(evaluation)
@@ -145,25 +142,25 @@ def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, fact in facts.items():
         table.add_row(Text(name), Text(fact))
-    yield Padding(table, _INDENT, expand=False)
+    yield Padding(table, INDENT, expand=False)
 
 
 def _orders(analysis: Analysis, selection: Selection, width: int) -> Iterable[RenderableType]:
-    yield _title("Order of every head, and the alphas of its layer")
+    yield title("Order of every head, and the alphas of its layer", "each head")
     yield from grids.order_grid(analysis, selection, width)
     yield Text()
     for line in grids.order_legend(selection):
-        yield Padding(line, _INDENT, expand=False)
+        yield Padding(line, INDENT, expand=False)
     yield Text()
-    yield _note(alphas.legend(analysis))
+    yield note(alphas.legend(analysis))
 
 
 def _errors(analysis: Analysis, selection: Selection, width: int) -> Iterable[RenderableType]:
     order = grids.grid_order(analysis)
-    yield _title(f"Error at order {order}, in percent")
+    yield title(f"Error at order {order}, in percent", "each head")
     yield from grids.error_grid(analysis, selection, width)
     yield Text()
-    yield _note(
+    yield note(
         f"Expansion mean, one head replaced at a time; * is within {percent(selection.tolerance, 3)}. "
         f"Last column: the layer's median with expansion zero, the plain Taylor series."
     )
@@ -172,7 +169,7 @@ def _errors(analysis: Analysis, selection: Selection, width: int) -> Iterable[Re
 def _by_order(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
     heads = counted(len(summary.described_heads(analysis, selection)), "head")
     seeing = " that see the whole context" if summary.outcome(analysis, selection).sliding else ""
-    yield _title(f"Error by order, in percent: the median of {heads}{seeing}")
+    yield title(f"Error by order, in percent: the median of {heads}{seeing}")
     yield tables.error_by_order(analysis, selection)
     yield Text()
     told = (
@@ -189,12 +186,12 @@ def _by_order(analysis: Analysis, selection: Selection) -> Iterable[RenderableTy
         )
     else:
         told += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
-    yield _note(told)
+    yield note(told)
 
 
 def _distance(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
     limit = percent(selection.tolerance, 3)
-    yield _title(f"How far the heads are from {limit}, and what it would take")
+    yield title(f"How far the heads are from {limit}, and what it would take")
     yield tables.distances(analysis, selection)
     yield Text()
     if nearest := tables.nearest_heads(analysis, selection):
@@ -204,13 +201,13 @@ def _distance(analysis: Analysis, selection: Selection) -> Iterable[RenderableTy
     heads = sum(need.measured.values()) + need.more
     parts = [f"order {order}: {number(count)}" for order, count in need.measured.items()]
     parts.append(f"more than {analysis.max_order}: {number(need.more)}")
-    yield _note(f"Order needed as measured, of {counted(heads, 'head')}, whatever it costs: {', '.join(parts)}.")
+    yield note(f"Order needed as measured, of {counted(heads, 'head')}, whatever it costs: {', '.join(parts)}.")
     spread = f"Were scores normally distributed, the median head (score std {need.score_std:.2g}) would need"
     if need.predicted is None or need.predicted_bytes is None:
-        yield _note(f"{spread} an order beyond 400.")
+        yield note(f"{spread} an order beyond 400.")
     else:
         state = f", a state of {size(need.predicted_bytes)} per KV head" if analysis.model.causal else ""
-        yield _note(f"{spread} order {need.predicted}{state}.")
+        yield note(f"{spread} order {need.predicted}{state}.")
 
 
 def _near_field(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
@@ -219,10 +216,10 @@ def _near_field(analysis: Analysis, selection: Selection) -> Iterable[Renderable
         return
     first, preview = analysis.model.modules[0], analysis.preview
     kept = cost.kv_bytes(first.head_dim, first.value_dim, preview.window + preview.sinks)
-    yield _title("What a near field changes: the median head, expansion mean")
+    yield title("What a near field changes: the median head, expansion mean")
     yield table
     yield Text()
-    yield _note(
+    yield note(
         f"The last {preview.window} and the first {preview.sinks} keys keep the true exponential, which costs "
         f"{size(kept)} per KV head beside the state. Measured on sequences of "
         f"{counted(analysis.calibration.sequence_length, 'token')}: over longer ones they are a smaller share of the "
@@ -231,7 +228,7 @@ def _near_field(analysis: Analysis, selection: Selection) -> Iterable[Renderable
 
 
 def _savings(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
-    yield _title(f"What this config saves at {counted(selection.context, 'token')}")
+    yield title(f"What this config saves at {counted(selection.context, 'token')}", "config")
     if analysis.model.causal:
         exact, adapted = savings.cache_bytes(analysis, selection)
         what, before, after = "All caches, nominal bytes", size(exact), size(adapted)
@@ -239,26 +236,26 @@ def _savings(analysis: Analysis, selection: Selection) -> Iterable[RenderableTyp
         exact, adapted = savings.attention_multiplications(analysis, selection)
         what, before, after = "Multiplications of attention", compact(exact, 3), compact(adapted, 3)
     if exact == adapted:
-        yield _note(f"Nothing. {what}: {before} with every head exact, and as much with this config.")
+        yield note(f"Nothing. {what}: {before} with every head exact, and as much with this config.")
     else:
-        yield _note(f"{what}: {before} with every head exact, {after} with this config.")
+        yield note(f"{what}: {before} with every head exact, {after} with this config.")
 
 
 def _verdict(
     analysis: Analysis, selection: Selection, width: int, directory: Path | None, evaluation: Evaluation | None
 ) -> Iterable[RenderableType]:
-    yield _title("Verdict")
+    yield title("Verdict", "verdict")
     yield Padding(
-        Text(" ".join(verdict.sentences(analysis, selection, evaluation)), style="bold"), _INDENT, expand=False
+        Text(" ".join(verdict.sentences(analysis, selection, evaluation)), style="bold"), INDENT, expand=False
     )
     yield Text()
     if directory is not None:
         more = ", levers.csv" if selection.levers is not None else ""
-        yield _note(
+        yield note(
             f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
         )
     command, reason = verdict.next_command(analysis, selection, directory)
-    yield _note(f"Next, {reason}:")
+    yield note(f"Next, {reason}:")
     yield Text()
     yield Text(_folded(command, width - 6), style="bold", no_wrap=True, overflow="ignore")
 
@@ -272,11 +269,3 @@ def _folded(command: str, width: int) -> str:
         else:
             lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
     return " \\\n".join(f"    {line}" for line in lines)
-
-
-def _title(text: str) -> RenderableType:
-    return Padding(Rule(Text(text, style="bold"), align="left", style="dim"), (1, 0))
-
-
-def _note(text: str) -> RenderableType:
-    return Padding(Text(text), _INDENT, expand=False)
