@@ -23,7 +23,7 @@ from taylorder.adapt import policies, rivals
 from taylorder.adapt.ablation import without_lever
 from taylorder.adapt.allocate import parse_bytes
 from taylorder.adapt.choice import window_instead
-from taylorder.adapt.choosing import Chosen, Limit, choose
+from taylorder.adapt.choosing import Chosen, Limit, choose, windows_alone
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.criteria import CRITERIA, DEFAULT_CRITERION
 from taylorder.adapt.evaluate import evaluate_tasks
@@ -61,17 +61,12 @@ def main() -> None:
     screening = sequences(loaded.tokenizer, words, SCREENING_TOKENS, SCREENING_SEQUENCES * SCREENING_TOKENS)
     settings = {"model": model.fingerprint, "length": arguments.length, "calibration": words.sha256}
     alphas = rivals.fitted_alphas(loaded.model, model, _progress)
-    shared = {"sequences": calibration, "screening": screening, "progress": _progress}
 
-    def table(levers: Any) -> tuple[LeverTable, Records]:
-        found = candidates(levers, model.modules[0].head_dim, arguments.length, (arguments.length // 64, SINKS))
-        records = Records(arguments.records / "-".join(sorted(levers)), settings | {"candidates": str(found)})
-        measured = measure(
-            loaded.model, model, calibration, found, window_instead, seed=0, records=records, progress=_progress
-        )
-        return measured, records
-
-    full, full_records = table(LEVERS)
+    found = candidates(LEVERS, model.modules[0].head_dim, arguments.length, (arguments.length // 64, SINKS))
+    records = Records(arguments.records / "levers", settings | {"candidates": str(found)})
+    full = measure(loaded.model, model, calibration, found, window_instead, seed=0, records=records, progress=_progress)
+    windows = full.only(windows_alone(full.candidates))
+    shared = {"sequences": calibration, "screening": screening, "records": records, "progress": _progress}
     losses = Records(arguments.records / "losses", settings)
     document: dict[str, Any] = {
         "model": loaded.name,
@@ -86,17 +81,14 @@ def main() -> None:
     for budget in arguments.budgets:
         limit = Limit(arguments.length, budget)
         # What ships comes first, and is judged first: whoever interrupts this has the headline.
-        chosen = {
-            DEFAULT_CRITERION: choose(loaded.model, full, limit, DEFAULT_CRITERION, records=full_records, **shared)
-        }
+        chosen = {DEFAULT_CRITERION: choose(loaded.model, full, limit, DEFAULT_CRITERION, **shared)}
         simple = _simple(model, alphas, budget, arguments.length)
         headline = [Contender(EXACT, None), simple[0], Contender(DEFAULT, chosen[DEFAULT_CRITERION].config)]
         judge(loaded.model, headline, unseen, losses)
         for criterion in CRITERIA:
             if criterion not in chosen:
-                chosen[criterion] = choose(loaded.model, full, limit, criterion, records=full_records, **shared)
-        windows, window_records = table(["window"])
-        chosen[WINDOWS_ONLY] = choose(loaded.model, windows, limit, DEFAULT_CRITERION, records=window_records, **shared)
+                chosen[criterion] = choose(loaded.model, full, limit, criterion, **shared)
+        chosen[WINDOWS_ONLY] = choose(loaded.model, windows, limit, DEFAULT_CRITERION, **shared)
         default = chosen[DEFAULT_CRITERION].config
         contenders = [Contender(EXACT, None), *simple]
         contenders += [Contender(name, each.config) for name, each in chosen.items()]

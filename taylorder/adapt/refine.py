@@ -36,7 +36,9 @@ from taylorder.records import Records
 REACH = 2.0
 """A step changes the bytes of a KV head by no more than this factor."""
 
-ROUNDS = 6
+ROUNDS, MORE_ROUNDS = 6, 3
+"""Configs measured at most, the first included; and those measured when more candidates join, the first not."""
+
 _HARDER, _EASIER, _LEAST_PRICE, _MOST_PRICE = 4.0, 2.0, 0.5, 64.0
 """What a step that failed or helped does to the price of changes, 1 in the Gauss-Newton model."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,20 @@ class LeverTable:
             for layer in self.layers
             for start in range(0, len(layer.rows), count)
         ]
+
+    def only(self, places: Sequence[int]) -> LeverTable:
+        """The table with the candidates at these places alone, in this order."""
+        count = len(self.candidates)
+        layers = []
+        for layer in self.layers:
+            rows = [
+                replace(layer.rows[start + place], candidate=own)
+                for start in range(0, len(layer.rows), count)
+                for own, place in enumerate(places)
+            ]
+            fitted = {own: layer.fitted[place] for own, place in enumerate(places) if place in layer.fitted}
+            layers.append(replace(layer, rows=tuple(rows), fitted=fitted))
+        return replace(self, candidates=tuple(self.candidates[place] for place in places), layers=tuple(layers))
 
 
 def refuse_unsupported(description: ModelDescription) -> None:

@@ -1,0 +1,113 @@
+"""The stages of the iterative scheme: plain windows first, then all candidates from what these reach."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_choice import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LONG, SINKS_16, TAYLOR_1, measured
+from tiny import llama
+
+from taylorder.adapt import refine as module
+from taylorder.adapt.choice import table_bytes
+from taylorder.adapt.choosing import Limit, choose, windows_alone
+from taylorder.adapt.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
+from taylorder.analysis.candidates import Candidate
+from taylorder.records import Records
+
+LENGTH = 48
+PLAIN = [EXACT, DROPPED, LONG]
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory):
+    model = llama()
+    table, ids = measured(model, tmp_path_factory.mktemp("records"), CANDIDATES, 2, LENGTH)
+    return model, table, ids
+
+
+@pytest.fixture
+def measurements(monkeypatch):
+    """Configs measured, as places of the table that was measured; changes cost a hundredth of what they seem to."""
+    found = []
+
+    def measure(model, table, sizes, choice, *rest):
+        found.append((len(table.candidates), tuple(choice)))
+        return measure_slopes(model, table, sizes, choice, *rest)
+
+    monkeypatch.setattr(module, "measure_slopes", measure)
+    monkeypatch.setattr(module, "sensitivities", lambda table: [each / 100 for each in sensitivities(table)])
+    return found
+
+
+def chosen(model, table, ids, directory, budget):
+    return choose(
+        model, table, Limit(LENGTH, budget), "iterative", sequences=ids, screening=ids[:, :16],
+        records=Records(directory, {}), progress=lambda *_: None,
+    )  # fmt: skip
+
+
+def dropped_bytes(table):
+    """What lets every KV head have the plain window of 12 tokens, and some a little more."""
+    return table_bytes(table, LENGTH)[0][DROPPED] + 60
+
+
+def test_windows_alone_are_exact_attention_and_windows_with_the_usual_sinks():
+    assert windows_alone(CANDIDATES) == PLAIN
+    assert SINKS_16 not in windows_alone(CANDIDATES)
+    assert windows_alone([Candidate(None), Candidate(3, "mean", 4, 4)]) == [0]
+
+
+def test_a_part_of_the_table_has_the_rows_and_fits_of_its_candidates(tiny_llama):
+    _, table, _ = tiny_llama
+    places = [FITTED_2, EXACT, FITTED_1]
+    part = table.only(places)
+    assert part.candidates == tuple(CANDIDATES[place] for place in places)
+    assert part.kv_heads == table.kv_heads
+    for own, whole in zip(part.rows(), table.rows(), strict=True):
+        assert [row.candidate for row in own] == [0, 1, 2]
+        assert [(row.kv_head, row.relative_l2) for row in own] == [
+            (whole[place].kv_head, whole[place].relative_l2) for place in places
+        ]
+    for own, whole in zip(part.layers, table.layers, strict=True):
+        assert own.fitted == {0: whole.fitted[FITTED_2], 2: whole.fitted[FITTED_1]}
+        assert torch.equal(own.prepared.centres, whole.prepared.centres)
+
+
+def test_polynomials_join_after_windows_and_start_from_the_best_of_them(tiny_llama, measurements, tmp_path):
+    model, table, ids = tiny_llama
+    found = chosen(model, table, ids, tmp_path, dropped_bytes(table))
+    windows = [choice for size, choice in measurements if size == len(PLAIN)]
+    everything = [choice for size, choice in measurements if size == len(CANDIDATES)]
+    assert 1 <= len(windows) <= ROUNDS
+    assert 2 <= len(everything) <= MORE_ROUNDS + 1
+    assert measurements == [(len(PLAIN), each) for each in windows] + [(len(CANDIDATES), each) for each in everything]
+    first, later = found.rounds[: len(windows)], found.rounds[len(windows) :]
+    assert [each.choice for each in first] == [tuple(PLAIN[place] for place in choice) for choice in windows]
+    assert everything[0] == min(first, key=lambda each: each.kl).choice
+    assert [each.choice for each in later] == everything[1:]
+    assert any(CANDIDATES[place].truncates for choice in everything[1:] for place in choice)
+    best = min(found.rounds, key=lambda each: each.kl)
+    assert found.choice == best.choice
+    assert (found.objective, found.bound) == (best.promised or 0.0, best.bound)
+
+
+def test_windows_alone_are_the_first_stage_and_no_better(tiny_llama, measurements, tmp_path):
+    model, table, ids = tiny_llama
+    whole = chosen(model, table, ids, tmp_path, dropped_bytes(table))
+    measurements.clear()
+    alone = chosen(model, table.only(PLAIN), ids, tmp_path, dropped_bytes(table))
+    assert measurements == [], "the records of the first stage are found again"
+    assert [each.kl for each in alone.rounds] == [each.kl for each in whole.rounds[: len(alone.rounds)]]
+    assert min(each.kl for each in whole.rounds) <= min(each.kl for each in alone.rounds)
+
+
+def test_where_no_window_fits_all_candidates_join_at_once(tiny_llama, measurements, tmp_path):
+    model, table, ids = tiny_llama
+    part, sizes = table.only([EXACT, DROPPED, TAYLOR_1]), table_bytes(table, LENGTH)[0]
+    assert sizes[TAYLOR_1] < sizes[DROPPED] < sizes[EXACT]
+    found = chosen(model, part, ids, tmp_path / "less", sizes[TAYLOR_1])
+    assert found.choice == (2,) * len(table.kv_heads)
+    assert measurements[0] == (3, (2,) * len(table.kv_heads))
+    measurements.clear()
+    chosen(model, part, ids, tmp_path / "enough", sizes[DROPPED])
+    assert measurements[0] == (2, (1,) * len(table.kv_heads)), "a plain window fits, and comes first"
