@@ -102,7 +102,8 @@ def main() -> None:
         shape = (len(calibration), arguments.length)
         document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[DEFAULT_CRITERION], shape))
         document.setdefault("rounds", {})[str(budget)] = [
-            {"kl": each.kl, "promised": each.promised, "price": each.price} for each in chosen[DEFAULT_CRITERION].rounds
+            {"kl": each.kl, "promised": each.promised, "price": each.price, "among": each.among}
+            for each in chosen[DEFAULT_CRITERION].rounds
         ]
         write(arguments.out, document)
         show(document, budget)

@@ -140,6 +140,7 @@ def test_the_iterative_scheme_reports_its_rounds(analyze):
     _, out, _ = analyze("--budget", 700, "--criterion", "iterative", "--format", "json")
     levers = json.loads(out)["levers"]
     assert levers["rounds"][0]["promised"] is None
+    assert levers["rounds"][0]["among"] == "windows"
     best = min(levers["rounds"], key=lambda each: each["kl"])
     assert levers["objective"] == (best["promised"] or 0.0)
     assert levers["bound"] <= levers["objective"]

@@ -85,6 +85,8 @@ def test_polynomials_join_after_windows_and_start_from_the_best_of_them(tiny_lla
     assert [each.choice for each in first] == [tuple(PLAIN[place] for place in choice) for choice in windows]
     assert everything[0] == min(first, key=lambda each: each.kl).choice
     assert [each.choice for each in later] == everything[1:]
+    assert {each.among for each in first} == {"windows"}
+    assert {each.among for each in later} == {"all"}
     assert any(CANDIDATES[place].truncates for choice in everything[1:] for place in choice)
     best = min(found.rounds, key=lambda each: each.kl)
     assert found.choice == best.choice

@@ -162,7 +162,9 @@ def _by_stages(
         return run(table, sizes, start=start, name=f"{label}-all")
     own = [[size[place] for place in places] for size in sizes]
     windows = run(table.only(places), own, start=[places.index(place) for place in start], name=f"{label}-windows")
-    rounds = [replace(each, choice=tuple(places[place] for place in each.choice)) for each in windows.rounds]
+    rounds = [
+        replace(each, choice=tuple(places[place] for place in each.choice), among="windows") for each in windows.rounds
+    ]
     if len(places) < len(table.candidates):
         start = Refinement(tuple(rounds)).best.choice
         # Its first round is the start once more, for the slopes of the other candidates.

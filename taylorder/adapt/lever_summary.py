@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from taylorder.adapt.choice import table_bytes
 from taylorder.adapt.choosing import Chosen
 from taylorder.adapt.criteria import Criterion, eligible
+from taylorder.adapt.refine import Among
 from taylorder.analysis.levers import LeverTable
 
 
@@ -30,11 +31,12 @@ class BesideWindow:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRound:
-    """A config the iterative scheme measured: mean KL in nats per token, and what was promised of it."""
+    """A config the iterative scheme measured: mean KL in nats per token, what was promised of it, and among what."""
 
     kl: float
     promised: float | None
     price: float | None
+    among: Among = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def summarise(
         objective=chosen.objective,
         bound=chosen.bound,
         gap=chosen.gap,
-        rounds=tuple(MeasuredRound(each.kl, each.promised, each.price) for each in chosen.rounds),
+        rounds=tuple(MeasuredRound(each.kl, each.promised, each.price, each.among) for each in chosen.rounds),
         chosen=tuple((table.candidates[place].label(), counts[place]) for place in sorted(counts)),
         chosen_better=tuple(name for name, better in serves.items() if better),
         chosen_worse=tuple(name for name, better in serves.items() if not better),

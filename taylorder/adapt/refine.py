@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -36,6 +36,9 @@ from taylorder.records import Records
 REACH = 2.0
 """A step changes the bytes of a KV head by no more than this factor."""
 
+Among: TypeAlias = Literal["windows", "all"]
+"""Candidates that a step may choose from: exact attention and plain windows, or all."""
+
 ROUNDS, MORE_ROUNDS = 6, 3
 """Configs measured at most, the first included; and those measured when more candidates join, the first not."""
 
@@ -52,7 +55,8 @@ class Round:
 
     ``choice`` is the candidate of every KV head, ``kl`` the mean KL to exact in nats per token on the calibration
     sequences, ``promised`` the change of it that the model had promised, at ``price``; both None for the first. No
-    choice in reach had a better promise than ``bound``; ``gap`` is what the solver left of that.
+    choice in reach had a better promise than ``bound``; ``gap`` is what the solver left of that. ``among`` says which
+    candidates the step was chosen from.
     """
 
     choice: tuple[int, ...]
@@ -61,6 +65,7 @@ class Round:
     price: float | None = None
     bound: float = 0.0
     gap: float = 0.0
+    among: Among = "all"
 
 
 @dataclass(frozen=True, slots=True)

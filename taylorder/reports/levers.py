@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from rich import box
 from rich.padding import Padding
@@ -106,10 +107,14 @@ def program(summary: LeverSummary) -> str:
         f"takes {size(summary.exact_bytes)}). "
     )
     if summary.rounds:
-        measured = ", ".join(figure(each.kl) for each in summary.rounds)
+        stages = {"windows": "with plain windows ", "all": "with all candidates "}
+        measured = "; ".join(
+            stages[among] + ", ".join(figure(each.kl) for each in rounds)
+            for among, rounds in groupby(summary.rounds, key=lambda each: each.among)
+        )
         return told + (
-            f"Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: {measured}; "
-            f"the least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
+            f"Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: {measured}. "
+            f"The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
         )
     if summary.budget is None:
         return told + (
