@@ -3,9 +3,13 @@
     python benchmarks/policies.py                    # budgets 64 and 128 KiB, 16 sequences of 4,096 tokens
     python benchmarks/policies.py --tasks            # also the tasks of `eval`, for the best three
 
-Everything measured is kept in ``--records``, and a run that was interrupted goes on from there. Rows are the mean
-negative log-likelihood in nats per token; ``delta_*`` is the paired difference to sinks and one window for all at the
-same bytes, with a bootstrap interval over sequences. ``default`` is what `taylorder analyze --budget` ships.
+Everything measured is kept in ``--records``, and a run that was interrupted goes on from there. Two processes of one
+thread each, one per budget (``--budgets 64KiB --threads 1 --out FILE``), do more in the same time than one of two
+threads; a run without options then has nothing left to measure.
+
+Rows are the mean negative log-likelihood in nats per token; ``delta_*`` is the paired difference to sinks and one
+window for all at the same bytes, with a bootstrap interval over sequences. ``default`` is what `taylorder analyze
+--budget` ships.
 """
 
 from __future__ import annotations
@@ -19,16 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from taylorder.adapt import policies, rivals
+from taylorder.adapt import lever_summary, policies, rivals
 from taylorder.adapt.ablation import without_lever
 from taylorder.adapt.allocate import parse_bytes
 from taylorder.adapt.choice import window_instead
 from taylorder.adapt.choosing import Chosen, Limit, choose, windows_alone
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
 from taylorder.adapt.criteria import CRITERIA, DEFAULT_CRITERION
-from taylorder.adapt.evaluate import evaluate_tasks
 from taylorder.adapt.judge import losses_of_states
-from taylorder.adapt.lever_summary import summarise
 from taylorder.adapt.rivals import Contender
 from taylorder.adapt.runtime import execution_digest
 from taylorder.adapt.screening import SCREENING_TOKENS
@@ -37,6 +40,8 @@ from taylorder.analysis.candidates import LEVERS, SINKS, candidates
 from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
 from taylorder.analysis.levers import LeverTable, measure
 from taylorder.analysis.losses import EXACT, language_model_head
+from taylorder.analysis.task_prompts import make_tasks
+from taylorder.analysis.tasks import run_tasks, summarise
 from taylorder.analysis.text import calibration_text, sequences, tokenise
 from taylorder.files import replacing
 from taylorder.models import describe, load
@@ -78,21 +83,15 @@ def main() -> None:
         "rows": [],
         "taylor": [],
     }
+    for_tasks: dict[int, list[Contender]] = {}
     for budget in arguments.budgets:
         limit = Limit(arguments.length, budget)
-        # What ships comes first, and is judged first: whoever interrupts this has the headline.
-        chosen = {DEFAULT_CRITERION: choose(loaded.model, full, limit, DEFAULT_CRITERION, **shared)}
-        simple = _simple(model, alphas, budget, arguments.length)
-        headline = [Contender(EXACT, None), simple[0], Contender(DEFAULT, chosen[DEFAULT_CRITERION].config)]
-        judge(loaded.model, headline, unseen, losses)
-        for criterion in CRITERIA:
-            if criterion not in chosen:
-                chosen[criterion] = choose(loaded.model, full, limit, criterion, **shared)
+        chosen = {criterion: choose(loaded.model, full, limit, criterion, **shared) for criterion in CRITERIA}
         chosen[WINDOWS_ONLY] = choose(loaded.model, windows, limit, DEFAULT_CRITERION, **shared)
         default = chosen[DEFAULT_CRITERION].config
-        contenders = [Contender(EXACT, None), *simple]
+        contenders = [Contender(EXACT, None), Contender(DEFAULT, default)]
+        contenders += _simple(model, alphas, budget, arguments.length)
         contenders += [Contender(name, each.config) for name, each in chosen.items()]
-        contenders.append(Contender(DEFAULT, default))
         contenders += [
             Contender(f"default without {lever}", without_lever(default, model, lever, arguments.length))
             for lever in LEVERS
@@ -107,9 +106,11 @@ def main() -> None:
         ]
         write(arguments.out, document)
         show(document, budget)
-        if arguments.tasks:
-            document.setdefault("tasks", {})[str(budget)] = tasks(loaded, model, contenders, document, budget)
-            write(arguments.out, document)
+        for_tasks[budget] = [Contender(WINDOW, next(each for each in contenders if each.name == WINDOW).config)]
+        for_tasks[budget] += best(contenders, document, budget)
+    if arguments.tasks:
+        document["tasks"] = tasks(loaded, for_tasks)
+        write(arguments.out, document)
 
 
 def _simple(model: Any, alphas: Any, budget: int, length: int) -> list[Contender]:
@@ -180,7 +181,7 @@ def rows(
 
 def served_by_taylor(table: LeverTable, chosen: Chosen, shape: tuple[int, int]) -> dict[str, Any]:
     """Which KV heads a polynomial serves better than the same bytes of window: of those chosen, and by candidate."""
-    summary = summarise(table, chosen, levers=LEVERS, sequences=shape)
+    summary = lever_summary.summarise(table, chosen, levers=LEVERS, sequences=shape)
     return {
         "chosen_better": [f"{module}.{kv_head}" for module, kv_head in summary.chosen_better],
         "chosen_worse": [f"{module}.{kv_head}" for module, kv_head in summary.chosen_worse],
@@ -197,30 +198,36 @@ def served_by_taylor(table: LeverTable, chosen: Chosen, shape: tuple[int, int]) 
     }
 
 
-def tasks(loaded: Any, model: Any, contenders: list[Contender], document: dict[str, Any], budget: int) -> Any:
-    """The tasks of `eval` for the three policies of least loss, exact and combinations apart."""
-    ranked = sorted(
-        (row for row in document["rows"] if row["budget_bytes"] == budget and row["policy"] != EXACT),
-        key=lambda row: row["nll"],
-    )
-    best: dict[str, Contender] = {}
-    for row in ranked:
-        contender = next(each for each in contenders if each.name == row["policy"])
-        best.setdefault(execution_digest(contender.config), contender)
-    results = {}
-    for contender in list(best.values())[:3]:
-        for result in evaluate_tasks(loaded.model, loaded.tokenizer, model, contender.config, progress=_progress):
-            if result.name == rivals.CONFIG:
-                results[contender.name] = [
-                    {
-                        "task": row.kind,
-                        "length": row.length,
-                        "exact": row.exact_accuracy.estimate,
-                        "accuracy": row.other_accuracy.estimate,
-                    }
-                    for row in result.rows
-                    if row.depth is None
-                ]
+def best(contenders: list[Contender], document: dict[str, Any], budget: int) -> list[Contender]:
+    """The three configs of least loss at a budget; of equal configs the first."""
+    losses = {row["policy"]: row["nll"] for row in document["rows"] if row["budget_bytes"] == budget}
+    named = [each for each in contenders if each.config is not None and each.name in losses]
+    found = {execution_digest(each.config): each for each in reversed(named) if each.config is not None}
+    return sorted(found.values(), key=lambda each: losses[each.name])[:3]
+
+
+def tasks(loaded: Any, contenders: dict[int, list[Contender]]) -> dict[str, Any]:
+    """The tasks of `eval` for some contenders of every budget, exact beside them."""
+    drawn = make_tasks(loaded.tokenizer)
+    exact = run_tasks(loaded.model, drawn)
+    results: dict[str, Any] = {}
+    for budget, chosen in contenders.items():
+        results[str(budget)] = {}
+        for place, contender in enumerate(chosen):
+            _progress(f"tasks, {budget:,} bytes", place, len(chosen))
+            assert contender.config is not None
+            with adapted(loaded.model, contender.config):
+                outcomes = run_tasks(loaded.model, drawn)
+            results[str(budget)][contender.name] = [
+                {
+                    "task": row.kind,
+                    "length": row.length,
+                    "exact": row.exact_accuracy.estimate,
+                    "accuracy": row.other_accuracy.estimate,
+                }
+                for row in summarise(exact, outcomes, 0)
+                if row.depth is None
+            ]
     return results
 
 
