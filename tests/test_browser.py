@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import Select
 
 from taylorder.adapt.select import layer_alpha
 from taylorder.claims.claim import Claim, Plot, Series, Table
-from taylorder.reports import html
+from taylorder.reports import html, html_claims
 from taylorder.reports.human import percent, percent_cell
 
 DRIVER = Path("/usr/bin/chromedriver")
@@ -88,6 +88,8 @@ def files(tmp_path_factory):
     html.write(folder / "numbers.html", numbers, synthetic.selection(numbers))
     html.write(folder / "small.html", MEASURED, CHOSEN, None, {"claims": [asdict(CLAIM)]})
     html.write(folder / "wide.html", wide, synthetic.selection(wide), None, {"claims": [asdict(CLAIM)]})
+    document = {"models": ["one", "another"], "claims": [asdict(CLAIM)], "software": {"torch": "2"}}
+    html_claims.write(folder / "claims.html", document, [Path("a b"), Path("c")])
     return folder
 
 
@@ -368,7 +370,10 @@ def test_the_detail_of_a_head_has_its_figures(page):
     assert "Without 16 points that have no figure on these axes." in text(page, "curves")
 
 
-def test_plots_of_claims(page):
+@pytest.mark.parametrize("name", ["small.html", "claims.html"])
+def test_plots_of_claims(chromium, files, name):
+    opened(chromium, files / name)
+    page = chromium
     plots = page.find_elements(By.CSS_SELECTOR, ".plots figure")
     assert [plot.text.splitlines()[0] for plot in plots] == ["A gap", "Intervals"]
     gap = plots[0].find_element(By.CSS_SELECTOR, "figure > svg .curve").get_attribute("d")
@@ -380,6 +385,28 @@ def test_plots_of_claims(page):
     assert not details.find_element(By.TAG_NAME, "table").is_displayed()
     details.find_element(By.TAG_NAME, "summary").click()
     assert details.find_element(By.TAG_NAME, "table").is_displayed()
+    assert complaints(page) == []
+
+
+def test_a_page_of_claims_alone_has_its_theme_and_follows_the_width(chromium, files):
+    opened(chromium, files / "claims.html")
+    assert chromium.find_element(By.TAG_NAME, "h1").text == "one, another"
+    button = chromium.find_element(By.ID, "theme")
+    button.click()
+    assert button.text == "Theme: light"
+
+    def drawn():
+        return chromium.find_element(By.CSS_SELECTOR, ".plots figure > svg").size["width"]
+
+    before = drawn()
+    size = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        chromium.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        assert drawn() < before
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert complaints(chromium) == []
 
 
 def test_the_table_of_figures_is_made_when_it_is_opened(page):
@@ -425,7 +452,7 @@ def test_the_theme_can_be_switched_and_is_kept(page):
 
 
 @pytest.mark.parametrize("width", [1280, 420])
-@pytest.mark.parametrize("name", ["small.html", "wide.html"])
+@pytest.mark.parametrize("name", ["small.html", "wide.html", "claims.html"])
 def test_the_page_does_not_scroll_sideways(chromium, files, name, width):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

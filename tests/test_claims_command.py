@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+from collections import Counter
 
 import pytest
 import tiny
@@ -92,6 +94,12 @@ def test_several_models_are_pooled_into_a_place_of_their_own(run, small, finishe
     document = json.loads((tmp_path / "taylorder-claims" / "claims.json").read_text())
     assert document["models"] == ["llama", "bert"]
     assert not (directories[0] / "claims.json").exists()
+    page = (tmp_path / "taylorder-claims" / "claims.html").read_text(encoding="utf-8")
+    assert "<h1>llama, bert</h1>" in page
+    assert all(each["statement"] in html.unescape(page) for each in document["claims"])
+    verdicts = Counter(each["verdict"] for each in document["claims"])
+    assert all(f"{count} {verdict}" in page for verdict, count in verdicts.items())
+    assert f"taylorder claims {directories[0]} {directories[1]} --out taylorder-claims" in page
     assert "bert is bidirectional" in " ".join(out.split())
     assert "Rule: " in out
     assert "llama: weight by distance" in out

@@ -24,7 +24,7 @@ from taylorder.adapt.select import with_levers
 from taylorder.analysis.bootstrap import Interval
 from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
-from taylorder.reports import grids, html, html_data, levers, run_directory, summary, terminal, verdict
+from taylorder.reports import grids, html, html_claims, html_data, levers, run_directory, summary, terminal, verdict
 from taylorder.reports.document import as_document
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
@@ -223,6 +223,14 @@ def test_claims_are_shown_with_their_figures():
     ):
         assert told in page.text
     assert page.data["plots"][1][0]["series"][0]["y"] == [0.5, None]
+    alone = {"models": ["a", "b"], "software": {"torch": "2"}} | document(claim(), claim(verdict="supported"))
+    pooled = Page(html_claims.render(alone, [Path("a"), Path("b c")], Path("out")))
+    assert "a, b 2 claims about truncated attention: 1 supported, 1 contradicted." in pooled.text
+    assert "taylorder claims a 'b c' --out out" in pooled.text
+    shown = pooled.text[pooled.text.index("1. Alpha tells the order.") : pooled.text.rindex("Reproduce")]
+    assert "rho -0.125 [-0.5, 0.25] above 0" in shown
+    assert shown in page.text
+    assert pooled.data == {"plots": page.data["plots"]}
     without = Page(html.render(measured, chosen))
     assert "Claims" not in without.text
     assert without.data["plots"] == []

@@ -38,7 +38,7 @@ def claims(
         typer.Option(
             metavar="DIR",
             show_default=f"the one DIR, or {_POOLED} for several",
-            help="Write claims.json here; the one DIR's report.html shows them too.",
+            help="Write claims.json here, and a page: the one DIR's report.html, or claims.html.",
         ),
     ] = None,
     tables: Annotated[bool, typer.Option("--tables", help="Also print the rules and the tables behind them.")] = False,
@@ -61,10 +61,8 @@ def claims(
     target = out or (chosen[0] if len(chosen) == 1 else _POOLED)
     check_writable(target)
 
-    from taylorder.files import replacing
     from taylorder.reports import claims as report
-    from taylorder.reports import run_directory
-    from taylorder.reports.document import CLAIMS_FILE, as_json
+    from taylorder.reports import claims_directory, run_directory
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
@@ -80,8 +78,7 @@ def claims(
         if target == chosen[0]:
             run_directory.write_claims(target, document)
         else:
-            with replacing(target / CLAIMS_FILE) as temporary:
-                temporary.write_text(as_json(document), encoding="utf-8")
+            claims_directory.write(target, document, chosen)
     print_report(
         output, lambda: document, lambda console: report.render(found, names, console, tables=tables), report.WIDTH
     )

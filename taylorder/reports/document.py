@@ -28,8 +28,8 @@ FILES = {
     "report": "report.json",
     "page": "report.html",
 }
-CLAIMS_FILE = "claims.json"
-"""What `taylorder claims` made of the run, where it was asked to."""
+CLAIMS_FILE, CLAIMS_PAGE = "claims.json", "claims.html"
+"""What `taylorder claims` made of the run, where it was asked to; and the page, where it was asked about several."""
 
 LEVERS_FILE = "levers.csv"
 """One row per KV head and candidate, where levers were measured."""

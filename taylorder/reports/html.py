@@ -7,7 +7,7 @@ script of the page draws the figures of :mod:`taylorder.reports.html_data`. Noth
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,35 +20,18 @@ from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.files import replacing
-from taylorder.reports import alphas, html_data, summary, terminal, verdict
-from taylorder.reports.claims import cell
-from taylorder.reports.document import finite
+from taylorder.reports import alphas, html_claims, html_data, summary, terminal, verdict
+from taylorder.reports.html_page import Block, Column, fill
 from taylorder.reports.parts import About, Heading
 from taylorder.reports.reproduce import analyze_command
 
 _WIDTH = 80
 """Of the terminal that tables are made for."""
 
-_PAGE = Path(__file__).parent / "page"
-_SCRIPTS = ("format.js", "palette.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
-_MARKS = {"supported": "\u2713", "contradicted": "\u2715", "undecided": "?", "not applicable": "\u2013"}
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Heading of a column, and whether its cells are figures."""
-
-    title: str
-    figures: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A paragraph, or a table with or without headings."""
-
-    text: str = ""
-    columns: tuple[Column, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
+_SCRIPTS = (
+    *("format.js", "palette.js", "chart.js", "theme.js", "plots.js", "views.js", "heatmap.js", "detail.js"),
+    "report.js",
+)
 
 
 @dataclass(slots=True)
@@ -77,38 +60,28 @@ def render(
         directory: where the files of this run lie, for the commands.
 
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     header, *sections = _sections(analysis, selection, evaluation)
     exact, adapted = html_data.saved_bytes(analysis, selection)
     command, reason = verdict.next_command(analysis, selection, directory)
-    return environment.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2",
+        _SCRIPTS,
+        title=analysis.model.name,
+        verdict=" ".join(verdict.sentences(analysis, selection, evaluation)),
+        data=html_data.as_data(analysis, selection, claims),
         model=analysis.model,
         facts=[row for block in header.blocks for row in block.rows],
-        verdict=verdict.sentences(analysis, selection, evaluation),
         counts=summary.outcome(analysis, selection),
         alphas_note=alphas.legend(analysis),
         overall=[each for each in sections if each.about == "all heads"],
         saved=[each for each in sections if each.about == "config"],
         shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
-        claims=None if claims is None else [_claim(*numbered) for numbered in enumerate(claims["claims"], start=1)],
+        claims=None if claims is None else html_claims.in_words(claims),
         commands=_commands(analysis, selection, evaluation, directory),
         next=command,
         reason=reason,
         software=selection.config.software,
         text_sha256=analysis.calibration.text_sha256,
-        data=html_data.as_data(analysis, selection, claims),
-        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
-        script=Markup("".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS)),
     )
 
 
@@ -144,34 +117,6 @@ def _block(table: Table) -> Block:
     columns = tuple(Column(str(each.header).replace("\n", " "), each.justify == "right") for each in table.columns)
     cells = [[str(found) for found in each.cells] for each in table.columns]
     return Block(columns=columns if table.show_header else (), rows=tuple(zip(*cells, strict=True)))
-
-
-def _claim(number: int, claim: Mapping[str, Any]) -> dict[str, Any]:
-    """A claim with its figures in words."""
-    claim = finite(dict(claim))
-    return {
-        **claim,
-        "number": number,
-        "mark": _MARKS.get(claim["verdict"], "?"),
-        "effects": [
-            (each["name"], cell(each["estimate"]), _interval(each["low"], each["high"]), each["meaning"])
-            for each in claim.get("effects", ())
-        ],
-        "tables": [(each["title"], _figures(each), each.get("note", "")) for each in claim.get("tables", ())],
-    }
-
-
-def _interval(low: Any, high: Any) -> str:
-    return "exact, by formula" if low is None or high is None else f"[{cell(low)}, {cell(high)}]"
-
-
-def _figures(table: Mapping[str, Any]) -> Block:
-    rows: Sequence[Sequence[Any]] = table["rows"]
-    columns = tuple(
-        Column(title, not any(isinstance(row[place], str) and row[place] not in ("nan", "inf", "-inf") for row in rows))
-        for place, title in enumerate(table["columns"])
-    )
-    return Block(columns=columns, rows=tuple(tuple(cell(value) for value in row) for row in rows))
 
 
 def _commands(

@@ -14,7 +14,7 @@ from taylorder.adapt.config import HeadOrder
 from taylorder.adapt.select import HeadVerdict, Selection, layer_alpha
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.models import AttentionModule
-from taylorder.reports import alphas, grids, savings, summary
+from taylorder.reports import alphas, grids, html_claims, savings, summary
 from taylorder.reports.document import finite
 from taylorder.reports.human import counted, layer_names, number, percent, size
 
@@ -36,7 +36,7 @@ def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] 
             "legend": [f"{mark}: {meaning}" for mark, meaning in (*reasons.values(), *_windows(selection))],
             "start": _start(analysis, selection),
             "layers": _layers(analysis, selection, names.labels, reasons),
-            "plots": [claim.get("plots", ()) for claim in (claims or {}).get("claims", ())],
+            "plots": html_claims.plots(claims),
         }
     )
     return made

@@ -1,33 +1,5 @@
 // Wires the controls to the drawing.
 
-const THEMES = ["automatic", "light", "dark"];
-
-/** What the browser keeps between visits; nothing where it keeps nothing for files. */
-function remembered(value) {
-  try {
-    if (value !== undefined) localStorage.setItem("taylorder-theme", value);
-    return localStorage.getItem("taylorder-theme");
-  } catch {
-    return null;
-  }
-}
-
-function setTheme(theme) {
-  const known = THEMES.includes(theme) ? theme : THEMES[0];
-  if (known === THEMES[0]) delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = known;
-  document.getElementById("theme").textContent = `Theme: ${known}`;
-  return known;
-}
-
-function startTheme() {
-  let theme = setTheme(remembered());
-  document.getElementById("theme").addEventListener("click", () => {
-    theme = setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
-    remembered(theme);
-  });
-}
-
 /** Fill a select, and call `changed` when the reader picks. */
 function choices(id, options, value, changed) {
   const control = document.getElementById(id);
@@ -90,28 +62,6 @@ function allNumbers(expansion) {
   return [element("thead", {}, titleRow), body];
 }
 
-function drawPlots() {
-  for (const container of document.querySelectorAll(".plots")) {
-    container.replaceChildren();
-    for (const plot of data.plots[Number(container.dataset.claim)]) {
-      const place = element("div", { className: "plot" });
-      container.append(place);
-      drawChart(place, plot);
-    }
-  }
-}
-
-/** Charts are drawn as wide as their place is; the width alone matters, since scrolling changes the height on phones. */
-function watchWidth() {
-  let width = window.innerWidth;
-  window.addEventListener("resize", () => {
-    if (window.innerWidth === width) return;
-    width = window.innerWidth;
-    drawCurves();
-    drawPlots();
-  });
-}
-
 startTheme();
 startControls();
 watchGrid();
@@ -119,4 +69,7 @@ refresh();
 drawDetail();
 startNumbers();
 drawPlots();
-watchWidth();
+watchWidth(() => {
+  drawCurves();
+  drawPlots();
+});

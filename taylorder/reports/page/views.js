@@ -1,7 +1,6 @@
 // What the heat map can show: for every view a figure per head, its words, its scale and its thresholds.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-decode(data);
+decode(data.layers);
 const layers = data.layers;
 const heads = layers.flatMap((layer, at) => layer.heads.map((head, number) => ({ ...head, layer, at, number })));
 const CLIP = 2; // relative errors from here on share a colour
@@ -19,8 +18,8 @@ const state = {
 };
 
 /** Turn the strings for non-finite figures back into numbers, in place, where figures are. */
-function decode(document_) {
-  for (const layer of document_.layers) {
+function decode(found) {
+  for (const layer of found) {
     for (const head of layer.heads) {
       for (const name of ["error", "raw", "guarded"]) head[name] = head[name].map((row) => row.map(figure));
       head.gaussian = head.gaussian.map(figure);
@@ -29,9 +28,6 @@ function decode(document_) {
       head.score_max = figure(head.score_max);
       if (head.best) head.best[2] = figure(head.best[2]);
     }
-  }
-  for (const series of document_.plots.flat().flatMap((plot) => plot.series)) {
-    for (const name of ["x", "y", "low", "high"]) series[name] = (series[name] ?? []).map(figure);
   }
 }
 

@@ -1,0 +1,62 @@
+"""Pages that need nothing else: a template filled in, with style, script and data inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent / "page"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Heading of a column, and whether its cells are figures."""
+
+    title: str
+    figures: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A paragraph, or a table with or without headings."""
+
+    text: str = ""
+    columns: tuple[Column, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+def fill(
+    template: str, scripts: Sequence[str], *, title: str, verdict: str, data: Mapping[str, Any], **values: Any
+) -> str:
+    """Return a page as one string.
+
+    Args:
+        template: file in the folder ``page``, made from ``base.html.j2``.
+        scripts: files there, in the order in which they run, as one module.
+        title: heading of the page.
+        verdict: what stands below it.
+        data: what the script reads, JSON-ready.
+        values: what else the template asks for.
+
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment.get_template(template).render(
+        title=title,
+        verdict=verdict,
+        data=data,
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in scripts)),
+        **values,
+    )

@@ -1,0 +1,5 @@
+// A page of claims alone.
+
+startTheme();
+drawPlots();
+watchWidth(drawPlots);

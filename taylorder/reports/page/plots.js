@@ -1,0 +1,28 @@
+// The plots of the claims.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+
+for (const series of data.plots.flat().flatMap((plot) => plot.series)) {
+  for (const name of ["x", "y", "low", "high"]) series[name] = (series[name] ?? []).map(figure);
+}
+
+function drawPlots() {
+  for (const container of document.querySelectorAll(".plots")) {
+    container.replaceChildren();
+    for (const plot of data.plots[Number(container.dataset.claim)]) {
+      const place = element("div", { className: "plot" });
+      container.append(place);
+      drawChart(place, plot);
+    }
+  }
+}
+
+/** Charts are drawn as wide as their place is; the width alone matters, since scrolling changes the height on phones. */
+function watchWidth(draw) {
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth === width) return;
+    width = window.innerWidth;
+    draw();
+  });
+}
