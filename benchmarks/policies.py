@@ -9,7 +9,8 @@ threads; a run without options then has nothing left to measure.
 
 Rows are the mean negative log-likelihood in nats per token; ``delta_*`` is the paired difference to sinks and one
 window for all at the same bytes, with a bootstrap interval over sequences. ``default`` is what `taylorder analyze
---budget` ships.
+--budget` ships; ``without`` leaves one of its levers out at a time, on fewer sequences, and ``delta_*`` is the
+difference to it.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def main() -> None:
         "software": software_versions(),
         "threads": arguments.threads,
         "rows": [],
+        "without": [],
         "taylor": [],
     }
     for_tasks: dict[int, list[Contender]] = {}
@@ -92,12 +94,16 @@ def main() -> None:
         contenders = [Contender(EXACT, None), Contender(DEFAULT, default)]
         contenders += _simple(model, alphas, budget, arguments.length)
         contenders += [Contender(name, each.config) for name, each in chosen.items()]
-        contenders += [
-            Contender(f"default without {lever}", without_lever(default, model, lever, arguments.length))
-            for lever in LEVERS
-        ]
+        without = [Contender(lever, without_lever(default, model, lever, arguments.length)) for lever in LEVERS]
+        few = unseen[: arguments.few]
+        judge(loaded.model, contenders + without, few, losses)
         judge(loaded.model, contenders, unseen, losses)
-        document["rows"] += rows(contenders, budget, model, unseen, losses)
+        document["rows"] += rows(contenders, WINDOW, budget, model, unseen, losses)
+        document["without"] += [
+            row | {"sequences": len(few)}
+            for row in rows([Contender(DEFAULT, default), *without], DEFAULT, budget, model, few, losses)
+            if row["policy"] != DEFAULT
+        ]
         shape = (len(calibration), arguments.length)
         document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[DEFAULT_CRITERION], shape))
         document.setdefault("rounds", {})[str(budget)] = [
@@ -150,20 +156,20 @@ def judge(model: Any, contenders: list[Contender], unseen: torch.Tensor, records
 
 
 def rows(
-    contenders: list[Contender], budget: int, model: Any, unseen: torch.Tensor, records: Records
+    contenders: list[Contender], rival: str, budget: int, model: Any, unseen: torch.Tensor, records: Records
 ) -> list[dict[str, Any]]:
-    """One row per contender that ran."""
+    """One row per contender that ran, with its difference to the rival."""
 
     def means(config: OrderConfig | None, what: str) -> np.ndarray:
         return np.array([records.get(_key(config, place))[what] for place in range(len(unseen))])
 
-    window = next(each.config for each in contenders if each.name == WINDOW)
+    other = next(each.config for each in contenders if each.name == rival)
     found = []
     for each in contenders:
         if each.absent:
             continue
         nll = means(each.config, "nll")
-        delta = paired_difference(nll, means(window, "nll"))
+        delta = paired_difference(nll, means(other, "nll"))
         found.append(
             {
                 "policy": each.name,
@@ -239,11 +245,12 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def show(document: dict[str, Any], budget: int) -> None:
-    """Print one budget's rows, best first."""
+    """Print one budget's rows, best first, and what each lever left out makes of the default."""
     print(f"{budget / 1024:g} KiB per KV head, {document['sequences']} sequences of {document['length']:,} tokens")
-    for row in sorted((row for row in document["rows"] if row["budget_bytes"] == budget), key=lambda row: row["nll"]):
-        interval = f"[{row['delta_low']:+.4f}, {row['delta_high']:+.4f}]"
-        print(f"  {row['policy']:32s} nll {row['nll']:.4f}  {row['delta_nll']:+.4f} {interval}  kl {row['kl']:.4f}")
+    for what, prefix in (("rows", ""), ("without", "default without ")):
+        for row in sorted((row for row in document[what] if row["budget_bytes"] == budget), key=lambda row: row["nll"]):
+            interval = f"{row['delta_nll']:+.4f} [{row['delta_low']:+.4f}, {row['delta_high']:+.4f}]"
+            print(f"  {prefix + row['policy']:32s} nll {row['nll']:.4f}  {interval}  kl {row['kl']:.4f}")
 
 
 def _progress(stage: str, done: int, total: int) -> None:
@@ -254,6 +261,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=parse_bytes, nargs="+", default=[128 << 10, 64 << 10], metavar="SIZE")
     parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--few", type=int, default=8, help="of them, those on which levers are left out")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tasks", action="store_true")
