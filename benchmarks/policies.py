@@ -16,6 +16,7 @@ difference to it.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -149,8 +150,9 @@ def judge(model: Any, contenders: list[Contender], unseen: torch.Tensor, records
         configs = {key: config for key, config in missing.items() if config is not None}
         found = losses_of_states(model, head, sequence, configs)
         for key, config in missing.items():
-            own = found[EXACT if config is None else key]
-            records.put(key, {"nll": float(own.nll.mean(dtype=np.float64)), "kl": float(own.kl.mean(dtype=np.float64))})
+            own = found.get(EXACT if config is None else key)
+            means = own and {"nll": float(own.nll.mean(dtype=np.float64)), "kl": float(own.kl.mean(dtype=np.float64))}
+            records.put(key, means or {"nll": math.inf, "kl": math.inf})  # it overflowed
         seconds = time.monotonic() - began
         print(f"sequence {place + 1} of {len(unseen)}: {len(missing)} runs in {seconds:.0f} s", file=sys.stderr)
 
@@ -169,6 +171,9 @@ def rows(
         if each.absent:
             continue
         nll = means(each.config, "nll")
+        if not np.isfinite(nll).all():
+            print(f"{each.name} overflows at {budget:,} bytes and is left out", file=sys.stderr)
+            continue
         delta = paired_difference(nll, means(other, "nll"))
         found.append(
             {
