@@ -19,11 +19,14 @@ import argparse
 import math
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from taylorder.adapt import lever_summary, policies, rivals
 from taylorder.adapt.ablation import without_lever
@@ -43,7 +46,7 @@ from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
 from taylorder.analysis.levers import LeverTable, measure
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.task_prompts import make_tasks
-from taylorder.analysis.tasks import run_tasks, summarise
+from taylorder.analysis.tasks import Outcome, run_tasks, summarise
 from taylorder.analysis.text import calibration_text, sequences, tokenise
 from taylorder.files import replacing
 from taylorder.models import describe, load
@@ -116,7 +119,7 @@ def main() -> None:
         for_tasks[budget] = [Contender(WINDOW, next(each for each in contenders if each.name == WINDOW).config)]
         for_tasks[budget] += best(contenders, document, budget)
     if arguments.tasks:
-        document["tasks"] = tasks(loaded, for_tasks)
+        document["tasks"] = tasks(loaded, for_tasks, losses)
         write(arguments.out, document)
 
 
@@ -131,8 +134,10 @@ def _simple(model: Any, alphas: Any, budget: int, length: int) -> list[Contender
     return found + [policies.random_windows(model, budget, length, seed) for seed in (0, 1)]
 
 
-def _key(config: OrderConfig | None, place: int) -> str:
-    return f"{place:03d}-{'exact' if config is None else execution_digest(config)[7:23]}"
+def _key(config: OrderConfig | None, of: int | str) -> str:
+    """Name of a record: the sequence or what else it is of, and the config."""
+    what = f"{of:03d}" if isinstance(of, int) else of
+    return f"{what}-{'exact' if config is None else execution_digest(config)[7:23]}"
 
 
 def judge(model: Any, contenders: list[Contender], unseen: torch.Tensor, records: Records) -> None:
@@ -217,29 +222,34 @@ def best(contenders: list[Contender], document: dict[str, Any], budget: int) -> 
     return sorted(found.values(), key=lambda each: losses[each.name])[:3]
 
 
-def tasks(loaded: Any, contenders: dict[int, list[Contender]]) -> dict[str, Any]:
-    """The tasks of `eval` for some contenders of every budget, exact beside them."""
+def tasks(loaded: Any, contenders: dict[int, list[Contender]], records: Records) -> dict[str, Any]:
+    """The tasks of `eval` for some contenders of every budget, exact beside them, unless they were run before."""
     drawn = make_tasks(loaded.tokenizer)
-    exact = run_tasks(loaded.model, drawn)
-    results: dict[str, Any] = {}
-    for budget, chosen in contenders.items():
-        results[str(budget)] = {}
-        for place, contender in enumerate(chosen):
-            _progress(f"tasks, {budget:,} bytes", place, len(chosen))
-            assert contender.config is not None
-            with adapted(loaded.model, contender.config):
-                outcomes = run_tasks(loaded.model, drawn)
-            results[str(budget)][contender.name] = [
+
+    def outcomes(config: OrderConfig | None) -> list[Outcome]:
+        key = _key(config, "tasks")
+        if records.get(key) is None:
+            with nullcontext() if config is None else adapted(loaded.model, config):
+                found = run_tasks(loaded.model, drawn, lambda done, total: _progress(key, done, total))
+            records.put(key, [asdict(each) for each in found])
+        return TypeAdapter(list[Outcome]).validate_python(records.get(key))
+
+    return {
+        str(budget): {
+            each.name: [
                 {
                     "task": row.kind,
                     "length": row.length,
                     "exact": row.exact_accuracy.estimate,
                     "accuracy": row.other_accuracy.estimate,
                 }
-                for row in summarise(exact, outcomes, 0)
+                for row in summarise(outcomes(None), outcomes(each.config), 0)
                 if row.depth is None
             ]
-    return results
+            for each in chosen
+        }
+        for budget, chosen in contenders.items()
+    }
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
