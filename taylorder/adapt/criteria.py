@@ -17,7 +17,7 @@ from taylorder.analysis.levers import LeverTable
 Criterion = Literal["relative-l2", "gradient", "kl", "sqrt-kl", "iterative"]
 CRITERIA: tuple[Criterion, ...] = ("relative-l2", "gradient", "kl", "sqrt-kl", "iterative")
 DEFAULT_CRITERION: Criterion = "iterative"
-"""The shipped one, to be whatever wins in benchmarks/policies.py; so far on calibration text (docs/notebook)."""
+"""The shipped one: the least loss on unseen text in benchmarks/policies.py, at both budgets (docs/choosing.md)."""
 
 
 def eligible(candidate: Candidate, row: LeverRow) -> bool:
