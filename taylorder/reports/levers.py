@@ -155,7 +155,7 @@ def sentences(analysis: Analysis, summary: LeverSummary) -> list[str]:
 
 def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
     shown = [f"{names.labels[module]}.{kv_head}" for module, kv_head in heads[:_NAMED]]
-    return ", ".join(shown) + (f" and {len(heads) - _NAMED} others" if len(heads) > _NAMED else "")
+    return ", ".join(shown) + (f" and {counted(len(heads) - _NAMED, 'other')}" if len(heads) > _NAMED else "")
 
 
 def section(analysis: Analysis, selection: Selection, width: int) -> Iterable[Table | Text | Padding]:
