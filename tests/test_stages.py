@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_choice import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LONG, SINKS_16, TAYLOR_1, measured
@@ -113,3 +115,15 @@ def test_where_no_window_fits_all_candidates_join_at_once(tiny_llama, measuremen
     measurements.clear()
     chosen(model, part, ids, tmp_path / "enough", sizes[DROPPED])
     assert measurements[0] == (2, (1,) * len(table.kv_heads)), "a plain window fits, and comes first"
+
+
+def test_a_window_with_more_sinks_does_not_take_the_place_of_the_first_stage(tiny_llama, measurements, tmp_path):
+    model, table, ids = tiny_llama
+    part, sizes = table.only([EXACT, DROPPED, SINKS_16]), table_bytes(table, LENGTH)[0]
+    budget = max(sizes[DROPPED], sizes[SINKS_16])
+    best = [replace(row, gradient_error=0.0) if row.candidate == 2 else row for row in part.layers[0].rows]
+    part = replace(part, layers=(replace(part.layers[0], rows=tuple(best)), *part.layers[1:]))
+    others = sum(row.gradient_error for rows in part.rows() for row in rows if row.candidate == 1)
+    assert sum(row.gradient_error for rows in part.rows() for row in rows if row.candidate == 2) < others
+    chosen(model, part, ids, tmp_path, budget)
+    assert measurements[0] == (2, (1,) * len(table.kv_heads))

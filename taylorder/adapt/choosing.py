@@ -100,7 +100,7 @@ def choose(
         run = partial(
             refine, model, budget=limit.budget * heads, sequences=sequences, records=records, progress=progress
         )
-        refinement = _by_stages(run, table, sizes, uniform_start(table, sizes, limit.budget), label)
+        refinement = _by_stages(run, table, sizes, limit.budget, label)
         rounds, best = refinement.rounds, refinement.best
         total = sum(size[place] for size, place in zip(sizes, best.choice, strict=True))
         allocation = Allocation(best.choice, total, best.promised or 0.0, best.bound, best.gap)
@@ -148,7 +148,7 @@ def _by_stages(
     run: Callable[..., Refinement],
     table: LeverTable,
     sizes: Sequence[Sequence[int]],
-    start: Sequence[int],
+    budget: int,
     label: str,
 ) -> Refinement:
     """Move bytes between plain windows first, then let all candidates improve on what these reach.
@@ -158,10 +158,11 @@ def _by_stages(
     the first stage by itself.
     """
     places = windows_alone(table.candidates)
-    if not set(start) <= set(places):
-        return run(table, sizes, start=start, name=f"{label}-all")
-    own = [[size[place] for place in places] for size in sizes]
-    windows = run(table.only(places), own, start=[places.index(place) for place in start], name=f"{label}-windows")
+    part, own = table.only(places), [[size[place] for place in places] for size in sizes]
+    first = uniform_start(part, own, budget)
+    if sum(size[place] for size, place in zip(own, first, strict=True)) > budget * len(own):  # no window is that short
+        return run(table, sizes, start=uniform_start(table, sizes, budget), name=f"{label}-all")
+    windows = run(part, own, start=first, name=f"{label}-windows")
     rounds = [
         replace(each, choice=tuple(places[place] for place in each.choice), among="windows") for each in windows.rounds
     ]
