@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,17 @@ def opened(driver, path):
     driver.get(path.as_uri())
     driver.execute_script("try { localStorage.clear() } catch {}")
     driver.get(path.as_uri())
+
+
+@contextmanager
+def window_of(driver, width):
+    """A window of that width inside the block."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        yield
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def complaints(driver):
@@ -399,13 +411,9 @@ def test_a_page_of_claims_alone_has_its_theme_and_follows_the_width(chromium, fi
         return chromium.find_element(By.CSS_SELECTOR, ".plots figure > svg").size["width"]
 
     before = drawn()
-    size = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with window_of(chromium, 420):
         chromium.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
         assert drawn() < before
-    finally:
-        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert complaints(chromium) == []
 
 
@@ -454,9 +462,7 @@ def test_the_theme_can_be_switched_and_is_kept(page):
 @pytest.mark.parametrize("width", [1280, 420])
 @pytest.mark.parametrize("name", ["small.html", "wide.html", "claims.html"])
 def test_the_page_does_not_scroll_sideways(chromium, files, name, width):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with window_of(chromium, width):
         opened(chromium, files / name)
         chromium.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
         total, visible, drawing = chromium.execute_script("""
@@ -468,8 +474,6 @@ def test_the_page_does_not_scroll_sideways(chromium, files, name, width):
         assert total <= visible
         assert drawing <= visible
         assert complaints(chromium) == []
-    finally:
-        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_charts_follow_the_width_of_the_window(page):
@@ -477,11 +481,7 @@ def test_charts_follow_the_width_of_the_window(page):
         return page.find_element(By.CSS_SELECTOR, "#curves figure > svg").size["width"]
 
     before = drawn()
-    size = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with window_of(page, 420):
         page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
         assert drawn() < before
         assert page.find_element(By.CSS_SELECTOR, "#curves figure > svg").get_attribute("width") == str(drawn())
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
