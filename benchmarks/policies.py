@@ -8,7 +8,7 @@ thread each, one per budget (``--budgets 64KiB --threads 1 --out FILE``), do mor
 threads; a run without options then has nothing left to measure.
 
 Rows are the mean negative log-likelihood in nats per token; ``delta_*`` is the paired difference to sinks and one
-window for all at the same bytes, with a bootstrap interval over sequences. ``default`` is what `taylorder analyze
+window for all at the same bytes, with an interval over sequences. ``default`` is what `taylorder analyze
 --budget` ships; ``without`` leaves one of its levers out at a time, on fewer sequences, and ``delta_*`` is the
 difference to it.
 """
@@ -40,7 +40,7 @@ from taylorder.adapt.judge import losses_of_states
 from taylorder.adapt.rivals import Contender
 from taylorder.adapt.runtime import execution_digest
 from taylorder.adapt.screening import SCREENING_TOKENS
-from taylorder.analysis.bootstrap import paired_difference
+from taylorder.analysis.intervals import paired_difference
 from taylorder.analysis.candidates import LEVERS, SINKS, candidates
 from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
 from taylorder.analysis.levers import LeverTable, measure

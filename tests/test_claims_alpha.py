@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 import synthetic
 
+from taylorder.analysis.intervals import Interval
+from taylorder.claims import alpha, association
 from taylorder.claims.alpha import ORDER, alpha_claim
+from taylorder.claims.association import Association
 from taylorder.claims.invariance import Invariance, Scaled
 from taylorder.claims.layers import Layers
 from taylorder.claims.predictors import left_out_errors
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Enough for verdicts that are no close call."""
+    monkeypatch.setattr(association, "_RESAMPLES", 500)
+    monkeypatch.setattr(association, "_FEWER_RESAMPLES", 200)
 
 
 def layers(count, error, alpha, name="model", **options):
@@ -85,7 +95,8 @@ def test_every_test_is_told_with_interval_and_corrected():
         f"{kind}, {which}" for kind in ("alpha", "|alpha - 2|") for which in ("q", "k", "mean")
     }
     for row in tested.rows:
-        assert row[4] <= row[3] <= row[5]
+        for estimate, low, high in (row[3:6], row[6:9], row[9:12]):
+            assert low <= estimate <= high
         assert 0 < row[-1] <= 1
 
 
@@ -119,13 +130,35 @@ def test_predictors_are_ranked_on_layers_left_out():
     assert errors["nothing"] == pytest.approx(expected)
 
 
-def test_heads_have_a_table_of_their_own_where_their_alphas_were_fitted():
-    made = layers(30, spread, follows, per_head_alpha=True)
-    table = next(table for table in alpha_claim([made]).tables if table.title.startswith("head by head"))
-    assert table.rows[0][0] == 60
+def test_heads_are_compared_with_the_heads_of_their_own_layer():
+    """Within a layer the error falls with the distance of alpha from 2, and between layers it rises."""
+    made = synthetic.analysis(
+        6, 6, 1, error=lambda layer, head, order, expansion: 0.05 * (layer + 1) - 0.005 * head, per_head_alpha=True
+    )
+    spectral = tuple(
+        dataclasses.replace(row, alpha=2.0 + int(row.module.split(".")[2]) + 0.1 * (row.head or 0), status="success")
+        for row in made.spectral
+    )
+    found = alpha_claim([Layers(dataclasses.replace(made, spectral=spectral))])
+    table = next(table for table in found.tables if table.title.startswith("heads of a layer"))
+    layers_, spearman, low, high, kendall, *_ = table.rows[0]
+    assert (layers_, spearman, low, high, kendall) == pytest.approx((6, -1, -1, -1, -1))
     assert "noisy" in table.title
     plain = alpha_claim([layers(30, spread, follows)])
-    assert not any(table.title.startswith("head by head") for table in plain.tables)
+    assert not any(table.title.startswith("heads of a layer") for table in plain.tables)
+
+
+def test_a_sure_but_small_correlation_contradicts():
+    """Nobody could choose by it, whatever its sign."""
+
+    def verdict(*intervals):
+        return alpha._verdict(
+            [Association(Interval(0.5 * (low + high), low, high), 0.01, 99) for low, high in intervals]
+        )
+
+    assert verdict((0.02, 0.28), (0.05, 0.29), (-0.1, 0.1)) == "contradicted"
+    assert verdict((0.02, 0.28), (0.05, 0.31), (0.1, 0.4)) == "supported"
+    assert verdict((0.02, 0.28), (0.05, 0.31), (-0.1, 0.4)) == "undecided"
 
 
 def test_scaling_is_shown():

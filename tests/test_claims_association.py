@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from taylorder.claims.association import Pairs, adjusted, associate, detectable
+from taylorder.claims.association import Pairs, adjusted, associate, detectable, kendall
 
 
 def pairs(n, correlation, seed=0, controls=None):
@@ -21,7 +21,6 @@ def test_one_model_is_scipys_correlation():
     own = pairs(30, 0.6)
     found = associate([own])
     assert found.spearman.estimate == pytest.approx(stats.spearmanr(own.x, own.y).statistic)
-    assert found.kendall == pytest.approx(stats.kendalltau(own.x, own.y).statistic)
     assert found.p_value == pytest.approx(stats.spearmanr(own.x, own.y).pvalue, abs=0.01)
     assert found.layers == 30
     assert found.spearman.low < found.spearman.estimate < found.spearman.high
@@ -61,6 +60,22 @@ def test_layers_of_two_models_are_never_ranked_against_each_other():
     together = stats.spearmanr(np.r_[one.x, apart.x], np.r_[one.y, apart.y]).statistic
     assert together > 0.5
     assert associate([one, apart]).spearman.estimate == pytest.approx(associate([one]).spearman.estimate)
+
+
+def test_a_few_layers_that_go_the_other_way_do_not_outvote_many():
+    many, few = pairs(30, 0.9), Pairs(np.arange(6.0), -np.arange(6.0))
+    found = associate([many, few])
+    assert found.spearman.low > 0.3
+    assert found.p_value < 0.001
+
+
+def test_kendall_counts_ties_as_scipy_does():
+    draw = np.random.default_rng(0)
+    own = Pairs(*draw.integers(0, 4, (2, 20)).astype(float))
+    found = kendall([own])
+    assert found.estimate == pytest.approx(stats.kendalltau(own.x, own.y).statistic)
+    assert found.low < found.estimate < found.high
+    assert kendall([pairs(4, 0.9)]) is None
 
 
 def test_pooling_weighs_models_by_their_layers():

@@ -13,6 +13,7 @@ import taylorder.models
 from taylorder.adapt.select import select
 from taylorder.analysis.run import analyze
 from taylorder.claims import gaussian, measure, order_losses, state_times
+from taylorder.commands import claims as claims_command
 from taylorder.models import LoadedModel
 from taylorder.reports import claims as report
 from taylorder.reports import run_directory
@@ -43,11 +44,12 @@ def small(monkeypatch, tiny_tokenizer):
 
 @pytest.fixture
 def finished(tmp_path, tiny_tokenizer):
-    def make(name):
+    def make(architecture, name=None, **options):
         analysis = analyze(
-            tiny.TINY[name](), tiny_tokenizer, name=name, max_tokens=64, sequence_length=32, rows=4, max_order=5
-        )
-        directory = tmp_path / name
+            tiny.TINY[architecture](), tiny_tokenizer, name=name or architecture, max_tokens=64, sequence_length=32,
+            rows=4, max_order=5, **options,
+        )  # fmt: skip
+        directory = tmp_path / architecture
         run_directory.write(
             directory, analysis, select(analysis, policy="error", tolerance=0.07, context=32), None, None
         )
@@ -104,6 +106,54 @@ def test_several_models_are_pooled_into_a_place_of_their_own(run, small, finishe
     assert "Rule: " in out
     assert "llama: weight by distance" in out
     assert "bert: weight by distance" not in out
+
+
+def test_the_same_model_twice_is_refused(run, small, finished, tmp_path):
+    one = finished("llama")
+    other = one.rename(tmp_path / "other")
+    code, _, err = run("claims", finished("llama"), other)
+    assert code == 2
+    assert "are runs of the same model, whose layers count once" in " ".join(err.split())
+    assert not small, "nothing was measured"
+
+
+def test_a_run_with_a_near_field_is_refused(run, small, finished):
+    directory = finished("llama", window=8, sinks=2)
+    code, _, err = run("claims", directory)
+    assert code == 2
+    assert "was analysed with a near field (window 8, sinks 2)" in " ".join(err.split())
+
+
+def test_models_of_one_name_are_told_apart(run, small, finished, tmp_path):
+    """Both are judged, and none takes the other's place."""
+    paths = [finished("llama"), finished("bert", name="llama")]
+    code, _, _ = run("claims", *paths, "--model", "x")
+    assert code == 2
+    labels = claims_command._labels(paths, [run_directory.read(path)[0] for path in paths])
+    assert labels == [str(path) for path in paths]
+
+
+def test_a_stage_that_changes_is_measured_anew_and_no_other(run, small, finished, monkeypatch):
+    directory = finished("llama")
+    run("claims", directory)
+    records = directory / "records-claims"
+    before = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
+    monkeypatch.setattr(order_losses, "ORDERS", (1, 2))
+    code, _, _ = run("claims", directory)
+    assert code == 0
+    after = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
+    changed = {path.parent.name for path, when in after.items() if before.get(path) != when}
+    assert changed == {"losses", "measured"}
+
+
+def test_out_may_be_the_directory_of_one_of_several(run, small, finished):
+    """The page of that one is not overwritten with what was pooled."""
+    directories = [finished("llama"), finished("bert")]
+    page = (directories[0] / "report.html").read_text()
+    code, _, _ = run("claims", *directories, "--out", directories[0])
+    assert code == 0
+    assert (directories[0] / "report.html").read_text() == page
+    assert (directories[0] / "claims.html").exists()
 
 
 def test_json_is_what_the_file_holds(run, small, finished, tmp_path):

@@ -62,6 +62,7 @@ def test_errors_of_truncation(layer, found):
             errors[place, h] += np.square(weights_of(scores, order) @ values - exact).sum()
     np.testing.assert_allclose(found["output"], output)
     np.testing.assert_allclose(found["truncation"], errors)
+    assert found["elements"].tolist() == [sum(map(len, ROWS)) * DV] * H
     assert (errors > 1e-3 * output).all()
 
 
@@ -110,6 +111,17 @@ def test_weight_by_distance(layer, found):
     np.testing.assert_allclose(found["mass"], mass)
     np.testing.assert_allclose(found["truncated_mass"], truncated, atol=1e-12)
     assert mass.sum() == pytest.approx(H * sum(map(len, ROWS)))
+
+
+def test_what_moved_weight_does_by_distance(layer, found):
+    moved = np.zeros((len(ORDERS), len(DISTANCES) + 2, H))
+    for _, h, i, scores, values in plain(layer):
+        bucket = np.array([bucket_of(i, j) for j in range(i + 1)])
+        for place, order in enumerate(ORDERS):
+            given = weights_of(scores, order) - weights_of(scores, None)
+            for each in set(bucket):
+                moved[place, each, h] += np.square(given[bucket == each] @ values[bucket == each]).sum()
+    np.testing.assert_allclose(found["moved"], moved, atol=1e-12)
 
 
 def test_errors_by_number_of_keys_add_up(found):

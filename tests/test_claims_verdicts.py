@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.intervals import Interval
 from taylorder.analysis.tasks import TaskRow
 from taylorder.claims import heads
 from taylorder.claims.constant_cost import constant_cost_claim
@@ -32,7 +32,7 @@ from taylorder.claims.task_scores import TaskScore
 HEADS = 2
 
 
-def sums(layer=0, *, truncation=0.04, fp16=1e-7, kept=0.3, past=2.0, sinks=0.5):
+def sums(layer=0, *, truncation=0.04, fp16=1e-7, kept=0.3, alone=0.2, past=2.0, sinks=0.5):
     """Sums of one module; a little different from layer to layer."""
     draw = random.Random(layer)
 
@@ -45,13 +45,15 @@ def sums(layer=0, *, truncation=0.04, fp16=1e-7, kept=0.3, past=2.0, sinks=0.5):
     buckets = len(DISTANCES) + 1
     return HeadSums(
         output=[1.0] * HEADS,
+        elements=[100.0] * HEADS,
         rounding=[near(fp16 * 10**place) for place in range(len(PRECISIONS))],
         truncation=[near(truncation) for _ in ORDERS],
         tied_rows=[[10.0] * HEADS for _ in range(len(TIES) + 1)],
         tied_mass=[[5.0] * HEADS for _ in range(len(TIES) + 1)],
-        tied_truncated=[[near(5 * kept) for _ in ORDERS] for _ in range(len(TIES) + 1)],
+        tied_truncated=[[near(5 * (kept if ties else alone)) for _ in ORDERS] for ties in range(len(TIES) + 1)],
         mass=[[each] * HEADS for each in mass],
         truncated_mass=[[near(each) for each in mass * ratio] for _ in ORDERS],
+        moved=[[near(0.01) for _ in mass] for _ in ORDERS],
         by_keys_output=[[1.0] * HEADS] * buckets,
         by_keys_rounding=[[0.01] * HEADS] * buckets,
         by_keys_truncation=[[0.1] * HEADS] * buckets,
@@ -74,6 +76,7 @@ def draws(relative=0.25, fp16=5e-4):
     return [
         GaussianHead(
             d, 0.005, dict.fromkeys((3, 4, 5, 6), 7e-4), dict.fromkeys((3, 4, 5, 6), relative * (1 + 0.1 * turn)),
+            {each: 1e-6 * 5**place for place, each in enumerate(PRECISIONS)},
             {each: fp16 * 5**place for place, each in enumerate(PRECISIONS)},
         )
         for d in (8, 64) for turn in range(4)
@@ -118,6 +121,17 @@ class TestPrecision:
         setup, model = precision_claim(draws(), [evidence()]).tables
         assert len(setup.rows) == 2 * (4 + len(PRECISIONS))
         assert [row[0] for row in model.rows] == [*(f"order {order}" for order in ORDERS), *PRECISIONS]
+        assert all(row[2] > 0 for row in setup.rows)
+        for _, _, relative, _, absolute, rms in model.rows:
+            assert rms == pytest.approx(0.1)
+            assert absolute == pytest.approx(relative * rms)
+
+    def test_absolute_errors_of_rounding_stand_beside_those_of_truncation(self):
+        found = precision_claim(draws(), [evidence()])
+        effects = {effect.name: effect.estimate for effect in found.effects}
+        assert effects["normal inputs, d = 64: median absolute error of an element"] == pytest.approx(7e-4)
+        assert effects["normal inputs, d = 64: the same of rounding to float16"] == pytest.approx(1e-6)
+        assert "rounding to float16 is off by 1e-06" in found.reason
 
 
 class TestSimilar:
@@ -129,17 +143,28 @@ class TestSimilar:
     def test_weight_that_is_kept_contradicts(self):
         assert similar_claim([evidence(kept=0.98)]).verdict == "contradicted"
 
+    def test_a_best_key_alone_is_the_control(self):
+        worse, better = similar_claim([evidence(kept=0.3, alone=0.6)]), similar_claim([evidence(kept=0.3, alone=0.15)])
+        for found, sign in ((worse, -1), (better, 1)):
+            (control,) = (effect for effect in found.effects if "over what a single" in effect.name)
+            assert control.estimate == pytest.approx(sign * np.log(2), rel=0.15)
+            assert control.low < control.estimate < control.high
+        assert "no harm" not in worse.reason
+        assert "alone keeps 15%: their number does no harm" in better.reason
+
     def test_models_that_differ(self):
         assert similar_claim([evidence(kept=0.3), evidence("other", kept=0.98)]).verdict == "undecided"
 
     def test_made_up_scores_say_what_they_must(self):
-        """The wider the scores the less is left; high orders leave more; within a window nothing is lost to them."""
+        """The wider the scores the less is left; high orders leave more; within a window they get too much instead."""
         table = similar_claim([evidence()]).tables[0]
         rows = {(row[0], row[1]): row for row in table.rows}
         assert rows[0.5, 1][7] > 0.95 > rows[3.0, 1][7]
         for row in rows.values():
             assert row[3] < row[7] <= 1.01
-            assert row[-1] > row[5]
+            assert row[5] - 1e-9 < row[-3]
+            if row[0] > 1:  # the larger the window, the nearer to what they should have
+                assert abs(row[-3] - 1) > abs(row[-2] - 1) > abs(row[-1] - 1)
 
 
 class TestDistance:
@@ -148,6 +173,12 @@ class TestDistance:
         assert found.verdict == "supported"
         assert found.effects[0].estimate == pytest.approx(np.log(2), rel=0.1)
         assert any(f"keep {share}% of it in model" in found.reason for share in (49, 50, 51))
+
+    def test_errors_are_told_by_distance(self):
+        _, errors, _ = distance_claim([evidence()]).tables
+        assert errors.title == "model: error by distance"
+        assert errors.rows[-1][0] == "the first 4 keys"
+        assert all(each == pytest.approx(0.1, rel=0.05) for row in errors.rows for each in row[1:])
 
     def test_less_contradicts(self):
         assert distance_claim([evidence(past=0.5)]).verdict == "contradicted"
@@ -199,6 +230,17 @@ class TestDegree:
             assert effect.estimate == pytest.approx(-0.1, abs=0.02)
             assert effect.high - effect.low < 0.1, "sequences of different difficulty would spread over a nat"
 
+    def test_layers_that_stay_exact_are_told(self):
+        model = evidence(measured={"losses": losses(-0.1)})
+        modules = tuple(
+            dataclasses.replace(module, sliding_window=16 if place else None)
+            for place, module in enumerate(model.model.modules)
+        )
+        description = dataclasses.replace(model.model, modules=modules)
+        analysis = dataclasses.replace(model.layers.analysis, model=description)
+        found = degree_claim([dataclasses.replace(model, layers=Layers(analysis))])
+        assert found.effects[0].name.startswith("model (1 of 8 layers): ")
+
     def test_without_losses_errors_are_told_and_nothing_is_decided(self):
         found = degree_claim([evidence(causal=False)])
         assert found.verdict == "not applicable"
@@ -206,14 +248,31 @@ class TestDegree:
 
 
 class TestCost:
-    def times(self, adapted):
+    def times(self, adapted, held=(4, 4, 4)):
         exact = tuple((10.0 + repeat, 20.0, 60.0) for repeat in (0.0, 0.1, 0.2))
         own = tuple((20.0 + repeat, 20.0, adapted) for repeat in (0.0, 0.1, 0.2))
-        return {"times": StateTimes((256, 1024, 4096), exact, own, (1, 2, 3), (4, 4, 4))}
+        milliseconds = {"exact": exact, "order 3": own}
+        return {"times": StateTimes((256, 1024, 4096), milliseconds, {"exact": (1, 4, 16), "order 3": held})}
 
     def test_constant_times_support_and_growing_ones_contradict(self):
         assert constant_cost_claim([evidence(measured=self.times(20.5))]).verdict == "supported"
         assert constant_cost_claim([evidence(measured=self.times(40.0))]).verdict == "contradicted"
+
+    def test_contexts_whose_keys_are_still_kept_are_no_evidence(self):
+        """After 256 tokens keys take less than a state: what grows from there to a state is no growth of its time."""
+        found = constant_cost_claim([evidence(measured=self.times(20.5, held=(1, 4, 4)))])
+        assert found.effects[0].estimate == pytest.approx(20.5 / 20)
+        assert "from 1,024 to 4,096 tokens" in found.effects[0].name
+        assert found.effects[1].estimate == pytest.approx(3)
+        never = constant_cost_claim([evidence(measured=self.times(20.5, held=(1, 4, 16)))])
+        assert never.verdict == "not applicable"
+        assert not never.effects
+
+    def test_measured_crossovers_are_told(self):
+        found = constant_cost_claim([evidence(measured=self.times(20.5))])
+        assert "order 3 from 4,096 tokens on smaller and from 4,096 tokens on faster" in found.reason
+        slow = constant_cost_claim([evidence(measured=self.times(70.0, held=(99, 99, 99)))])
+        assert "order 3 up to 4,096 tokens not smaller and up to 4,096 tokens not faster" in slow.reason
 
     def test_the_crossovers_are_told_whatever_the_clock_says(self):
         found = constant_cost_claim([evidence(measured=self.times(20.5))])

@@ -12,7 +12,7 @@ from synthetic import replaced
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.evaluate import Evaluation, TaskResults
 from taylorder.adapt.judge import Comparison, Standing
-from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.intervals import Interval
 from taylorder.analysis.tasks import TaskRow
 from taylorder.reports import evaluation, run_directory, terminal, verdict
 from taylorder.reports import evaluation_words as words
@@ -277,7 +277,7 @@ def test_the_report_of_an_analysis_ends_with_the_losses():
     assert max(map(len, text.splitlines())) <= 80
     assert text.index("What this config saves") < text.index("What the model loses: 4 sequences of 1,024 tokens")
     assert text.index("What the model loses") < text.index("Verdict")
-    assert "Intervals\n  are 95% bootstrap over sequences, and 4 sequences make them rough." in text
+    assert "Intervals\n  are 95% over sequences, and 4 sequences make them rough." in text
     exact = terminal.as_text(MEASURED, chosen, evaluation=SHORT_EXACT)
     assert "The config keeps every head exact, so it equals exact and was not run." in exact
     assert "Not measured: made up has 3 tokens" in terminal.as_text(MEASURED, chosen, evaluation=NONE)

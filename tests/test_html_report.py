@@ -21,7 +21,7 @@ from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.judge import Comparison, Standing
 from taylorder.adapt.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 from taylorder.adapt.select import with_levers
-from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.intervals import Interval
 from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
 from taylorder.reports import grids, html, html_claims, html_data, levers, run_directory, summary, terminal, verdict

@@ -16,7 +16,7 @@ from taylorder.adapt.context import adapted
 from taylorder.adapt.evaluate import evaluate, evaluate_shortly, evaluate_tasks
 from taylorder.adapt.judge import compare
 from taylorder.adapt.rivals import Contender, per_layer
-from taylorder.analysis.bootstrap import mean_interval, paired_difference
+from taylorder.analysis.intervals import mean_interval, paired_difference
 from taylorder.analysis.losses import EXACT, hidden_states
 from taylorder.analysis.tasks import Question, Task, run_tasks, summarise
 from taylorder.analysis.text import Text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,10 +110,6 @@ def bench(
         ConfigError: the config does not belong to the model.
 
     """
-    from transformers import DynamicCache
-
-    from taylorder.adapt.cache import TaylorCache
-
     if not (description.causal and getattr(model, "can_generate", lambda: False)()):
         raise UnsupportedModelError(
             f"{description.name} generates no text: choose a causal language model with its head"
@@ -128,19 +124,38 @@ def bench(
         )
     config.check(description)
     rows = []
-    with _one_thread():
-        for done, context in enumerate(contexts):
-            if progress is not None:
-                progress("bench", done, len(contexts))
-            ids = _random_tokens(model, context + new_tokens, seed)
-            _measure(model, DynamicCache(config=model.config), ids[:, : WARM_UP + 1], 1)
-            exact = _measure(model, DynamicCache(config=model.config), ids, new_tokens)
-            with adapted(model, config):
-                _measure(model, TaylorCache.unchecked(model, config), ids[:, : WARM_UP + 1], 1)
-                rows.append(Row(context, exact, _measure(model, TaylorCache.unchecked(model, config), ids, new_tokens)))
+    for done, context in enumerate(contexts):
+        if progress is not None:
+            progress("bench", done, len(contexts))
+        rows.append(Row(context, *read_states(model, (None, config), context, new_tokens, seed)))
     if progress is not None:
         progress("bench", len(contexts), len(contexts))
     return Bench(tuple(rows), new_tokens, predicted_break_even(config, description))
+
+
+def read_states(
+    model: Any, configs: Sequence[OrderConfig | None], context: int, new_tokens: int, seed: int = 0
+) -> list[Reading]:
+    """Measure a model at one context under each of some configs, one after the other; None is the model as it is.
+
+    Arguments are as for :func:`bench`, which checks them.
+    """
+    from transformers import DynamicCache
+
+    from taylorder.adapt.cache import TaylorCache
+
+    ids = _random_tokens(model, context + new_tokens, seed)
+    found = []
+    with _one_thread():
+        for config in configs:
+            with nullcontext() if config is None else adapted(model, config):
+                warm, cache = (
+                    DynamicCache(config=model.config) if config is None else TaylorCache.unchecked(model, config)
+                    for _ in range(2)
+                )
+                _measure(model, warm, ids[:, : WARM_UP + 1], 1)
+                found.append(_measure(model, cache, ids, new_tokens))
+    return found
 
 
 def predicted_break_even(config: OrderConfig, model: ModelDescription) -> int | None:

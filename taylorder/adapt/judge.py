@@ -18,7 +18,7 @@ from taylorder.adapt import rivals
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.adapt.rivals import Contender
-from taylorder.analysis.bootstrap import Interval, mean_interval, paired_difference
+from taylorder.analysis.intervals import Interval, mean_interval, paired_difference
 from taylorder.analysis.losses import (
     EXACT,
     HiddenDistance,
@@ -45,7 +45,7 @@ class Standing:
     """How one contender did at one length.
 
     ``nominal_bytes`` is per KV head that sees the whole context (None for encoders). ``nll`` and ``kl`` are means in
-    nats per token with bootstrap intervals over sequences, ``delta_exact`` and ``delta_window`` paired differences of
+    nats per token with intervals over sequences, ``delta_exact`` and ``delta_window`` paired differences of
     ``nll``. ``buckets`` holds ``(first position, last position, nll)``. ``guarded_share`` is the share that needed the
     guard of the query rows with a truncated far part. Models without a language-model head have ``hidden_*`` instead.
     Where the contender could not be evaluated, ``failure`` says why and the figures are None.

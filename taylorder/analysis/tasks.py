@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taylorder.analysis.bootstrap import Interval, mean_interval, paired_difference, share_interval
+from taylorder.analysis.intervals import Interval, mean_interval, paired_difference, share_interval
 from taylorder.errors import NonFiniteError
 
 CANNOT = 0.6
@@ -166,7 +166,7 @@ def _judge(logits: Tensor, question: Question) -> tuple[float, float, float, flo
 def summarise(exact: Sequence[Outcome], other: Sequence[Outcome], seed: int = 0) -> tuple[TaskRow, ...]:
     """Compare two runs of the same tasks: rows by kind and length, first all depths together, then each depth.
 
-    ``seed`` is of the bootstrap.
+    ``seed`` is of the intervals.
 
     Raises:
         ValueError: the outcomes are not of the same tasks in the same order.
@@ -206,7 +206,7 @@ def _grouped(pairs: Iterable[_Pair], key: Callable[[Outcome], Any]) -> list[tupl
 def _row(
     kind: str, length: int, depth: float | None, pairs: list[_Pair], exact_cannot: bool | None, seed: int
 ) -> TaskRow:
-    # The prompt is the unit of the bootstrap: its questions share their context.
+    # The prompt is the unit of the intervals: its questions share their context.
     cases = [group for _, group in _grouped(pairs, lambda outcome: outcome.case)]
 
     def per_case(field: str, which: int) -> NDArray[np.float64]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
+from taylorder.analysis.intervals import Interval
 from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.analysis.spectral import PER_HEAD_NOTE
-from taylorder.claims.association import Association, Floats, Pairs, adjusted, associate, detectable
+from taylorder.claims.association import LEAST, Association, Floats, Pairs, adjusted, associate, detectable, kendall
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table, Verdict
+from taylorder.claims.evidence import over_layers
 from taylorder.claims.invariance import Invariance
-from taylorder.claims.layers import Layers, complete, log10
+from taylorder.claims.layers import Layers, complete
 from taylorder.claims.predictors import PREDICTORS, left_out_errors
 
 ORDER = 5
@@ -24,12 +27,13 @@ TOLERANCES = (0.5, 0.2, 0.07)
 _PRIMARY = "|alpha - 2|, mean"
 _TESTED = tuple(name for name in PREDICTORS if name.startswith(("|alpha - 2|", "alpha")))
 _HELD = ("depth", "spectral norm, q times k", "score std")
+_RANK_TESTS = (stats.spearmanr, stats.kendalltau)
 _SIMULTANEOUS = 1 - 0.05 / len(EXPANSIONS)
 
 _RULE = (
-    f"Supported if, for all three expansion points, the Spearman correlation of |alpha - 2| (mean of q and k) with the "
-    f"log error at order {ORDER} lies above 0 by a simultaneous 95 % interval; contradicted if for all three it lies "
-    f"below {NEGLIGIBLE}; undecided otherwise."
+    f"Of the Spearman correlations of |alpha - 2| (mean of q and k) with the log error at order {ORDER}, one for each "
+    f"expansion point, with simultaneous 95 % intervals: contradicted if all three lie below {NEGLIGIBLE}, too small "
+    "to choose by whatever their sign; otherwise supported if all three lie above 0; undecided if neither."
 )
 
 
@@ -69,11 +73,9 @@ def alpha_claim(models: Sequence[Layers], invariances: Mapping[str, Invariance] 
 def _verdict(found: Sequence[Association]) -> Verdict:
     if not found:
         return "not applicable"
-    if all(each.spearman.low > 0 for each in found):
-        return "supported"
     if all(each.spearman.high < NEGLIGIBLE for each in found):
         return "contradicted"
-    return "undecided"
+    return "supported" if all(each.spearman.low > 0 for each in found) else "undecided"
 
 
 def _associate(
@@ -104,7 +106,7 @@ def _reason(
         return "No model has enough layers with a usable alpha for q and k."
     estimates = [each.spearman.estimate for each in found]
     told = [f"Over {found[0].layers} layers the correlation is {min(estimates):+.2f} to {max(estimates):+.2f}"]
-    least = detectable(_pairs(models, _PRIMARY, order, "mean"))
+    least = detectable(_pairs(models, _PRIMARY, order, "mean"), level=_SIMULTANEOUS)
     if least is not None:
         told[0] += f" (by expansion point); so many layers would show one of {least:.2f} four times in five"
     held = _associate(models, _PRIMARY, order, "mean", held=_HELD)
@@ -130,37 +132,33 @@ def _tested(models: Sequence[Layers], order: int) -> Table:
     p_values = []
     for expansion in EXPANSIONS:
         for name in _TESTED:
-            plain = _associate(models, name, order, expansion)
+            groups = _pairs(models, name, order, expansion)
+            plain = associate(groups)
             if plain is None:
                 continue
             held = _associate(models, name, order, expansion, held=_HELD)
             p_values.append(plain.p_value)
-            partial = (None,) * 3 if held is None else (held.spearman.estimate, held.spearman.low, held.spearman.high)
-            spearman = plain.spearman
+            partial = None if held is None else held.spearman
             rows.append(
-                [name, expansion, plain.layers, spearman.estimate, spearman.low, spearman.high, plain.kendall, *partial]
+                [name, expansion, plain.layers, *_cells(plain.spearman), *_cells(kendall(groups)), *_cells(partial)]
             )
     return Table(
         f"log error at order {order}, mean over the heads of a layer, against alpha",
         (
-            "predictor",
-            "expansion",
-            "layers",
-            "Spearman",
-            "low",
-            "high",
-            "Kendall",
-            "partial",
-            "low",
-            "high",
-            "adjusted p",
+            "predictor", "expansion", "layers", "Spearman", "low", "high", "Kendall", "low", "high",
+            "partial", "low", "high", "adjusted p",
         ),
         tuple((*row, p) for row, p in zip(rows, adjusted(p_values), strict=True)),
         note=(
-            "Intervals: 95 % bootstrap over layers, each by itself. Partial: depth, spectral norm and score std held "
-            "fixed. p: permutation within models, adjusted over all rows (Benjamini and Yekutieli)."
+            "Intervals: 95 % bootstrap over layers, each by itself. Partial: Spearman with depth, spectral norm and "
+            f"score std held fixed, in models of {4 + len(_HELD)} layers or more. p: permutation within models, "
+            "adjusted over all rows (Benjamini and Yekutieli)."
         ),
-    )
+    )  # fmt: skip
+
+
+def _cells(interval: Interval | None) -> tuple[Cell, Cell, Cell]:
+    return (None, None, None) if interval is None else (interval.estimate, interval.low, interval.high)
 
 
 def _rivals(models: Sequence[Layers], order: int) -> Table:
@@ -181,16 +179,15 @@ def _needed(models: Sequence[Layers]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for expansion in EXPANSIONS:
         for tolerance in TOLERANCES:
-            groups, missed = [], []
+            groups, missed, heads = [], [], []
             for layers in models:
                 needed, share = layers.needed_order(tolerance, expansion)
                 groups.append(Pairs(*complete(PREDICTORS[_PRIMARY](layers, 1, expansion), needed)))
                 missed.append(share)
+                heads.append(len(layers.rows(1, expansion)))
             found = associate(groups)
-            figures = (None,) * 3 if found is None else (
-                found.spearman.estimate, found.spearman.low, found.spearman.high
-            )  # fmt: skip
-            rows.append((expansion, tolerance, float(np.mean(missed)), *figures))
+            figures = _cells(None if found is None else found.spearman)
+            rows.append((expansion, tolerance, float(np.average(missed, weights=heads)), *figures))
     return Table(
         "smallest order within a tolerance, mean over the heads of a layer, against |alpha - 2| (mean of q and k)",
         ("expansion", "tolerance", "heads that never reach it", "Spearman", "low", "high"),
@@ -209,25 +206,27 @@ def _scaled(name: str, invariance: Invariance) -> Table:
 
 
 def _by_head(models: Sequence[Layers], order: int) -> list[Table]:
-    """Head by head, where alphas were fitted to slices."""
-    groups = []
+    """Heads against the other heads of their layer, where alphas were fitted to slices: the unit stays the layer."""
+    found = []
     for layers in models:
         alphas = {
             (row.module, row.head): row.alpha
             for row in layers.analysis.spectral
             if row.projection == "q" and row.head is not None and row.alpha is not None
         }
-        rows = layers.rows(order, "mean")
-        known = [(abs(alphas[row.module, row.head] - 2), row) for row in rows if (row.module, row.head) in alphas]
-        if known:
-            errors = np.array([log10(row.relative_l2) for _, row in known])
-            groups.append(Pairs(np.array([alpha for alpha, _ in known]), errors))
-    found = associate(groups) if groups else None
-    if found is None:
+        for module, rows in layers.heads(order, "mean").items():
+            own = [(abs(alphas[module, row.head] - 2), row.relative_l2) for row in rows if (module, row.head) in alphas]
+            if len(own) >= LEAST:
+                found.append([float(test(*zip(*own, strict=True)).statistic) for test in _RANK_TESTS])
+    spearman, tau = (over_layers(each) for each in zip(*found, strict=True)) if found else (None, None)
+    if spearman is None:
         return []
-    row = (found.layers, found.spearman.estimate, found.spearman.low, found.spearman.high, found.kendall)
-    columns = ("heads", "Spearman", "low", "high", "Kendall")
-    return [Table("head by head: |alpha - 2| of the head's slice of W_Q (noisy)", columns, (row,), PER_HEAD_NOTE)]
+    row = (len(found), *_cells(spearman), *_cells(tau))
+    columns = ("layers", "Spearman", "low", "high", "Kendall", "low", "high")
+    return [
+        Table("heads of a layer among themselves: |alpha - 2| of the head's slice of W_Q (noisy)", columns, (row,),
+              PER_HEAD_NOTE)
+    ]  # fmt: skip
 
 
 def _scatter(models: Sequence[Layers], order: int) -> Plot:

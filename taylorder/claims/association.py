@@ -8,28 +8,31 @@ The unit that is resampled is the layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.intervals import Interval
 
 Floats = NDArray[np.float64]
 
 LEAST = 5
 """Models with fewer layers take no part: a rank correlation of four points says nothing."""
 
-_RESAMPLES, _PERMUTATIONS = 4000, 9999
+_RESAMPLES, _FEWER_RESAMPLES, _PERMUTATIONS = 4000, 1000, 9999
 _POWER = 0.8
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Two figures of the layers of one model, ``x`` and ``y`` ``[n]``, and ``controls`` ``[n, c]`` to hold fixed."""
+    """Two figures of the layers of one model, ``x`` and ``y`` ``[n]``, and ``controls`` ``[n, c]`` to hold fixed.
+
+    Draws of them have more axes before these.
+    """
 
     x: Floats
     y: Floats
@@ -39,6 +42,10 @@ class Pairs:
         lengths = {len(self.x), len(self.y)} | ({len(self.controls)} if self.controls is not None else set())
         if len(lengths) != 1:
             raise ValueError(f"figures of the same layers were expected, found {sorted(lengths)} of them")
+
+    def drawn(self, index: NDArray[np.int64]) -> Pairs:
+        """The layers at ``index`` ``[..., n]``, figures and controls together."""
+        return Pairs(self.x[index], self.y[index], None if self.controls is None else self.controls[index])
 
     @property
     def weight(self) -> int:
@@ -51,12 +58,11 @@ class Pairs:
 class Association:
     """A pooled rank correlation.
 
-    ``spearman`` with its bootstrap interval; ``kendall`` tau-b of the figures themselves, averaged as the other is;
-    ``p_value`` of a two-sided permutation test within models; ``layers`` that took part.
+    ``spearman`` with its bootstrap interval; ``p_value`` of a two-sided permutation test within models; ``layers`` that
+    took part.
     """
 
     spearman: Interval
-    kendall: float
     p_value: float
     layers: int
 
@@ -72,37 +78,22 @@ def associate(groups: Sequence[Pairs], *, level: float = 0.95, seed: int = 0) ->
         seed: of resamples and permutations.
 
     """
-    groups = [each for each in groups if each.weight and np.ptp(each.x) > 0 and np.ptp(each.y) > 0]
+    groups = _usable(groups)
     if not groups:
         return None
-    weights = np.array([each.weight for each in groups], dtype=np.float64)
-    estimate = np.average([_correlation(each.x, each.y, each.controls) for each in groups], weights=weights)
-
-    def resampled(*indices: Floats, axis: int = -1) -> Floats:
-        found = []
-        for each, index in zip(groups, indices, strict=True):
-            drawn = np.moveaxis(index, axis, -1).astype(np.int64)
-            controls = None if each.controls is None else each.controls[drawn]
-            found.append(_correlation(each.x[drawn], each.y[drawn], controls))
-        pooled: Floats = np.average(np.stack(found, -1), axis=-1, weights=weights)
-        return pooled
-
-    ends = stats.bootstrap(
-        tuple(np.arange(len(each.x)) for each in groups), resampled, vectorized=True, n_resamples=_RESAMPLES,
-        confidence_level=level, method="percentile", random_state=np.random.default_rng(seed), batch=500,
-    ).confidence_interval  # fmt: skip
-    one_sided = [
-        stats.combine_pvalues(
-            [_permutation(each, seed, side) for each in groups], method="stouffer", weights=np.sqrt(weights)
-        ).pvalue
-        for side in ("greater", "less")
-    ]
+    weights = _weights(groups)
+    pairs = [(_ranked(each.x, each.controls), _ranked(each.y, each.controls)) for each in groups]
     return Association(
-        spearman=Interval(float(estimate), float(ends.low), float(ends.high)),
-        kendall=float(np.average([_kendall(each) for each in groups], weights=weights)),
-        p_value=float(min(1.0, 2 * min(one_sided))),
+        spearman=_interval(groups, _spearman, level, seed, _RESAMPLES),
+        p_value=_permutation(pairs, weights, seed),
         layers=sum(len(each.x) for each in groups),
     )
+
+
+def kendall(groups: Sequence[Pairs], *, level: float = 0.95, seed: int = 0) -> Interval | None:
+    """Kendall's tau-b with its bootstrap interval, pooled as in :func:`associate`; controls play no part in it."""
+    groups = _usable(groups)
+    return _interval(groups, _kendall, level, seed, _FEWER_RESAMPLES) if groups else None
 
 
 def detectable(groups: Sequence[Pairs], *, level: float = 0.95) -> float | None:
@@ -123,9 +114,53 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return [float(each) for each in stats.false_discovery_control(p_values, method="by")] if p_values else []
 
 
-def _correlation(x: Floats, y: Floats, controls: Floats | None) -> Floats:
-    """Spearman's correlation along the last axis; 0 where a figure does not vary. ``controls`` ``[..., n, c]``."""
-    return _product(*(_ranked(each, controls) for each in (x, y)))
+def _usable(groups: Sequence[Pairs]) -> list[Pairs]:
+    """Those of enough layers that differ."""
+    return [each for each in groups if each.weight and np.ptp(each.x) > 0 and np.ptp(each.y) > 0]
+
+
+def _weights(groups: Sequence[Pairs]) -> Floats:
+    return np.array([each.weight for each in groups], dtype=np.float64)
+
+
+def _interval(
+    groups: Sequence[Pairs], correlation: Callable[[Pairs], Floats], level: float, seed: int, resamples: int
+) -> Interval:
+    """The correlation averaged over models, and where it lies when the layers of each are drawn anew."""
+    weights = _weights(groups)
+    estimate = np.average([correlation(each) for each in groups], weights=weights)
+
+    def resampled(*indices: Floats, axis: int = -1) -> Floats:
+        drawn = [np.moveaxis(index, axis, -1).astype(np.int64) for index in indices]
+        found = [correlation(each.drawn(index)) for each, index in zip(groups, drawn, strict=True)]
+        pooled: Floats = np.average(np.stack(found, -1), axis=-1, weights=weights)
+        return pooled
+
+    ends = stats.bootstrap(
+        tuple(np.arange(len(each.x)) for each in groups), resampled, vectorized=True, n_resamples=resamples,
+        confidence_level=level, method="percentile", random_state=np.random.default_rng(seed), batch=500,
+    ).confidence_interval  # fmt: skip
+    return Interval(float(estimate), float(ends.low), float(ends.high))
+
+
+def _spearman(pairs: Pairs) -> Floats:
+    """Spearman's correlation along the last axis; 0 where a figure does not vary."""
+    return _product(*(_ranked(each, pairs.controls) for each in (pairs.x, pairs.y)))
+
+
+def _kendall(pairs: Pairs) -> Floats:
+    """Tau-b along the last axis: the correlation of the signs of all differences.
+
+    (:func:`scipy.stats.kendalltau` takes one sample at a time, thousands of resamples would take minutes.)
+    """
+    return _product(*(_signs(each) for each in (pairs.x, pairs.y)))
+
+
+def _signs(x: Floats) -> Floats:
+    """Whether each of ``x`` ``[..., n]`` is above, equal to or below each later one: ``[..., n * (n - 1) / 2]``."""
+    first, second = np.triu_indices(x.shape[-1], 1)
+    signs: Floats = np.sign(x[..., first] - x[..., second])
+    return signs
 
 
 def _ranked(x: Floats, controls: Floats | None) -> Floats:
@@ -146,20 +181,20 @@ def _product(a: Floats, b: Floats) -> Floats:
     return found
 
 
-def _kendall(pairs: Pairs) -> float:
-    return float(stats.kendalltau(pairs.x, pairs.y).statistic)
+def _permutation(pairs: Sequence[tuple[Floats, Floats]], weights: Floats, seed: int) -> float:
+    """Two-sided probability of a pooled correlation so large when the layers of each model are shuffled.
 
+    ``pairs`` are ranks or their residuals. All models are shuffled together: p-values of single models, combined,
+    would let one of few layers, whose p is 1 on the wrong side, outvote the others.
+    """
+    draw = np.random.default_rng(seed)
 
-def _permutation(pairs: Pairs, seed: int, side: str) -> float:
-    """Probability of a correlation so far to a side when the layers of one figure (or its residuals) are shuffled."""
-    a, b = (_ranked(each, pairs.controls) for each in (pairs.x, pairs.y))
+    def pooled(firsts: Sequence[Floats]) -> Floats:
+        found = [_product(first, b) for first, (_, b) in zip(firsts, pairs, strict=True)]
+        average: Floats = np.average(np.stack(found, -1), axis=-1, weights=weights)
+        return average
 
-    def shuffled(x: Floats, axis: int = -1) -> Floats:
-        return _product(np.moveaxis(x, axis, -1), b)
-
-    return float(
-        stats.permutation_test(
-            (a,), shuffled, permutation_type="pairings", vectorized=True, n_resamples=_PERMUTATIONS,
-            alternative=side, random_state=np.random.default_rng(seed), batch=1000,
-        ).pvalue
-    )  # fmt: skip
+    observed = pooled([a for a, _ in pairs])
+    shuffled = pooled([draw.permuted(np.tile(a, (_PERMUTATIONS, 1)), axis=-1) for a, _ in pairs])
+    as_far = min(int((side * shuffled >= side * observed - _ROUNDING).sum()) for side in (1, -1))
+    return min(1.0, 2 * (as_far + 1) / (_PERMUTATIONS + 1))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from taylorder.adapt import cost
-from taylorder.analysis.bootstrap import Interval, geometric_mean_interval, mean_interval
+from taylorder.analysis.intervals import Interval, geometric_mean_interval
 from taylorder.claims import state_times
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, below, overall
@@ -16,31 +17,28 @@ CONSTANT = 1.25
 
 ORDERS = range(1, 9)
 _RULE = (
-    "Time per token after the longest context over that after the shortest, from states of order "
-    f"{state_times.ORDER} with a window of {state_times.WINDOW}. Supported if it is below {CONSTANT:g} by the whole "
-    "95 % interval over repeats in every model, contradicted if above in every model, undecided otherwise. That a "
-    "constant is small is another claim: see the crossovers."
+    f"Time per token of states beside a window of {state_times.WINDOW}, after the longest context over that after the "
+    "shortest at which a state is held (before that keys take fewer bytes, and are kept). Supported if it is below "
+    f"{CONSTANT:g} by the whole 95 % interval over repeats for every order and model, contradicted if above for all, "
+    "undecided otherwise. That a constant is small is another claim: see the crossovers."
 )
 
 
 def constant_cost_claim(models: Sequence[Evidence]) -> Claim:
     """Set the cost per token against the context."""
-    growth = {
-        model.name: _growth(model.measured.times.lengths, model.measured.times.adapted)
-        for model in models
-        if model.measured.times
-    }
-    exact = {
-        model.name: _growth(model.measured.times.lengths, model.measured.times.exact)
-        for model in models
-        if model.measured.times
-    }
+    timed = {model.name: model.measured.times for model in models if model.measured.times is not None}
+    growth = {(name, state): _growth(times, state) for name, times in timed.items() for state in times.states}
     effects = []
-    for name, each in growth.items():
-        if each is not None:
-            effects.append(Effect.of(f"{name}: growth of the time per token, states", each, f"below {CONSTANT:g}"))
-        if (own := exact[name]) is not None:
-            effects.append(Effect.of(f"{name}: growth of the time per token, exact", own, "for comparison"))
+    for (name, state), own in growth.items():
+        if own is None:
+            continue
+        lengths = [timed[name].lengths[place] for place in timed[name].constant(state)]
+        between = f"from {lengths[0]:,} to {lengths[-1]:,} tokens"
+        exact = _ratio(timed[name], state_times.EXACT, timed[name].constant(state))
+        effects += [
+            Effect.of(f"{name}: growth of the time per token, {state}, {between}", own, f"below {CONSTANT:g}"),
+            Effect.of(f"{name}: growth of the time per token, exact, {between}", exact, "for comparison"),
+        ]
     return Claim(
         key="cost",
         statement="The cost per token is constant, whatever the context.",
@@ -51,17 +49,21 @@ def constant_cost_claim(models: Sequence[Evidence]) -> Claim:
         effects=tuple(effects),
         tables=(
             *(_crossovers(model) for model in models),
-            *(_times_table(model.name, model.measured.times) for model in models if model.measured.times),
+            *(_times_table(name, times) for name, times in timed.items()),
         ),
-        plots=tuple(_plot(model.name, model.measured.times) for model in models if model.measured.times),
+        plots=tuple(_plot(name, times) for name, times in timed.items()),
     )
 
 
-def _growth(lengths: Sequence[int], times: Sequence[Sequence[float]]) -> Interval | None:
+def _growth(times: StateTimes, state: str) -> Interval | None:
+    """Of a state's time per token; None where no state is held at two lengths."""
+    places = times.constant(state)
+    return _ratio(times, state, places) if len(places) > 1 else None
+
+
+def _ratio(times: StateTimes, name: str, places: Sequence[int]) -> Interval:
     """Geometric mean over repeats of the last time over the first."""
-    if len(lengths) < 2:
-        return None
-    return geometric_mean_interval([own[-1] / own[0] for own in times])
+    return geometric_mean_interval([own[places[-1]] / own[places[0]] for own in times.milliseconds[name]])
 
 
 def _told(model: Evidence) -> str:
@@ -71,10 +73,30 @@ def _told(model: Evidence) -> str:
         needed = cost.break_even_flops(d, d_v, 4, module.group)
         return f"{model.name} is bidirectional: order 4 takes fewer multiplications from {needed:,} tokens on."
     third, fourth = (cost.break_even_tokens(d, d_v, order) for order in (3, 4))
-    return (
+    told = (
         f"{model.name}: a state is smaller than the cache it replaces from {third:,} tokens on at order 3, from "
         f"{fourth:,} at order 4; the model sees {model.model.max_context:,}."
     )
+    return told + (_measured(model.measured.times) if model.measured.times else "")
+
+
+def _measured(times: StateTimes) -> str:
+    """Where states began to pay in what was measured."""
+    exact = [statistics.median(own) for own in zip(*times.milliseconds[state_times.EXACT], strict=True)]
+    told = []
+    for state in times.states:
+        own = [statistics.median(each) for each in zip(*times.milliseconds[state], strict=True)]
+        smaller = [held < cache for held, cache in zip(times.held[state], times.held[state_times.EXACT], strict=True)]
+        faster = [mine < theirs for mine, theirs in zip(own, exact, strict=True)]
+        told.append(f"{state} {_from(times.lengths, smaller)} smaller and {_from(times.lengths, faster)} faster")
+    return f" Measured, near field and all: {'; '.join(told)}."
+
+
+def _from(lengths: Sequence[int], better: Sequence[bool]) -> str:
+    """Since when something is better and stays so."""
+    worse = [place for place, each in enumerate(better) if not each]
+    since = worse[-1] + 1 if worse else 0
+    return f"from {lengths[since]:,} tokens on" if since < len(lengths) else f"up to {lengths[-1]:,} tokens not"
 
 
 def _crossovers(model: Evidence) -> Table:
@@ -102,30 +124,27 @@ def _times_table(name: str, times: StateTimes) -> Table:
     rows = [
         (
             length,
-            mean_interval([own[place] for own in times.exact]).estimate,
-            mean_interval([own[place] for own in times.adapted]).estimate,
-            times.exact_bytes[place] / 1024**2,
-            times.adapted_bytes[place] / 1024**2,
+            *(statistics.median(own[place] for own in times.milliseconds[each]) for each in times.held),
+            *(held[place] / 1024**2 for held in times.held.values()),
         )
         for place, length in enumerate(times.lengths)
     ]
     return Table(
         f"{name}: milliseconds per token and bytes held, one thread",
-        ("context", "exact, ms", f"order {state_times.ORDER}, ms", "exact, MiB", f"order {state_times.ORDER}, MiB"),
+        ("context", *(f"{each}, ms" for each in times.held), *(f"{each}, MiB" for each in times.held)),
         tuple(rows),
         note=(
-            f"Mean of {len(times.exact)} repeats, each the median of {state_times.NEW_TOKENS} tokens; states beside "
-            f"a window of {state_times.WINDOW} and {state_times.SINKS} sinks. All of the model's work, not attention "
-            "alone."
+            f"Median of {len(times.milliseconds[state_times.EXACT])} repeats, each the median of "
+            f"{state_times.NEW_TOKENS} tokens; states beside a window of {state_times.WINDOW} and {state_times.SINKS} "
+            "sinks. All of the model's work, not attention alone."
         ),
     )
 
 
 def _plot(name: str, times: StateTimes) -> Plot:
     x = tuple(map(float, times.lengths))
-
-    def mean(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
-        return tuple(sum(own) / len(own) for own in zip(*rows, strict=True))
-
-    series = (Series("exact", x, mean(times.exact)), Series(f"order {state_times.ORDER}", x, mean(times.adapted)))
+    series = tuple(
+        Series(each, x, tuple(statistics.median(own) for own in zip(*rows, strict=True)))
+        for each, rows in times.milliseconds.items()
+    )
     return Plot(f"{name}: time per token", "tokens of context", "ms", series, log_x=True)

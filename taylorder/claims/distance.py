@@ -16,13 +16,13 @@ ORDER = 5
 """Odd, so that no weight is negative."""
 
 NEAR, FAR = 16, 64
-"""Keys nearer than the first are the present, farther than the second the past."""
+"""Keys fewer tokens back than the first are the present, as many as the second or more the past."""
 
 _RULE = (
-    f"Weight that order {ORDER} (expansion mean, no near field) gives to keys more than {FAR} tokens back, over the "
-    f"exact weight there, as a logarithm, less the same for keys at most {NEAR} tokens back; the first {heads.SINKS} "
-    "keys are left out. Supported if it is above 0 by the whole 95 % interval over layers in every model, "
-    "contradicted if below in every model, undecided otherwise."
+    f"Weight that order {ORDER} (expansion mean, no near field) gives to keys {FAR} or more tokens back, over the "
+    f"exact weight there, as a logarithm, less the same for keys fewer than {NEAR} tokens back; the first "
+    f"{heads.SINKS} keys are left out. Supported if it is above 0 by the whole 95 % interval over layers in every "
+    "model, contradicted if below in every model, undecided otherwise."
 )
 
 
@@ -35,8 +35,8 @@ def distance_claim(models: Sequence[Evidence]) -> Claim:
     reason = "No causal model was measured."
     if told:
         reason = (
-            f"Against the nearest {NEAR} keys, the weight of keys beyond {FAR} grows {', '.join(told)}; the first "
-            f"{heads.SINKS} keys of the text, where exact attention parks its weight, keep {', '.join(sinks)}."
+            f"Against the nearest {NEAR} keys, the weight of keys {FAR} or more tokens back grows {', '.join(told)}; "
+            f"the first {heads.SINKS} keys of the text, where exact attention parks weight, keep {', '.join(sinks)}."
         )
     return Claim(
         key="distance",
@@ -49,7 +49,9 @@ def distance_claim(models: Sequence[Evidence]) -> Claim:
             Effect.of(f"{name}: log ratio, past over present", each, "above 0")
             for name, each in shifts.items() if each is not None
         ),
-        tables=tuple(table for model in causal for table in (_mass_table(model), _context_table(model))),
+        tables=tuple(
+            table for model in causal for table in (_mass_table(model), _error_table(model), _context_table(model))
+        ),
         plots=tuple(_plot(model) for model in causal),
     )  # fmt: skip
 
@@ -84,13 +86,17 @@ def _sinks(model: Evidence) -> float:
     return float(truncated[heads.ORDERS.index(ORDER), -1] / mass[-1])
 
 
+def _labels() -> list[str]:
+    """Of the buckets of distance."""
+    labels = [str(end - 1) if place < 2 else f"to {end - 1:,}" for place, end in enumerate(_ends())]
+    return [*labels[:-1], "beyond", f"the first {heads.SINKS} keys"]
+
+
 def _mass_table(model: Evidence) -> Table:
     mass, truncated = _by_distance(model)
-    labels = [str(end - 1) if place < 2 else f"to {end - 1:,}" for place, end in enumerate(_ends())]
-    labels = [*labels[:-1], "beyond", f"the first {heads.SINKS} keys"]
     rows: list[tuple[Cell, ...]] = [
         (label, float(own), *(float(each) for each in others))
-        for label, own, others in zip(labels, mass, truncated.T, strict=True)
+        for label, own, others in zip(_labels(), mass, truncated.T, strict=True)
         if own > 0
     ]
     return Table(
@@ -98,6 +104,26 @@ def _mass_table(model: Evidence) -> Table:
         ("tokens back", "exact", *(f"order {order}" for order in heads.ORDERS)),
         tuple(rows),
         note="Mean over heads and queries, expansion mean, no near field. Even orders give negative weights.",
+    )
+
+
+def _error_table(model: Evidence) -> Table:
+    moved = np.asarray(sum(each.sum(-1) for each in model.head_sums("moved")))
+    mass, _ = _by_distance(model)
+    size = sum(each.sum() for each in model.head_sums("output"))
+    rows: list[tuple[Cell, ...]] = [
+        (label, *(math.sqrt(each / size) for each in own))
+        for label, own, there in zip(_labels(), moved.T, mass, strict=True)
+        if there > 0
+    ]
+    return Table(
+        f"{model.name}: error by distance",
+        ("tokens back", *(f"order {order}" for order in heads.ORDERS)),
+        tuple(rows),
+        note=(
+            "What the weight that truncation gives or takes at a distance does to the output, relative L2 over all "
+            "heads. Parts can cancel, so that they may add up to less."
+        ),
     )
 
 

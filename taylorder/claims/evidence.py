@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taylorder.analysis.bootstrap import Interval, mean_interval
+from taylorder.analysis.intervals import Interval, mean_interval
 from taylorder.claims.association import Floats
 from taylorder.claims.claim import Verdict
 from taylorder.claims.heads import HeadSums
@@ -51,6 +51,12 @@ class Evidence:
     def name(self) -> str:
         """What the model is called."""
         return self.layers.name
+
+    @property
+    def replaced(self) -> str:
+        """What the model is called where only the layers that see all tokens were replaced."""
+        some, every = len(self.model.open_modules), len(self.model.modules)
+        return self.name if some == every else f"{self.name} ({some} of {every} layers)"
 
     def head_sums(self, field_name: str) -> list[Floats]:
         """One field of :class:`HeadSums` of every module, as arrays that end in the head."""

@@ -30,14 +30,15 @@ TOKENS, ROWS, HEADS = 102_400, 32, 6
 class GaussianHead:
     """One draw: errors of truncation by order, and of rounding queries, keys and values, by precision.
 
-    ``median_error`` is of the elements of the outputs, absolute; ``relative_l2`` and ``rounding`` are relative;
-    ``output_rms`` is the root mean square of the exact outputs' elements.
+    ``median_error`` and ``rounding_median`` are of the elements of the outputs, absolute; ``relative_l2`` and
+    ``rounding`` are relative; ``output_rms`` is the root mean square of the exact outputs' elements.
     """
 
     head_dim: int
     output_rms: float
     median_error: dict[int, float]
     relative_l2: dict[int, float]
+    rounding_median: dict[Precision, float]
     rounding: dict[Precision, float]
 
 
@@ -66,7 +67,7 @@ def kept_draws(
     directory: Path, *, fresh: bool = False, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> list[GaussianHead]:
     """The draws kept in ``directory``, measured if they are not there yet."""
-    records = Records(directory, {"normal": [HEAD_DIMS, ORDERS, TOKENS, ROWS, HEADS]}, fresh=fresh)
+    records = Records(directory, {"normal": [HEAD_DIMS, ORDERS, PRECISIONS, TOKENS, ROWS, HEADS]}, fresh=fresh)
     kept = records.get("draws")
     if kept is None:
         kept = [asdict(draw) for draw in measure_gaussian(progress=progress)]
@@ -86,9 +87,11 @@ def _measure(q: Tensor, k: Tensor, v: Tensor) -> GaussianHead:
             error = total @ v / total.sum(-1, keepdim=True) - exact
             median_error[order] = float(error.abs().median())
             relative[order] = float(error.norm() / size)
+    rounding_median: dict[Precision, float] = {}
     rounding: dict[Precision, float] = {}
     for precision in PRECISIONS:
         low_q, low_k, low_v = (rounded(each, precision) for each in (q, k, v))
         own = (low_q @ low_k.T / math.sqrt(d)).masked_fill(~allowed, -math.inf).softmax(-1) @ low_v
+        rounding_median[precision] = float((own - exact).abs().median())
         rounding[precision] = float((own - exact).norm() / size)
-    return GaussianHead(d, float(exact.square().mean().sqrt()), median_error, relative, rounding)
+    return GaussianHead(d, float(exact.square().mean().sqrt()), median_error, relative, rounding_median, rounding)

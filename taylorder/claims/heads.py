@@ -48,17 +48,20 @@ Sums = list[list[float]]
 class HeadSums:
     """Sums over the sampled rows of one module; every list ends in the query head ``[H]``.
 
-    ``output`` is the squared norm of the exact outputs. ``rounding`` ``[precision]`` is the squared error when queries,
-    keys and values are rounded, ``truncation`` ``[order]`` that of truncation (expansion ``mean``, no near field).
+    ``output`` is the squared norm of the exact outputs, ``elements`` how many numbers they are. ``rounding``
+    ``[precision]`` is the squared error when queries, keys and values are rounded, ``truncation`` ``[order]`` that of
+    truncation (expansion ``mean``, no near field).
     ``tied_rows`` ``[ties]`` counts rows by the number of keys about as good as the best one; ``tied_mass`` and
     ``tied_truncated`` ``[ties][order]`` are the weight on those keys. ``mass`` ``[distance]`` and ``truncated_mass``
-    ``[order][distance]`` are the weight by distance. ``by_keys_*`` are ``output``, rounding to int4 and truncation at
-    order 4 by the number of keys of the row (buckets as for distance). ``degrees`` ``[degree]`` is the squared norm of
-    what a degree contributes to the numerator, ``numerator`` that of the numerator with all degrees, both relative to
-    the largest weight of the row.
+    ``[order][distance]`` are the weight by distance, ``moved`` ``[order][distance]`` the squared norm of what the
+    weight that truncation gives or takes there does to the output. ``by_keys_*`` are ``output``, rounding to int4 and
+    truncation at order 4 by the number of keys of the row (buckets as for distance). ``degrees`` ``[degree]`` is the
+    squared norm of what a degree contributes to the numerator, ``numerator`` that of the numerator with all degrees,
+    both relative to the largest weight of the row.
     """
 
     output: list[float]
+    elements: list[float]
     rounding: Sums
     truncation: Sums
     tied_rows: Sums
@@ -66,6 +69,7 @@ class HeadSums:
     tied_truncated: list[Sums]
     mass: Sums
     truncated_mass: list[Sums]
+    moved: list[Sums]
     by_keys_output: Sums
     by_keys_rounding: Sums
     by_keys_truncation: Sums
@@ -123,6 +127,7 @@ def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
     weights = exact_weights(block)
     exact = block.weigh(weights)[..., :-1]
     found = {"output": exact.square().sum((-2, -1))}
+    found["elements"] = torch.full_like(found["output"], exact[0].numel())
     reference = exact.square().sum(-1)
     keys = block.allowed.sum(-1)
     by_keys = _buckets(keys, DISTANCES)
@@ -141,7 +146,7 @@ def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
     where = torch.nn.functional.one_hot(distance, len(DISTANCES) + 2).double()  # [R, T, bucket]
     found["mass"] = torch.einsum("hrt,rtb->bh", weights, where)
 
-    truncated, tied_truncated, mass, by_order = [], [], [], {}
+    truncated, tied_truncated, mass, moved, by_order = [], [], [], [], {}
     for order, own in enumerate(truncated_weights(block, MOST), start=1):
         if order not in ORDERS:
             continue
@@ -149,9 +154,12 @@ def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
         truncated.append(by_order[order].sum(-1))
         tied_truncated.append((member * (own * tied).sum(-1)).sum(-1))
         mass.append(torch.einsum("hrt,rtb->bh", own, where))
+        given = own - weights
+        moved.append(torch.stack([block.weigh(given * at)[..., :-1].square().sum((-2, -1)) for at in where.unbind(-1)]))
     found["truncation"] = torch.stack(truncated)
     found["tied_truncated"] = torch.stack(tied_truncated, 1)
     found["truncated_mass"] = torch.stack(mass)
+    found["moved"] = torch.stack(moved)
     low_precision = rounding[PRECISIONS.index("int4")]
     for name, value in (("output", reference), ("rounding", low_precision), ("truncation", by_order[4])):
         found[f"by_keys_{name}"] = torch.stack([(value * (by_keys == n)).sum(-1) for n in range(len(DISTANCES) + 1)])

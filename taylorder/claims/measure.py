@@ -13,11 +13,12 @@ from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
 from taylorder.analysis.losses import has_language_model_head
 from taylorder.analysis.results import Analysis
 from taylorder.analysis.text import calibration_text, query_rows, sequences, tokenise
-from taylorder.claims import order_losses, state_times, task_scores
+from taylorder.claims import heads, invariance, order_losses, state_times, task_scores
 from taylorder.claims.evidence import Measured
 from taylorder.claims.heads import measure_heads
 from taylorder.claims.invariance import scale_queries
 from taylorder.claims.order_losses import measure_order_losses
+from taylorder.claims.rounding import PRECISIONS
 from taylorder.claims.score_ranges import measure_ranges
 from taylorder.claims.state_times import measure_times
 from taylorder.claims.task_scores import TaskScore, measure_task_scores
@@ -31,7 +32,7 @@ LENGTH, SEQUENCES, ROWS = 1024, 4, 32
 LONG = (256, 512, 1024, 2048, 4096)
 """Contexts whose ranges of scores are measured, those the model allows."""
 
-LOSS_SEQUENCES = 4
+LOSS_SEQUENCES = 8
 SCALED_LENGTH = 512
 
 _WHOLE = "measured"
@@ -39,9 +40,9 @@ _WHOLE = "measured"
 Progress = Callable[[str, int, int], None]
 
 
-def measured_before(analysis: Analysis, directory: Path) -> Measured | None:
+def measured_before(analysis: Analysis, directory: Path, device: str) -> Measured | None:
     """What an earlier run kept, if it was finished."""
-    kept = Records(directory, _settings(analysis)).get(_WHOLE)
+    kept = Records(directory / _WHOLE, _settings(analysis, device)).get(_WHOLE)
     return None if kept is None else TypeAdapter(Measured).validate_python(kept)
 
 
@@ -73,15 +74,18 @@ def measure(
             f"{loaded.name} is not the model that was analysed as {description.name}: its weights differ; name that "
             "one with --model, or run `taylorder analyze` again"
         )
-    records = Records(directory, _settings(analysis), fresh=fresh)
-    shared: dict[str, Any] = {"records": records, "progress": progress}
+    settings = _settings(analysis, str(model.device))
+
+    def stage(name: str) -> dict[str, Any]:
+        return {"records": Records(directory / name, settings[name], fresh=fresh), "progress": progress}
+
     words = calibration_text()
     length = min(LENGTH, description.max_context)
     ids = sequences(tokenizer, words, length, SEQUENCES * length)
-    heads = measure_heads(model, description, ids, query_rows(len(ids), length, ROWS, 0), **shared)
+    measured_heads = measure_heads(model, description, ids, query_rows(len(ids), length, ROWS, 0), **stage("heads"))
     short = min(SCALED_LENGTH, length)
     scaled = sequences(tokenizer, words, short, short)
-    invariance = scale_queries(model, description, scaled, query_rows(1, short, ROWS, 0))
+    scaling = scale_queries(model, description, scaled, query_rows(1, short, ROWS, 0))
     ranges, losses, times = None, None, None
     scores: tuple[TaskScore, ...] = ()
     if description.causal:
@@ -91,25 +95,45 @@ def measure(
     if description.causal and has_language_model_head(model) and description.open_modules:
         unseen = tokenise(tokenizer, evaluation_text())
         drawn = draw_sequences(unseen, length, LOSS_SEQUENCES, 0, "evaluation text")
-        losses = measure_order_losses(model, description, drawn, **shared)
-        times = measure_times(model, description, **shared)
+        losses = measure_order_losses(model, description, drawn, **stage("losses"))
+        times = measure_times(model, description, **stage("times"))
         try:
-            scores = measure_task_scores(model, tokenizer, description, **shared)
+            scores = measure_task_scores(model, tokenizer, description, **stage("tasks"))
         except UsageError:
             scores = ()  # a tokenizer without offsets, or with too few words
-    found = Measured(heads, ranges, losses, times, scores, invariance)
-    records.put(_WHOLE, asdict(found))
+    found = Measured(measured_heads, ranges, losses, times, scores, scaling)
+    Records(directory / _WHOLE, settings, fresh=fresh).put(_WHOLE, asdict(found))
     return found
 
 
-def _settings(analysis: Analysis) -> dict[str, Any]:
+def _settings(analysis: Analysis, device: str) -> dict[str, dict[str, Any]]:
+    """What the pieces of every stage depend on: a stage whose own settings change is measured anew, and no other."""
+    model = {"model": analysis.model.fingerprint}
+    calibrated = {**model, "text": calibration_text().sha256}
     return {
-        "claims": 1,
-        "sizes": [LENGTH, SEQUENCES, ROWS, LONG, LOSS_SEQUENCES, SCALED_LENGTH],
-        "losses": [order_losses.ORDERS, order_losses.NEAR],
-        "tasks": [task_scores.LENGTH, task_scores.STATES, task_scores.BESIDE, task_scores.WINDOWS],
-        "times": [state_times.LENGTHS, state_times.ORDER, state_times.REPEATS],
-        "model": analysis.model.fingerprint,
-        "calibration": calibration_text().sha256,
-        "evaluation": evaluation_text().sha256,
+        "heads": {
+            **calibrated,
+            "sizes": [LENGTH, SEQUENCES, ROWS],
+            "figures": [heads.ORDERS, heads.DISTANCES, heads.SINKS, heads.TIED, heads.TIES, heads.LEAST_KEYS],
+            "rounding": PRECISIONS,
+        },
+        "ranges": {**calibrated, "sizes": LONG},
+        "invariance": {**calibrated, "sizes": [SCALED_LENGTH, ROWS], "figures": [invariance.FACTORS, invariance.ORDER]},
+        "losses": {
+            **model,
+            "text": evaluation_text().sha256,
+            "sizes": [LENGTH, LOSS_SEQUENCES],
+            "figures": [order_losses.ORDERS, order_losses.NEAR],
+        },
+        "times": {
+            **model,
+            "device": device,
+            "sizes": [state_times.LENGTHS, state_times.REPEATS, state_times.NEW_TOKENS],
+            "figures": [state_times.ORDERS, state_times.WINDOW, state_times.SINKS],
+        },
+        "tasks": {
+            **model,
+            "sizes": [task_scores.LENGTH, task_scores.WINDOWS_LONG],
+            "figures": [task_scores.STATES, task_scores.BESIDE, task_scores.WINDOWS, task_scores.SINKS],
+        },
     }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taylorder.analysis.bootstrap import Interval, geometric_mean_interval, mean_interval
+from taylorder.analysis.intervals import Interval, geometric_mean_interval, mean_interval
 from taylorder.claims import gaussian, heads
 from taylorder.claims.claim import Cell, Claim, Effect, Table
 from taylorder.claims.evidence import Evidence, below, overall
@@ -35,12 +35,14 @@ def precision_claim(draws: Sequence[GaussianHead], models: Sequence[Evidence]) -
     own = [draw for draw in draws if draw.head_dim == largest]
     setup = geometric_mean_interval([draw.relative_l2[ORDER] / draw.rounding["fp16"] for draw in own])
     absolute = mean_interval([draw.median_error[ORDER] for draw in own])
+    low = mean_interval([draw.rounding_median["fp16"] for draw in own])
     relative = mean_interval([draw.relative_l2[ORDER] for draw in own])
     ratios = {model.name: _ratio(model) for model in models}
     inputs = f"normal inputs, d = {largest}"
     effects = [
         Effect.of(f"{inputs}: relative error over that of float16", setup, "about 1"),
         Effect.of(f"{inputs}: median absolute error of an element", absolute, f"about {RESOLUTION:g}"),
+        Effect.of(f"{inputs}: the same of rounding to float16", low, "for comparison"),
         Effect.of(f"{inputs}: relative error", relative, "as small as float16's, 0.0005"),
     ]
     effects += [
@@ -52,8 +54,9 @@ def precision_claim(draws: Sequence[GaussianHead], models: Sequence[Evidence]) -
     rms = float(np.mean([draw.output_rms for draw in own]))
     reason = (
         f"In the paper's set-up the median error of an element is {absolute.estimate:.1g}, of the order of float16's "
-        f"resolution, {RESOLUTION:g}, but outputs there average {rms:.1g}: the relative error is "
-        f"{relative.estimate:.0%}, {setup.estimate:,.0f} times that of rounding to float16."
+        f"resolution, {RESOLUTION:g}, but outputs there average {rms:.1g}, and rounding to float16 is off by "
+        f"{low.estimate:.1g}: the relative error is {relative.estimate:.0%}, {setup.estimate:,.0f} times that of "
+        "rounding."
     )
     told = [f"{each.estimate:,.0f} times in {name}" for name, each in ratios.items() if each is not None]
     if told:
@@ -88,8 +91,9 @@ def _setup_table(draws: Sequence[GaussianHead]) -> Table:
             relative = float(np.median([draw.relative_l2[order] for draw in own]))
             rows.append((head_dim, f"order {order}", absolute, rms, relative))
         for precision in PRECISIONS:
-            rounding = float(np.median([draw.rounding[precision] for draw in own]))
-            rows.append((head_dim, precision, None, rms, rounding))
+            absolute = float(np.median([draw.rounding_median[precision] for draw in own]))
+            relative = float(np.median([draw.rounding[precision] for draw in own]))
+            rows.append((head_dim, precision, absolute, rms, relative))
     return Table(
         f"normal inputs, {gaussian.TOKENS:,} tokens, the last {gaussian.ROWS} queries of {gaussian.HEADS} draws",
         ("head dim", "attention", "median absolute error", "rms of the output", "relative L2 error"),
@@ -99,7 +103,8 @@ def _setup_table(draws: Sequence[GaussianHead]) -> Table:
 
 
 def _model_table(model: Evidence) -> Table:
-    output = np.concatenate(model.head_sums("output"))
+    output, elements = (np.concatenate(model.head_sums(name)) for name in ("output", "elements"))
+    rms = float(np.median(np.sqrt(output / elements)))
     truncation = np.concatenate(model.head_sums("truncation"), -1)
     rounding = np.concatenate(model.head_sums("rounding"), -1)
     rows: list[tuple[Cell, ...]] = []
@@ -108,10 +113,11 @@ def _model_table(model: Evidence) -> Table:
         *zip(PRECISIONS, rounding, strict=True),
     ]:
         relative = np.sqrt(errors / output)
-        rows.append((name, *(float(np.quantile(relative, share)) for share in (0.1, 0.5, 0.9))))
+        absolute = float(np.median(np.sqrt(errors / elements)))
+        rows.append((name, *(float(np.quantile(relative, share)) for share in (0.1, 0.5, 0.9)), absolute, rms))
     return Table(
-        f"{model.name}: relative L2 error of a head's output",
-        ("attention", "best tenth of the heads", "median", "worst tenth"),
+        f"{model.name}: relative L2 error of a head's output, and absolute (root mean square of an element)",
+        ("attention", "best tenth of the heads", "median", "worst tenth", "absolute, median", "rms of the output"),
         tuple(rows),
         note="Orders: expansion mean, guarded, no near field. Rounding: queries, keys and values; the rest in float64.",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -18,7 +18,7 @@ ORDER = 4
 WASHED_OUT = 0.8
 """Weight kept below this share counts as washed out."""
 
-KEYS, TARGETS, STDS, ORDERS, WINDOW = 1024, (1, 2, 4, 8, 16), (0.5, 1.0, 2.0, 3.0), (2, 3, 4, 5, 8), 64
+KEYS, TARGETS, STDS, ORDERS, WINDOWS = 1024, (1, 2, 4, 8, 16), (0.5, 1.0, 2.0, 3.0), (2, 3, 4, 5, 8), (16, 64, 256)
 _RULE = (
     f"Share of the exact weight that order {ORDER} (expansion mean) leaves on the keys whose weight is at least half "
     f"of the best one's, in rows with two or more of them. Supported if it is below {WASHED_OUT:g} by the whole 95 % "
@@ -35,25 +35,34 @@ def similar_claim(models: Sequence[Evidence]) -> Claim:
         kept[model.name] = over_layers(
             own[1:, place].sum() / mass[1:].sum() for own, mass in pairs if mass[1:].sum() > 0
         )
+    against = {model.name: over_layers(_against_one(model, place)) for model in models}
     told = [f"{each.estimate:.0%} of their weight in {name}" for name, each in kept.items() if each is not None]
     reason = f"At order {ORDER}, two or more keys that tie for the best keep {', '.join(told)}." if told else ""
     return Claim(
         key="similar",
-        statement="Several similar targets wash out: truncation cannot keep them apart from the crowd.",
+        statement="Several similar targets wash out: truncation takes their weight away.",
         source="discussion of the paper, news.ycombinator.com/item?id=46886265",
         verdict=overall([below(each, WASHED_OUT) for each in kept.values()]),
         reason=reason + _alone(models, place),
         rule=_RULE,
         effects=tuple(
-            Effect.of(
-                f"{name}: weight kept on two or more tied keys at order {ORDER}", each,
-                f"below {WASHED_OUT:g}",
+            Effect.of(f"{name}: {what} at order {ORDER}", each, meaning)
+            for own, what, meaning in (
+                (kept, "weight kept on two or more tied keys", f"below {WASHED_OUT:g}"),
+                (against, "log of that over what a single best key keeps", "below 0 if their number harms"),
             )
-            for name, each in kept.items() if each is not None
+            for name, each in own.items() if each is not None
         ),
         tables=(_made_up(), *(_model_table(model) for model in models)),
         plots=tuple(_plot(model) for model in models),
     )  # fmt: skip
+
+
+def _against_one(model: Evidence, place: int) -> Iterator[float]:
+    """Of every layer, the logarithm of the share kept by several tied keys over that kept by one alone."""
+    for own, mass in zip(model.head_sums("tied_truncated"), model.head_sums("tied_mass"), strict=True):
+        shares = [own[at, place].sum() / max(float(mass[at].sum()), 1e-300) for at in (slice(1, None), slice(0, 1))]
+        yield math.log(shares[0] / shares[1]) if min(shares) > 0 else math.nan
 
 
 def _alone(models: Sequence[Evidence], place: int) -> str:
@@ -67,7 +76,7 @@ def _alone(models: Sequence[Evidence], place: int) -> str:
         return ""
     alone, several = own / mass
     return f" A best key that stands alone keeps {alone:.0%}" + (
-        ": it is not the company that harms." if alone <= several else "."
+        ": their number does no harm." if alone <= several else "."
     )
 
 
@@ -85,14 +94,15 @@ def _made_up() -> Table:
             sums = list(accumulate(series(x, torch.ones_like(x), max(ORDERS))))
             weights = {order: sums[order - 1] for order in ORDERS}
             kept = [float((own[:, :targets].sum(-1) / own.sum(-1)).mean()) / exact for own in weights.values()]
-            near = torch.cat([x[:, :WINDOW].exp(), weights[ORDER][:, WINDOW:]], -1)  # the tied ones are the nearest
-            kept.append(float((near[:, :targets].sum(-1) / near.sum(-1)).mean()) / exact)
+            for window in WINDOWS:  # the tied ones are the nearest
+                near = torch.cat([x[:, :window].exp(), weights[ORDER][:, window:]], -1)
+                kept.append(float((near[:, :targets].sum(-1) / near.sum(-1)).mean()) / exact)
             rows.append((std, targets, exact, *kept))
     return Table(
         f"made-up scores: {KEYS:,} keys, some tied where the best of so many would be",
         (
             "score std", "tied keys", "their exact weight", *(f"order {order}" for order in ORDERS),
-            f"order {ORDER}, tied within a window of {WINDOW}",
+            *(f"order {ORDER}, tied within a window of {window}" for window in WINDOWS),
         ),
         tuple(rows),
         note="Orders: share of the exact weight that is left on the tied keys, expansion mean, 256 draws.",

@@ -18,6 +18,9 @@ from taylorder.models import ModelDescription
 from taylorder.records import Records
 
 LENGTH = 1024
+"""Tokens of a task, at least; as many as :data:`WINDOWS_LONG` times the widest sliding window of the model."""
+
+WINDOWS_LONG = 4
 SINKS = 4
 STATES = (2, 3, 5)
 """Orders of states without a near field: nothing but a state of fixed size."""
@@ -56,7 +59,8 @@ def measure_task_scores(
         UsageError: tokenizer or model do not allow such prompts.
 
     """
-    length = min(LENGTH, description.max_context)
+    widest = max(module.sliding_window or 0 for module in description.modules)
+    length = min(max(LENGTH, WINDOWS_LONG * widest), description.max_context)
     tasks = make_tasks(tokenizer, lengths=(length,))
     contenders = _contenders(description)
     outcomes: dict[str, list[Outcome]] = {}

@@ -11,6 +11,7 @@ from taylorder.commands._shared import Device, Format, check_writable, print_rep
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
+    from taylorder.analysis.results import Analysis
     from taylorder.claims.evidence import Evidence
     from taylorder.reports.progress import StderrProgress
 
@@ -69,13 +70,18 @@ def claims(
         from taylorder.claims.gaussian import kept_draws
         from taylorder.claims.judge import judge
 
-        models = [_evidence(directory, model, device, fresh, progress) for directory in chosen]
+        analyses = [run_directory.read(directory)[0] for directory in chosen]
+        _check_models(chosen, analyses)
+        models = [
+            _evidence(each, label, directory, model, device, fresh, progress)
+            for each, label, directory in zip(analyses, _labels(chosen, analyses), chosen, strict=True)
+        ]
         draws = kept_draws(target / "records-normal", fresh=fresh, progress=progress)
         progress.say("judging")
         found = judge(models, draws)
         names = [each.name for each in models]
         document = report.as_document(found, names)
-        if target == chosen[0]:
+        if [target] == chosen:
             run_directory.write_claims(target, document)
         else:
             claims_directory.write(target, document, chosen)
@@ -84,24 +90,49 @@ def claims(
     )
 
 
-def _evidence(directory: Path, model: str | None, device: str, fresh: bool, progress: StderrProgress) -> Evidence:
-    """Read a run, and measure what it does not hold unless that was done before."""
+def _check_models(directories: list[Path], analyses: list[Analysis]) -> None:
+    seen: dict[str, Path] = {}
+    for directory, analysis in zip(directories, analyses, strict=True):
+        if analysis.window or analysis.sinks:
+            raise UsageError(
+                f"{directory} was analysed with a near field (window {analysis.window}, sinks {analysis.sinks}), and "
+                "the claims are about truncation without one; name a run of `taylorder analyze` without --window and "
+                "--sinks"
+            )
+        other = seen.setdefault(analysis.model.fingerprint, directory)
+        if other is not directory:
+            raise UsageError(f"{other} and {directory} are runs of the same model, whose layers count once; name one")
+
+
+def _labels(directories: list[Path], analyses: list[Analysis]) -> list[str]:
+    """What to call the models: their names, and the directory where that is a path or not the only one of its name."""
+    names = [
+        # A path says where a model lies, not what it is called.
+        directory.resolve().name if Path(analysis.model.name).exists() else analysis.model.name
+        for directory, analysis in zip(directories, analyses, strict=True)
+    ]
+    return [
+        name if names.count(name) == 1 else str(directory) for name, directory in zip(names, directories, strict=True)
+    ]
+
+
+def _evidence(
+    analysis: Analysis, label: str, directory: Path, model: str | None, device: str, fresh: bool,
+    progress: StderrProgress,
+) -> Evidence:  # fmt: skip
+    """What a run does not hold is measured unless that was done before."""
     from taylorder.claims.evidence import Evidence
     from taylorder.claims.layers import Layers
     from taylorder.claims.measure import measure, measured_before
-    from taylorder.reports import run_directory
 
-    analysis, _ = run_directory.read(directory)
     records = directory / "records-claims"
-    measured = None if fresh else measured_before(analysis, records)
+    measured = None if fresh else measured_before(analysis, records, device)
     if measured is None:
         from taylorder.models import load
 
         source = model or analysis.model.name
         progress.say(f"loading {source}")
         loaded = load(source, device=device)
-        progress.say(f"measuring {analysis.model.name} for the claims (an interrupted run goes on where it was)")
+        progress.say(f"measuring {label} for the claims (an interrupted run goes on where it was)")
         measured = measure(analysis, loaded, records, fresh=fresh, progress=progress)
-    # A path says where a model lies, not what it is called.
-    label = directory.resolve().name if Path(analysis.model.name).exists() else None
     return Evidence(Layers(analysis, label), measured)

@@ -178,7 +178,7 @@ def _tasks(report: EvalReport) -> Iterable[RenderableType]:
             f"exact cannot: the exact model has less than {percent(CANNOT)} right there, so the task says nothing "
             "about a config."
         )
-    yield note("Intervals are 95% bootstrap over prompts; differences are in percentage points.")
+    yield note("Intervals are 95% over prompts; differences are in percentage points.")
 
 
 def lookups(report: EvalReport) -> list[Lookup]:
@@ -222,7 +222,7 @@ def _sequences(comparison: Comparison) -> str:
 def _rough(comparison: Comparison) -> str:
     if comparison.sequences == 1:
         return "One sequence gives no intervals."
-    told = "Intervals are 95% bootstrap over sequences"
+    told = "Intervals are 95% over sequences"
     if comparison.sequences < words.ENOUGH:
         return f"{told}, and {number(comparison.sequences)} sequences make them rough."
     return f"{told}; differences are paired."

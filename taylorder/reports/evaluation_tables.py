@@ -11,7 +11,7 @@ from rich.table import Table
 from taylorder.adapt import rivals
 from taylorder.adapt.evaluate import TaskResults
 from taylorder.adapt.judge import Comparison, Standing
-from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.intervals import Interval
 from taylorder.analysis.losses import EXACT
 from taylorder.analysis.tasks import TaskRow
 from taylorder.reports.evaluation_words import figure, with_bracket

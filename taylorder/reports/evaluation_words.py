@@ -7,7 +7,7 @@ import math
 from taylorder.adapt import rivals
 from taylorder.adapt.evaluate import Continuations, Evaluation
 from taylorder.adapt.judge import Comparison, Standing
-from taylorder.analysis.bootstrap import Interval
+from taylorder.analysis.intervals import Interval
 from taylorder.analysis.losses import EXACT
 from taylorder.reports.human import counted, percent, size
 

@@ -1,6 +1,9 @@
-"""Bootstrap intervals of means over sequences, paired where two models saw the same sequences.
+"""Confidence intervals of means over sequences, paired where two models saw the same sequences.
 
-The unit that is resampled is the sequence (or the prompt), never the token: tokens of one sequence are not independent.
+The unit is the sequence (or the prompt, or the layer), never the token: tokens of one sequence are not independent.
+Few values get Student's interval, more a bootstrap, which does not ask that they be normal but cannot leave their
+range: of four normal values its 95 % interval holds the mean in 79 % of all cases, Student's in 94 %; of four skewed
+ones (log-normal, sigma 0.75) 74 and 88 %, of sixteen skewed ones 89 % with either.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from taylorder.errors import NonFiniteError
+
+FEW = 16
+"""Fewer values than this get Student's interval."""
 
 _BATCH = 1000  # resamples held at a time, so that memory does not grow with their number
 
@@ -51,9 +57,10 @@ def paired_difference(
 
 
 def mean_interval(x: ArrayLike, *, samples: int = 10_000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Bootstrap interval of the mean of ``x`` ``[n]``: bias-corrected and accelerated (BCa), from a seeded generator.
+    """Interval of the mean of ``x`` ``[n]``: Student's for fewer than :data:`FEW` values, otherwise a seeded bootstrap.
 
-    Where resampling says nothing: one value gives ``(-inf, inf)``, and equal values give their mean for both ends.
+    The bootstrap is bias-corrected and accelerated (BCa). Where neither says anything: one value gives
+    ``(-inf, inf)``, and equal values give their mean for both ends.
 
     Raises:
         ValueError: no values, or an argument out of range.
@@ -67,7 +74,7 @@ def mean_interval(x: ArrayLike, *, samples: int = 10_000, seed: int = 0, level: 
         return Interval(mean, -math.inf, math.inf)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    return _bootstrap(values, samples, seed, level)
+    return _interval(values, samples, seed, level)
 
 
 def geometric_mean_interval(x: ArrayLike) -> Interval:
@@ -98,12 +105,20 @@ def share_interval(
     if trials < len(values):
         raise ValueError(f"trials is {trials}, expected at least one for each of the {len(values)} values")
     if np.ptp(values) > 0:
-        return _bootstrap(values, samples, seed, level)
+        found = _interval(values, samples, seed, level)
+        return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high))
     share, tail = float(values[0]), (1 - level) / 2
     right, wrong = trials * share, trials * (1 - share)
     low = 0.0 if share == 0 else float(stats.beta.ppf(tail, right, wrong + 1))
     high = 1.0 if share == 1 else float(stats.beta.isf(tail, right + 1, wrong))
     return Interval(share, low, high)
+
+
+def _interval(values: NDArray[np.float64], samples: int, seed: int, level: float) -> Interval:
+    if len(values) < FEW:
+        student = stats.ttest_1samp(values, 0.0).confidence_interval(level)
+        return Interval(float(values.mean()), float(student.low), float(student.high))
+    return _bootstrap(values, samples, seed, level)
 
 
 def _bootstrap(values: NDArray[np.float64], samples: int, seed: int, level: float) -> Interval:

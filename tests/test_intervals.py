@@ -1,4 +1,4 @@
-"""Bootstrap intervals: coverage, pairing, degenerate data, determinism."""
+"""Confidence intervals: coverage, pairing, degenerate data, determinism."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from taylorder.analysis.bootstrap import Interval, mean_interval, paired_difference, share_interval
+from taylorder.analysis.intervals import FEW, Interval, mean_interval, paired_difference, share_interval
 from taylorder.errors import NonFiniteError
 
 INTERVALS = (mean_interval, share_interval)
@@ -34,6 +34,14 @@ def test_intervals_cover_the_true_mean_about_as_often_as_they_say(level, least, 
     assert least < covered < most
 
 
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_intervals_of_few_values_cover_the_true_mean_as_well(count):
+    generator = np.random.default_rng(5)
+    intervals = [mean_interval(generator.normal(1.0, 1.0, size=count)) for _ in range(400)]
+    covered = np.mean([interval.low <= 1.0 <= interval.high for interval in intervals])
+    assert 0.92 < covered < 0.98
+
+
 def test_pairing_removes_the_spread_that_the_sequences_have_in_common():
     generator = np.random.default_rng(3)
     difficulty = generator.normal(0, 5, size=16)
@@ -55,14 +63,15 @@ def test_pairing_is_the_mean_of_the_differences():
 
 @pytest.mark.parametrize("interval", INTERVALS)
 def test_the_seed_decides(interval):
-    values = np.random.default_rng(4).random(12)
+    values = np.random.default_rng(4).random(FEW)
     assert interval(values, seed=1) == interval(values, seed=1)
     assert interval(values, seed=1, samples=200) != interval(values, seed=2, samples=200)
 
 
+@pytest.mark.parametrize("count", [4, FEW])
 @pytest.mark.parametrize("interval", INTERVALS)
-def test_a_wider_level_gives_a_wider_interval(interval):
-    values = np.random.default_rng(4).random(12)
+def test_a_wider_level_gives_a_wider_interval(interval, count):
+    values = np.random.default_rng(4).random(count)
     assert _width(interval(values, level=0.99)) > _width(interval(values, level=0.8))
 
 
@@ -88,8 +97,9 @@ def test_equal_shares_between_0_and_1_get_the_interval_of_that_many_trials():
     assert (interval.low, interval.high) == pytest.approx((0.1871, 0.8129), abs=1e-4)
 
 
-def test_shares_are_resampled_and_stay_within_bounds():
-    interval = share_interval([1, 1, 1, 0])
+@pytest.mark.parametrize("times", [1, 10])
+def test_shares_stay_within_bounds(times):
+    interval = share_interval([1, 1, 1, 0] * times)
     assert 0 <= interval.low < 0.75 < interval.high <= 1
 
 
