@@ -192,6 +192,11 @@ class TestRanges:
         assert ranges_claim([evidence(std=3.0)]).verdict == "contradicted"
         assert ranges_claim([evidence(std=0.2)]).verdict == "supported"
 
+    def test_no_head_of_a_few_layers_is_not_certainty(self):
+        (effect,) = ranges_claim([evidence(std=3.0)]).effects
+        assert (effect.estimate, effect.low) == (0, 0)
+        assert 0.2 < effect.high < 0.5
+
     def test_what_an_order_tolerates_meets_the_tolerance(self):
         from taylorder.analysis.statistics import gaussian_prediction
 

@@ -9,9 +9,10 @@ import numpy as np
 from scipy import optimize
 
 from taylorder.adapt.select import TIERS
+from taylorder.analysis.intervals import share_interval
 from taylorder.analysis.statistics import gaussian_prediction
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
-from taylorder.claims.evidence import Evidence, above, over_layers, overall
+from taylorder.claims.evidence import Evidence, above, overall
 
 ORDER = 4
 TOLERANCES = (TIERS["int4"], 0.2, 0.5)
@@ -35,7 +36,7 @@ def ranges_claim(models: Sequence[Evidence]) -> Claim:
     """Compare what orders tolerate with the spread of real scores."""
     limit = tolerated_std(ORDER, TOLERANCES[0])
     shares = {
-        model.name: over_layers(model.layers.over_heads(1, "mean", lambda row: float(row.score_std <= limit)).tolist())
+        model.name: share_interval(model.layers.over_heads(1, "mean", lambda row: float(row.score_std <= limit)))
         for model in models
     }
     told = []
@@ -56,7 +57,7 @@ def ranges_claim(models: Sequence[Evidence]) -> Claim:
         rule=_RULE,
         effects=tuple(
             Effect.of(f"{name}: share of heads mild enough", each, f"above {MAJORITY:g}")
-            for name, each in shares.items() if each is not None
+            for name, each in shares.items()
         ),
         tables=(*(_orders(model) for model in models), *(_lengths(model) for model in models if model.measured.ranges)),
         plots=tuple(_plot(model) for model in models if model.measured.ranges),
