@@ -27,7 +27,7 @@ def small(monkeypatch, tiny_tokenizer):
     for module, name, value in (
         (measure, "LENGTH", 32), (measure, "SEQUENCES", 2), (measure, "ROWS", 4), (measure, "LONG", (16, 48)),
         (measure, "LOSS_SEQUENCES", 2), (measure, "SCALED_LENGTH", 32), (order_losses, "ORDERS", (1, 3)),
-        (state_times, "LENGTHS", (8, 24)), (state_times, "REPEATS", 2), (gaussian, "TOKENS", 300),
+        (state_times, "LENGTHS", (8, 24)), (state_times, "ROUNDS", 2), (gaussian, "TOKENS", 300),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     draw = gaussian.measure_gaussian

@@ -11,12 +11,13 @@ import torch
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.analysis.losses import hidden_states
-from taylorder.claims import gaussian, order_losses
+from taylorder.claims import gaussian, order_losses, state_times
 from taylorder.claims.gaussian import measure_gaussian
 from taylorder.claims.invariance import FACTORS, scale_queries
 from taylorder.claims.order_losses import NEAR, measure_order_losses
 from taylorder.claims.rounding import PRECISIONS, rounded
 from taylorder.claims.score_ranges import measure_ranges
+from taylorder.claims.state_times import measure_times
 from taylorder.models import describe
 from taylorder.records import Records
 
@@ -118,6 +119,27 @@ def test_losses_by_order_are_those_of_adapted_models(tmp_path, monkeypatch):
     assert found.plain[1] != found.plain[3]
     monkeypatch.setattr(order_losses, "losses_of_states", None)  # nothing runs again
     assert measure_order_losses(model, described, ids, records=Records(tmp_path, {}), progress=quiet) == found
+
+
+def test_times_are_taken_in_turns_where_states_are_held(tmp_path, monkeypatch):
+    for name, value in (("LENGTHS", (80, 180)), ("ROUNDS", 2), ("TOKENS", 3), ("ORDERS", (2,)), ("WINDOW", 8)):
+        monkeypatch.setattr(state_times, name, value)
+    monkeypatch.setattr(tiny, "CONTEXT", 256)
+    model = tiny.llama()
+    described = describe(model, "tiny")
+    found = measure_times(model, described, records=Records(tmp_path, {}), progress=quiet)
+    assert found.lengths == (80, 180)
+    assert found.states == ["order 2"]
+    for rounds in found.milliseconds.values():
+        assert len(rounds) == 2
+        assert all(each > 0 for row in rounds for each in row)
+    exact, state = found.held["exact"], found.held["order 2"]
+    assert exact[1] == pytest.approx(exact[0] * 180 / 80)
+    assert found.constant("exact") == [1]
+    assert found.constant("order 2") == [0, 1]
+    assert state[0] == state[1]
+    monkeypatch.setattr(state_times, "_measure", None)  # nothing runs again
+    assert measure_times(model, described, records=Records(tmp_path, {}), progress=quiet) == found
 
 
 def test_scaling_weights_moves_scores_and_not_alpha():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,10 @@ def bench(
         ConfigError: the config does not belong to the model.
 
     """
+    from transformers import DynamicCache
+
+    from taylorder.adapt.cache import TaylorCache
+
     if not (description.causal and getattr(model, "can_generate", lambda: False)()):
         raise UnsupportedModelError(
             f"{description.name} generates no text: choose a causal language model with its head"
@@ -124,38 +128,19 @@ def bench(
         )
     config.check(description)
     rows = []
-    for done, context in enumerate(contexts):
-        if progress is not None:
-            progress("bench", done, len(contexts))
-        rows.append(Row(context, *read_states(model, (None, config), context, new_tokens, seed)))
+    with one_thread():
+        for done, context in enumerate(contexts):
+            if progress is not None:
+                progress("bench", done, len(contexts))
+            ids = random_tokens(model, context + new_tokens, seed)
+            _measure(model, DynamicCache(config=model.config), ids[:, : WARM_UP + 1], 1)
+            exact = _measure(model, DynamicCache(config=model.config), ids, new_tokens)
+            with adapted(model, config):
+                _measure(model, TaylorCache.unchecked(model, config), ids[:, : WARM_UP + 1], 1)
+                rows.append(Row(context, exact, _measure(model, TaylorCache.unchecked(model, config), ids, new_tokens)))
     if progress is not None:
         progress("bench", len(contexts), len(contexts))
     return Bench(tuple(rows), new_tokens, predicted_break_even(config, description))
-
-
-def read_states(
-    model: Any, configs: Sequence[OrderConfig | None], context: int, new_tokens: int, seed: int = 0
-) -> list[Reading]:
-    """Measure a model at one context under each of some configs, one after the other; None is the model as it is.
-
-    Arguments are as for :func:`bench`, which checks them.
-    """
-    from transformers import DynamicCache
-
-    from taylorder.adapt.cache import TaylorCache
-
-    ids = _random_tokens(model, context + new_tokens, seed)
-    found = []
-    with _one_thread():
-        for config in configs:
-            with nullcontext() if config is None else adapted(model, config):
-                warm, cache = (
-                    DynamicCache(config=model.config) if config is None else TaylorCache.unchecked(model, config)
-                    for _ in range(2)
-                )
-                _measure(model, warm, ids[:, : WARM_UP + 1], 1)
-                found.append(_measure(model, cache, ids, new_tokens))
-    return found
 
 
 def predicted_break_even(config: OrderConfig, model: ModelDescription) -> int | None:
@@ -178,7 +163,8 @@ def predicted_break_even(config: OrderConfig, model: ModelDescription) -> int | 
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread inside the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -187,7 +173,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _random_tokens(model: Any, count: int, seed: int) -> Tensor:
+def random_tokens(model: Any, count: int, seed: int) -> Tensor:
+    """Draw tokens of the model's vocabulary, ``[1, count]``, on its device."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     ids = torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(seed))
     return ids.to(next(model.parameters()).device)
@@ -198,14 +185,19 @@ def _measure(model: Any, cache: Any, ids: Tensor, new_tokens: int) -> Reading:
     from taylorder.adapt.cache import cache_bytes, nominal_cache_bytes
 
     context = ids.shape[1] - new_tokens
-    prefill = sum(_seconds(model, piece, cache) for piece in torch.split(ids[:, :context], PROMPT_CHUNK, 1))
+    prefill = seconds_to_read(model, ids[:, :context], cache)
     held, nominal = cache_bytes(cache), nominal_cache_bytes(cache)
-    steps = [_seconds(model, token, cache) for token in torch.split(ids[:, context:], 1, 1)]
+    steps = [seconds(model, token, cache) for token in torch.split(ids[:, context:], 1, 1)]
     return Reading(prefill, 1e3 * statistics.median(steps), held, nominal)
 
 
+def seconds_to_read(model: Any, ids: Tensor, cache: Any) -> float:
+    """Time to feed a prompt ``[1, T]`` in pieces."""
+    return sum(seconds(model, piece, cache) for piece in torch.split(ids, PROMPT_CHUNK, 1))
+
+
 @torch.no_grad()
-def _seconds(model: Any, ids: Tensor, cache: Any) -> float:
+def seconds(model: Any, ids: Tensor, cache: Any) -> float:
     """Time of a forward pass and of picking the likeliest token, which waits for the device."""
     options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     begun = time.perf_counter()

@@ -19,7 +19,7 @@ ORDERS = range(1, 9)
 _RULE = (
     f"Time per token of states beside a window of {state_times.WINDOW}, after the longest context over that after the "
     "shortest at which a state is held (before that keys take fewer bytes, and are kept). Supported if it is below "
-    f"{CONSTANT:g} by the whole 95 % interval over repeats for every order and model, contradicted if above for all, "
+    f"{CONSTANT:g} by the whole 95 % interval over rounds for every order and model, contradicted if above for all, "
     "undecided otherwise. That a constant is small is another claim: see the crossovers."
 )
 
@@ -62,7 +62,7 @@ def _growth(times: StateTimes, state: str) -> Interval | None:
 
 
 def _ratio(times: StateTimes, name: str, places: Sequence[int]) -> Interval:
-    """Geometric mean over repeats of the last time over the first."""
+    """Geometric mean over rounds of the last time over the first."""
     return geometric_mean_interval([own[places[-1]] / own[places[0]] for own in times.milliseconds[name]])
 
 
@@ -134,8 +134,8 @@ def _times_table(name: str, times: StateTimes) -> Table:
         ("context", *(f"{each}, ms" for each in times.held), *(f"{each}, MiB" for each in times.held)),
         tuple(rows),
         note=(
-            f"Median of {len(times.milliseconds[state_times.EXACT])} repeats, each the median of "
-            f"{state_times.NEW_TOKENS} tokens; states beside a window of {state_times.WINDOW} and {state_times.SINKS} "
+            f"Median of {len(times.milliseconds[state_times.EXACT])} rounds, each the median of {state_times.TOKENS} "
+            f"tokens, all contexts in turn; states beside a window of {state_times.WINDOW} and {state_times.SINKS} "
             "sinks. All of the model's work, not attention alone."
         ),
     )

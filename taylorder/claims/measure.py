@@ -128,7 +128,7 @@ def _settings(analysis: Analysis, device: str) -> dict[str, dict[str, Any]]:
         "times": {
             **model,
             "device": device,
-            "sizes": [state_times.LENGTHS, state_times.REPEATS, state_times.NEW_TOKENS],
+            "sizes": [state_times.LENGTHS, state_times.ROUNDS, state_times.TOKENS],
             "figures": [state_times.ORDERS, state_times.WINDOW, state_times.SINKS],
         },
         "tasks": {

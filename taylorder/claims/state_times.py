@@ -1,31 +1,44 @@
-"""Time per token after short and long contexts, exact and from states, measured several times over."""
+"""Time per token after short and long contexts, exact and from states, in turns.
+
+A machine that others use is slower at one time than at another by more than contexts differ. So all contexts are read
+first, and then every one is fed a token in turn: what is compared was measured within a second.
+"""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from taylorder.adapt.bench import Reading, read_states
+from taylorder.adapt.bench import one_thread, random_tokens, seconds, seconds_to_read
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
 from taylorder.models import ModelDescription
 from taylorder.records import Records
 
 ORDERS = (2, 3)
 WINDOW, SINKS = 64, 4
-REPEATS, NEW_TOKENS = 4, 16
 LENGTHS = (256, 1024, 4096)
+ROUNDS, TOKENS = 8, 8
+"""A figure is the median over so many tokens, and there are so many figures."""
+
 EXACT = "exact"
 
 _SAME = 1.05
 """Bytes held at two contexts are those of a state, and not of keys, if they differ by no more than this factor."""
 
+_WARM_UP = 2
+"""Tokens fed to every context before any is timed."""
+
 
 @dataclass(frozen=True)
 class StateTimes:
-    """Milliseconds per token ``[repeat][length]`` and bytes held ``[length]``, by what holds the context.
+    """Milliseconds per token ``[round][length]`` and bytes held ``[length]``, by what holds the context.
 
     That is :data:`EXACT` or, for example, ``order 3``.
     """
@@ -55,27 +68,54 @@ def measure_times(
     records: Records,
     progress: Callable[[str, int, int], None],
 ) -> StateTimes:
-    """Feed tokens one by one after contexts of random tokens; finished repeats are found in ``records``."""
-    states: dict[str, OrderConfig | None] = {EXACT: None}
-    states |= {f"order {order}": OrderConfig.uniform(description, order, "mean", WINDOW, SINKS) for order in ORDERS}
-    longest = description.max_context - NEW_TOKENS
+    """Feed tokens one by one after contexts of random tokens, on one thread; a finished run is found in ``records``."""
+    kept = records.get("times")
+    if kept is None:
+        kept = asdict(_measure(model, description, progress))
+        records.put("times", kept)
+    return TypeAdapter(StateTimes).validate_python(kept)
+
+
+def _measure(model: Any, description: ModelDescription, progress: Callable[[str, int, int], None]) -> StateTimes:
+    from transformers import DynamicCache
+
+    from taylorder.adapt.cache import TaylorCache, cache_bytes
+
+    configs: dict[str, OrderConfig | None] = {EXACT: None}
+    configs |= {f"order {order}": OrderConfig.uniform(description, order, "mean", WINDOW, SINKS) for order in ORDERS}
+    new_tokens = _WARM_UP + ROUNDS * TOKENS
+    longest = description.max_context - new_tokens
     lengths = tuple(length for length in LENGTHS if length <= longest) or (longest,)
-    adapter = TypeAdapter(list[list[Reading]])  # [length][state]
-    runs = []
-    for repeat in range(REPEATS):
-        progress("time per token", repeat, REPEATS)
-        kept = records.get(f"times-{repeat}")
-        if kept is None:
-            found = [read_states(model, list(states.values()), length, NEW_TOKENS, seed=repeat) for length in lengths]
-            kept = [[asdict(reading) for reading in row] for row in found]
-            records.put(f"times-{repeat}", kept)
-        runs.append(adapter.validate_python(kept))
-    progress("time per token", REPEATS, REPEATS)
-    return StateTimes(
-        lengths,
-        {
-            name: tuple(tuple(row[place].milliseconds_per_token for row in run) for run in runs)
-            for place, name in enumerate(states)
-        },
-        {name: tuple(row[place].cache_bytes for row in runs[0]) for place, name in enumerate(states)},
-    )
+    turns = list(product(configs, lengths))
+    ids = random_tokens(model, lengths[-1] + new_tokens, 0)
+
+    def running(name: str) -> Any:
+        config = configs[name]
+        return nullcontext() if config is None else adapted(model, config)
+
+    caches, times = {}, {turn: list[float]() for turn in turns}
+    with one_thread():
+        for done, (name, length) in enumerate(turns):
+            progress("time per token", done, len(turns) + 1)
+            config = configs[name]
+            with running(name):
+                cache = DynamicCache(config=model.config) if config is None else TaylorCache.unchecked(model, config)
+                seconds_to_read(model, ids[:, :length], cache)
+            caches[name, length] = cache
+        held = {name: tuple(cache_bytes(caches[name, length]) for length in lengths) for name in configs}
+        for step in range(new_tokens):
+            for name, length in turns:
+                with running(name):
+                    token = ids[:, length + step : length + step + 1]
+                    times[name, length].append(1e3 * seconds(model, token, caches[name, length]))
+    progress("time per token", len(turns) + 1, len(turns) + 1)
+
+    def median(name: str, length: int, place: int) -> float:
+        begin = _WARM_UP + place * TOKENS
+        return statistics.median(times[name, length][begin : begin + TOKENS])
+
+    milliseconds = {
+        name: tuple(tuple(median(name, length, place) for length in lengths) for place in range(ROUNDS))
+        for name in configs
+    }
+    return StateTimes(lengths, milliseconds, held)
