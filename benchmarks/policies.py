@@ -40,9 +40,9 @@ from taylorder.adapt.judge import losses_of_states
 from taylorder.adapt.rivals import Contender
 from taylorder.adapt.runtime import execution_digest
 from taylorder.adapt.screening import SCREENING_TOKENS
-from taylorder.analysis.intervals import paired_difference
 from taylorder.analysis.candidates import LEVERS, SINKS, candidates
 from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
+from taylorder.analysis.intervals import paired_difference
 from taylorder.analysis.levers import LeverTable, measure
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.task_prompts import make_tasks

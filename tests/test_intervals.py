@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from taylorder.analysis.intervals import FEW, Interval, mean_interval, paired_difference, share_interval
+from taylorder.analysis.intervals import (
+    FEW,
+    Interval,
+    mean_interval,
+    paired_difference,
+    share_difference,
+    share_interval,
+)
 from taylorder.errors import NonFiniteError
 
 INTERVALS = (mean_interval, share_interval)
@@ -101,6 +108,14 @@ def test_equal_shares_between_0_and_1_get_the_interval_of_that_many_trials():
 def test_shares_stay_within_bounds(times):
     interval = share_interval([1, 1, 1, 0] * times)
     assert 0 <= interval.low < 0.75 < interval.high <= 1
+
+
+def test_differences_of_shares_stay_within_bounds():
+    a, b = [0.0, 0.0, 0.1, 0.0], [1.0, 0.9, 0.4, 1.0]
+    assert paired_difference(a, b).low < -1
+    found = share_difference(a, b)
+    assert found.low == -1
+    assert (found.estimate, found.high) == (paired_difference(a, b).estimate, paired_difference(a, b).high)
 
 
 def test_booleans_count_as_0_and_1():

@@ -56,6 +56,11 @@ def paired_difference(
     return mean_interval(first - second, samples=samples, seed=seed, level=level)
 
 
+def share_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
+    """As :func:`paired_difference` for shares of right answers, whose difference stays within [-1, 1]."""
+    return _clipped(paired_difference(a, b, seed=seed), -1.0, 1.0)
+
+
 def mean_interval(x: ArrayLike, *, samples: int = 10_000, seed: int = 0, level: float = 0.95) -> Interval:
     """Interval of the mean of ``x`` ``[n]``: Student's for fewer than :data:`FEW` values, otherwise a seeded bootstrap.
 
@@ -105,13 +110,16 @@ def share_interval(
     if trials < len(values):
         raise ValueError(f"trials is {trials}, expected at least one for each of the {len(values)} values")
     if np.ptp(values) > 0:
-        found = _interval(values, samples, seed, level)
-        return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high))
+        return _clipped(_interval(values, samples, seed, level), 0.0, 1.0)
     share, tail = float(values[0]), (1 - level) / 2
     right, wrong = trials * share, trials * (1 - share)
     low = 0.0 if share == 0 else float(stats.beta.ppf(tail, right, wrong + 1))
     high = 1.0 if share == 1 else float(stats.beta.isf(tail, right + 1, wrong))
     return Interval(share, low, high)
+
+
+def _clipped(interval: Interval, least: float, most: float) -> Interval:
+    return Interval(interval.estimate, max(least, interval.low), min(most, interval.high))
 
 
 def _interval(values: NDArray[np.float64], samples: int, seed: int, level: float) -> Interval:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taylorder.analysis.intervals import Interval, mean_interval, paired_difference, share_interval
+from taylorder.analysis.intervals import Interval, mean_interval, paired_difference, share_difference, share_interval
 from taylorder.errors import NonFiniteError
 
 CANNOT = 0.6
@@ -231,7 +231,7 @@ def _row(
         chance=float(per_case("chance", 0).mean()),
         exact_accuracy=share_interval(accuracy[0], trials=questions, seed=seed),
         other_accuracy=share_interval(accuracy[1], trials=questions, seed=seed),
-        accuracy_difference=paired_difference(accuracy[1], accuracy[0], seed=seed),
+        accuracy_difference=share_difference(accuracy[1], accuracy[0], seed=seed),
         exact_rank=float(per_case("rank", 0).mean()),
         other_rank=float(per_case("rank", 1).mean()),
         exact_nll=mean_interval(nll[0], seed=seed),
