@@ -22,7 +22,7 @@ test: lint browser  ## lint, types and the test suite
 test-slow: $(STAMP)  ## the heavy corners
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
 
-claims: $(patsubst %,$(CLAIMS)/%/claims.json,smollm2-135m gemma-3-270m minilm-l6)  ## test the claims on three models, under an hour; writes taylorder-claims/
+claims: $(patsubst %,$(CLAIMS)/%/claims.json,smollm2-135m gemma-3-270m minilm-l6)  ## test the claims on three models, an hour and a half; writes taylorder-claims/
 	$(BIN)/taylorder claims $(^D) --out $(CLAIMS)
 
 $(CLAIMS)/%/claims.json: $(CLAIMS)/%/report.json
