@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 
 from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
@@ -127,7 +128,7 @@ def _settings(analysis: Analysis, device: str) -> dict[str, dict[str, Any]]:
         },
         "times": {
             **model,
-            "device": device,
+            "device": torch.device(device).type,
             "sizes": [state_times.LENGTHS, state_times.ROUNDS, state_times.TOKENS],
             "figures": [state_times.ORDERS, state_times.WINDOW, state_times.SINKS],
         },
