@@ -150,7 +150,7 @@ class TestSimilar:
             assert control.estimate == pytest.approx(sign * np.log(2), rel=0.15)
             assert control.low < control.estimate < control.high
         assert "no harm" not in worse.reason
-        assert "alone keeps 15%: their number does no harm" in better.reason
+        assert "alone keeps 15% in model: their number does no harm" in better.reason
 
     def test_models_that_differ(self):
         assert similar_claim([evidence(kept=0.3), evidence("other", kept=0.98)]).verdict == "undecided"
@@ -253,11 +253,12 @@ class TestDegree:
 
 
 class TestCost:
-    def times(self, adapted, held=(4, 4, 4)):
+    def times(self, adapted, held=(4, 4, 4), replaced=None):
         exact = tuple((10.0 + repeat, 20.0, 60.0) for repeat in (0.0, 0.1, 0.2))
         own = tuple((20.0 + repeat, 20.0, adapted) for repeat in (0.0, 0.1, 0.2))
         milliseconds = {"exact": exact, "order 3": own}
-        return {"times": StateTimes((256, 1024, 4096), milliseconds, {"exact": (1, 4, 16), "order 3": held})}
+        whole = {"exact": (1, 4, 16), "order 3": held}
+        return {"times": StateTimes((256, 1024, 4096), milliseconds, whole, {"order 3": replaced or held})}
 
     def test_constant_times_support_and_growing_ones_contradict(self):
         assert constant_cost_claim([evidence(measured=self.times(20.5))]).verdict == "supported"
@@ -269,6 +270,8 @@ class TestCost:
         assert found.effects[0].estimate == pytest.approx(20.5 / 20)
         assert "from 1,024 to 4,096 tokens" in found.effects[0].name
         assert found.effects[1].estimate == pytest.approx(3)
+        filling = constant_cost_claim([evidence(measured=self.times(20.5, held=(1, 4, 4), replaced=(1, 1, 1)))])
+        assert "from 256 to 4,096 tokens" in filling.effects[0].name, "only a sliding window filled up"
         never = constant_cost_claim([evidence(measured=self.times(20.5, held=(1, 4, 16)))])
         assert never.verdict == "not applicable"
         assert not never.effects

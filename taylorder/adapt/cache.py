@@ -165,6 +165,11 @@ def cache_bytes(cache: Cache) -> int:
     )
 
 
+def replaced_bytes(cache: Cache) -> int:
+    """Bytes of memory held by the layers of a :class:`TaylorCache` that have truncated heads, and by no other."""
+    return sum(layer.nbytes() for layer in cache.layers if isinstance(layer, TaylorCacheLayer))
+
+
 def nominal_cache_bytes(cache: Cache) -> int:
     """Bytes of any transformers cache with keys and values counted in 16 bits and sums in 32."""
     return sum(

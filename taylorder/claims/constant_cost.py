@@ -18,15 +18,15 @@ CONSTANT = 1.25
 ORDERS = range(1, 9)
 _RULE = (
     f"Time per token of states beside a window of {state_times.WINDOW}, after the longest context over that after the "
-    "shortest at which a state is held (before that keys take fewer bytes, and are kept). Supported if it is below "
-    f"{CONSTANT:g} by the whole 95 % interval over rounds for every order and model, contradicted if above for all, "
-    "undecided otherwise. That a constant is small is another claim: see the crossovers."
+    "shortest at which the replaced layers hold a state (before that keys take fewer bytes, and are kept). Supported "
+    f"if it is below {CONSTANT:g} by the whole 95 % interval over rounds for every order and model, contradicted if "
+    "above for all, undecided otherwise. That a constant is small is another claim: see the crossovers."
 )
 
 
 def constant_cost_claim(models: Sequence[Evidence]) -> Claim:
     """Set the cost per token against the context."""
-    timed = {model.name: model.measured.times for model in models if model.measured.times is not None}
+    timed = {model.replaced: model.measured.times for model in models if model.measured.times is not None}
     growth = {(name, state): _growth(times, state) for name, times in timed.items() for state in times.states}
     effects = []
     for (name, state), own in growth.items():

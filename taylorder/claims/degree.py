@@ -47,7 +47,7 @@ def degree_claim(models: Sequence[Evidence]) -> Claim:
             for model in models
             for table in (
                 _error_table(model),
-                *([_loss_table(model.name, model.measured.losses)] if model.measured.losses else []),
+                *([_loss_table(model.replaced, model.measured.losses)] if model.measured.losses else []),
                 _energy_table(model),
             )
         ),

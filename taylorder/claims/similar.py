@@ -29,21 +29,22 @@ _RULE = (
 def similar_claim(models: Sequence[Evidence]) -> Claim:
     """Ask how much weight truncation leaves on several keys that are about as good."""
     place = heads.ORDERS.index(ORDER)
-    kept = {}
-    for model in models:
-        pairs = zip(model.head_sums("tied_truncated"), model.head_sums("tied_mass"), strict=True)
-        kept[model.name] = over_layers(
-            own[1:, place].sum() / mass[1:].sum() for own, mass in pairs if mass[1:].sum() > 0
+    kept = {model.name: over_layers(several for _, several in _shares(model, place)) for model in models}
+    against = {
+        model.name: over_layers(
+            math.log(several / alone) if min(alone, several) > 0 else math.nan
+            for alone, several in _shares(model, place)
         )
-    against = {model.name: over_layers(_against_one(model, place)) for model in models}
-    told = [f"{each.estimate:.0%} of their weight in {name}" for name, each in kept.items() if each is not None]
-    reason = f"At order {ORDER}, two or more keys that tie for the best keep {', '.join(told)}." if told else ""
+        for model in models
+    }
+    told = [f"{each.estimate:.0%} in {name}" for name, each in kept.items() if each is not None]
+    reason = f"At order {ORDER}, two or more keys that tie for the best keep {', '.join(told)} of their weight."
     return Claim(
         key="similar",
         statement="Several similar targets wash out: truncation takes their weight away.",
         source="discussion of the paper, news.ycombinator.com/item?id=46886265",
         verdict=overall([below(each, WASHED_OUT) for each in kept.values()]),
-        reason=reason + _alone(models, place),
+        reason=reason + _alone(models, place) if told else "No row has tied keys.",
         rule=_RULE,
         effects=tuple(
             Effect.of(f"{name}: {what} at order {ORDER}", each, meaning)
@@ -58,25 +59,28 @@ def similar_claim(models: Sequence[Evidence]) -> Claim:
     )  # fmt: skip
 
 
-def _against_one(model: Evidence, place: int) -> Iterator[float]:
-    """Of every layer, the logarithm of the share kept by several tied keys over that kept by one alone."""
+def _shares(model: Evidence, place: int) -> Iterator[tuple[float, float]]:
+    """Of every layer, the share of its weight that a best key alone keeps, and that several tied ones keep."""
     for own, mass in zip(model.head_sums("tied_truncated"), model.head_sums("tied_mass"), strict=True):
-        shares = [own[at, place].sum() / max(float(mass[at].sum()), 1e-300) for at in (slice(1, None), slice(0, 1))]
-        yield math.log(shares[0] / shares[1]) if min(shares) > 0 else math.nan
+        alone, several = (
+            float(own[at, place].sum() / mass[at].sum()) if mass[at].sum() > 0 else math.nan
+            for at in (slice(0, 1), slice(1, None))
+        )
+        yield alone, several
 
 
 def _alone(models: Sequence[Evidence], place: int) -> str:
     """Whether one single best key fares any better than several."""
-    own, mass = np.zeros(2), np.zeros(2)  # alone, several
+    told, harmless = [], True
     for model in models:
-        for kept, exact in zip(model.head_sums("tied_truncated"), model.head_sums("tied_mass"), strict=True):
-            own += kept[0, place].sum(), kept[1:, place].sum()
-            mass += exact[0].sum(), exact[1:].sum()
-    if mass.min() == 0:
+        alone, several = (over_layers(each) for each in zip(*_shares(model, place), strict=True))
+        if alone is not None and several is not None:
+            told.append(f"{alone.estimate:.0%} in {model.name}")
+            harmless &= alone.estimate <= several.estimate
+    if not told:
         return ""
-    alone, several = own / mass
-    return f" A best key that stands alone keeps {alone:.0%}" + (
-        ": their number does no harm." if alone <= several else "."
+    return f" A best key that stands alone keeps {', '.join(told)}" + (
+        ": their number does no harm." if harmless else "."
     )
 
 

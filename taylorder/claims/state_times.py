@@ -40,24 +40,26 @@ _WARM_UP = 2
 class StateTimes:
     """Milliseconds per token ``[round][length]`` and bytes held ``[length]``, by what holds the context.
 
-    That is :data:`EXACT` or, for example, ``order 3``.
+    That is :data:`EXACT` or, for example, ``order 3``. ``replaced`` ``[length]`` are the bytes of the layers that a
+    state's config replaces; those with a sliding window fill up by themselves.
     """
 
     lengths: tuple[int, ...]
     milliseconds: dict[str, tuple[tuple[float, ...], ...]]
     held: dict[str, tuple[int, ...]]
+    replaced: dict[str, tuple[int, ...]]
 
     @property
     def states(self) -> list[str]:
         """All that is not exact."""
-        return [name for name in self.held if name != EXACT]
+        return list(self.replaced)
 
-    def constant(self, name: str) -> list[int]:
-        """Places of the lengths after which as much is held as after the longest.
+    def constant(self, state: str) -> list[int]:
+        """Places of the lengths after which the replaced layers hold as much as after the longest.
 
         At shorter ones the kernels keep keys and values, because a state would be larger.
         """
-        held = self.held[name]
+        held = self.replaced[state]
         return [place for place, own in enumerate(held) if held[-1] / _SAME <= own <= held[-1] * _SAME]
 
 
@@ -79,7 +81,7 @@ def measure_times(
 def _measure(model: Any, description: ModelDescription, progress: Callable[[str, int, int], None]) -> StateTimes:
     from transformers import DynamicCache
 
-    from taylorder.adapt.cache import TaylorCache, cache_bytes
+    from taylorder.adapt.cache import TaylorCache, cache_bytes, replaced_bytes
 
     configs: dict[str, OrderConfig | None] = {EXACT: None}
     configs |= {f"order {order}": OrderConfig.uniform(description, order, "mean", WINDOW, SINKS) for order in ORDERS}
@@ -102,7 +104,11 @@ def _measure(model: Any, description: ModelDescription, progress: Callable[[str,
                 cache = DynamicCache(config=model.config) if config is None else TaylorCache.unchecked(model, config)
                 seconds_to_read(model, ids[:, :length], cache)
             caches[name, length] = cache
-        held = {name: tuple(cache_bytes(caches[name, length]) for length in lengths) for name in configs}
+        held, replaced = (
+            {name: tuple(count(caches[name, length]) for length in lengths) for name in configs}
+            for count in (cache_bytes, replaced_bytes)
+        )
+        del replaced[EXACT]
         for step in range(new_tokens):
             for name, length in turns:
                 with running(name):
@@ -118,4 +124,4 @@ def _measure(model: Any, description: ModelDescription, progress: Callable[[str,
         name: tuple(tuple(median(name, length, place) for length in lengths) for place in range(ROUNDS))
         for name in configs
     }
-    return StateTimes(lengths, milliseconds, held)
+    return StateTimes(lengths, milliseconds, held, replaced)
