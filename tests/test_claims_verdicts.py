@@ -172,7 +172,7 @@ class TestDistance:
         found = distance_claim([evidence(past=2.0)])
         assert found.verdict == "supported"
         assert found.effects[0].estimate == pytest.approx(np.log(2), rel=0.1)
-        assert any(f"keys of the text changes 0.{share} times in model" in found.reason for share in (49, 50, 51))
+        assert any(f"keys of the text is multiplied by 0.{share} in model" in found.reason for share in (49, 50, 51))
 
     def test_errors_are_told_by_distance(self):
         _, errors, _ = distance_claim([evidence()]).tables

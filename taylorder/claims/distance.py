@@ -31,12 +31,12 @@ def distance_claim(models: Sequence[Evidence]) -> Claim:
     causal = [model for model in models if model.model.causal]
     shifts = {model.name: over_layers(_shifts(model)) for model in causal}
     told = [f"{math.exp(each.estimate):.2f} times in {name}" for name, each in shifts.items() if each is not None]
-    sinks = [f"{_sinks(model):.2f} times in {model.name}" for model in causal]
+    sinks = [f"by {_sinks(model):.2f} in {model.name}" for model in causal]
     reason = "No causal model was measured."
     if told:
         reason = (
             f"Against the nearest {NEAR} keys, the weight of keys {FAR} or more tokens back grows {', '.join(told)}; "
-            f"that of the first {heads.SINKS} keys of the text changes {', '.join(sinks)}."
+            f"that of the first {heads.SINKS} keys of the text is multiplied {', '.join(sinks)}."
         )
     return Claim(
         key="distance",

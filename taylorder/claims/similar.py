@@ -38,7 +38,7 @@ def similar_claim(models: Sequence[Evidence]) -> Claim:
         for model in models
     }
     told = [f"{each.estimate:.0%} in {name}" for name, each in kept.items() if each is not None]
-    reason = f"At order {ORDER}, two or more keys that tie for the best keep {', '.join(told)} of their weight."
+    reason = f"Of their weight two or more keys that tie for the best keep, at order {ORDER}, {', '.join(told)}."
     return Claim(
         key="similar",
         statement="Several similar targets wash out: truncation takes their weight away.",
