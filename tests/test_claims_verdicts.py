@@ -235,6 +235,16 @@ class TestDegree:
             assert effect.estimate == pytest.approx(-0.1, abs=0.02)
             assert effect.high - effect.low < 0.1, "sequences of different difficulty would spread over a nat"
 
+    def test_every_order_has_its_loss_and_perplexity(self):
+        found = degree_claim([evidence(measured={"losses": losses(-0.1)})])
+        table = next(table for table in found.tables if "loss with every head" in table.title)
+        assert [row[0] for row in table.rows] == [1, 2, 3, 5, 7]
+        for row in table.rows:
+            for nll, perplexity, delta, low, high in (row[1:6], row[6:]):
+                assert perplexity == pytest.approx(np.exp(nll))
+                assert nll - 2.5 == pytest.approx(delta)  # exact: the mean of 1, 2, 3 and 4
+                assert low < delta < high
+
     def test_layers_that_stay_exact_are_told(self):
         model = evidence(measured={"losses": losses(-0.1)})
         modules = tuple(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from taylorder.analysis.intervals import Interval, mean_interval, paired_difference
+from taylorder.analysis.intervals import Interval, paired_difference
 from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, below, overall
@@ -114,19 +115,22 @@ def _loss_table(name: str, losses: OrderLosses) -> Table:
         for own in (losses.near, losses.plain):
             if order in own:
                 delta = paired_difference(own[order], losses.exact)
-                cells += [statistics.fmean(own[order]), delta.estimate, delta.low, delta.high]
+                nll = statistics.fmean(own[order])
+                cells += [nll, math.exp(nll), delta.estimate, delta.low, delta.high]
             else:
-                cells += [None] * 4
+                cells += [None] * 5
         rows.append(tuple(cells))
-    exact = mean_interval(losses.exact)
+    exact = statistics.fmean(losses.exact)
     return Table(
         f"{name}: loss with every head at one order, {len(losses.exact)} sequences of {losses.length:,} tokens",
         (
-            "order", f"window {NEAR[0]}: nll", "over exact", "low", "high",
-            "no near field: nll", "over exact", "low", "high",
+            "order", f"window {NEAR[0]}: nll", "perplexity", "nll over exact", "low", "high",
+            "no near field: nll", "perplexity", "nll over exact", "low", "high",
         ),
         tuple(rows),
-        note=f"Nats per token; exact: {exact.estimate:.4f}. Expansion mean, guarded.",
+        note=(
+            f"Nats per token; exact: {exact:.4f}, perplexity {math.exp(exact):.2f}. Expansion mean, guarded."
+        ),
     )  # fmt: skip
 
 
