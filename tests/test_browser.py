@@ -400,6 +400,19 @@ def test_plots_of_claims(chromium, files, name):
     assert complaints(page) == []
 
 
+def test_plots_side_by_side_are_drawn_for_the_width_they_have(chromium, files):
+    """Drawn for another and shrunk, their letters would shrink, too."""
+    opened(chromium, files / "claims.html")
+    with window_of(chromium, 900):
+        chromium.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        drawings = chromium.find_elements(By.CSS_SELECTOR, ".plots figure > svg")
+        assert len(drawings) == 2
+        assert drawings[0].location["y"] == drawings[1].location["y"]
+        for drawing in drawings:
+            drawn_for = float(drawing.get_dom_attribute("viewBox").split()[2])
+            assert drawn_for == pytest.approx(drawing.size["width"], rel=0.05)  # less a scrollbar
+
+
 def test_a_page_of_claims_alone_has_its_theme_and_follows_the_width(chromium, files):
     opened(chromium, files / "claims.html")
     assert chromium.find_element(By.TAG_NAME, "h1").text == "one, another"

@@ -8,12 +8,11 @@ for (const series of data.plots.flat().flatMap((plot) => plot.series)) {
 
 function drawPlots() {
   for (const container of document.querySelectorAll(".plots")) {
-    container.replaceChildren();
-    for (const plot of data.plots[Number(container.dataset.claim)]) {
-      const place = element("div", { className: "plot" });
-      container.append(place);
-      drawChart(place, plot);
-    }
+    const plots = data.plots[Number(container.dataset.claim)];
+    // All places come first: how wide one is depends on how many stand beside it.
+    const places = plots.map(() => element("div", { className: "plot" }));
+    container.replaceChildren(...places);
+    places.forEach((place, index) => drawChart(place, plots[index]));
   }
 }
 
