@@ -113,7 +113,7 @@ def _crossovers(model: Evidence) -> Table:
         for order in ORDERS
     ]
     return Table(
-        f"{model.name}: head dim {d}, {module.group} query heads to a KV head",
+        f"{model.name}: head dim {d}, {module.group} query head{'s' * (module.group > 1)} to a KV head",
         ("order", "features", "state of a KV head, KiB", "smaller than the cache from", "fewer multiplications from"),
         tuple(rows),
         note="Tokens of context. Nominal bytes: the cache in bfloat16, states in float32.",
