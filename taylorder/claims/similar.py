@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
 import torch
 
+from taylorder.analysis.intervals import Interval
 from taylorder.claims import heads
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, below, over_layers, overall
@@ -29,22 +30,27 @@ _RULE = (
 def similar_claim(models: Sequence[Evidence]) -> Claim:
     """Ask how much weight truncation leaves on several keys that are about as good."""
     place = heads.ORDERS.index(ORDER)
-    kept = {model.name: over_layers(several for _, several in _shares(model, place)) for model in models}
-    against = {
-        model.name: over_layers(
-            math.log(several / alone) if min(alone, several) > 0 else math.nan
-            for alone, several in _shares(model, place)
+    alone, kept, against = {}, {}, {}
+    for model in models:
+        shares = list(_shares(model, place))
+        alone[model.name] = over_layers(one for one, _ in shares)
+        kept[model.name] = over_layers(several for _, several in shares)
+        against[model.name] = over_layers(
+            math.log(several / one) if min(one, several) > 0 else math.nan for one, several in shares
         )
-        for model in models
-    }
-    told = [f"{each.estimate:.0%} in {name}" for name, each in kept.items() if each is not None]
-    reason = f"Of their weight two or more keys that tie for the best keep, at order {ORDER}, {', '.join(told)}."
+    reason = "No row has tied keys."
+    if told := _told(kept):
+        reason = f"Of their weight two or more keys that tie for the best keep, at order {ORDER}, {told}."
+        if single := _told(alone):
+            reason += f" A best key that stands alone keeps {single}"
+            harmless = all(each.low > 0 for each in against.values() if each is not None)
+            reason += ": their number does no harm." if harmless else "."
     return Claim(
         key="similar",
         statement="Several similar targets wash out: truncation takes their weight away.",
         source="discussion of the paper, news.ycombinator.com/item?id=46886265",
         verdict=overall([below(each, WASHED_OUT) for each in kept.values()]),
-        reason=reason + _alone(models, place) if told else "No row has tied keys.",
+        reason=reason,
         rule=_RULE,
         effects=tuple(
             Effect.of(f"{name}: {what} at order {ORDER}", each, meaning)
@@ -69,19 +75,8 @@ def _shares(model: Evidence, place: int) -> Iterator[tuple[float, float]]:
         yield alone, several
 
 
-def _alone(models: Sequence[Evidence], place: int) -> str:
-    """Whether one single best key fares any better than several."""
-    told, harmless = [], True
-    for model in models:
-        alone, several = (over_layers(each) for each in zip(*_shares(model, place), strict=True))
-        if alone is not None and several is not None:
-            told.append(f"{alone.estimate:.0%} in {model.name}")
-            harmless &= alone.estimate <= several.estimate
-    if not told:
-        return ""
-    return f" A best key that stands alone keeps {', '.join(told)}" + (
-        ": their number does no harm." if harmless else "."
-    )
+def _told(shares: Mapping[str, Interval | None]) -> str:
+    return ", ".join(f"{each.estimate:.0%} in {name}" for name, each in shares.items() if each is not None)
 
 
 def _made_up() -> Table:
