@@ -41,13 +41,14 @@ from taylorder.adapt.rivals import Contender
 from taylorder.adapt.runtime import execution_digest
 from taylorder.adapt.screening import SCREENING_TOKENS
 from taylorder.analysis.candidates import LEVERS, SINKS, candidates
-from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
+from taylorder.analysis.evaluation_text import evaluation_text
 from taylorder.analysis.intervals import paired_difference
 from taylorder.analysis.levers import LeverTable, measure
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.task_prompts import make_tasks
 from taylorder.analysis.tasks import Outcome, run_tasks, summarise
-from taylorder.analysis.text import calibration_text, sequences, tokenise
+from taylorder.analysis.text import calibration_text
+from taylorder.analysis.tokens import tokenise
 from taylorder.files import replacing
 from taylorder.models import describe, load
 from taylorder.provenance import software_versions
@@ -64,11 +65,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     loaded = load()
     model = describe(loaded.model, loaded.name)
-    tokens = tokenise(loaded.tokenizer, evaluation_text([]))
-    unseen = draw_sequences(tokens, arguments.length, arguments.sequences, 0, "evaluation text")
+    unseen = tokenise(loaded.tokenizer, evaluation_text([])).draw(arguments.length, arguments.sequences, 0)
     words = calibration_text()
-    calibration = sequences(loaded.tokenizer, words, arguments.length, 2 * arguments.length)
-    screening = sequences(loaded.tokenizer, words, SCREENING_TOKENS, SCREENING_SEQUENCES * SCREENING_TOKENS)
+    calibrated = tokenise(loaded.tokenizer, words)
+    calibration = calibrated.first(arguments.length, 2 * arguments.length)
+    screening = calibrated.first(SCREENING_TOKENS, SCREENING_SEQUENCES * SCREENING_TOKENS)
     settings = {"model": model.fingerprint, "length": arguments.length, "calibration": words.sha256}
     alphas = rivals.fitted_alphas(loaded.model, model, _progress)
 

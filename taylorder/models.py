@@ -164,11 +164,31 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note)
 
 
+def refuse_foreign_ids(model: Any, input_ids: torch.Tensor) -> None:
+    """Refuse token ids that the model has no embedding for: the tokenizer is another model's.
+
+    Raises:
+        UsageError: an id is too large.
+
+    """
+    largest, embeddings = int(input_ids.max()), int(model.get_input_embeddings().weight.shape[0])
+    if largest >= embeddings:
+        raise UsageError(
+            f"the text has token id {largest}, the model {embeddings} embeddings (ids 0 to {embeddings - 1}): the "
+            "tokenizer is another model's; use the one that the model was trained with"
+        )
+
+
 def run_base(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
     """Run a model without the head on top of it and without a cache; return its final hidden states ``[B, T, hidden]``.
 
     ``input_ids`` and ``attention_mask`` (0 for padding) are ``[B, T]`` and are moved to the model's device.
+
+    Raises:
+        UsageError: the model has no embedding for one of the ids.
+
     """
+    refuse_foreign_ids(model, input_ids)
     base = getattr(model, "base_model", model)
     device = next(base.parameters()).device
     options: dict[str, Any] = {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}

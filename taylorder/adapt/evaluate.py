@@ -17,10 +17,10 @@ from taylorder.adapt.context import adapted
 from taylorder.adapt.judge import Comparison, Progress, compare
 from taylorder.adapt.rivals import Contender
 from taylorder.analysis.candidates import SINKS
-from taylorder.analysis.evaluation_text import draw_sequences
 from taylorder.analysis.task_prompts import make_tasks
 from taylorder.analysis.tasks import Outcome, Task, TaskRow, run_tasks, summarise
-from taylorder.analysis.text import Text, tokenise
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UsageError
 from taylorder.models import ModelDescription
 
@@ -103,9 +103,9 @@ def evaluate(
     """
     config.check(description)
     exact = rivals.exact_everywhere(config)
-    ids = tokenise(tokenizer, text)
+    unseen = tokenise(tokenizer, text)
     # All drawn before anything runs: a text too short for the longest is found out at once.
-    drawn = [_draw(ids, length, max(1, tokens // length), seed, text) for length in lengths]
+    drawn = [_draw(unseen, length, max(1, tokens // length), seed) for length in lengths]
     comparisons = []
     for length, sequences in zip(lengths, drawn, strict=True):
         contenders = [] if exact else [Contender(rivals.CONFIG, config)]
@@ -116,8 +116,8 @@ def evaluate(
     continuations = None
     if continue_text and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
         new = min(NEW_TOKENS, description.max_context // 2)
-        length = min(PROMPT_TOKENS, description.max_context - new, len(ids))
-        continuations = _continuations(model, config, _draw(ids, length, PROMPTS, seed, text), new, progress)
+        length = min(PROMPT_TOKENS, description.max_context - new, len(unseen.ids))
+        continuations = _continuations(model, config, _draw(unseen, length, PROMPTS, seed), new, progress)
     return Evaluation(exact, tuple(comparisons), continuations=continuations)
 
 
@@ -152,7 +152,7 @@ def evaluate_shortly(
     began = time.monotonic()
     try:
         words = text()
-        sequences = _draw(tokenise(tokenizer, words), length, SHORT_SEQUENCES, seed, words)
+        sequences = _draw(tokenise(tokenizer, words), length, SHORT_SEQUENCES, seed)
         left = max(0.0, seconds - (time.monotonic() - began))
         compared = compare(
             model, description, sequences, contenders, text=words, seed=seed, progress=progress, seconds=left
@@ -312,12 +312,12 @@ def _repetition(tokens: Sequence[int], size: int = 4) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _draw(ids: Sequence[int], length: int, count: int, seed: int, text: Text) -> Tensor:
+def _draw(tokens: Tokens, length: int, count: int, seed: int) -> Tensor:
     """So many sequences, or as many as the text has."""
-    available = len(ids) // length
+    available = len(tokens.ids) // length
     if not available:
         raise UsageError(
-            f"{text.source} has {len(ids)} tokens, fewer than one sequence of {length}; use more text, or smaller "
-            "--lengths"
+            f"{tokens.text.source} has {len(tokens.ids)} tokens, fewer than one sequence of {length}; use more text, "
+            "or smaller --lengths"
         )
-    return draw_sequences(ids, length, min(count, available), seed, text.source)
+    return tokens.draw(length, min(count, available), seed)

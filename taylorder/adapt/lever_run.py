@@ -15,7 +15,9 @@ from taylorder.adapt.screening import SCREENING_TOKENS
 from taylorder.analysis import levers as measuring
 from taylorder.analysis.candidates import LEVERS, SINKS, Lever, candidates
 from taylorder.analysis.levers import LeverTable
-from taylorder.analysis.text import Text, sequences
+from taylorder.analysis.results import LEAST_FAR_SHARE
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import tokenise
 from taylorder.errors import UsageError
 from taylorder.models import ModelDescription
 from taylorder.provenance import software_versions
@@ -76,10 +78,14 @@ def run_levers(
 
     """
     length = min(sequence_length or min(limit.context, LONGEST), description.max_context)
-    ids = sequences(tokenizer, text, length, max(length, max_tokens))
-    screening = sequences(tokenizer, text, min(SCREENING_TOKENS, length), min(SCREENING_TOKENS, length))
+    tokens = tokenise(tokenizer, text)
+    ids = tokens.first(length, max(length, max_tokens))
+    screening = tokens.first(min(SCREENING_TOKENS, length), min(SCREENING_TOKENS, length))
     first = description.modules[0]
     offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
+    if limit.context > length:
+        # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
+        offered = tuple(each for each in offered if each.near <= (1 - LEAST_FAR_SHARE) * length)
     if not any(each.coefficients == "dropped" for each in offered):
         raise UsageError(
             f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
@@ -95,6 +101,7 @@ def run_levers(
         "model": description.fingerprint,
         "text": text.sha256,
         "sequences": list(ids.shape),
+        "bos": tokens.bos,
         "candidates": [asdict(each) for each in offered],
         "seed": seed,
         "software": software_versions(),
@@ -117,6 +124,7 @@ def run_levers(
             "text_sha256": text.sha256,
             "sequences": len(ids),
             "sequence_length": length,
+            "bos": tokens.bos,
             "seed": seed,
         },
         name=f"context-{limit.context}",

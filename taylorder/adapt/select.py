@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
+from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow, SpectralRow
 from taylorder.analysis.statistics import order_for
 from taylorder.errors import UsageError
 from taylorder.models import AttentionModule
@@ -115,6 +115,8 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
         measured = [rows[module.name, head] for head in range(module.heads)]
         if module.sliding_window is not None:
             picks: list[CandidateRow | str] = ["sliding"] * module.heads
+        elif analysis.calibration.far_share < LEAST_FAR_SHARE:
+            picks = ["near"] * module.heads
         elif policy == "alpha":
             picks = _alpha_picks(measured, alpha_orders[module.name])
         else:
@@ -146,6 +148,7 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
             "text_sha256": calibration.text_sha256,
             "sequences": calibration.sequences,
             "sequence_length": calibration.sequence_length,
+            "bos": calibration.bos,
             "rows_per_sequence": calibration.rows_per_sequence,
             "seed": calibration.seed,
         },

@@ -1,4 +1,4 @@
-"""Text a config is judged on, never calibrated on: the docstrings of the installed numpy and scipy (design section 5).
+"""Text a config is judged on, never calibrated on: the docstrings of the installed numpy and scipy.
 
 The source files are parsed with ``ast``, not imported: nothing of numpy or scipy runs, compiled functions (whose
 docstrings differ between builds) play no part, and ``python -OO`` changes nothing. A few packages with much prose and
@@ -13,14 +13,9 @@ import importlib.resources
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from taylorder.analysis import text as texts
 from taylorder.analysis.text import Text
-from taylorder.errors import UsageError
 
 PACKAGES = {"numpy": ("lib", "linalg"), "scipy": ("cluster", "ndimage", "signal", "spatial")}
 """What is walked, in this order: distributions and their subpackages."""
@@ -41,40 +36,6 @@ def evaluation_text(files: Sequence[str | Path] = ()) -> Text:
         return texts.text_of_files(files)
     versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return Text(f"docstrings of {versions}", _docstrings())
-
-
-def evaluation_sequences(tokenizer: Any, text: Text, length: int, count: int, seed: int) -> torch.Tensor:
-    """Draw ``count`` sequences of ``length`` tokens from the text: int64 ``[count, length]``, in the order of the text.
-
-    Raises:
-        UsageError: as :func:`draw_sequences`.
-
-    """
-    return draw_sequences(texts.tokenise(tokenizer, text), length, count, seed, text.source)
-
-
-def draw_sequences(ids: Sequence[int], length: int, count: int, seed: int, source: str) -> torch.Tensor:
-    """Cut token ids into consecutive sequences, draw some without replacement: int64 ``[count, length]``, sorted.
-
-    ``source`` says in the error message what the ids are of. For several lengths, tokenise once and call this.
-
-    Raises:
-        UsageError: a length below 2, a count below 1, or fewer than ``count`` sequences.
-
-    """
-    if length < 2:
-        raise UsageError(f"sequence length is {length}, expected at least 2 tokens")
-    if count < 1:
-        raise UsageError(f"number of sequences is {count}, expected at least 1")
-    available = len(ids) // length
-    if available < count:
-        raise UsageError(
-            f"{source}: {len(ids)} tokens give {available} sequences of {length}, {count} are asked for; use more "
-            "text, fewer sequences or a smaller length"
-        )
-    chosen = np.sort(np.random.default_rng(seed).choice(available, size=count, replace=False))
-    cut = torch.tensor(ids[: available * length], dtype=torch.int64).view(available, length)
-    return cut[torch.from_numpy(chosen)]
 
 
 @cache

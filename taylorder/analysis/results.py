@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -15,6 +16,12 @@ from taylorder.models import ModelDescription
 Expansion: TypeAlias = Literal["zero", "centre", "mean"]
 Projection: TypeAlias = Literal["q", "k", "v", "o"]
 EXPANSIONS: tuple[Expansion, ...] = ("zero", "centre", "mean")
+
+LEAST_FAR_SHARE = 0.5
+"""Share of the measured query rows that must have far keys for an order to be chosen: the others have no error."""
+
+UNTRAINED_SHARE = 0.9
+"""Share of log(vocabulary), the loss of a uniform guess, above which a model counts as untrained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,14 @@ class SpectralRow:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The text and the query rows that were measured; enough to draw them again."""
+    """The text and the query rows that were measured; enough to draw them again.
+
+    ``bos`` is the token that every sequence begins with, None where the tokenizer puts none in front of a text;
+    ``unknown_share`` the share of tokens that the tokenizer did not know; ``far_share`` the share of measured query
+    rows that have keys outside of the near field. ``nll`` is the loss of the model as it is, in nats per token, on the
+    first :data:`~taylorder.analysis.run.LOSS_TOKENS` tokens, and ``vocabulary`` the number of its tokens; None without
+    a language-model head.
+    """
 
     source: str
     text_sha256: str
@@ -92,6 +106,28 @@ class Calibration:
     rows_per_sequence: int
     seed: int
     query_rows: tuple[tuple[int, ...], ...]
+    bos: int | None = None
+    unknown_share: float = 0.0
+    far_share: float = 1.0
+    nll: float | None = None
+    vocabulary: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Query rows measured, over all sequences."""
+        return sum(map(len, self.query_rows))
+
+    @property
+    def far_rows(self) -> int:
+        """Those of them that have far keys."""
+        return round(self.far_share * self.rows)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the model predicts hardly better than chance, as random weights do."""
+        if self.nll is None or self.vocabulary is None:
+            return False
+        return self.nll > UNTRAINED_SHARE * math.log(self.vocabulary)
 
 
 @dataclass(frozen=True, slots=True)

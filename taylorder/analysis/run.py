@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from taylorder.analysis import text as texts
 from taylorder.analysis.capture import run_layers
+from taylorder.analysis.losses import (
+    EXACT,
+    has_language_model_head,
+    hidden_states,
+    language_model_head,
+    token_losses,
+)
 from taylorder.analysis.projections import head_slices, projection_weights
-from taylorder.analysis.results import Analysis, Calibration, CandidateRow, NearFieldPreview, SpectralRow
+from taylorder.analysis.results import (
+    LEAST_FAR_SHARE,
+    Analysis,
+    Calibration,
+    CandidateRow,
+    NearFieldPreview,
+    SpectralRow,
+)
 from taylorder.analysis.spectral import Matrix, fit_spectra, unavailable
 from taylorder.analysis.statistics import certified_bound, fitted_floor, gaussian_prediction, logit_ranks
+from taylorder.analysis.tokens import tokenise
 from taylorder.analysis.truncation import ErrorSums, LayerTensors, ScoreSums, Sweep, key_centres, measure, relative
-from taylorder.errors import UsageError
-from taylorder.models import AttentionModule, ModelDescription, describe
+from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models import AttentionModule, ModelDescription, describe, refuse_foreign_ids
+
+LOSS_TOKENS = 256
+"""Tokens that the model's own loss is taken over, to tell whether it was trained at all."""
 
 PREVIEW_WINDOW = 64
 PREVIEW_SINKS = 4
@@ -81,12 +100,26 @@ def analyze(
         )
     text = text or texts.calibration_text()
     length = min(sequence_length, description.max_context)
-    input_ids = texts.sequences(tokenizer, text, length, max_tokens)
+    tokens = tokenise(tokenizer, text)
+    input_ids = tokens.first(length, max_tokens)
+    refuse_foreign_ids(model, input_ids)
     query_rows = texts.query_rows(len(input_ids), length, rows, seed)
+    far_share = _far_share(query_rows, window + sinks)
+    if not far_share:
+        raise UsageError(
+            f"window {window} and sinks {sinks} leave none of the {len(input_ids) * len(query_rows[0])} measured query "
+            f"rows a far key in sequences of {length} tokens, so that nothing would be truncated: make the sequences "
+            "longer (--sequence-length), or the near field smaller"
+        )
 
     report = progress or (lambda stage, done, total: None)
+    nll, vocabulary = _loss(model, description, input_ids[0, :LOSS_TOKENS])
     spectral = _spectra(model, description, per_head_alpha, report)
-    with_preview = description.causal and not window and not sinks
+    with_preview = (
+        description.causal
+        and not (window or sinks)
+        and _far_share(query_rows, PREVIEW_WINDOW + PREVIEW_SINKS) >= LEAST_FAR_SHARE
+    )
     sweeps: tuple[Sweep, ...] = (Sweep(max_order, window, sinks),)
     if with_preview:
         orders = tuple(order for order in PREVIEW_ORDERS if order <= max_order)
@@ -117,6 +150,11 @@ def analyze(
         rows_per_sequence=len(query_rows[0]),
         seed=seed,
         query_rows=tuple(tuple(positions.tolist()) for positions in query_rows),
+        bos=tokens.bos,
+        unknown_share=tokens.unknown_share(input_ids),
+        far_share=far_share,
+        nll=nll,
+        vocabulary=vocabulary,
     )
     return Analysis(
         model=description,
@@ -129,6 +167,28 @@ def analyze(
         preview=NearFieldPreview(PREVIEW_WINDOW, PREVIEW_SINKS, orders, previews) if with_preview else None,
         key_centres=centres,
     )
+
+
+def _far_share(query_rows: Sequence[torch.Tensor], near: int) -> float:
+    """Share of the query rows that see more keys than a near field of so many holds."""
+    rows = torch.cat(list(query_rows))
+    return float((rows >= near).double().mean())
+
+
+def _loss(model: Any, description: ModelDescription, sequence: torch.Tensor) -> tuple[float | None, int | None]:
+    """Mean negative log-likelihood of a sequence ``[T]`` in nats, and the number of tokens in the vocabulary.
+
+    None for both where the model predicts no tokens, or does so in a way that is not followed here.
+    """
+    if not description.causal or not has_language_model_head(model):
+        return None, None
+    try:
+        head = language_model_head(model)
+    except UnsupportedModelError:
+        return None, None
+    hidden = hidden_states(model, sequence)
+    losses = token_losses(head, sequence, {EXACT: hidden})[EXACT]
+    return float(losses.nll.mean(dtype=np.float64)), head(hidden[:1]).shape[-1]
 
 
 def _check_range(name: str, value: int, low: int, high: int | None) -> None:

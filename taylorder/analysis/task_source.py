@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import beginning
 
 _SAMPLE = 300_000  # characters of the text in which tokens are looked for
 
@@ -55,8 +56,8 @@ class Source:
     @cached_property
     def start(self) -> list[int]:
         """The beginning-of-sequence token where the tokenizer itself puts one."""
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("").input_ids[:1] == [bos] else []
+        bos = beginning(self.tokenizer)
+        return [] if bos is None else [bos]
 
     def encode(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[range]]:
         """Token ids of a prompt, and the tokens of each span of its characters."""

@@ -1,4 +1,4 @@
-"""Text that ships with the stack, cut into sequences, and the query rows drawn from them (design section 5)."""
+"""Text that ships with the stack or that a user names, and the query rows that are drawn from its sequences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,30 +54,6 @@ def _read(path: Path) -> str:
         raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; name an existing text file") from None
-
-
-def tokenise(tokenizer: Any, text: Text) -> list[int]:
-    """Token ids of the whole text, without special tokens."""
-    return list(tokenizer(text.content, add_special_tokens=False, verbose=False).input_ids)
-
-
-def sequences(tokenizer: Any, text: Text, length: int, max_tokens: int) -> torch.Tensor:
-    """Cut the first ``max_tokens`` tokens into consecutive sequences: int64 ``[N, length]``, the rest dropped.
-
-    Raises:
-        UsageError: the text or ``max_tokens`` does not fill a single sequence.
-
-    """
-    if length < 2:
-        raise UsageError(f"sequence length is {length}, expected at least 2 tokens")
-    ids = tokenise(tokenizer, text)
-    count = min(len(ids), max_tokens) // length
-    if count == 0:
-        raise UsageError(
-            f"{text.source} gives {len(ids)} tokens, of which at most {max_tokens} are used: fewer than one sequence "
-            f"of {length}; use more text, or a smaller sequence length"
-        )
-    return torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
 
 
 def query_rows(sequences: int, length: int, rows: int | None, seed: int) -> list[torch.Tensor]:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from taylorder.analysis.evaluation_text import draw_sequences, evaluation_text
+from taylorder.analysis.evaluation_text import evaluation_text
 from taylorder.analysis.losses import has_language_model_head
 from taylorder.analysis.results import Analysis
-from taylorder.analysis.text import calibration_text, query_rows, sequences, tokenise
+from taylorder.analysis.text import calibration_text, query_rows
+from taylorder.analysis.tokens import tokenise
 from taylorder.claims import heads, invariance, order_losses, state_times, task_scores
 from taylorder.claims.evidence import Measured
 from taylorder.claims.heads import measure_heads
@@ -25,6 +26,7 @@ from taylorder.claims.state_times import measure_times
 from taylorder.claims.task_scores import TaskScore, measure_task_scores
 from taylorder.errors import ConfigError, UsageError
 from taylorder.models import LoadedModel, fingerprint
+from taylorder.provenance import software_versions
 from taylorder.records import Records
 
 LENGTH, SEQUENCES, ROWS = 1024, 4, 32
@@ -80,22 +82,22 @@ def measure(
     def stage(name: str) -> dict[str, Any]:
         return {"records": Records(directory / name, settings[name], fresh=fresh), "progress": progress}
 
-    words = calibration_text()
+    words = tokenise(tokenizer, calibration_text())
     length = min(LENGTH, description.max_context)
-    ids = sequences(tokenizer, words, length, SEQUENCES * length)
+    ids = words.first(length, SEQUENCES * length)
     measured_heads = measure_heads(model, description, ids, query_rows(len(ids), length, ROWS, 0), **stage("heads"))
     short = min(SCALED_LENGTH, length)
-    scaled = sequences(tokenizer, words, short, short)
+    scaled = words.first(short, short)
     scaling = scale_queries(model, description, scaled, query_rows(1, short, ROWS, 0))
     ranges, losses, times = None, None, None
     scores: tuple[TaskScore, ...] = ()
     if description.causal:
         lengths = [each for each in LONG if each <= description.max_context] or [length]
-        long = sequences(tokenizer, words, lengths[-1], lengths[-1])[0]
+        long = words.first(lengths[-1], lengths[-1])[0]
         ranges = measure_ranges(model, description, long, lengths)
     if description.causal and has_language_model_head(model) and description.open_modules:
         unseen = tokenise(tokenizer, evaluation_text())
-        drawn = draw_sequences(unseen, length, LOSS_SEQUENCES, 0, "evaluation text")
+        drawn = unseen.draw(length, LOSS_SEQUENCES, 0)
         losses = measure_order_losses(model, description, drawn, **stage("losses"))
         times = measure_times(model, description, **stage("times"))
         try:
@@ -109,7 +111,11 @@ def measure(
 
 def _settings(analysis: Analysis, device: str) -> dict[str, dict[str, Any]]:
     """What the pieces of every stage depend on: a stage whose own settings change is measured anew, and no other."""
-    model = {"model": analysis.model.fingerprint}
+    model = {
+        "model": analysis.model.fingerprint,
+        "bos": analysis.calibration.bos,
+        "software": software_versions(),
+    }
     calibrated = {**model, "text": calibration_text().sha256}
     return {
         "heads": {

@@ -20,7 +20,7 @@ from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFie
 from taylorder.models import ModelDescription
 from taylorder.reports import summary, verdict
 
-SCHEMA = "taylorder/report@1"
+SCHEMA = "taylorder/report@2"
 FILES = {
     "orders": "orders.json",
     "heads": "heads.csv",
@@ -72,7 +72,7 @@ class HeadRecord:
 class ReportDocument:
     """What ``read`` needs of ``report.json``; the rest of the document is for other readers."""
 
-    schema: Literal["taylorder/report@1"]
+    schema: Literal["taylorder/report@2"]
     model: ModelDescription
     calibration: Calibration
     settings: Settings

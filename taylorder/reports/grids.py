@@ -23,12 +23,13 @@ from taylorder.reports.layout import heading, label_width, row_label, widest_row
 
 GRID_ORDER = 3
 
-_MARKS = {"tolerance": "\u00b7", "cost": "c", "group": "g", "alpha": "a", "sliding": "s"}
+_MARKS = {"tolerance": "\u00b7", "cost": "c", "group": "g", "alpha": "a", "sliding": "s", "near": "n"}
 _MEANINGS = {
     "tolerance": "exact: no measured order is good enough",
     "cost": "exact: an order that is good enough does not pay off",
     "group": "exact: not all heads sharing its KV cache can have an order",
     "alpha": "exact: no alpha could be fitted",
+    "near": "exact: too few of the measured rows have keys outside of the near field to choose by",
     "sliding": "exact: sliding-window layer (~), its cache is constant already",
 }
 WINDOW_MARK, WINDOW_MEANING = "w", "a window and sinks, all other keys dropped: no polynomial"

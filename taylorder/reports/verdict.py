@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
 from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.lever_summary import LeverSummary
 from taylorder.adapt.select import TIERS, Selection
-from taylorder.analysis.results import Analysis
+from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
+from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
@@ -57,6 +59,8 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
     gain = _gain(analysis, selection, counts, evaluation)
     if selection.levers is not None:
         told = [_within(selection.levers), gain, *levers.sentences(analysis, selection.levers)]
+    elif analysis.calibration.far_share < LEAST_FAR_SHARE:
+        told = [gain]
     else:
         choose = _alpha if selection.policy == "alpha" else _error
         told = choose(analysis, selection, counts, gain)
@@ -67,7 +71,30 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
             f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
             f"{'is' if counts.sliding == 1 else 'are'} not counted above."
         )
-    return tuple(told)
+    return (*_cautions(analysis), *told)
+
+
+def _cautions(analysis: Analysis) -> list[str]:
+    """What makes the figures say less than they seem to."""
+    text, told = analysis.calibration, []
+    if text.nll is not None and text.vocabulary is not None and text.untrained:
+        told.append(
+            f"The model as it is loses {text.nll:.2f} nats per token, where guessing among its "
+            f"{counted(text.vocabulary, 'token')} loses {math.log(text.vocabulary):.2f}: it looks untrained, and "
+            "errors of its heads say nothing about a trained model."
+        )
+    if text.unknown_share > MOST_UNKNOWN:
+        told.append(
+            f"{percent(text.unknown_share)} of the calibration text is unknown to the tokenizer: measure on text in a "
+            "language that it knows."
+        )
+    if text.far_share < LEAST_FAR_SHARE:
+        told.append(
+            f"Only {number(text.far_rows)} of {counted(text.rows, 'measured query row')} have keys outside of the near "
+            f"field, fewer than the {percent(LEAST_FAR_SHARE)} that an order is chosen by: measure longer sequences "
+            "(--sequence-length), or a smaller near field."
+        )
+    return told
 
 
 def _within(chosen: LeverSummary) -> str:
@@ -239,6 +266,9 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
         if selection.context >= analysis.model.max_context:
             return show, "this report again, without measuring"
         return _analyze(analysis, selection, context=analysis.model.max_context), "the same at the longest context"
+    if analysis.calibration.far_share < LEAST_FAR_SHARE:
+        command = _analyze(analysis, selection, window=analysis.calibration.sequence_length // 4)
+        return command, "the same with a near field that leaves most rows something to truncate"
     window = 4 * analysis.window or _ADVISED_WINDOW
     sinks = analysis.sinks or _ADVISED_SINKS
     if not counts.adapted and analysis.model.causal and window <= analysis.calibration.sequence_length // 2:
