@@ -245,10 +245,10 @@ def test_broken_activations_are_named():
 @pytest.mark.builtin
 def test_the_mixed_config_on_the_built_in_model_agrees_with_float64(builtin):
     """The committed mixed config: negative log-likelihood of other text, float32 against the float64 reference."""
-    from taylorder.analysis.text import Text, sequences
+    from taylorder.analysis.evaluation_text import evaluation_text
+    from taylorder.analysis.tokens import tokenise
 
-    text = Text("test", pathlib.Path(taylorder.__file__).with_name("models.py").read_text())
-    ids = sequences(builtin.tokenizer, text, 320, 320)
+    ids = tokenise(builtin.tokenizer, evaluation_text()).first(320, 320)
     config = OrderConfig.load(pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json", builtin.model)
     heads = [head for layer in config.layers for head in layer.heads]
     assert {head.order for head in heads} == {1, 2, 3, 4, "exact"}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import plain
 import pytest
 import torch
-from tiny import CONTEXT, TINY
+import transformers as hf
+from tiny import CONTEXT, TINY, VOCAB, beginning_with
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from taylorder.analysis.capture import run_layers
 from taylorder.analysis.run import analyze
-from taylorder.analysis.text import Text, calibration_text, query_rows, sequences
+from taylorder.analysis.text import Text, calibration_text, query_rows
+from taylorder.analysis.tokens import tokenise
 from taylorder.analysis.truncation import key_centres
 from taylorder.errors import NonFiniteError, UsageError
 
@@ -200,7 +205,7 @@ def test_text_files_are_joined_by_a_newline(tmp_path, tiny_tokenizer):
     (tmp_path / "b.txt").write_text("second")
     text = calibration_text([tmp_path / "a.txt", tmp_path / "b.txt"])
     assert text.content == "first\nsecond"
-    assert sequences(tiny_tokenizer, text, 6, 100).shape == (2, 6)
+    assert tokenise(tiny_tokenizer, text).first(6, 100).shape == (2, 6)
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is not UTF-8 text"):
         calibration_text([tmp_path / "c.txt"])
@@ -230,3 +235,53 @@ def test_the_built_in_model_reproduces_from_model_and_text_alone(builtin):
                     row = found[module, head, order, expansion]
                     for figure, value in expected.items():
                         assert getattr(row, figure) == pytest.approx(value, rel=1e-6, abs=1e-9), (module, head, figure)
+
+
+@pytest.mark.parametrize(("window", "sinks", "far_rows"), [(0, 0, 64), (0, 1, 62), (5, 2, 50), (16, 0, 32), (30, 1, 2)])
+def test_the_rows_with_far_keys_are_counted(window, sinks, far_rows, tiny_tokenizer):
+    settings = {**SETTINGS, "rows": None}
+    calibration = analyze(TINY["llama"](), tiny_tokenizer, window=window, sinks=sinks, **settings).calibration
+    assert (calibration.far_rows, calibration.rows) == (far_rows, 64)
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(32, 0), (0, 32), (28, 4), (1024, 4), (10**30, 0)])
+def test_a_near_field_that_leaves_nothing_far_is_refused(window, sinks, tiny_tokenizer):
+    with pytest.raises(UsageError, match=r"leave none of the 12 measured query rows a far key in sequences of 32"):
+        analyze(TINY["llama"](), tiny_tokenizer, window=window, sinks=sinks, **SETTINGS)
+
+
+def test_no_preview_is_given_where_its_near_field_holds_most_rows(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr("taylorder.analysis.run.PREVIEW_WINDOW", 24)
+    assert analyze(TINY["llama"](), tiny_tokenizer, **SETTINGS).preview is None
+
+
+def test_every_sequence_begins_with_bos_where_the_tokenizer_says_so(tiny_tokenizer):
+    model, begun = TINY["llama"](), beginning_with(tiny_tokenizer, "<s>")
+    analysis = analyze(model, begun, **SETTINGS)
+    assert (analysis.calibration.bos, analyze(model, tiny_tokenizer, **SETTINGS).calibration.bos) == (1, None)
+    ids = torch.tensor(tiny_tokenizer(TEXT.content, add_special_tokens=False).input_ids[:64]).view(2, 32)
+    ids[:, 0] = 1
+    centres = {}
+    run_layers(model, ids, lambda name, layer: centres.__setitem__(name, key_centres(layer).float()))
+    for name, centre in analysis.key_centres.items():
+        assert torch.equal(centre, centres[name])
+
+
+def test_ids_without_an_embedding_are_refused_before_anything_is_measured(tiny_tokenizer):
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**{**TINY["llama"]().config.to_dict(), "vocab_size": 40})).eval()
+    stages = []
+    with pytest.raises(UsageError, match=r"token id 98, the model 40 embeddings .* the tokenizer is another model's"):
+        analyze(model, tiny_tokenizer, progress=lambda *stage: stages.append(stage), **SETTINGS)
+    assert stages == []
+
+
+def test_the_loss_of_the_model_tells_whether_it_was_trained(tiny_tokenizer):
+    calibration = analyze(TINY["llama"](), tiny_tokenizer, **SETTINGS).calibration
+    ids = torch.tensor(tiny_tokenizer(TEXT.content, add_special_tokens=False).input_ids[:32])[None]
+    with torch.no_grad():
+        logits = TINY["llama"]()(ids).logits[0, :-1].double()
+    assert calibration.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])), rel=1e-5)
+    assert calibration.vocabulary == VOCAB
+    assert calibration.untrained
+    assert not replace(calibration, nll=0.89 * math.log(VOCAB)).untrained
+    assert analyze(TINY["bert"](), tiny_tokenizer, **SETTINGS).calibration.nll is None

@@ -209,6 +209,14 @@ def test_sequences_shorter_than_every_window_are_refused(analyze, criterion):
     assert last.startswith("error: sequences are of 16 tokens, and no window offered is shorter: raise --lever-length")
 
 
+def test_no_window_is_offered_that_hides_the_far_keys_of_a_longer_context(analyze, tmp_path):
+    """On sequences of 48 tokens a near field of over 24 leaves too few rows with far keys to speak for 64 tokens."""
+    for context, largest in ((48, 32), (64, 16)):
+        code, _, err = analyze("--budget", 1200, "--criterion", "gradient", "--context", context)
+        assert code == 0, err
+        assert max(int(row["window"]) + int(row["sinks"]) for row in lever_rows(tmp_path / "out")) == largest
+
+
 def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, monkeypatch):
     options = ("--budget", 700, "--criterion", "iterative", "--format", "json")
     measured = []

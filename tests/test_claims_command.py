@@ -146,6 +146,18 @@ def test_a_stage_that_changes_is_measured_anew_and_no_other(run, small, finished
     assert changed == {"losses", "measured"}
 
 
+def test_figures_of_other_software_are_not_kept(run, small, finished, monkeypatch):
+    """What a document of claims says it was measured with is what it was measured with."""
+    directory = finished("llama")
+    run("claims", directory)
+    before = {path: path.stat().st_mtime_ns for path in (directory / "records-claims").rglob("*.json")}
+    versions = {**measure.software_versions(), "torch": "3.0"}
+    monkeypatch.setattr(measure, "software_versions", lambda: versions)
+    code, _, _ = run("claims", directory)
+    assert code == 0
+    assert all(path.stat().st_mtime_ns != when for path, when in before.items())
+
+
 def test_out_may_be_the_directory_of_one_of_several(run, small, finished):
     """The page of that one is not overwritten with what was pooled."""
     directories = [finished("llama"), finished("bert")]

@@ -1,4 +1,4 @@
-"""Evaluation text: fixed order, one hash everywhere, English, never the calibration text; sequences drawn from it."""
+"""Evaluation text: fixed order, one hash everywhere, English, never the calibration text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from taylorder.analysis import evaluation_text as evaluation
-from taylorder.analysis.evaluation_text import draw_sequences, evaluation_sequences, evaluation_text
-from taylorder.analysis.text import calibration_text, tokenise
+from taylorder.analysis.evaluation_text import evaluation_text
+from taylorder.analysis.text import calibration_text
+from taylorder.analysis.tokens import tokenise
 from taylorder.errors import UsageError
 
 PINNED = {"numpy": "2.4.6", "scipy": "1.17.1"}
@@ -97,51 +97,9 @@ def test_a_file_that_is_missing_is_named(tmp_path):
         evaluation_text([tmp_path / "nowhere.txt"])
 
 
-def test_sequences_are_drawn_in_order_without_replacement():
-    ids = list(range(1003))
-    drawn = draw_sequences(ids, 10, 40, seed=0, source="numbers")
-    assert drawn.dtype == torch.int64
-    assert drawn.shape == (40, 10)
-    first = drawn[:, 0]
-    assert (first.diff() > 0).all()
-    assert (first % 10 == 0).all()
-    assert torch.equal(drawn, first[:, None] + torch.arange(10))
-
-
-def test_the_seed_decides_which():
-    ids = list(range(1000))
-    again = [draw_sequences(ids, 10, 20, seed, "numbers") for seed in (3, 3, 4)]
-    assert torch.equal(again[0], again[1])
-    assert not torch.equal(again[0], again[2])
-
-
-def test_all_sequences_are_the_consecutive_cut():
-    assert torch.equal(draw_sequences(list(range(35)), 10, 3, 7, "numbers"), torch.arange(30).view(3, 10))
-
-
-@pytest.mark.parametrize(
-    ("length", "count", "message"),
-    [
-        (10, 4, r"numbers: 35 tokens give 3 sequences of 10, 4 are asked for; use more text, fewer sequences"),
-        (1, 1, "sequence length is 1, expected at least 2"),
-        (10, 0, "number of sequences is 0, expected at least 1"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(length, count, message):
-    with pytest.raises(UsageError, match=message):
-        draw_sequences(list(range(35)), length, count, 0, "numbers")
-
-
-def test_sequences_of_a_text_are_those_of_its_tokens(tiny_tokenizer, tmp_path):
-    (tmp_path / "text.txt").write_text("The quick brown fox. " * 20, encoding="utf-8")
-    text = evaluation_text([tmp_path / "text.txt"])
-    drawn = evaluation_sequences(tiny_tokenizer, text, 16, 5, seed=1)
-    assert torch.equal(drawn, draw_sequences(tokenise(tiny_tokenizer, text), 16, 5, 1, text.source))
-
-
 @pytest.mark.builtin
 def test_the_built_in_model_gets_enough_of_it(builtin):
-    tokens = len(tokenise(builtin.tokenizer, evaluation_text()))
+    tokens = len(tokenise(builtin.tokenizer, evaluation_text()).ids)
     assert tokens >= 150_000
     assert tokens // 4096 >= 16
     assert tokens // 8192 >= 16

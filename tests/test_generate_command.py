@@ -22,7 +22,8 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.evaluate import Continuations, _draw, _repetition, evaluate
 from taylorder.adapt.generate import Comparison, Generated, generated, stream
-from taylorder.analysis.text import Text, tokenise
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
@@ -228,7 +229,7 @@ def test_eval_continues_prompts_greedily(model, tiny_tokenizer):
     assert structure(model) == before
     assert measured(OrderConfig.uniform(description, "exact")) is None
     assert (found.prompts, found.prompt_tokens, found.new_tokens, found.failure) == (8, 32, 32, None)
-    prompts = _draw(tokenise(tiny_tokenizer, text), 32, 8, 0, text)
+    prompts = _draw(tokenise(tiny_tokenizer, text), 32, 8, 0)
     exact, adapted = [], []
     for prompt in prompts[:, None]:
         exact.append(greedily(model, prompt))

@@ -191,7 +191,7 @@ def test_words_and_tables_are_those_of_the_terminal():
     told = terminal.as_text(measured, chosen, width=2000, evaluation=found)
     header, *sections = re.split(r"\n\n([^\n]*?) ─+\n\n", told)
     facts = [line.split(maxsplit=1)[1] for line in header.splitlines()[1:]]
-    assert len(facts) == 7
+    assert len(facts) == 8
     assert all(fact in page.text for fact in facts)
     for title, body in zip(sections[::2], sections[1::2], strict=True):
         if title.startswith(("Order of every head", "Error at order", "Verdict")):

@@ -24,6 +24,7 @@ from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.models import describe
 
 TEXT = Text("made up", "words")
+WORDS = "words enough to tell the tokens of a text apart, " * 12
 LENGTH = 48
 
 
@@ -241,7 +242,7 @@ def test_without_any_time_the_exact_model_is_run_once(llama):
 def evaluated(model, tokenizer, config, **options):
     description = describe(model, "tiny")
     alphas = {module.name: 2.5 + index for index, module in enumerate(description.modules)}
-    settings = {"text": Text("made up", "a b c " * 100), "lengths": (16, 48), "tokens": 96, "alphas": alphas} | options
+    settings = {"text": Text("made up", WORDS), "lengths": (16, 48), "tokens": 96, "alphas": alphas} | options
     return evaluate(model, tokenizer, description, config, **settings)
 
 
@@ -265,13 +266,13 @@ def test_a_config_that_is_exact_is_not_compared_with_anything_at_equal_bytes(lla
 
 def test_a_short_text_gives_fewer_sequences_and_too_short_a_one_an_error(llama, tiny_tokenizer):
     model, description = llama
-    config, text = OrderConfig.uniform(description, "exact"), Text("short", "abcd" * 10)
+    config, text = OrderConfig.uniform(description, "exact"), Text("short", WORDS[:40])
     assert evaluated(model, tiny_tokenizer, config, text=text, lengths=(16,)).comparisons[0].sequences == 2
     with pytest.raises(UsageError, match="short has 40 tokens, fewer than one sequence of 48; use more text"):
         evaluated(model, tiny_tokenizer, config, text=text)
 
 
-def shortly(model, tokenizer, config, text="a b c " * 100):
+def shortly(model, tokenizer, config, text=WORDS):
     return evaluate_shortly(
         model, tokenizer, describe(model, "tiny"), config, text=lambda: Text("made up", text), seed=0
     )

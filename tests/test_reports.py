@@ -5,6 +5,7 @@ import io
 import math
 import re
 import shlex
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -456,3 +457,42 @@ def test_next_command_quotes_names_and_texts():
     command, _ = verdict.next_command(measured, synthetic.selection(measured))
     words = shlex.split(command)
     assert words[2:7] == ["my models/a b", "--text", "one.txt", "--text", "two words.txt"]
+
+
+def warned(**calibration):
+    """The verdict and the whole report on a model whose calibration says so, 512 rows measured."""
+    measured = synthetic.analysis(layers=2)
+    measured = replace(measured, calibration=replace(measured.calibration, **calibration))
+    chosen = synthetic.selection(measured)
+    text = terminal.as_text(measured, chosen, width=80)
+    return verdict.sentences(measured, chosen), " ".join(text.split()), verdict.next_command(measured, chosen)[0]
+
+
+def test_an_untrained_model_is_called_one_first():
+    told, text, _ = warned(nll=10.5, vocabulary=49152)
+    assert told[0].startswith(
+        "The model as it is loses 10.50 nats per token, where guessing among its 49,152 tokens loses 10.80: it looks "
+        "untrained"
+    )
+    assert told[0] in text
+    assert not any("untrained" in sentence for sentence in warned(nll=9.7, vocabulary=49152)[0])
+
+
+def test_text_that_the_tokenizer_does_not_know_is_called_so():
+    assert warned(unknown_share=0.25)[0][0].startswith("25% of the calibration text is unknown to the tokenizer")
+    assert not any("unknown" in sentence for sentence in warned(unknown_share=0.1)[0])
+
+
+def test_the_rows_with_far_keys_are_always_told():
+    assert "rows 512 of 512 measured query rows have far keys" in warned()[1]
+    told, text, command = warned(far_share=0.25)
+    assert "rows 128 of 512 measured query rows have far keys" in text
+    assert told[0].startswith("Only 128 of 512 measured query rows have keys outside of the near field")
+    assert "exact: too few of the measured rows have keys outside of the near field" in text
+    assert not any("meet" in sentence for sentence in told)
+    assert "--window 256" in command
+
+
+def test_sequences_that_begin_with_bos_are_said_to():
+    assert "tokens, each begun with BOS, 64 query rows" in warned(bos=2)[1]
+    assert "BOS" not in warned()[1]

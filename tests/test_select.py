@@ -168,3 +168,11 @@ def test_tolerances_are_numbers_or_tiers():
     for wrong in ("int3", "0", "-1", "1.5", "nan", ""):
         with pytest.raises(UsageError, match="expected a number between 0 and 1 or one of fp16, bf16, int4"):
             parse_tolerance(wrong)
+
+
+@pytest.mark.parametrize("policy", ["error", "alpha"])
+@pytest.mark.parametrize(("share", "reasons"), [(0.5, {None}), (0.49, {"near"})])
+def test_no_order_is_chosen_where_few_rows_have_far_keys(share, reasons, policy):
+    measured = analysis([{0: {"mean": {1: 0.01}}, 1: {"mean": {1: 0.01}}}], alphas=[(2.0, 2.0)])
+    measured = replace(measured, calibration=replace(measured.calibration, far_share=share))
+    assert {reason for _, _, reason in chosen(choose(measured, policy=policy))} == reasons

@@ -6,10 +6,12 @@ that attention is far from uniform and a wrong score shows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 import transformers as hf
+from tokenizers.processors import TemplateProcessing
 
 VOCAB = 128
 CONTEXT = 64
@@ -113,6 +115,15 @@ def build(model_class, config, seed: int = 0) -> hf.PreTrainedModel:
                 if name.endswith("bias"):
                     parameter.normal_(0.0, STD)
     return model
+
+
+def beginning_with(tokenizer, token):
+    """A copy of the tokenizer that puts a special token in front of a text."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, tokenizer.convert_tokens_to_ids(token))]
+    )
+    return tokenizer
 
 
 def tokens(batch: int = 1, length: int = 24, seed: int = 0) -> torch.Tensor:

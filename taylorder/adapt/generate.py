@@ -18,6 +18,7 @@ from torch import Tensor
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models import refuse_foreign_ids
 
 PROMPT_CHUNK = 512
 """Prompt tokens run at a time; more would only hold more activations."""
@@ -238,6 +239,7 @@ def _encoded(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, tempe
     ids: Tensor = tokenizer(prompt, return_tensors="pt").input_ids
     if ids.shape[1] == 0:
         raise UsageError("the prompt has no tokens; write at least one word")
+    refuse_foreign_ids(model, ids)
     return ids.long().to(next(model.parameters()).device)
 
 

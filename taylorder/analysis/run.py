@@ -31,7 +31,7 @@ from taylorder.analysis.spectral import Matrix, fit_spectra, unavailable
 from taylorder.analysis.statistics import certified_bound, fitted_floor, gaussian_prediction, logit_ranks
 from taylorder.analysis.tokens import tokenise
 from taylorder.analysis.truncation import ErrorSums, LayerTensors, ScoreSums, Sweep, key_centres, measure, relative
-from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.models import AttentionModule, ModelDescription, describe, refuse_foreign_ids
 
 LOSS_TOKENS = 256
@@ -113,7 +113,6 @@ def analyze(
         )
 
     report = progress or (lambda stage, done, total: None)
-    nll, vocabulary = _loss(model, description, input_ids[0, :LOSS_TOKENS])
     spectral = _spectra(model, description, per_head_alpha, report)
     with_preview = (
         description.causal
@@ -141,6 +140,7 @@ def analyze(
         report("heads", len(candidates), len(modules))
 
     run_layers(model, input_ids, consume)
+    nll, vocabulary = _loss(model, description, input_ids[0, :LOSS_TOKENS])
     calibration = Calibration(
         source=text.source,
         text_sha256=text.sha256,
@@ -171,20 +171,20 @@ def analyze(
 
 def _far_share(query_rows: Sequence[torch.Tensor], near: int) -> float:
     """Share of the query rows that see more keys than a near field of so many holds."""
-    rows = torch.cat(list(query_rows))
-    return float((rows >= near).double().mean())
+    rows = torch.cat(list(query_rows)).tolist()
+    return float(np.mean([row >= near for row in rows]))
 
 
 def _loss(model: Any, description: ModelDescription, sequence: torch.Tensor) -> tuple[float | None, int | None]:
     """Mean negative log-likelihood of a sequence ``[T]`` in nats, and the number of tokens in the vocabulary.
 
-    None for both where the model predicts no tokens, or does so in a way that is not followed here.
+    None for both where the model predicts no tokens, breaks down, or turns its logits in a way that is not followed.
     """
     if not description.causal or not has_language_model_head(model):
         return None, None
     try:
         head = language_model_head(model)
-    except UnsupportedModelError:
+    except (UnsupportedModelError, NonFiniteError):
         return None, None
     hidden = hidden_states(model, sequence)
     losses = token_losses(head, sequence, {EXACT: hidden})[EXACT]

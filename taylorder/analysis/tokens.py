@@ -18,7 +18,7 @@ from taylorder.analysis.text import Text
 from taylorder.errors import UsageError
 
 LEAST_DISTINCT = 16
-"""Different tokens that the sequences of a text must have; of short texts, half as many as there are tokens."""
+"""Different tokens that the sequences of a text must have; of short ones, an eighth as many as there are tokens."""
 
 MOST_UNKNOWN = 0.1
 """Share of unknown tokens above which a report warns: the tokenizer does not know the text's script or language."""
@@ -79,7 +79,7 @@ class Tokens:
 
     def _begun(self, sequences: Tensor) -> Tensor:
         """Let every sequence begin with BOS, after a look at what the text is made of."""
-        distinct, expected = len(torch.unique(sequences)), min(LEAST_DISTINCT, sequences.numel() // 2)
+        distinct, expected = len(torch.unique(sequences)), min(LEAST_DISTINCT, sequences.numel() // 8)
         if distinct < expected:
             unknown = self.unknown_share(sequences)
             why = f" ({unknown:.0%} of it unknown to the tokenizer)" if unknown > MOST_UNKNOWN else ""

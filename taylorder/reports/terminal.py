@@ -119,7 +119,7 @@ def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType
             f"{text.source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
             f"{'' if text.bos is None else ', each begun with BOS'}, {rows}, seed {text.seed}"
         ),
-        "far keys": f"in {number(text.far_rows)} of {counted(text.rows, 'measured query row')}",
+        "rows": f"{number(text.far_rows)} of {counted(text.rows, 'measured query row')} have far keys",
         "policy": f"{selection.policy}, orders 1 to {analysis.max_order}, near field: {near}",
         "tolerance": (
             f"{percent(selection.tolerance, 3)} relative L2 error of a head's output "
