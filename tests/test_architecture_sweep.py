@@ -24,7 +24,7 @@ def record(**changes):
         "analysis": {"without_alpha": [], "unseen": []},
         "projection_cosines": {"q": 1.0, "k": 1.0, "v": 1.0},
         "direction": {"described": "causal", "alone": "causal", "padded": "causal"},
-        "restored": True, "to_untouched": 0.6, "to_reference": 5e-7,
+        "restored": True, "reference": {"tokens": {"distance": 5e-7, "changed_by": 0.6}},
         "exact": {"tokens": SAME, "left padding": SAME},
         "all near": {"tokens": NEAR, "left padding": NEAR},
         "generate": {
@@ -56,8 +56,8 @@ def test_a_record_without_fault_passes():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"to_reference": 0.01}, "reference: 0.01 from float64"),
-        ({"to_reference": None}, "reference: NaN or infinite from float64"),
+        ({"reference__tokens__distance": 0.01}, "reference, tokens: 0.01 from float64"),
+        ({"reference__tokens__distance": None}, "reference, tokens: NaN or infinite from float64"),
         ({"restored": False}, "restored: after the block the model gives another output"),
         ({"direction__alone": "both directions"}, "direction: described as causal, the untouched model is both"),
         ({"exact__tokens": SAME | {"identical": False, "distance": 1e-8}}, "exact, tokens: 1e-08"),
@@ -133,7 +133,7 @@ def test_what_passes_has_an_outcome(changes, outcome):
 
 def test_the_summary_counts_types_by_their_best_variant_and_names_what_failed():
     refused = record(variant="base", refused=[failure("analyze", "UnsupportedModelError")])
-    wrong = record(type="gemma3", to_reference=0.5)
+    wrong = record(type="gemma3", reference__tokens__distance=0.5)
     crash = record(type="minimax", foreign=[failure("adapt", "ValueError", "no", where="m.py:6")])
     lines = summary([record(), refused, wrong, crash]).splitlines()
     assert f"| {verdicts.GENERATED} | 1 | 1 |" in lines
@@ -141,7 +141,7 @@ def test_the_summary_counts_types_by_their_best_variant_and_names_what_failed():
     assert f"| {verdicts.WRONG} | 1 | 1 |" in lines
     assert f"| {verdicts.FOREIGN} | 1 | 1 |" in lines
     assert "| all | 4 | 3 |" in lines
-    assert "  gemma3 (head): reference: 0.5 from float64" in lines
+    assert "  gemma3 (head): reference, tokens: 0.5 from float64" in lines
     assert "  minimax (head): adapt: ValueError: no @ m.py:6" in lines
     assert "     1  … has … sinks: llama (base)" in lines
 

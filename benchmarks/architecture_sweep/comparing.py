@@ -53,27 +53,35 @@ def _direction(causal: bool) -> str:
 
 def against_the_reference(examination: Examination, model: Any, description: Any) -> None:
     """One low order for all heads against the reference, and whether the model is as it was afterwards."""
-    record, tokens = examination.record, inputs.token_ids()
-    plain = examination.untouched("reference", lambda: right_output(model, input_ids=tokens))
-    if plain is None:
-        return
-
-    def adapted() -> Tensor:
-        with taylorder.adapted(model, low_order(description)):
-            return run(model, input_ids=tokens)
-
-    found = examination.product("adapt", adapted)
-    record["restored"] = examination.product(
-        "after adapt", lambda: bool(torch.equal(run(model, input_ids=tokens), plain))
-    )
-    if found is None:
-        return
-    record["to_untouched"] = distance(found, plain)
+    record = examination.record
+    record["reference"] = {}
     spec = HeadSpec(ORDER, "mean", WINDOW, SINKS) if description.causal else HeadSpec(ORDER, "mean")
     open_modules = {module.name for module in description.open_modules}
-    formula = examination.untouched("formula", lambda: reference_output(model, open_modules, spec, input_ids=tokens))
-    if formula is not None:
-        record["to_reference"] = distance(found, formula)
+    batches = {
+        "tokens": {"input_ids": inputs.token_ids()},
+        "left padding": inputs.left_padded(inputs.token_ids(batch=2)),
+    }
+    for name, batch in batches.items():
+        stage = f"adapt, {name}"
+        plain = examination.untouched(stage, lambda batch=batch: right_output(model, **batch))
+        if plain is None:
+            continue
+        found = examination.product(stage, lambda batch=batch: _adapted(model, description, batch))
+        again = examination.product(f"after {stage}", lambda batch=batch: run(model, **batch))
+        record["restored"] = record.get("restored", True) and again is not None and bool(torch.equal(again, plain))
+        formula = examination.untouched(
+            f"formula, {name}", lambda batch=batch: reference_output(model, open_modules, spec, batch)
+        )
+        if found is not None and formula is not None:
+            record["reference"][name] = {
+                "distance": _compared(found, formula, batch)["distance"],
+                "changed_by": _compared(found, plain, batch)["distance"],
+            }
+
+
+def _adapted(model: Any, description: Any, batch: dict[str, Tensor]) -> Tensor:
+    with taylorder.adapted(model, low_order(description)):
+        return run(model, **batch)
 
 
 def against_the_untouched(examination: Examination, model: Any, description: Any) -> None:

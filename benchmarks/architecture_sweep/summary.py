@@ -35,10 +35,10 @@ def _checks(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
     """In how many runs each comparison was made: none at all would pass as well."""
     made: Counter[str] = Counter()
     for record, _ in judged:
-        made.update(key for key in ("to_reference", "restored", "load") if key in record)
+        made.update(key for key in ("restored", "load") if key in record)
         made.update(key for key in ("to_full_pass", "padded_to_alone") if key in record.get("generate", {}))
         made["direction"] += record.get("direction", {}).get("alone") is not None
-        for config in ("exact", "all near"):
+        for config in ("reference", "exact", "all near"):
             made.update(f"{config}, {batch}" for batch in record.get(config, {}))
         made["masks"] += any(
             not batch["masks"].startswith("not compared") for batch in record.get("exact", {}).values()

@@ -47,8 +47,9 @@ def _wrong(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"direction: described as {direction['described']}, the untouched model is {direction['alone']}"
     if not record.get("restored", True):
         yield "restored: after the block the model gives another output"
-    if "to_reference" in record and _beyond(record["to_reference"], TOLERANCE):
-        yield f"reference: {_number(record['to_reference'])} from float64"
+    for name, found in record.get("reference", {}).items():
+        if _beyond(found["distance"], TOLERANCE):
+            yield f"reference, {name}: {_number(found['distance'])} from float64"
     for name, found in record.get("exact", {}).items():
         exactly = found["untouched_runs_sdpa"]
         if (exactly and not found["identical"]) or _beyond(found["distance"], EAGER_TOLERANCE):
