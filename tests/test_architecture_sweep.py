@@ -10,7 +10,7 @@ from architecture_sweep import verdict as verdicts
 from architecture_sweep.attention import compare_admissions
 from architecture_sweep.log import Log
 from architecture_sweep.summary import summary
-from architecture_sweep.verdict import verdict
+from architecture_sweep.verdict import DIFFER, PADDING_ROWS_DIFFER, verdict
 
 SAME = {"distance": 0.0, "identical": True, "masks": "equal", "untouched_runs_sdpa": True}
 NEAR = {"distance": 4e-7, "identical": False, "untouched_runs_sdpa": True}
@@ -65,7 +65,14 @@ def test_a_record_without_fault_passes():
             {"exact__tokens": SAME | {"untouched_runs_sdpa": False, "identical": False, "distance": 2e-5}},
             "exact, tokens",
         ),
-        ({"exact__left padding": SAME | {"masks": "differ"}}, "masks, left padding: exact heads see other keys"),
+        (
+            {"exact__left padding": SAME | {"masks": DIFFER}},
+            "masks, left padding: those of exact heads and of the untouched model differ",
+        ),
+        (
+            {"exact__left padding": SAME | {"masks": PADDING_ROWS_DIFFER}},
+            "masks, left padding: those",
+        ),
         ({"all_near__tokens": NEAR | {"distance": 0.3}}, "all near, tokens: 0.3 from the untouched model"),
         ({"generate__to_full_pass": 0.2}, "generate, to_full_pass: 0.2"),
         ({"generate__padded_to_alone": None}, "generate, padded_to_alone: NaN or infinite"),
@@ -84,7 +91,6 @@ def test_wrong_numbers_are_named(changes, words):
     "changes",
     [
         {"exact__tokens": SAME | {"untouched_runs_sdpa": False, "identical": False, "distance": 9e-6}},
-        {"exact__left padding": SAME | {"masks": "padding rows differ"}},
         {"exact__left padding": SAME | {"masks": "not compared (0 calls of SDPA, 2 inside adapted)"}},
         {"generate__to_full_pass": 0.4, "generate__untouched_to_full_pass": 0.39},
         {"direction__padded": "both directions"},
@@ -170,7 +176,7 @@ def test_masks_are_compared_row_by_row():
     block[..., 1, 2] = True
     assert compare_admissions([causal, padded], [causal, padded], real) == "equal"
     assert compare_admissions([causal], [causal.expand(2, 1, 4, 4)], real) == "equal"
-    assert compare_admissions([itself], [padded], real) == "padding rows differ"
-    assert compare_admissions([causal, causal], [causal, block], real) == "differ"
-    assert compare_admissions([causal], [padded], real) == "differ"
+    assert compare_admissions([itself], [padded], real) == PADDING_ROWS_DIFFER
+    assert compare_admissions([causal, causal], [causal, block], real) == DIFFER
+    assert compare_admissions([causal], [padded], real) == DIFFER
     assert compare_admissions([causal], [], real).startswith("not compared")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .verdict import DIFFER, PADDING_ROWS_DIFFER
+
 NAME = "architectures_benchmark"
 BEYOND_SCORES = ("softcap", "position_bias", "s_aux", "sinks", "indices", "block_indices")
 
@@ -135,20 +137,19 @@ def admissions() -> Iterator[list[Tensor]]:
 def compare_admissions(ours: list[Tensor], theirs: list[Tensor], real: Tensor) -> str:
     """Whether two lists of admissions are equal, mask for mask; ``real`` ``[B, T]`` is False for padding.
 
-    Returns ``equal``, ``differ``, ``padding rows differ`` where only queries that are padding see other keys, and
-    ``not compared`` where either model did not run SDPA for the same modules.
+    Returns ``equal``, one of the two ways to differ, or ``not compared`` where the two did not run SDPA equally often.
     """
     if not theirs or len(ours) != len(theirs):
         return f"not compared ({len(theirs)} calls of SDPA, {len(ours)} inside adapted)"
     padding_rows = False
     for our, their in zip(ours, theirs, strict=True):
         if our.shape[-2:] != their.shape[-2:]:
-            return "differ"
+            return DIFFER
         rows = (our != their).any(-1).any(1)  # [B, T]
         if rows.shape[1] == real.shape[1] and rows.shape[0] in (1, len(real)):
             if (rows & real).any():
-                return "differ"
+                return DIFFER
             padding_rows |= bool((rows & ~real).any())
         elif rows.any():
-            return "differ"
-    return "padding rows differ" if padding_rows else "equal"
+            return DIFFER
+    return PADDING_ROWS_DIFFER if padding_rows else "equal"

@@ -25,8 +25,6 @@ def notes(record: Mapping[str, Any]) -> Iterator[str]:
     if any(cosine < 0.999 for cosine in (record.get("projection_cosines") or {}).values()):
         yield "the weights found alone do not make q, k, v (norms and rotations inside the module, or a fault)"
     masks = {batch["masks"] for batch in record.get("exact", {}).values()}
-    if "padding rows differ" in masks:
-        yield "masks differ in the rows of padding queries only"
     if any(said.startswith("not compared") for said in masks):
         yield "masks not compared: the untouched model does not run SDPA in the same modules"
     if len({direction.get("alone"), direction.get("padded")} - {None}) > 1:

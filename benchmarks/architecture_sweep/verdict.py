@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+DIFFER, PADDING_ROWS_DIFFER = "differ", "differ in rows of padding queries only"
 
 # Right outputs of tiny float32 models are within 1e-4 (products in another order, twice over for a cache), wrong ones
 # beyond 1e-2 (a mask or a key that is missing): nothing lies between.
@@ -54,8 +57,8 @@ def _wrong(record: Mapping[str, Any]) -> Iterator[str]:
         exactly = found["untouched_runs_sdpa"]
         if (exactly and not found["identical"]) or _beyond(found["distance"], EAGER_TOLERANCE):
             yield f"exact, {name}: {_number(found['distance'])} from the untouched model"
-        if found["masks"] == "differ":
-            yield f"masks, {name}: exact heads see other keys than the untouched model's"
+        if found["masks"] in (DIFFER, PADDING_ROWS_DIFFER):
+            yield f"masks, {name}: those of exact heads and of the untouched model {found['masks']}"
     for name, found in record.get("all near", {}).items():
         if _beyond(found["distance"], TOLERANCE):
             yield f"all near, {name}: {_number(found['distance'])} from the untouched model"
@@ -112,4 +115,4 @@ def reason(record: Mapping[str, Any], message: str) -> str:
     message = re.sub(rf"\b({re.escape(record['class'])}|{re.escape(record['type'])})\b", "…", message)
     message = re.sub(r"[\w.]*\w\.[\w.]*\w|\d[\d,]*", "…", message)
     message = re.split(r"[:;]|, so |, which ", message)[0]
-    return re.sub(r"\s+", " ", re.sub("…+", "…", message)).strip()[:110]
+    return textwrap.shorten(re.sub("…+", "…", message), 120, placeholder=" …")
