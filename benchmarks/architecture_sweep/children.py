@@ -24,7 +24,7 @@ class _Child:
     run: Run
     process: Any
     began: float
-    stage: str = "start"
+    stage: str = "build"
 
 
 def records(

@@ -83,7 +83,7 @@ def _foreign(record: Mapping[str, Any]) -> Iterator[str]:
     for failure in record.get("foreign", ()):
         yield f"{failure['stage']}: {failure['error']}: {failure['message']} @ {failure['where']}"
     stage = str(record.get("ended", "")).removeprefix("died in ")
-    if stage != record.get("ended", "") and stage not in ("start", "build") and not stage.endswith("untouched"):
+    if stage != record.get("ended", "") and stage != "build" and not stage.endswith("untouched"):
         yield f"{stage}: the process died"
 
 
