@@ -1,0 +1,80 @@
+"""The tiny random model of a run, by the first recipe that gives one that works."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from .classes import Run
+from .inputs import own_inputs, token_ids
+from .recipes import RECIPES, SPECIAL_CASES
+
+MOST_PARAMETERS = 450_000_000
+
+
+class NotBuiltError(Exception):
+    """No recipe gave a model: this benchmark's limit, not the product's."""
+
+
+def build(run: Run, facts: dict[str, Any]) -> Any:
+    """Return the model of the first recipe by which it is built and runs, else of the first by which it is built.
+
+    ``facts`` is told the recipe, the number of parameters, whether the model ran, and why recipes failed.
+    """
+    errors: list[str] = []
+    first_built: tuple[Any, dict[str, Any]] | None = None
+    for name, recipe in RECIPES.items():
+        try:
+            config = _config(run, recipe)
+            parameters = _parameters(run.model_class, config)
+            if parameters > MOST_PARAMETERS:
+                raise NotBuiltError(f"{parameters / 1e6:.0f} million parameters")
+            torch.manual_seed(0)
+            model = run.model_class(config).eval()
+            built = {"recipe": name, "parameters": parameters, "special_case": run.model_type in SPECIAL_CASES}
+            first_built = first_built or (model, built)
+            _run(model)
+        except MemoryError:
+            raise
+        except Exception as error:
+            errors.append(f"{name}: {type(error).__name__}: {str(error)[:240]}")
+        else:
+            facts |= built | {"ran": True}
+            return model
+    facts["errors"] = errors
+    if first_built is None:
+        raise NotBuiltError("no recipe gives a model")
+    model, built = first_built
+    facts |= built | {"ran": False}
+    return model
+
+
+def _config(run: Run, recipe: Any) -> Any:
+    config = copy.deepcopy(run.config_class())
+    recipe(config)
+    SPECIAL_CASES.get(run.model_type, lambda config: None)(config)
+    wanted = run.model_class.config_class
+    if type(config) is not wanted:  # the class is that of a part of the model, as auto classes take it
+        config = next((part for part in vars(config).values() if type(part) is wanted), config)
+    if run.variant == "head" and run.optional_head and hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    return config
+
+
+def _parameters(model_class: Any, config: Any) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters())
+
+
+def _run(model: Any) -> None:
+    """Raise unless the model runs, on token ids or on inputs of its own: a shrunk config may contradict itself."""
+    with torch.no_grad():
+        try:
+            model(input_ids=token_ids(length=24))
+        except Exception as alone:
+            try:
+                model(**own_inputs(model))
+            except Exception as own:
+                raise NotBuiltError(f"on token ids: {alone!r:.110}; on its own inputs: {own!r:.110}") from own

@@ -1,0 +1,124 @@
+"""An adapted model against the untouched one, and against the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import taylorder
+from taylorder.kernels import HeadSpec
+
+from . import inputs
+from .attention import admissions, compare_admissions
+from .examination import Examination
+from .running import distance, right_output, run
+from .truth import reference_output
+
+ORDER, WINDOW, SINKS = 2, 4, 1
+_ROUNDING = 1e-5
+
+
+def low_order(description: Any, window: int = WINDOW, sinks: int = SINKS) -> Any:
+    """One low order for all heads; encoders have no near field."""
+    near = {"window": window, "sinks": sinks} if description.causal else {}
+    return taylorder.OrderConfig.uniform(description, ORDER, "mean", **near)
+
+
+def directions(examination: Examination, model: Any, description: Any) -> None:
+    """The direction described, and that of the untouched model: does another last token change earlier outputs?"""
+    tokens = inputs.token_ids()
+    other = tokens.clone()
+    other[0, -1] += 1
+
+    def observed(**mask: Tensor) -> str:
+        before, after = (right_output(model, input_ids=ids, **mask)[:, :-1] for ids in (tokens, other))
+        moved = distance(after, before)
+        return _direction(moved is not None and moved < _ROUNDING)
+
+    mask = inputs.left_padded(tokens)["attention_mask"]
+    examination.record["direction"] = {
+        "described": _direction(description.causal),
+        "alone": examination.untouched("direction", observed),
+        "padded": examination.untouched("direction, left padding", lambda: observed(attention_mask=mask)),
+    }
+
+
+def _direction(causal: bool) -> str:
+    return "causal" if causal else "both directions"
+
+
+def against_the_reference(examination: Examination, model: Any, description: Any) -> None:
+    """One low order for all heads against the reference, and whether the model is as it was afterwards."""
+    record = examination.record
+    record["reference"] = {}
+    spec = HeadSpec(ORDER, "mean", WINDOW, SINKS) if description.causal else HeadSpec(ORDER, "mean")
+    open_modules = {module.name for module in description.open_modules}
+    batches = {
+        "tokens": {"input_ids": inputs.token_ids()},
+        "left padding": inputs.left_padded(inputs.token_ids(batch=2)),
+    }
+    for name, batch in batches.items():
+        stage = f"adapt, {name}"
+        plain = examination.untouched(stage, lambda batch=batch: right_output(model, **batch))
+        if plain is None:
+            continue
+        found = examination.product(stage, lambda batch=batch: _adapted(model, description, batch))
+        again = examination.product(f"after {stage}", lambda batch=batch: run(model, **batch))
+        record["restored"] = record.get("restored", True) and again is not None and bool(torch.equal(again, plain))
+        formula = examination.untouched(
+            f"formula, {name}", lambda batch=batch: reference_output(model, open_modules, spec, batch)
+        )
+        if found is not None and formula is not None:
+            record["reference"][name] = {
+                "distance": _compared(found, formula, batch)["distance"],
+                "changed_by": _compared(found, plain, batch)["distance"],
+            }
+
+
+def _adapted(model: Any, description: Any, batch: dict[str, Tensor]) -> Tensor:
+    with taylorder.adapted(model, low_order(description)):
+        return run(model, **batch)
+
+
+def against_the_untouched(examination: Examination, model: Any, description: Any) -> None:
+    """Two configs that change nothing, on every batch: all heads exact, and all keys of a causal model near."""
+    untouched: dict[str, tuple[Tensor, list[Tensor]]] = {}
+    batches = inputs.batches(model)
+    for name, batch in batches.items():
+        with admissions() as masks:
+            plain = examination.untouched(name, lambda batch=batch: right_output(model, **batch))
+        if plain is not None:
+            untouched[name] = plain, masks[: len(masks) // 2]  # of the first of its two runs
+    configs: dict[str, Callable[[], Any]] = {"exact": lambda: taylorder.OrderConfig.uniform(description, "exact")}
+    if description.causal:
+        configs["all near"] = lambda: low_order(description, inputs.LENGTH, 0)
+    for label, config in configs.items():
+        examination.record[label] = {}
+        with ExitStack() as stack:
+            block = examination.product(
+                label, lambda config=config: stack.enter_context(taylorder.adapted(model, config()))
+            )
+            for name, (plain, masks) in untouched.items() if block is not None else ():
+                with admissions() as inside:
+                    found = examination.product(f"{label}, {name}", lambda name=name: run(model, **batches[name]))
+                if found is not None:
+                    compared = _compared(found, plain, batches[name])
+                    if label == "exact":
+                        compared["masks"] = compare_admissions(inside, masks, _real(batches[name]))
+                    examination.record[label][name] = compared | {"untouched_runs_sdpa": bool(masks)}
+
+
+def _compared(found: Tensor, plain: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+    """How outputs at real tokens differ."""
+    real = _real(batch)
+    rows = real if found.shape[:2] == real.shape else slice(None)
+    return {"distance": distance(found[rows], plain[rows]), "identical": bool(torch.equal(found[rows], plain[rows]))}
+
+
+def _real(batch: dict[str, Tensor]) -> Tensor:
+    """Bool ``[B, T]``, False for padding."""
+    return batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()

@@ -1,0 +1,91 @@
+"""The table at the end of a sweep, in Markdown, and the lists behind its rows."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from .notes import notes
+from .verdict import OUTCOMES, REFUSED, Verdict, about_kinds_of_tokens, reason, verdict
+
+Record = Mapping[str, Any]
+_NAMES = 8
+
+
+def summary(records: Iterable[Record]) -> str:
+    """Outcomes by run and by type (each by its best variant), then everything that has to be looked into, by name."""
+    judged = [(record, verdict(record)) for record in records]
+    return "\n".join([*_table(judged), *_checks(judged), *_failures(judged), *_refusals(judged), *_notes(judged)])
+
+
+def _table(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
+    best: dict[str, str] = {}
+    for record, found in judged:
+        best[record["type"]] = min(found.outcome, best.get(record["type"], found.outcome), key=OUTCOMES.index)
+    yield "| outcome | runs | types, by their best variant |"
+    yield "| --- | ---: | ---: |"
+    for outcome in OUTCOMES:
+        runs = sum(found.outcome == outcome for _, found in judged)
+        yield f"| {outcome} | {runs} | {list(best.values()).count(outcome)} |"
+    yield f"| all | {len(judged)} | {len(best)} |"
+
+
+def _checks(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
+    """In how many runs each comparison was made: none at all would pass as well."""
+    made: Counter[str] = Counter()
+    for record, _ in judged:
+        made.update(key for key in ("restored", "load") if key in record)
+        made.update(key for key in ("to_full_pass", "padded_to_alone") if key in record.get("generate", {}))
+        made["direction"] += record.get("direction", {}).get("alone") is not None
+        for config in ("reference", "exact", "all near"):
+            made.update(f"{config}, {batch}" for batch in record.get(config, {}))
+        made["masks"] += any(
+            not batch["masks"].startswith("not compared") for batch in record.get("exact", {}).values()
+        )
+    yield "\nRuns in which each check was made:"
+    yield from (f"  {count:4d}  {check}" for check, count in sorted(made.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _failures(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
+    for title, which in (("Wrong numbers", "wrong"), ("Exceptions that are not the project's", "foreign")):
+        failing = [(record, getattr(found, which)) for record, found in judged if getattr(found, which)]
+        yield f"\n{title}: {len(failing)} runs"
+        for record, lines in failing:
+            yield from (f"  {_name(record)}: {line}" for line in lines)
+
+
+def _refusals(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
+    at_once: dict[str, list[str]] = defaultdict(list)
+    later: dict[str, list[str]] = defaultdict(list)
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for record, found in judged:
+        for failure in record.get("refused", ()):
+            if failure["stage"] == "analyze":
+                if found.outcome == REFUSED:
+                    at_once[reason(record, failure["message"])].append(_name(record))
+            else:
+                group = kinds if about_kinds_of_tokens(failure["stage"]) else later
+                group[f"{failure['stage']}: {reason(record, failure['message'])}"].append(_name(record))
+    yield from _grouped("Refused by reason", at_once)
+    yield from _grouped("Analysed, then refused, by stage and reason", later)
+    yield from _grouped("Batches with kinds of tokens that were refused", kinds)
+
+
+def _notes(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
+    lines: dict[str, list[str]] = defaultdict(list)
+    for record, _ in judged:
+        for line in notes(record):
+            lines[line].append(_name(record))
+    yield from _grouped("Notes", lines)
+
+
+def _grouped(title: str, groups: Mapping[str, list[str]]) -> Iterator[str]:
+    yield f"\n{title}: {sum(map(len, groups.values()))}"
+    for words, names in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])):
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        yield f"  {len(names):4d}  {words}: {', '.join(names[:_NAMES])}{more}"
+
+
+def _name(record: Record) -> str:
+    return f"{record['type']} ({record['variant']})"
