@@ -16,7 +16,8 @@ from typer.main import get_command
 
 from taylorder import cli
 from taylorder.commands import compile_report as command
-from taylorder.kernels.triton_backend import aot, compilers, sass, settings
+from taylorder.compile_report import ahead_of_time, compilers, sass
+from taylorder.kernels.triton_backend import settings
 from taylorder.reports import compiled
 
 ROOT = Path(__file__).parent.parent
@@ -30,12 +31,12 @@ MIXED = """
 import json, sys
 from dataclasses import replace
 import torch
-from taylorder.kernels.triton_backend import aot
-from taylorder.kernels.triton_backend.compilers import compile_all
+from taylorder.compile_report import ahead_of_time
+from taylorder.compile_report.compilers import compile_all
 from taylorder.kernels.triton_backend.settings import Setting
 
 def job(head_dim, order, **constants):
-    jobs = aot.jobs(head_dim, torch.bfloat16)
+    jobs = ahead_of_time.jobs(head_dim, torch.bfloat16)
     found = next(j for j in jobs if j.kernel == "read_state" and f"P={order} " in j.config and "prefill" in j.config)
     return replace(found, constants=tuple((dict(found.constants) | constants).items()))
 
@@ -66,10 +67,10 @@ def compiling(*arguments, timeout=600):
 @pytest.fixture(scope="module")
 def at_64():
     """The JSON document of head dim 64 for all targets."""
-    targets = [word for target in aot.TARGETS for word in ("--target", target)]
+    targets = [word for target in ahead_of_time.TARGETS for word in ("--target", target)]
     done = compiling("-m", "taylorder", "compile-report", "--head-dim", 64, *targets, "--format", "json")
     assert done.returncode == 0, done.stderr
-    number = len(aot.TARGETS) * len(list(aot.jobs(64, torch.bfloat16)))
+    number = len(ahead_of_time.TARGETS) * len(list(ahead_of_time.jobs(64, torch.bfloat16)))
     assert done.stderr.splitlines()[-1] == f"compiled: {number} of {number}"
     return json.loads(done.stdout)
 
@@ -79,9 +80,9 @@ def test_json_is_one_document_with_a_row_per_kernel_config_and_target(at_64):
     assert {"taylorder", "torch", "triton"} <= set(at_64["software"])
     assert (at_64["dtype"], at_64["all_settings"]) == ("bfloat16", False)
     assert all(set(row) == ROW_KEYS and row["default"] for row in at_64["rows"])
-    jobs = list(aot.jobs(64, torch.bfloat16))
+    jobs = list(ahead_of_time.jobs(64, torch.bfloat16))
     assert [(row["target"], row["kernel"], row["config"]) for row in at_64["rows"]] == [
-        (target, job.kernel, job.config) for target in aot.TARGETS for job in jobs
+        (target, job.kernel, job.config) for target in ahead_of_time.TARGETS for job in jobs
     ]
     assert [row["warps"] for row in at_64["rows"][: len(jobs)]] == [job.setting.warps for job in jobs]
     assert all(row["registers"] > 0 and row["shared_bytes"] > 0 for row in at_64["rows"])
@@ -172,7 +173,7 @@ def test_no_cycles_are_counted_where_the_peak_is_unknown_or_nothing_is_multiplie
 @pytest.fixture
 def report():
     """A report on rows made up: one fine, one that spills, one too large, one failed, and AMD."""
-    first, second, *_, last = aot.jobs(64, torch.bfloat16)
+    first, second, *_, last = ahead_of_time.jobs(64, torch.bfloat16)
     unlike = replace(first, setting=settings.Setting(32, 4, 2, 128), default=False)
     loops = (sass.Loop(100, 32.0, 200.0), sass.Loop(120, 288.0, 240.0))
     return compiled.CompileReport(
@@ -180,11 +181,11 @@ def report():
         every_setting=True,
         targets=("sm_80", "gfx942"),
         rows=(
-            aot.Compiled(first, "sm_80", 128, 0, 24 << 10, loops),
-            aot.Compiled(unlike, "sm_80", 128, 1, 24 << 10, loops),
-            aot.Compiled(second, "sm_80", 64, 0, 200 << 10, loops[1:]),
-            aot.Failed(last, "sm_80", "PTXASError: Insufficient registers"),
-            aot.Compiled(first, "gfx942", 256, 29, 9216, ()),
+            ahead_of_time.Compiled(first, "sm_80", 128, 0, 24 << 10, loops),
+            ahead_of_time.Compiled(unlike, "sm_80", 128, 1, 24 << 10, loops),
+            ahead_of_time.Compiled(second, "sm_80", 64, 0, 200 << 10, loops[1:]),
+            ahead_of_time.Failed(last, "sm_80", "PTXASError: Insufficient registers"),
+            ahead_of_time.Compiled(first, "gfx942", 256, 29, 9216, ()),
         ),
         overheads=(compiled.Overhead(16, 8, 1.0001), compiled.Overhead(64, 3, 1.46247), compiled.Overhead(64, 4, 1.08)),
     )
@@ -271,7 +272,7 @@ def test_the_options_and_their_defaults_are_those_of_the_kernels():
         "--target": None, "--head-dim": None, "--dtype": "bfloat16", "--all-settings": False, "--format": "human",
     }  # fmt: skip
     assert all(each.help.endswith(".") for each in options.values())
-    assert aot.TARGETS == command.TARGETS
+    assert ahead_of_time.TARGETS == command.TARGETS
     assert settings.HEAD_DIMS == command.HEAD_DIMS
 
 
@@ -311,10 +312,10 @@ def test_a_missing_triton_is_named(run, monkeypatch):
 def test_targets_of_another_form_are_refused_by_the_kernels_too():
     for name in ("sm_90", "sm_100", "gfx942", "gfx90a"):
         assert command._targets([name, name]) == (name,)
-        assert aot.gpu_target(name).backend == ("cuda" if name.startswith("sm_") else "hip")
-    assert [aot.gpu_target(name).warp_size for name in ("sm_90", "gfx942", "gfx1100")] == [32, 64, 32]
+        assert ahead_of_time.gpu_target(name).backend == ("cuda" if name.startswith("sm_") else "hip")
+    assert [ahead_of_time.gpu_target(name).warp_size for name in ("sm_90", "gfx942", "gfx1100")] == [32, 64, 32]
     with pytest.raises(ValueError, match="target is 'h100', expected sm_NN"):
-        aot.gpu_target("h100")
+        ahead_of_time.gpu_target("h100")
 
 
 @pytest.mark.slow
@@ -322,6 +323,8 @@ def test_no_default_setting_of_any_head_dim_spills():
     done = compiling("-m", "taylorder", "compile-report", "--format", "json", timeout=3600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert len(rows) == len(aot.TARGETS) * sum(len(list(aot.jobs(d, torch.bfloat16))) for d in settings.HEAD_DIMS)
+    assert len(rows) == len(ahead_of_time.TARGETS) * sum(
+        len(list(ahead_of_time.jobs(d, torch.bfloat16))) for d in settings.HEAD_DIMS
+    )
     assert [(row["kernel"], row["config"], row["target"], row["spills"]) for row in rows if row["spills"]] == []
     assert all(row["shared_bytes"] <= row["shared_limit_bytes"] for row in rows)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tolerances import TOLERANCE
 from triton_cases import sized
 
+from taylorder.compile_report.ahead_of_time import state_overhead
 from taylorder.kernels import HeadSpec
 from taylorder.kernels.tables import count
 from taylorder.kernels.triton_backend import plan as work
-from taylorder.kernels.triton_backend.aot import state_overhead
 from taylorder.kernels.triton_backend.book import Kind, book
 from taylorder.kernels.triton_backend.heads import head_tables, state_coefficients
 from taylorder.kernels.triton_backend.plan import Rows

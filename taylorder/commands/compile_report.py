@@ -64,11 +64,11 @@ def compile_report(
     import torch
     import triton.compiler  # here, so that every compiler process has it from the start  # noqa: F401
 
-    from taylorder.kernels.triton_backend import aot
-    from taylorder.kernels.triton_backend.compilers import compile_all
+    from taylorder.compile_report import ahead_of_time
+    from taylorder.compile_report.compilers import compile_all
     from taylorder.reports import compiled
 
-    jobs = [job for size in sizes for job in aot.jobs(size, getattr(torch, dtype), all_settings)]
+    jobs = [job for size in sizes for job in ahead_of_time.jobs(size, getattr(torch, dtype), all_settings)]
     with progress:
         rows = compile_all([(job, target) for target in chosen for job in jobs], progress)
     report = compiled.CompileReport(
@@ -77,9 +77,9 @@ def compile_report(
         targets=chosen,
         rows=tuple(rows),
         overheads=tuple(
-            compiled.Overhead(size, order, aot.state_overhead(size, order))
+            compiled.Overhead(size, order, ahead_of_time.state_overhead(size, order))
             for size in sizes
-            for order in aot.orders(size)
+            for order in ahead_of_time.orders(size)
         ),
     )
     print_report(output, lambda: compiled.as_document(report), lambda console: compiled.render(report, console))

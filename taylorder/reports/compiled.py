@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from taylorder.kernels.triton_backend.aot import Compiled, Failed, shared_limit
+from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
 from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
 from taylorder.reports.human import counted, number, size

@@ -11,14 +11,14 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import IO, Callable, Union, cast
+from typing import IO, cast
 
-from .aot import Compiled, Failed, Job, compile_job
+from taylorder.compile_report.ahead_of_time import Compiled, Failed, Job, compile_job
 
-Outcome = Union[Compiled, Failed]
+Outcome = Compiled | Failed
 
 Progress = Callable[[str, int, int], None]
 """Told what is counted, how many are done, and how many there are."""

@@ -12,15 +12,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
-from .book import Kind, book
-from .launch import kernel, triton_type
-from .plan import TOGETHER
-from .sass import Loop, loops
-from .settings import (
+from taylorder.compile_report.sass import Loop, loops
+from taylorder.kernels.triton_backend.book import Kind, book
+from taylorder.kernels.triton_backend.launch import kernel, triton_type
+from taylorder.kernels.triton_backend.plan import TOGETHER
+from taylorder.kernels.triton_backend.settings import (
     Precision,
     Setting,
     fold_settings,
@@ -30,7 +30,7 @@ from .settings import (
     query_rows,
     state_settings,
 )
-from .tiles import Layout
+from taylorder.kernels.triton_backend.tiles import Layout
 
 TARGETS = ("sm_80", "sm_90", "gfx942")
 
@@ -249,7 +249,7 @@ def compile_job(job: Job, target: str) -> Compiled:
     return Compiled(job, target, registers, spills, made.metadata.shared, tuple(found))
 
 
-def _step_name(name: str) -> Optional[str]:
+def _step_name(name: str) -> str | None:
     return {"fold_tokens": "TOKENS", "read_state": None}.get(name, "COLUMNS")
 
 
@@ -277,7 +277,7 @@ def gpu_target(name: str) -> Any:
     raise ValueError(f"target is {name!r}, expected sm_NN (NVIDIA) or gfxNNN (AMD), such as {', '.join(TARGETS)}")
 
 
-def shared_limit(target: str) -> Optional[int]:
+def shared_limit(target: str) -> int | None:
     """Most bytes of shared memory that a program can have; None if that is not known here."""
     return _SHARED_LIMITS.get(target)
 
@@ -326,6 +326,6 @@ def state_overhead(head_dim: int, order: int) -> float:
 
 
 def _monomials(head_dim: int, degree: int) -> int:
-    from ..tables import count
+    from taylorder.kernels.tables import count
 
     return count(degree, head_dim)

@@ -1,0 +1,5 @@
+"""What the Triton kernels take on a GPU that need not be there: every setting compiled, its instructions counted.
+
+``ahead_of_time`` compiles one setting of one kernel, ``compilers`` many of them in processes that may crash, ``sass``
+counts the cycles of inner loops. Read it in this order. It is no part of the kernels that are published.
+"""
