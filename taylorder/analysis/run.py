@@ -10,6 +10,7 @@ import torch
 
 from taylorder.analysis import text as texts
 from taylorder.analysis.capture import run_layers
+from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, NearFieldPreview, SpectralRow
 from taylorder.analysis.spectral import Matrix, fit_spectra, unavailable
@@ -79,6 +80,7 @@ def analyze(
             f"{description.name} attends in both directions and has no near field; found window {window} and sinks "
             f"{sinks}, expected 0 and 0"
         )
+    refuse_broken_weights(model, description.name)
     text = text or texts.calibration_text()
     length = min(sequence_length, description.max_context)
     input_ids = texts.sequences(tokenizer, text, length, max_tokens)
