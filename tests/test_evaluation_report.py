@@ -296,11 +296,12 @@ def test_a_run_comes_back_with_its_evaluation(tmp_path, short):
     assert report["evaluation"]["exact_everywhere"] is short.exact_everywhere
 
 
-def test_a_run_without_an_evaluation_says_nothing_of_it(tmp_path):
+def test_a_run_without_an_evaluation_says_that_losses_were_not_measured(tmp_path):
     chosen = synthetic.selection(MEASURED)
     run_directory.write(tmp_path, MEASURED, chosen)
     assert run_directory.read_evaluation(tmp_path) is None
-    assert "What the model loses" not in terminal.as_text(MEASURED, chosen)
+    text = " ".join(terminal.as_text(MEASURED, chosen).split())
+    assert "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them" in text
 
 
 def test_the_report_of_an_analysis_ends_with_the_losses():
