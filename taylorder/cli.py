@@ -12,6 +12,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from taylorder.commands._stopping import (
+    INTERRUPTED,
+    TERMINATED,
+    drop_output,
+    ended,
+    refused_output,
+    termination_as_interrupt,
+)
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
 from taylorder.commands.claims import claims
@@ -21,8 +29,6 @@ from taylorder.commands.generate import generate
 from taylorder.commands.show import show
 from taylorder.errors import TaylorderError
 from taylorder.provenance import software_versions
-
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="taylorder",
@@ -73,17 +79,42 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without these characters gets ? instead of a crash
+    if sys.stdout is None:
+        _fail(str(refused_output()), TaylorderError.exit_code)
     try:
-        app()
+        with termination_as_interrupt():
+            _run()
     except TaylorderError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", _INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        _fail_stopped(stop)
+    except BrokenPipeError:  # `| head`: whoever reads has enough
+        drop_output()
+        raise SystemExit(1) from None
+    except OSError as error:
+        if (why := refused_output()) is None:
+            why = f"{error.filename or 'a file'}: {error.strerror or error}; name another file or folder"
+        else:
+            drop_output()
+        _fail(why, TaylorderError.exit_code)
+
+
+def _run() -> NoReturn:
+    try:
+        app()
     except SystemExit as stop:
         # Inside a command typer turns the interrupt into this code without a word.
-        if stop.code == _INTERRUPTED:
-            _fail("interrupted", _INTERRUPTED)
+        if stop.code == INTERRUPTED:
+            _fail_stopped(stop)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk shows only here where little was written
         raise
+    raise SystemExit(0)
+
+
+def _fail_stopped(stop: BaseException) -> NoReturn:
+    word = ended(stop)
+    _fail(word, TERMINATED if word == "terminated" else INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -31,6 +31,16 @@ class BoundMissedError(TaylorderError):
     exit_code = 4
 
 
+class StoppedError(TaylorderError):
+    """The user, or the machine, ended a command; the message says what is kept."""
+
+    exit_code = 130
+
+
+class Terminated(KeyboardInterrupt):  # what SIGTERM raises here, so that it ends a command as Ctrl-C does
+    """The process was asked to end."""
+
+
 class ConfigError(TaylorderError):
     """An ``orders.json`` is malformed, or does not belong to the model at hand."""
 

@@ -162,8 +162,8 @@ def test_an_option_has_no_negative_bytes():
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("65536", 65_536),
-        ("1", 1),
+        ("65536B", 65_536),
+        ("1b", 1),
         ("512B", 512),
         ("64KiB", 65_536),
         ("128 KiB", 131_072),
@@ -175,7 +175,7 @@ def test_an_option_has_no_negative_bytes():
         ("2GiB", 2_147_483_648),
         ("2GB", 2_000_000_000),
         ("2.01KB", 2_010),  # 2.01 * 1000 is 2009.99… in floats
-        ("9007199254740993", 2**53 + 1),
+        ("9007199254740993B", 2**53 + 1),
         ("0.1KiB", 102),
         ("3.MiB", 3_145_728),
     ],
@@ -197,3 +197,9 @@ def test_parse_bytes_refuses(text):
     assert repr(text) in str(refused.value)
     assert "expected a positive number of bytes" in str(refused.value)
     assert "MiB" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["128", "1.5", " 65536 "])
+def test_a_number_without_a_unit_is_no_size(text):
+    with pytest.raises(UsageError, match=f"which has no unit: write {text.strip()}KiB, .*or {text.strip()}B$"):
+        parse_bytes(text)

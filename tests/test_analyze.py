@@ -170,10 +170,10 @@ def test_settings_out_of_range_are_refused(setting, words, tiny_tokenizer):
     assert words in str(caught.value)
 
 
-def test_a_model_with_broken_weights_is_named(tiny_tokenizer):
+def test_a_model_that_overflows_is_named(tiny_tokenizer):
     model = TINY["llama"]()
     with torch.no_grad():
-        model.model.layers[1].self_attn.k_proj.weight[3] = torch.nan
+        model.model.layers[1].self_attn.k_proj.weight[3] = 3e38
     with pytest.raises(NonFiniteError, match=r"the keys of model\.layers\.1\.self_attn hold NaN or infinite values"):
         analyze(model, tiny_tokenizer, **SETTINGS)
     assert model.config._attn_implementation == "sdpa"
@@ -285,3 +285,21 @@ def test_the_loss_of_the_model_tells_whether_it_was_trained(tiny_tokenizer):
     assert calibration.untrained
     assert not replace(calibration, nll=0.89 * math.log(VOCAB)).untrained
     assert analyze(TINY["bert"](), tiny_tokenizer, **SETTINGS).calibration.nll is None
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.o_proj.weight", "lm_head.weight", "model.norm.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_broken_weight_is_named_before_anything_is_measured(tiny_tokenizer, monkeypatch, name, value):
+    model = TINY["llama"]()
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[5] = value
+    monkeypatch.setattr("taylorder.analysis.run._spectra", lambda *_: pytest.fail("measured"))
+    with pytest.raises(NonFiniteError, match=f"^tiny has 1 NaN or infinite of .* values in the weight {name}: .*fetch"):
+        analyze(model, tiny_tokenizer, name="tiny")
+
+
+def test_what_stands_for_a_token_that_never_occurs_may_be_anything(tiny_tokenizer):
+    model = TINY["llama"]()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[127] = torch.nan
+    analyze(model, tiny_tokenizer, max_tokens=64, sequence_length=32, rows=2, max_order=1)

@@ -104,7 +104,7 @@ def test_show_prints_the_same_report(analyze, run, saved, tmp_path, monkeypatch)
 
     held_out = Text("a few words", WORDS)
     monkeypatch.setattr("taylorder.analysis.evaluation_text.evaluation_text", lambda files=(): held_out)
-    code, out, err = analyze("--budget", 900, "--criterion", "gradient", evaluate=True)
+    code, out, err = analyze("--budget", "900B", "--criterion", "gradient", evaluate=True)
     assert code == 0, err
     assert run("show", tmp_path / "out") == (0, out, "")
     assert "What every KV head keeps" in out
@@ -137,7 +137,7 @@ def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
 
 
 def test_the_iterative_scheme_reports_its_rounds(analyze):
-    _, out, _ = analyze("--budget", 700, "--criterion", "iterative", "--format", "json")
+    _, out, _ = analyze("--budget", "700B", "--criterion", "iterative", "--format", "json")
     levers = json.loads(out)["levers"]
     assert levers["rounds"][0]["promised"] is None
     assert levers["rounds"][0]["among"] == "windows"
@@ -147,7 +147,7 @@ def test_the_iterative_scheme_reports_its_rounds(analyze):
 
 
 def test_windows_alone_give_windows_only(analyze, saved, tmp_path):
-    code, _, err = analyze("--budget", 800, "--levers", "window", "--criterion", "gradient")
+    code, _, err = analyze("--budget", "800B", "--levers", "window", "--criterion", "gradient")
     assert code == 0, err
     config, description = config_in(tmp_path / "out", saved)
     heads = [head for layer in config.layers for head in layer.heads]
@@ -155,6 +155,15 @@ def test_windows_alone_give_windows_only(analyze, saved, tmp_path):
     assert not all(head.order == "exact" for head in heads)
     assert config_bytes(config, description, 64) <= 4 * 800
     assert {row["coefficients"] for row in lever_rows(tmp_path / "out") if row["order"] != "exact"} == {"dropped"}
+
+
+def test_a_kv_head_that_a_tolerance_keeps_exact_is_not_exact_by_a_budget(analyze, saved, tmp_path):
+    code, out, _ = analyze("--levers", "all", "--tolerance", 1e-5)
+    assert code == 0
+    config, _ = config_in(tmp_path / "out", saved)
+    reasons = {head.reason for layer in config.layers for head in layer.heads if head.order == "exact"}
+    assert reasons == {"levers"}
+    assert "e  exact: the error allowed in all is spent better on other KV heads" in out
 
 
 def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path):
@@ -173,7 +182,8 @@ def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "value", "way_out"),
     [
-        (["--budget", "12 furlongs"], "size is '12 furlongs'", "for example 65536 or 1.5MiB"),
+        (["--budget", "12 furlongs"], "size is '12 furlongs'", "for example 65536B or 1.5MiB"),
+        (["--budget", "128"], "size is '128', which has no unit", "write 128KiB, 128MiB, or 128B"),
         (["--budget", "0"], "size is '0'", "expected a positive number of bytes"),
         (["--levers", "order,rank"], "--levers has 'rank'", "expected all, or some of order, expansion"),
         (["--levers", "all", "--policy", "alpha"], "--policy alpha knows no levers", "leave out --budget and --levers"),
@@ -193,7 +203,7 @@ def test_bad_options_are_refused_before_anything_is_loaded(analyze, tmp_path, mo
 
 @pytest.mark.parametrize("criterion", ["gradient", "iterative"])
 def test_a_budget_that_nothing_fits_is_named_with_the_way_out(analyze, tmp_path, criterion):
-    code, out, err = analyze("--budget", 100, "--criterion", criterion)
+    code, out, err = analyze("--budget", "100B", "--criterion", criterion)
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]
     assert last.startswith("error: the budget is 100 bytes per KV head, and the cheapest way to run one takes ")
@@ -203,7 +213,7 @@ def test_a_budget_that_nothing_fits_is_named_with_the_way_out(analyze, tmp_path,
 
 @pytest.mark.parametrize("criterion", ["gradient", "kl"])
 def test_sequences_shorter_than_every_window_are_refused(analyze, criterion):
-    code, out, err = analyze("--budget", 900, "--criterion", criterion, "--lever-length", 16)
+    code, out, err = analyze("--budget", "900B", "--criterion", criterion, "--lever-length", 16)
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]
     assert last.startswith("error: sequences are of 16 tokens, and no window offered is shorter: raise --lever-length")
@@ -218,7 +228,7 @@ def test_no_window_is_offered_that_hides_the_far_keys_of_a_longer_context(analyz
 
 
 def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, monkeypatch):
-    options = ("--budget", 700, "--criterion", "iterative", "--format", "json")
+    options = ("--budget", "700B", "--criterion", "iterative", "--format", "json")
     measured = []
 
     def counting(*arguments, **options):
@@ -234,7 +244,10 @@ def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, mon
     monkeypatch.setattr(refining, "measure_slopes", interrupt)
     code, out, err = analyze(*options)
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "error: interrupted"
+    records = tmp_path / "out" / "records"
+    assert err.splitlines()[-1] == (
+        f"error: interrupted; what was finished is kept in {records}: the same command goes on from there"
+    )
     assert not (tmp_path / "out" / "report.json").exists()
     first = [f"model.layers.{layer}.self_attn" for layer in (0, 1)]
     assert measured == first
@@ -267,7 +280,7 @@ def test_a_bidirectional_model_is_refused(analyze, tmp_path, monkeypatch, tiny_t
 
 
 def test_a_later_run_without_levers_leaves_no_table_of_them(analyze, tmp_path):
-    assert analyze("--budget", 900, "--criterion", "gradient")[0] == 0
+    assert analyze("--budget", "900B", "--criterion", "gradient")[0] == 0
     assert (tmp_path / "out" / "levers.csv").exists()
     code, out, _ = analyze()
     assert code == 0

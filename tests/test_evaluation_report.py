@@ -14,7 +14,7 @@ from taylorder.adapt.evaluate import Evaluation, TaskResults
 from taylorder.adapt.judge import Comparison, Standing
 from taylorder.analysis.intervals import Interval
 from taylorder.analysis.tasks import TaskRow
-from taylorder.reports import evaluation, run_directory, terminal, verdict
+from taylorder.reports import evaluation, evaluation_tables, run_directory, terminal, verdict
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.document import as_document, as_json
 from taylorder.reports.evaluation import EvalReport
@@ -28,7 +28,7 @@ def interval(estimate, spread=0.02):
     return Interval(estimate, estimate - spread, estimate + spread)
 
 
-def standing(name, taken, nll, exact=3.5, window=None, **changes):
+def standing(name, taken, nll, exact=3.5, window=None, config=None, **changes):
     buckets = ((0, 63, nll + 0.4), (64, 255, nll + 0.1), (256, 1023, nll), (1024, 4095, nll - 0.1), (4096, 8190, nll))
     made = Standing(
         name=name,
@@ -37,6 +37,7 @@ def standing(name, taken, nll, exact=3.5, window=None, **changes):
         nll=interval(nll, 0.2),
         delta_exact=None if name == "exact" else interval(nll - exact),
         delta_window=None if window is None else interval(nll - window),
+        config_less=None if config is None else interval(config - nll),
         perplexity=math.exp(nll) if nll < 700 else math.inf,
         kl=None if name == "exact" else interval(nll - exact + 0.01),
         agreement=None if name == "exact" else 0.876,
@@ -56,9 +57,9 @@ def comparison(config=3.7, *standings, length=4096, sequences=8, window=3.75, co
         standings=(
             standing("exact", 1024 * KIB, 3.5),
             standing("config", config_bytes, config, window=window),
-            standing("window", min(config_bytes, 1024 * KIB), window),
-            standing("paper", 12_455_300, 14.3, window=window),
-            standing("paper, raw", 12_455_300, 2000.0, window=window),
+            standing("window", min(config_bytes, 1024 * KIB), window, config=config),
+            standing("paper", 12_455_300, 14.3, window=window, config=config),
+            standing("paper, raw", 12_455_300, 2000.0, window=window, config=config),
             Standing("alphas", "", None, failure="no alpha could be fitted"),
             *standings,
         ),
@@ -94,6 +95,7 @@ def hidden_comparison():
     return comparison(standings=(
         Standing("exact", "", None, hidden_relative_l2=0.0, hidden_cosine=1.0),
         Standing("config", "", None, hidden_relative_l2=0.123, hidden_cosine=0.9876, guarded_share=0.0),
+        Standing("order 3", "", None, hidden_relative_l2=0.153, hidden_cosine=0.9, config_less=interval(-0.03)),
         Standing("paper", "order 4", None, failure="its final hidden states hold NaN or infinite values"),
     ))  # fmt: skip
 
@@ -161,19 +163,23 @@ def test_a_state_larger_than_the_cache_is_said_in_words():
 @pytest.mark.parametrize(
     ("made", "told"),
     [
-        (comparison(3.7), "0.200 above exact [+0.180, +0.220]. It beats sinks and a window of the same bytes (100 KiB"),
-        (comparison(3.7), "per KV head): the difference, -0.050 [-0.070, -0.030], excludes zero."),
-        (comparison(3.8), "It loses to sinks and a window of the same bytes (100 KiB per KV head): the difference, +0"),
-        (comparison(3.76), "It cannot be told from sinks and a window of the same bytes (100 KiB per KV head): the "
-         "difference, +0.010 [-0.010, +0.030], may be zero."),
-        (comparison(3.4), "0.100 below exact"),
-        (comparison(3.7, sequences=4), "On these 4 sequences it beats sinks"),
-        (comparison(3.7, sequences=4), "so few sequences all agree by chance one time in 8."),
+        (comparison(3.7), "At 4,096 tokens the config's loss is 3.700 nats per token: +0.200 [+0.180, +0.220] beside "
+         "exact, worse. It is better than sinks and one window of the same bytes (100 KiB per KV head; -0.050 [-0.070, "
+         "-0.030]), paper (-10.60 [-10.62, -10.58]) and paper, raw (-1996 [-1996, -1996])."),
+        (comparison(3.8), "and is worse than sinks and one window of the same bytes (100 KiB per KV head; +0.050 "
+         "[+0.030, +0.070])."),
+        (comparison(3.76), "It is better than paper (-10.54 [-10.56, -10.52]) and paper, raw (-1996 [-1996, -1996]) "
+         "and cannot be told apart here from sinks and one window of the same bytes (100 KiB per KV head; +0.010 "
+         "[-0.010, +0.030])."),
+        (comparison(3.51), "+0.010 [-0.010, +0.030] beside exact, from which it cannot be told apart here. It"),
+        (comparison(3.4), "-0.100 [-0.120, -0.080] beside exact, better. It"),
+        (comparison(3.7, sequences=4), "So few sequences all agree by chance one time in 8."),
         (comparison(3.7, config_bytes=2048 * KIB), "It takes no fewer bytes than the whole KV cache (1 MiB per KV"),
-        (hidden_comparison(), "At 4,096 tokens the config moves the final hidden states by 12%."),
+        (hidden_comparison(), "At 4,096 tokens the config moves the final hidden states by 12%. It is better than "
+         "order 3 (-3.0 percentage points [-5.0, -1.0])."),
     ],
 )  # fmt: skip
-def test_verdicts_say_whether_the_config_beats_the_window(made, told):
+def test_verdicts_name_every_rival_of_the_table(made, told):
     (verdict,) = words.verdicts(Evaluation(False, (made,)))
     assert told in verdict
 
@@ -181,12 +187,38 @@ def test_verdicts_say_whether_the_config_beats_the_window(made, told):
 def test_one_sequence_decides_nothing():
     made = comparison()
     endless = [
-        replaced(each, delta_window=each.delta_window and Interval(each.delta_window.estimate, -math.inf, math.inf))
+        replaced(
+            each,
+            delta_exact=each.delta_exact and Interval(each.delta_exact.estimate, -math.inf, math.inf),
+            config_less=each.config_less and Interval(each.config_less.estimate, -math.inf, math.inf),
+        )
         for each in made.standings
     ]
     (told,) = words.verdicts(Evaluation(False, (replaced(made, standings=tuple(endless), sequences=1),)))
-    assert "one sequence gives no interval and decides nothing" in told
+    assert told.endswith(
+        "3.700 nats per token: +0.200 beside exact. Without an interval, which decides nothing, it differs from sinks "
+        "and one window of the same bytes (100 KiB per KV head; -0.050), paper (-10.60) and paper, raw (-1996)."
+    )
     assert "inf" not in told
+
+
+def test_a_report_without_intervals_of_the_rivals_still_has_that_to_the_window():
+    made = comparison(3.717, window=3.75)
+    older = replaced(made, standings=tuple(replaced(each, config_less=None) for each in made.standings))
+    (told,) = words.verdicts(Evaluation(False, (older,)))
+    assert "better than sinks and one window of the same bytes (100 KiB per KV head; -0.033 [-0.053, -0.013])." in told
+    assert "it differs from paper (-10.58) and paper, raw (-1996)." in told
+
+
+@pytest.mark.parametrize("name", ["whole", "encoder", "one sequence", "tasks broke"])
+def test_the_verdict_names_every_rival_in_the_table(name):
+    for made in REPORTS[name]().evaluation.comparisons:
+        table = evaluation_tables.hidden(made) if name == "encoder" else evaluation_tables.figures(made)
+        rows = list(table.columns[0].cells)
+        assert rows[:2] == ["exact", "config"]
+        (told,) = words.verdicts(Evaluation(False, (made,)))
+        for rival in rows[2:]:
+            assert {"window": "sinks and one window of the same bytes"}.get(rival, rival) + " (" in told
 
 
 def test_verdicts_without_a_comparison():
@@ -264,11 +296,12 @@ def test_a_run_comes_back_with_its_evaluation(tmp_path, short):
     assert report["evaluation"]["exact_everywhere"] is short.exact_everywhere
 
 
-def test_a_run_without_an_evaluation_says_nothing_of_it(tmp_path):
+def test_a_run_without_an_evaluation_says_that_losses_were_not_measured(tmp_path):
     chosen = synthetic.selection(MEASURED)
     run_directory.write(tmp_path, MEASURED, chosen)
     assert run_directory.read_evaluation(tmp_path) is None
-    assert "What the model loses" not in terminal.as_text(MEASURED, chosen)
+    text = " ".join(terminal.as_text(MEASURED, chosen).split())
+    assert "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them" in text
 
 
 def test_the_report_of_an_analysis_ends_with_the_losses():
@@ -293,7 +326,9 @@ def test_the_verdict_of_an_analysis_has_the_loss():
     told = verdict.sentences(measured, chosen, SHORT)[1]
     assert told.endswith(
         "These are errors of one head at a time. Together they take the model's loss from 3.500 to 3.700 nats per "
-        "token on 4 sequences of 1,024 tokens: +0.200 [+0.180, +0.220]."
+        "token on 4 sequences of 1,024 tokens: +0.200 [+0.180, +0.220] beside exact, worse. It is better than sinks "
+        "and one window of the same bytes (100 KiB per KV head; -0.050 [-0.070, -0.030]), paper (-10.60 [-10.62, "
+        "-10.58]) and paper, raw (-1996 [-1996, -1996]). So few sequences all agree by chance one time in 8."
     )
     broke = REPORTS["config broke"]().evaluation
     assert "the model breaks down on 8 sequences" in verdict.sentences(measured, chosen, broke)[1]

@@ -300,7 +300,7 @@ def test_levers_are_summarised():
         "order 2, expansion mean, the last 28 keys and the first 4 exact, ranks 64, 64"
     )
     command = next(line for line in commands_of(measured, chosen, evaluation()) if " analyze " in line)
-    assert "--levers order,window --budget 20000" in command
+    assert "--levers order,window --budget 20000B" in command
 
 
 def commands_of(measured, chosen, found=None, directory=None):

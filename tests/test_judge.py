@@ -13,7 +13,7 @@ from taylorder.adapt import evaluate as evaluation
 from taylorder.adapt import rivals
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.context import adapted
-from taylorder.adapt.evaluate import evaluate, evaluate_shortly, evaluate_tasks
+from taylorder.adapt.evaluate import Evaluation, evaluate, evaluate_shortly, evaluate_tasks
 from taylorder.adapt.judge import compare
 from taylorder.adapt.rivals import Contender, per_layer
 from taylorder.analysis.intervals import mean_interval, paired_difference
@@ -22,6 +22,7 @@ from taylorder.analysis.tasks import Question, Task, run_tasks, summarise
 from taylorder.analysis.text import Text
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.models import describe
+from taylorder.reports.evaluation_words import loss_of_config
 
 TEXT = Text("made up", "words")
 WORDS = "words enough to tell the tokens of a text apart, " * 12
@@ -65,10 +66,12 @@ def test_figures_are_those_of_the_adapted_model(llama):
         (standing.nll, mean_interval(mine)),
         (standing.delta_exact, paired_difference(mine, exact)),
         (standing.delta_window, paired_difference(mine, other)),
+        (found.standing("window").config_less, paired_difference(mine, other)),
     ):
         assert (interval.estimate, interval.low, interval.high) == pytest.approx(
             (expected.estimate, expected.low, expected.high), abs=1e-5
         )
+    assert found.standing(EXACT).config_less is standing.config_less is None
     assert standing.perplexity == pytest.approx(math.exp(mine.mean()), rel=1e-5)
     assert standing.kl.estimate > 0.01
     assert 0 < standing.agreement < 1
@@ -272,9 +275,9 @@ def test_a_short_text_gives_fewer_sequences_and_too_short_a_one_an_error(llama, 
         evaluated(model, tiny_tokenizer, config, text=text)
 
 
-def shortly(model, tokenizer, config, text=WORDS):
+def shortly(model, tokenizer, config, text=WORDS, **options):
     return evaluate_shortly(
-        model, tokenizer, describe(model, "tiny"), config, text=lambda: Text("made up", text), seed=0
+        model, tokenizer, describe(model, "tiny"), config, text=lambda: Text("made up", text), seed=0, **options
     )
 
 
@@ -294,6 +297,36 @@ def test_the_short_form_of_an_encoder_has_no_near_field(tiny_tokenizer):
     model = tiny.bert()
     found = shortly(model, tiny_tokenizer, OrderConfig.uniform(describe(model, "tiny"), "exact"))
     assert found.comparisons[0].standing("order 3").hidden_relative_l2 > 0
+
+
+def test_the_short_form_of_an_encoder_has_the_difference_to_every_rival(tiny_tokenizer):
+    model = tiny.bert()
+    (found,) = shortly(model, tiny_tokenizer, OrderConfig.uniform(describe(model, "tiny"), 5, "mean")).comparisons
+    config, rival = found.standing("config"), found.standing("order 3")
+    expected = config.hidden_relative_l2 - rival.hidden_relative_l2
+    assert rival.config_less.estimate == pytest.approx(expected)
+    assert rival.config_less.low < expected < rival.config_less.high
+    assert "order 3 (" in loss_of_config(Evaluation(False, (found,)))
+
+
+@pytest.mark.parametrize(("window", "told"), [(16, "sinks and one window of the same bytes ("), (None, "do not hold")])
+def test_the_short_form_beside_a_window_says_how_the_config_compares(llama, tiny_tokenizer, window, told):
+    model, description = llama
+    head = HeadOrder(order=1, window=1) if window is None else HeadOrder.near_only(window, 4)
+    found = shortly(model, tiny_tokenizer, everywhere(description, head), beside_window=True)
+    assert [standing.name for standing in found.comparisons[0].standings] == ["exact", "config", "window"]
+    assert told in loss_of_config(found)
+
+
+def test_a_model_that_breaks_down_by_itself_ends_the_short_form(tiny_tokenizer):
+    model = tiny.llama()
+    with torch.no_grad():
+        model.model.layers[-1].self_attn.o_proj.weight[3, 3] = math.nan
+    with pytest.raises(
+        NonFiniteError,
+        match=r"has 1 NaN or infinite of 1,024 values in the weight model\.layers\.1\.self_attn\.o_proj\.weight: ",
+    ):
+        shortly(model, tiny_tokenizer, OrderConfig.uniform(describe(model, "tiny"), 2))
 
 
 def test_the_short_form_says_why_there_is_none(llama, tiny_tokenizer, monkeypatch):

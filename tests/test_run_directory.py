@@ -1,13 +1,17 @@
 """What ``analyze`` leaves behind comes back exactly, is never half there, and is refused when damaged."""
 
 import csv
+import errno
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 import synthetic
 import torch
 
+from taylorder.adapt.evaluate import Evaluation
 from taylorder.errors import ConfigError, TaylorderError
 from taylorder.reports import run_directory, terminal
 from taylorder.reports.document import FILES, as_document, as_json
@@ -117,28 +121,111 @@ def test_the_document_names_the_files_by_their_paths(tmp_path):
     assert json.loads(as_json(document)) == document
 
 
-def test_an_interrupted_run_leaves_no_half_file(written):
-    before = (written / "heads.csv").read_bytes()
-    measured, chosen = small()
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
-    def broken_rows():
-        yield from measured.candidates[:100]
-        raise KeyboardInterrupt
 
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL])
+@pytest.mark.parametrize("place", ["OrderConfig.save", "_write_rows", "html.write", "as_document"])
+def test_whatever_ends_the_writing_leaves_the_earlier_run_whole(written, monkeypatch, place, error):
+    before = contents(written)
+    monkeypatch.setattr(f"taylorder.reports.run_directory.{place}", raising(error))
+    with pytest.raises(RunDirectoryError if error is FULL else KeyboardInterrupt, match="No space|^$"):
+        run_directory.write(written, *small(window=64, sinks=4))
+    assert contents(written) == before
+    run_directory.read(written)
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_machine_that_stops_between_renames_leaves_no_mixture(written, monkeypatch, renames):
+    """Nothing is cleaned up after: what lies there is what a power cut leaves."""
+    rename, left = os.replace, [renames]
+
+    def stop(made, there):
+        if Path(there).parent == written:  # others are within the folder that is made ready
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        rename(made, there)
+
+    monkeypatch.setattr("taylorder.files.os.replace", stop)
+    measured, chosen = small(window=64, sinks=4)
     with pytest.raises(KeyboardInterrupt):
-        run_directory.write(written, synthetic.replaced(measured, candidates=broken_rows()), chosen)
-    assert (written / "heads.csv").read_bytes() == before
-    assert not [path.name for path in written.iterdir() if path.name.endswith(".tmp")]
-
-
-def test_an_interrupted_run_does_not_pass_for_the_earlier_one(written, monkeypatch):
-    monkeypatch.setattr(run_directory, "as_document", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        run_directory.write(written, *small())
+        run_directory.write(written, measured, chosen)
+    monkeypatch.undo()
     with pytest.raises(
         RunDirectoryError, match=r"has no report\.json, so no run was finished there; `taylorder analyze"
     ):
         run_directory.read(written)
+    run_directory.write(written, measured, chosen)
+    assert run_directory.read(written)[0].window == 64
+
+
+@pytest.mark.parametrize("renames", range(2))
+def test_an_evaluation_that_is_added_never_takes_the_run_away(written, monkeypatch, renames):
+    rename, left = os.replace, [renames]
+
+    def stop(made, there):
+        if Path(there).parent == written:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        rename(made, there)
+
+    monkeypatch.setattr("taylorder.files.os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_directory.write(written, *small(), Evaluation(False, (), "no text"))
+    assert run_directory.read(written)
+    assert run_directory.read_evaluation(written) is None
+
+
+def test_no_file_stays_from_another_run(written):
+    for name in ("levers.csv", "claims.json"):
+        (written / name).write_text("of another run")
+    (written / "notes.txt").write_text("mine")
+    measured, chosen = small()
+    bare = chosen.config.model_copy()
+    bare._key_centres = {}
+    run_directory.write(written, measured, synthetic.replaced(chosen, config=bare))
+    assert set(contents(written)) == {*FILES.values(), "notes.txt"}
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_nothing_changes(written):
+    (written / "levers.csv").mkdir()
+    before = (written / "report.json").read_bytes()
+    with pytest.raises(RunDirectoryError, match=r"written \(Is a directory: .*levers\.csv\) and keeps what it"):
+        run_directory.write(written, *small(window=64, sinks=4))
+    assert (written / "report.json").read_bytes() == before
+
+
+def test_a_run_of_other_settings_is_announced(written):
+    measured, chosen = small()
+    settings = {
+        "text_sha256": measured.calibration.text_sha256, "tokens": measured.calibration.tokens, "seed": 0, "window": 0,
+        "policy": "error", "context": chosen.context, "budget": None,
+    }  # fmt: skip
+    assert run_directory.replaces(written, model=measured.model, **settings) is None
+    assert run_directory.replaces(written / "none", model=measured.model, **settings) is None
+    (written / "heads.csv").unlink()
+    assert run_directory.replaces(written, model=measured.model, **settings | {"seed": 7, "budget": 4096}) == (
+        f"{written} holds another run, which this one replaces when it is finished: seed 0, now 7; budget none, now "
+        "4096"
+    )
+    other = synthetic.replaced(measured.model, name="other", fingerprint="sha256:89")
+    told = run_directory.replaces(written, model=other, **settings)
+    assert told.endswith(": of smollm2-135m (sha256:0123456789abcdef), not other (sha256:89)")
+    (written / "report.json").write_text("{")
+    assert run_directory.replaces(written, model=other, **settings) is None
 
 
 def drop_last_line(path):

@@ -9,6 +9,7 @@ import torch
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.reasons import Reason
 from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.lever_errors import LayerLevers, LeverRow
 from taylorder.analysis.levers import LeverTable
@@ -51,6 +52,7 @@ def config_of(
     context: int,
     criterion: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    reason: Reason = "budget",
 ) -> OrderConfig:
     """Return the config in which every KV head runs its choice; modules not in the table stay exact.
 
@@ -60,6 +62,7 @@ def config_of(
         context: tokens at which bytes are counted.
         criterion: provenance.
         calibration: provenance.
+        reason: of KV heads whose choice is exact attention.
 
     """
     chosen = dict(zip(table.kv_heads, choice, strict=True))
@@ -68,7 +71,7 @@ def config_of(
     for module in table.model.modules:
         if module.name in measured:
             places = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
-            layers.append(_layer(table, measured[module.name], module, places, context))
+            layers.append(_layer(table, measured[module.name], module, places, context, reason))
         else:
             cached = cost.kv_bytes(module.head_dim, module.value_dim, min(context, module.sliding_window or context))
             exact = HeadOrder(order="exact", error=0.0, reason="sliding", nominal_bytes=cached)
@@ -91,7 +94,12 @@ def config_of(
 
 
 def _layer(
-    table: LeverTable, measured: LayerLevers, module: AttentionModule, places: Sequence[int], context: int
+    table: LeverTable,
+    measured: LayerLevers,
+    module: AttentionModule,
+    places: Sequence[int],
+    context: int,
+    reason: Reason,
 ) -> LayerOrders:
     rows = {(row.kv_head, row.candidate): row for row in measured.rows}
     heads = []
@@ -100,16 +108,21 @@ def _layer(
         place = places[kv_head]
         fitted = measured.fitted.get(place)
         own = None if fitted is None else fitted[head]
-        heads.append(_head(table.candidates[place], own, rows[kv_head, place], module, context))
+        heads.append(_head(table.candidates[place], own, rows[kv_head, place], module, context, reason))
     return LayerOrders(module=module.name, heads=tuple(heads))
 
 
 def _head(
-    candidate: Candidate, fitted: tuple[float, ...] | None, row: LeverRow, module: AttentionModule, context: int
+    candidate: Candidate,
+    fitted: tuple[float, ...] | None,
+    row: LeverRow,
+    module: AttentionModule,
+    context: int,
+    reason: Reason,
 ) -> HeadOrder:
     size = candidate_bytes(candidate, module, context)
     if candidate.order is None:
-        return HeadOrder(order="exact", error=0.0, reason="budget", nominal_bytes=size)
+        return HeadOrder(order="exact", error=0.0, reason=reason, nominal_bytes=size)
     d, d_v = module.head_dim, module.value_dim
     break_even = candidate.near
     if candidate.truncates:

@@ -122,7 +122,14 @@ def choose(
         "candidates": [candidate.label() for candidate in table.candidates],
     }
     return Chosen(
-        config=config_of(table, choice, context=limit.context, criterion=provenance, calibration=calibration),
+        config=config_of(
+            table,
+            choice,
+            context=limit.context,
+            criterion=provenance,
+            calibration=calibration,
+            reason="levers" if limit.budget is None else "budget",
+        ),
         choice=choice,
         criterion=criterion,
         limit=limit,

@@ -21,7 +21,7 @@ from taylorder.analysis.task_prompts import make_tasks
 from taylorder.analysis.tasks import Outcome, Task, TaskRow, run_tasks, summarise
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, tokenise
-from taylorder.errors import NonFiniteError, TaylorderError, UsageError
+from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
 from taylorder.models import ModelDescription
 
 SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
@@ -138,6 +138,10 @@ def evaluate_shortly(
 
     With ``beside_window`` it is compared with exact and with sinks and one window of the same bytes instead. No further
     sequence is begun that would end after ``seconds``. Where nothing can be compared, ``reason`` says why.
+
+    Raises:
+        NonFiniteError: the exact model breaks down.
+
     """
     exact = rivals.exact_everywhere(config)
     if not description.open_modules:
@@ -145,8 +149,7 @@ def evaluate_shortly(
     length = min(length, description.max_context)
     contenders = [] if exact else [Contender(rivals.CONFIG, config)]
     if beside_window:
-        same = rivals.sliding_window(description, rivals.bytes_per_kv_head(config, description, length), length)
-        contenders += [same] if same is not None and not exact else []
+        contenders += [] if exact else [rivals.window_instead(description, config, length)]
     else:
         contenders += _simple_rivals(description)
     began = time.monotonic()
@@ -157,7 +160,7 @@ def evaluate_shortly(
         compared = compare(
             model, description, sequences, contenders, text=words, seed=seed, progress=progress, seconds=left
         )
-    except TaylorderError as error:
+    except (UsageError, UnsupportedModelError) as error:
         return Evaluation(exact, (), str(error))
     return Evaluation(exact, (compared,))
 

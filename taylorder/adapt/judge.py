@@ -45,10 +45,12 @@ class Standing:
     """How one contender did at one length.
 
     ``nominal_bytes`` is per KV head that sees the whole context (None for encoders). ``nll`` and ``kl`` are means in
-    nats per token with intervals over sequences, ``delta_exact`` and ``delta_window`` paired differences of
-    ``nll``. ``buckets`` holds ``(first position, last position, nll)``. ``guarded_share`` is the share that needed the
-    guard of the query rows with a truncated far part. Models without a language-model head have ``hidden_*`` instead.
-    Where the contender could not be evaluated, ``failure`` says why and the figures are None.
+    nats per token with intervals over sequences, ``delta_exact`` and ``delta_window`` paired differences of ``nll``.
+    Rivals of the config have ``config_less``, the paired difference of the config's figure (``nll``, or
+    ``hidden_relative_l2``) to theirs: below zero it speaks for the config. ``buckets`` holds ``(first position, last
+    position, nll)``. ``guarded_share`` is the share that needed the guard of the query rows with a truncated far part.
+    Models without a language-model head have ``hidden_*`` instead. Where the contender could not be evaluated,
+    ``failure`` says why and the figures are None.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Standing:
     nll: Interval | None = None
     delta_exact: Interval | None = None
     delta_window: Interval | None = None
+    config_less: Interval | None = None
     perplexity: float | None = None
     kl: Interval | None = None
     agreement: float | None = None
@@ -139,8 +142,7 @@ def compare(
             for name, losses in token_losses(head, sequence, hidden).items():
                 results[name].add_losses(losses)
         _refuse_broken(results[EXACT], description)
-    window = results.get(rivals.WINDOW)
-    standings = tuple(_standing(result, description, sequences, results[EXACT], window) for result in results.values())
+    standings = tuple(_standing(result, description, sequences, results) for result in results.values())
     return Comparison(sequences.shape[1], len(sequences), text.source, text.sha256, seed, standings)
 
 
@@ -204,7 +206,9 @@ class _Result:
 
     @property
     def per_sequence(self) -> np.ndarray:
-        """Mean NLL of every sequence, float64 ``[N]``."""
+        """Mean NLL of every sequence, or the relative L2 of its final hidden states, float64 ``[N]``."""
+        if self.distances:
+            return np.array([distance.relative_l2 for distance in self.distances])
         return _means([losses.nll for losses in self.losses])
 
 
@@ -215,10 +219,12 @@ def _refuse_broken(exact: _Result, model: ModelDescription) -> None:
         )
 
 
-def _standing(
-    result: _Result, model: ModelDescription, sequences: Tensor, exact: _Result, window: _Result | None
-) -> Standing:
+def _standing(result: _Result, model: ModelDescription, sequences: Tensor, results: Mapping[str, _Result]) -> Standing:
     contender, length = result.contender, sequences.shape[1]
+    exact, window, config = results[EXACT], results.get(rivals.WINDOW), results.get(rivals.CONFIG)
+    config_less = None
+    if config is not None and config.failure is None and result.failure is None and result not in (exact, config):
+        config_less = paired_difference(config.per_sequence, result.per_sequence)
     size = rivals.bytes_per_kv_head(contender.config, model, length) if model.causal else None
     if result.failure is not None:
         size = None if contender.absent else size
@@ -229,6 +235,7 @@ def _standing(
             name=contender.name,
             note=contender.note,
             nominal_bytes=size,
+            config_less=config_less,
             guarded_share=guarded,
             hidden_relative_l2=float(np.mean([distance.relative_l2 for distance in result.distances])),
             hidden_cosine=float(np.mean([distance.cosine for distance in result.distances])),
@@ -248,6 +255,7 @@ def _standing(
         nll=mean_interval(nll),
         delta_exact=None if result is exact else paired_difference(nll, exact.per_sequence),
         delta_window=paired_difference(nll, window.per_sequence) if window is not None and against_window else None,
+        config_less=config_less,
         perplexity=math.exp(nll.mean()) if nll.mean() < 700 else math.inf,
         kl=None if result is exact else mean_interval(_means([losses.kl for losses in result.losses])),
         agreement=None if result is exact else float(_means([losses.agrees for losses in result.losses]).mean()),

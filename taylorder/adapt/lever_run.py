@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from taylorder.adapt.criteria import Criterion
 from taylorder.adapt.lever_summary import LeverSummary, summarise
 from taylorder.adapt.screening import SCREENING_TOKENS
 from taylorder.analysis import levers as measuring
-from taylorder.analysis.candidates import LEVERS, SINKS, Lever, candidates
+from taylorder.analysis.candidates import LEVERS, SINKS, Candidate, Lever, candidates
 from taylorder.analysis.levers import LeverTable
 from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
@@ -52,6 +52,7 @@ def run_levers(
     sequence_length: int | None = None,
     seed: int = 0,
     progress: Progress,
+    say: Callable[[str], None] = lambda _: None,
 ) -> LeverRun:
     """Measure the levers of every KV head and choose; finished pieces in ``records`` are not measured again.
 
@@ -70,6 +71,7 @@ def run_levers(
         sequence_length: default the context of the limit, :data:`LONGEST` at most.
         seed: of the rows that coefficients are fitted to.
         progress: called with a stage, what is done of it, and its size.
+        say: called with what was found in ``records``.
 
     Raises:
         UnsupportedModelError: the model has no cache that could be exchanged, or no loss.
@@ -77,26 +79,10 @@ def run_levers(
         NonFiniteError: the model breaks down.
 
     """
-    length = min(sequence_length or min(limit.context, LONGEST), description.max_context)
+    offered, length = offer(description, levers, limit, near, sequence_length)
     tokens = tokenise(tokenizer, text)
     ids = tokens.first(length, max(length, max_tokens))
     screening = tokens.first(min(SCREENING_TOKENS, length), min(SCREENING_TOKENS, length))
-    first = description.modules[0]
-    offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
-    if limit.context > length:
-        # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
-        offered = tuple(each for each in offered if each.near <= (1 - LEAST_FAR_SHARE) * length)
-    if not any(each.coefficients == "dropped" for each in offered):
-        raise UsageError(
-            f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
-            "or leave window out of --levers"
-        )
-    least = min(candidate_bytes(each, first, limit.context) for each in offered)
-    if limit.budget is not None and limit.budget < least:
-        raise UsageError(
-            f"the budget is {limit.budget} bytes per KV head, and the cheapest way to run one takes {least} at "
-            f"{limit.context} tokens: raise --budget to at least that"
-        )
     settings = {
         "model": description.fingerprint,
         "text": text.sha256,
@@ -106,7 +92,10 @@ def run_levers(
         "seed": seed,
         "software": software_versions(),
     }
+    before = not fresh and any(records.glob("levers-*.json"))
     kept = Records(records, settings, fresh=fresh)
+    if before:
+        say(_found(kept, records, description, limit))
     table = measuring.measure(
         model, description, ids, offered, window_instead, seed=seed, records=kept, progress=progress
     )
@@ -131,3 +120,47 @@ def run_levers(
     )
     used = tuple(lever for lever in LEVERS if lever in levers)
     return LeverRun(table, chosen, summarise(table, chosen, levers=used, sequences=(len(ids), length)))
+
+
+def offer(
+    description: ModelDescription,
+    levers: Collection[Lever],
+    limit: Limit,
+    near: tuple[int, int] | None,
+    sequence_length: int | None,
+) -> tuple[tuple[Candidate, ...], int]:
+    """What every KV head may run, and the tokens of a calibration sequence; arguments as in :func:`run_levers`.
+
+    Raises:
+        UsageError: the limit cannot be kept.
+
+    """
+    length = min(sequence_length or min(limit.context, LONGEST), description.max_context)
+    first = description.modules[0]
+    offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
+    if limit.context > length:
+        # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
+        offered = tuple(each for each in offered if each.near <= (1 - LEAST_FAR_SHARE) * length)
+    if not any(each.coefficients == "dropped" for each in offered):
+        raise UsageError(
+            f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
+            "or leave window out of --levers"
+        )
+    least = min(candidate_bytes(each, first, limit.context) for each in offered)
+    if limit.budget is not None and limit.budget < least:
+        raise UsageError(
+            f"the budget is {limit.budget} bytes per KV head, and the cheapest way to run one takes {least} at "
+            f"{limit.context} tokens: raise --budget to at least that"
+        )
+    return offered, length
+
+
+def _found(kept: Records, records: Path, description: ModelDescription, limit: Limit) -> str:
+    """What an earlier run left, or that it was about something else."""
+    modules = description.open_modules
+    layers = sum(kept.get(f"levers-{module.name}") is not None for module in modules)
+    if not layers:
+        return f"what {records} held was measured under other settings; starting over"
+    rounds = len(list(records.glob(f"context-{limit.context}-{limit.budget}-*-[0-9].json")))
+    told = f"found {layers} of {len(modules)} layers"
+    return f"{told}{'' if limit.budget is None else f' and {rounds} rounds'} in {records}; going on from there"

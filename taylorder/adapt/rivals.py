@@ -93,6 +93,14 @@ def sliding_window(model: ModelDescription, budget: int, tokens: int) -> Contend
     return Contender(WINDOW, config, f"{SINKS} sinks and the last {window:,} keys for every head, the rest dropped")
 
 
+def window_instead(model: ModelDescription, config: OrderConfig, tokens: int) -> Contender:
+    """Sinks and one window of the config's bytes, there as absent where they do not hold any."""
+    budget = bytes_per_kv_head(config, model, tokens)
+    return sliding_window(model, budget, tokens) or Contender(
+        WINDOW, None, absent=f"the config's {budget:,} bytes per KV head do not hold {SINKS} sinks and one key"
+    )
+
+
 def uniform_order(model: ModelDescription, budget: int, tokens: int) -> Contender | None:
     """One order for all heads, the largest whose state and sinks fit, the rest of the bytes as window.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.reasons import Reason
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow, SpectralRow
 from taylorder.analysis.statistics import order_for
 from taylorder.errors import UsageError
@@ -114,7 +115,7 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
     for module in analysis.model.modules:
         measured = [rows[module.name, head] for head in range(module.heads)]
         if module.sliding_window is not None:
-            picks: list[CandidateRow | str] = ["sliding"] * module.heads
+            picks: list[CandidateRow | Reason] = ["sliding"] * module.heads
         elif analysis.calibration.far_share < LEAST_FAR_SHARE:
             picks = ["near"] * module.heads
         elif policy == "alpha":
@@ -166,9 +167,9 @@ def eligible(row: CandidateRow) -> bool:
 
 def _error_picks(
     module: AttentionModule, measured: Sequence[list[CandidateRow]], tolerance: float, largest: int
-) -> list[CandidateRow | str]:
+) -> list[CandidateRow | Reason]:
     """Per head, the chosen candidate, or the reason for which it stays exact."""
-    picks: list[CandidateRow | str] = []
+    picks: list[CandidateRow | Reason] = []
     for kv_head in range(module.kv_heads):
         group = measured[kv_head * module.group : (kv_head + 1) * module.group]
         options: list[list[CandidateRow]] = []
@@ -231,7 +232,7 @@ def _alpha_orders(analysis: Analysis) -> dict[str, int | None]:
     return {name: spread(ranks[name], len(ranks), analysis.max_order) if name in ranks else None for name in alphas}
 
 
-def _alpha_picks(measured: Sequence[list[CandidateRow]], order: int | None) -> list[CandidateRow | str]:
+def _alpha_picks(measured: Sequence[list[CandidateRow]], order: int | None) -> list[CandidateRow | Reason]:
     """The plain candidate (expansion ``zero``) of the layer's order, for every head.
 
     Neither the guard nor cost has a say: the policy is there to show what alpha alone would do.
@@ -242,7 +243,7 @@ def _alpha_picks(measured: Sequence[list[CandidateRow]], order: int | None) -> l
 
 
 def _head_orders(
-    module: AttentionModule, picks: Sequence[CandidateRow | str], context: int, *, causal: bool
+    module: AttentionModule, picks: Sequence[CandidateRow | Reason], context: int, *, causal: bool
 ) -> tuple[HeadOrder, ...]:
     """Turn picks into decisions with the cost of their KV head's cache or state."""
     d, d_v = module.head_dim, module.value_dim

@@ -6,6 +6,7 @@ to blocks of rows, for the exact model and for every other state of it side by s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taylorder.errors import UnsupportedModelError
+from taylorder.analysis.finite import refuse_broken_weights
+from taylorder.errors import NonFiniteError, UnsupportedModelError
 from taylorder.models import run_base
 
 EXACT = "exact"
@@ -57,6 +59,7 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
 
     Raises:
         UnsupportedModelError: the model has no such head, or does to its logits what this function does not.
+        NonFiniteError: its logits are NaN or infinite.
 
     """
     linear = model.get_output_embeddings()
@@ -83,6 +86,12 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
     with torch.inference_mode():
         own = model(ids[None].to(parameter.device), use_cache=False).logits[0].float()
         largest = float(own.abs().max())
+        if not math.isfinite(largest):
+            refuse_broken_weights(model, type(model).__name__)
+            raise NonFiniteError(
+                f"{type(model).__name__} breaks down without any config (its logits on 6 tokens hold NaN or infinite "
+                "values): check its weights, or run it in float32"
+            )
         if not torch.allclose(head(hidden_states(model, ids)), own, rtol=rounding, atol=rounding * largest):
             raise UnsupportedModelError(
                 f"{type(model).__name__} does to its logits more than a linear head, a scale and a soft cap; its "

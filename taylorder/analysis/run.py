@@ -11,6 +11,7 @@ import torch
 
 from taylorder.analysis import text as texts
 from taylorder.analysis.capture import run_layers
+from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.analysis.losses import (
     EXACT,
     has_language_model_head,
@@ -98,6 +99,7 @@ def analyze(
             f"{description.name} attends in both directions and has no near field; found window {window} and sinks "
             f"{sinks}, expected 0 and 0"
         )
+    refuse_broken_weights(model, description.name)
     text = text or texts.calibration_text()
     length = min(sequence_length, description.max_context)
     tokens = tokenise(tokenizer, text)

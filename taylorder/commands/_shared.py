@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,11 +42,17 @@ def check_texts(files: Sequence[Path]) -> None:
 
 def check_writable(directory: Path) -> None:
     """Refuse an output directory that could not be written after minutes of measuring."""
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    wanted = Path(os.path.realpath(directory))  # a link that leads nowhere yet is followed, as it is later
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(f"--out {directory}: {existing} is a file; name a directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {directory}: {existing} is not writable; name another directory")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise UsageError(
+            f"--out {directory}: {existing} is not writable ({error.strerror}); name another directory"
+        ) from error
 
 
 def print_report(

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from taylorder.commands._paths import path_of
 from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_analysis
+from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 
 
@@ -19,6 +21,7 @@ def analyze(
             metavar="FILE",
             show_default="the English that Python ships",
             help="Calibrate on this UTF-8 file; repeat for several.",
+            parser=path_of("--text"),
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Use so many tokens of the text.")] = 8192,
@@ -82,7 +85,12 @@ def analyze(
         bool, typer.Option("--fresh", help="Measure levers anew instead of going on from an interrupted run.")
     ] = False,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Write orders.json, heads.csv, spectral.csv and report.json here.")
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Write orders.json, heads.csv, spectral.csv and report.json here.",
+            parser=path_of("--out"),
+        ),
     ] = Path("taylorder-out"),
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of query rows.")] = 0,
     per_head_alpha: Annotated[
@@ -133,16 +141,42 @@ def analyze(
 
         from taylorder.analysis.run import analyze as measure
         from taylorder.analysis.text import calibration_text
+        from taylorder.analysis.tokens import tokenise
         from taylorder.models import describe, load
         from taylorder.reports import run_directory
 
         words = calibration_text(files)
         loaded = load(model, device=device)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+        limit = None
         if with_levers:
+            from taylorder.adapt.choosing import Limit
+            from taylorder.adapt.lever_run import offer
             from taylorder.analysis.levers import refuse_unsupported
 
             refuse_unsupported(description)
+            tolerated = None if bytes_per_head is not None else largest_error
+            limit = Limit(context or description.max_context, bytes_per_head, tolerated)
+            near = (window, sinks) if window or sinks else None
+            offer(description, chosen_levers, limit, near, lever_length)  # refused now, not after minutes of measuring
+        length = min(sequence_length, description.max_context)
+        if earlier := run_directory.replaces(
+            out,
+            model=description,
+            text_sha256=words.sha256,
+            tokens=tokenise(loaded.tokenizer, words).first(length, max_tokens).numel(),
+            sequence_length=length,
+            rows_per_sequence=min(measured_rows or length, length),
+            seed=seed,
+            max_order=max_order,
+            window=window,
+            sinks=sinks,
+            policy="levers" if with_levers else policy,
+            tolerance=largest_error,
+            context=context or description.max_context,
+            budget=bytes_per_head,
+        ):
+            progress.say(earlier)
         progress.say(
             f"measuring {len(description.modules)} layers of {description.modules[0].heads} heads on {words.source}"
         )
@@ -164,49 +198,52 @@ def analyze(
         )
         selection = select(analysis, policy=policy, tolerance=largest_error, context=context or description.max_context)
         run = None
-        if with_levers:
-            from taylorder.adapt.choosing import Limit
+        if limit is not None:
             from taylorder.adapt.lever_run import run_levers
             from taylorder.adapt.select import with_levers as relying_on
 
             progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
-            limit = Limit(selection.context, bytes_per_head, None if bytes_per_head is not None else largest_error)
-            run = run_levers(
-                loaded.model,
-                loaded.tokenizer,
-                description,
-                text=words,
-                levers=chosen_levers,
-                limit=limit,
-                criterion=criterion,
-                records=out / "records",
-                fresh=fresh,
-                near=(window, sinks) if window or sinks else None,
-                max_tokens=max_tokens,
-                sequence_length=lever_length,
-                seed=seed,
-                progress=progress,
-            )
+            records = out / "records"
+            with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
+                run = run_levers(
+                    loaded.model,
+                    loaded.tokenizer,
+                    description,
+                    text=words,
+                    levers=chosen_levers,
+                    limit=limit,
+                    criterion=criterion,
+                    records=records,
+                    fresh=fresh,
+                    near=near,
+                    max_tokens=max_tokens,
+                    sequence_length=lever_length,
+                    seed=seed,
+                    progress=progress,
+                    say=progress.say,
+                )
             selection = relying_on(selection, run.chosen.config, run.summary)
+        run_directory.write(out, analysis, selection, None, run)
         evaluation = None
         if not no_eval:
             from taylorder.adapt.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
             from taylorder.analysis.evaluation_text import evaluation_text
 
-            progress.say("measuring what the model loses, on held-out text (--no-eval skips this)")
-            evaluation = evaluate_shortly(
-                loaded.model,
-                loaded.tokenizer,
-                description,
-                selection.config,
-                text=evaluation_text,
-                seed=seed,
-                progress=progress,
-                length=SHORT_LENGTH if run is None else run.summary.sequence_length,
-                beside_window=run is not None,
-                seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
-            )
-        run_directory.write(out, analysis, selection, evaluation, run)
+            progress.say(f"the analysis is in {out}; measuring what the model loses (--no-eval skips this)")
+            with kept(f"the analysis is kept in {out}, without losses: `taylorder show {out}` prints it"):
+                evaluation = evaluate_shortly(
+                    loaded.model,
+                    loaded.tokenizer,
+                    description,
+                    selection.config,
+                    text=evaluation_text,
+                    seed=seed,
+                    progress=progress,
+                    length=SHORT_LENGTH if run is None else run.summary.sequence_length,
+                    beside_window=run is not None,
+                    seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
+                )
+                run_directory.write(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from taylorder.commands._paths import config_file, model_of_run, named_by, path_of, run_for_model
 from taylorder.commands._shared import Device, Format, Model, print_report
 from taylorder.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 _LENGTHS = (256, 1024, 4096)
 _ORDER, _WINDOW, _SINKS = 2, 64, 4
@@ -22,10 +20,10 @@ def bench(
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="Run with this orders.json.",
+            metavar="FILE|DIR",
+            help="Run with this orders.json, or that of a run; MODEL may be a run instead.",
             show_default=f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks",
-            dir_okay=False,
+            parser=path_of("--config"),
         ),
     ] = None,
     lengths: Annotated[
@@ -51,7 +49,11 @@ def bench(
 
     from taylorder.adapt.config import OrderConfig
 
-    chosen = None if config is None else OrderConfig.load(config)
+    run = run_for_model(model, config)
+    path = None if config is None and run is None else config_file(config or run or Path())
+    chosen = None if path is None else OrderConfig.load(path)
+    if run is not None and chosen is not None:
+        model = model_of_run(run, chosen.model.name)
 
     from taylorder.reports.progress import StderrProgress
 
@@ -62,14 +64,15 @@ def bench(
         from taylorder.models import describe, load
         from taylorder.reports import generation
 
-        loaded = load(model, device=device)
+        with named_by(run, model, "name the model itself, and the run with --config"):
+            loaded = load(model, device=device)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         if chosen is None:
             chosen = OrderConfig.uniform(description, _ORDER, "mean", _WINDOW, _SINKS)
             note = f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks for every head (no --config)"
         else:
             chosen.check(description)
-            note = "--config"
+            note = "--config" if run is None else str(path)
         measured = measure(
             loaded.model,
             description,
@@ -82,7 +85,7 @@ def bench(
         report = generation.BenchReport(
             model=description,
             config=chosen,
-            config_path=None if config is None else str(config),
+            config_path=None if path is None else str(path),
             note=note,
             bench=measured,
             seed=seed,

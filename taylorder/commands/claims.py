@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taylorder.commands._paths import named_by, path_of, run_folder
 from taylorder.commands._shared import Device, Format, check_writable, print_report
+from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ def claims(
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[DIR]…", show_default=str(_DEFAULT), help="What `taylorder analyze --out` wrote, for each model."
+            metavar="[DIR]…",
+            show_default=str(_DEFAULT),
+            help="What `taylorder analyze --out` wrote, for each model, or a file in it.",
+            parser=path_of("DIR"),
         ),
     ] = None,
     model: Annotated[
@@ -40,6 +45,7 @@ def claims(
             metavar="DIR",
             show_default=f"the one DIR, or {_POOLED} for several",
             help="Write claims.json here, and a page: the one DIR's report.html, or claims.html.",
+            parser=path_of("--out"),
         ),
     ] = None,
     tables: Annotated[bool, typer.Option("--tables", help="Also print the rules and the tables behind them.")] = False,
@@ -56,7 +62,7 @@ def claims(
 
     Example: [bold]taylorder claims smollm2-out gemma-out minilm-out[/bold]
     """
-    chosen = directories or [_DEFAULT]
+    chosen = [run_folder(directory) for directory in directories or [_DEFAULT]]
     if model is not None and len(chosen) > 1:
         raise UsageError(f"--model names one model, but there are {len(chosen)} directories; name one of them")
     target = out or (chosen[0] if len(chosen) == 1 else _POOLED)
@@ -132,7 +138,10 @@ def _evidence(
 
         source = model or analysis.model.name
         progress.say(f"loading {source}")
-        loaded = load(source, device=device)
+        way_out = f"name the model with --model, of several runs first for `taylorder claims {directory}` alone"
+        with named_by(directory if model is None else None, source, way_out):
+            loaded = load(source, device=device)
         progress.say(f"measuring {label} for the claims (an interrupted run goes on where it was)")
-        measured = measure(analysis, loaded, records, fresh=fresh, progress=progress)
+        with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
+            measured = measure(analysis, loaded, records, fresh=fresh, progress=progress)
     return Evidence(Layers(analysis, label), measured)

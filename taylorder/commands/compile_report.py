@@ -6,15 +6,12 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from taylorder.commands._shared import Format, print_report
 from taylorder.errors import TaylorderError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 TARGETS = ("sm_80", "sm_90", "gfx942")
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)

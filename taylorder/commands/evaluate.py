@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taylorder.commands._paths import config_file, model_of_run, named_by, path_of, run_for_model
 from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_report
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
@@ -23,16 +25,23 @@ _LENGTHS = (1024, 4096, 8192)
 
 
 def evaluate(
-    config: Annotated[
-        Path, typer.Option(metavar="FILE", help="Evaluate this orders.json.", show_default=False, dir_okay=False)
-    ],
     model: Model = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Evaluate this orders.json, or that of a run; MODEL may be a run instead.",
+            show_default=False,
+            parser=path_of("--config"),
+        ),
+    ] = None,
     text: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
             show_default="docstrings of numpy and scipy",
             help="Evaluate on this UTF-8 file; repeat for several.",
+            parser=path_of("--text"),
         ),
     ] = None,
     lengths: Annotated[
@@ -55,7 +64,10 @@ def evaluate(
         typer.Option(metavar="X", help="Exit with 4 if the config's mean KL to exact exceeds X nats at any length."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write the JSON document here.", show_default=False, parser=path_of("--out")
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of sequences and tasks.")] = 0,
     device: Device = "cpu",
@@ -76,11 +88,17 @@ def evaluate(
     if out is not None:
         if out.is_dir():
             raise UsageError(f"--out {out} is a directory; name a file")
-        check_writable(out.parent)
+        if not out.exists() or out.is_file():
+            check_writable(Path(os.path.realpath(out)).parent)
+    run = run_for_model(model, config)
+    if config is None and run is None:
+        raise UsageError("eval needs a config; name one with --config, or a run in the place of MODEL")
+    path = config_file(config or run or Path())
 
     from taylorder.adapt.config import OrderConfig
 
-    chosen = OrderConfig.load(config)
+    chosen = OrderConfig.load(path)
+    model = model if run is None else model_of_run(run, chosen.model.name)
 
     from taylorder.reports.progress import StderrProgress
 
@@ -92,7 +110,8 @@ def evaluate(
         from taylorder.models import describe, load
         from taylorder.reports.evaluation import EvalReport
 
-        loaded = load(model, device=device)
+        with named_by(run, model, "name the model itself, and the run with --config"):
+            loaded = load(model, device=device)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         chosen.check(description)
         _refuse(loaded, description, max_kl)
@@ -104,7 +123,7 @@ def evaluate(
             text=evaluation_text(files),
             lengths=_lengths(asked, description.max_context, tokens),
             tokens=tokens,
-            alphas=_alphas(config, chosen, loaded, description, progress),
+            alphas=_alphas(path, chosen, loaded, description, progress),
             continue_text=tasks,
             seed=seed,
             progress=progress,
@@ -113,7 +132,7 @@ def evaluate(
         report = EvalReport(
             model=description,
             config=chosen,
-            config_path=str(config),
+            config_path=str(path),
             evaluation=evaluation,
             tasks=results,
             tasks_reason=reason,

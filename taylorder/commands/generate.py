@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from taylorder.commands._paths import config_file, path_of
 from taylorder.commands._shared import Device
 from taylorder.errors import UnsupportedModelError, UsageError
 
@@ -20,9 +21,17 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Go on from this text.", show_default=False)],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT|-", help="Go on from this text; - reads it.", show_default=False)
+    ],
     config: Annotated[
-        Path, typer.Option(metavar="FILE", help="Run with this orders.json.", show_default=False, dir_okay=False)
+        Path,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Run with this orders.json, or that of a run.",
+            show_default=False,
+            parser=path_of("--config"),
+        ),
     ],
     model: Annotated[
         str | None,
@@ -47,9 +56,11 @@ def generate(
     if not 0 <= temperature < math.inf:
         raise UsageError(f"--temperature is {temperature}, expected 0 (the likeliest token) or a positive number")
 
+    prompt = _read(prompt)
+
     from taylorder.adapt.config import OrderConfig
 
-    chosen = OrderConfig.load(config)
+    chosen = OrderConfig.load(config_file(config))
 
     from taylorder.reports.progress import StderrProgress
 
@@ -82,6 +93,20 @@ def generate(
     print(f"\n{generation.parting(compared(loaded.tokenizer, exact, made))}", flush=True)
     _say(generation.figures("adapted", made, would_hold))
     _say(generation.figures("exact", exact))
+
+
+def _read(prompt: str) -> str:
+    """The prompt itself, or standard input for ``-``."""
+    if prompt == "-":
+        if sys.stdin is None:
+            raise UsageError("PROMPT is -, but standard input is closed; pipe the prompt in, or give it as PROMPT")
+        try:
+            prompt = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"standard input is no {error.encoding} text ({error.reason}); convert it") from error
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # what Python makes of bytes that are no text
+        raise UsageError("the prompt is no UTF-8 text; convert it")
+    return prompt
 
 
 def _refuse(loaded: LoadedModel, description: ModelDescription, prompt: str, max_new_tokens: int) -> None:

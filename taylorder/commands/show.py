@@ -8,13 +8,21 @@ from typing import Annotated
 
 import typer
 
+from taylorder.commands._paths import path_of, run_folder
 from taylorder.commands._shared import Format, print_analysis
+from taylorder.errors import TaylorderError
 
 
 def show(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `taylorder analyze --out` wrote.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="[DIR]", help="What `taylorder analyze --out` wrote, or a file in it.", parser=path_of("DIR")
+        ),
+    ] = Path("taylorder-out"),
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the report into this SVG file instead.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the report into this SVG file instead.", parser=path_of("--svg")),
     ] = None,
     output: Format = "human",
 ) -> None:
@@ -24,10 +32,14 @@ def show(
     """
     from taylorder.reports import run_directory, terminal
 
+    directory = run_folder(directory)
     analysis, selection = run_directory.read(directory)
     evaluation = run_directory.read_evaluation(directory)
     if svg is not None:
-        terminal.export_svg(analysis, selection, svg, evaluation=evaluation)
+        try:
+            terminal.export_svg(analysis, selection, svg, evaluation=evaluation)
+        except OSError as error:
+            raise TaylorderError(f"{svg} cannot be written ({error.strerror}); name another with --svg") from error
         print(f"wrote {svg}", file=sys.stderr)
         return
     print_analysis(analysis, selection, evaluation, directory, output)

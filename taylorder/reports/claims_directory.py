@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taylorder.files import replacing
+from taylorder.files import replacing_together
 from taylorder.reports import html_claims
 from taylorder.reports.document import CLAIMS_FILE, CLAIMS_PAGE, as_json
-from taylorder.reports.run_directory import RunDirectoryError
+from taylorder.reports.run_directory import unwritable
 
 
 def write(directory: str | Path, document: Mapping[str, Any], runs: Sequence[Path]) -> None:
@@ -21,8 +21,8 @@ def write(directory: str | Path, document: Mapping[str, Any], runs: Sequence[Pat
     """
     directory = Path(directory)
     try:
-        with replacing(directory / CLAIMS_FILE) as temporary:
-            temporary.write_text(as_json(dict(document)), encoding="utf-8")
-        html_claims.write(directory / CLAIMS_PAGE, document, runs)
+        with replacing_together(directory, (CLAIMS_PAGE, CLAIMS_FILE)) as made:
+            (made / CLAIMS_PAGE).write_text(html_claims.render(document, runs, directory), encoding="utf-8")
+            (made / CLAIMS_FILE).write_text(as_json(dict(document)), encoding="utf-8")
     except OSError as error:
-        raise RunDirectoryError(f"{directory} cannot be written ({error.strerror}); name another with --out") from error
+        raise unwritable(directory, error) from error

@@ -109,11 +109,13 @@ def loss_of_config(evaluation: Evaluation | None) -> str | None:
     if config.nll is None or exact.nll is None or config.delta_exact is None:
         if config.hidden_relative_l2 is None:
             return None
-        return f"Together they move the final hidden states by {percent(config.hidden_relative_l2)} {where}."
-    return (
-        f"Together they take the model's loss from {figure(exact.nll.estimate)} to {figure(config.nll.estimate)} nats "
-        f"per token {where}: {with_bracket(config.delta_exact, signed=True)}."
-    )
+        told = f"Together they move the final hidden states by {percent(config.hidden_relative_l2)} {where}"
+    else:
+        told = (
+            f"Together they take the model's loss from {figure(exact.nll.estimate)} to {figure(config.nll.estimate)} "
+            f"nats per token {where}: {_beside_exact(config.delta_exact)}"
+        )
+    return " ".join([f"{told}.", *_against_rivals(config, comparison)])
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -122,40 +124,85 @@ def _verdict(comparison: Comparison) -> str:
     if config is None or config.failure is not None:
         return f"{where} the config breaks down: {config.failure if config else 'it was not run'}."
     if config.nll is None or config.delta_exact is None:
-        return f"{where} the config moves the final hidden states by {percent(config.hidden_relative_l2 or 0.0)}."
-    change = config.delta_exact
-    told = (
-        f"{where} the config's loss is {figure(config.nll.estimate)} nats per token, "
-        f"{figure(abs(change.estimate))} {'above' if change.estimate >= 0 else 'below'} exact {bracket(change, True)}"
-    ).rstrip()
-    return f"{told}. {_against_window(config, comparison)}"
+        told = f"{where} the config moves the final hidden states by {percent(config.hidden_relative_l2 or 0.0)}"
+    else:
+        loss = figure(config.nll.estimate)
+        told = f"{where} the config's loss is {loss} nats per token: {_beside_exact(config.delta_exact)}"
+    return " ".join([f"{told}.", *_against_rivals(config, comparison)])
 
 
-def _against_window(config: Standing, comparison: Comparison) -> str:
-    window, exact = comparison.standing(rivals.WINDOW), comparison.standing(EXACT)
-    if window is None or exact is None:
-        return ""
-    if window.failure is not None or config.delta_window is None:
-        return f"There is no window to compare it with: {window.failure}."
-    delta, sequences = config.delta_window, comparison.sequences
-    if window.nominal_bytes == exact.nominal_bytes:
-        return (
-            f"It takes no fewer bytes than the whole KV cache ({size(exact.nominal_bytes or 0)} per KV head), so exact "
-            "attention is the better use of them."
-        )
-    rival = f"sinks and a window of the same bytes ({size(window.nominal_bytes or 0)} per KV head)"
-    told = with_bracket(delta, signed=True)
-    if not (math.isfinite(delta.low) and math.isfinite(delta.high)):
-        return f"Its difference to {rival} is {told}; one sequence gives no interval and decides nothing."
-    if delta.low <= 0 <= delta.high:
-        return f"It cannot be told from {rival}: the difference, {told}, may be zero."
-    verb = "beats" if delta.estimate < 0 else "loses to"
-    if sequences >= ENOUGH:
-        return f"It {verb} {rival}: the difference, {told}, excludes zero."
-    return (
-        f"On these {sequences} sequences it {verb} {rival}: the difference, {told}, excludes zero, but so few "
-        f"sequences all agree by chance one time in {2 ** (sequences - 1)}."
-    )
+def _beside_exact(change: Interval) -> str:
+    """The difference to exact attention, with what its whole interval says."""
+    told = f"{with_bracket(change, signed=True)} beside exact"
+    verdict = _judged(change)
+    return told if verdict is None else f"{told}, {'from which it ' if verdict == _ALIKE else ''}{verdict}"
+
+
+_BETTER, _WORSE, _ALIKE = "better", "worse", "cannot be told apart here"
+
+
+def _judged(difference: Interval) -> str | None:
+    """What the whole interval of a difference says, a negative one being better; None where there is no interval."""
+    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+        return None
+    return _BETTER if difference.high < 0 else _WORSE if difference.low > 0 else _ALIKE
+
+
+def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
+    """Every rival in the table, with the config's difference to it and what its interval says."""
+    exact, window = comparison.standing(EXACT), comparison.standing(rivals.WINDOW)
+    told: list[str] = []
+    if window is not None and window.failure is not None:
+        told.append(f"There is no window to compare it with: {window.failure}.")
+    found: dict[str | None, list[str]] = {_BETTER: [], _WORSE: [], _ALIKE: [], None: []}
+    for rival in comparison.standings:
+        if rival.failure is not None or rival.name in (EXACT, rivals.CONFIG):
+            continue
+        if rival is window and exact is not None and window.nominal_bytes == exact.nominal_bytes:
+            told.append(
+                f"It takes no fewer bytes than the whole KV cache ({size(exact.nominal_bytes or 0)} per KV head), so "
+                "exact attention is the better use of them."
+            )
+            continue
+        known = rival.config_less or (config.delta_window if rival is window else None)
+        difference = known or _without_interval(config, rival)
+        found[_judged(difference)].append(_named(rival, _difference(difference, config)))
+    parts = [f"is {verdict} than {_listed(found[verdict])}" for verdict in (_BETTER, _WORSE) if found[verdict]]
+    if found[_ALIKE]:
+        parts.append(f"{_ALIKE} from {_listed(found[_ALIKE])}")
+    if parts:
+        told.append(f"It {_listed(parts)}.")
+    if (found[_BETTER] or found[_WORSE]) and comparison.sequences < ENOUGH:
+        chance = 2 ** (comparison.sequences - 1)
+        told.append(f"So few sequences all agree by chance one time in {chance}.")
+    if found[None]:
+        told.append(f"Without an interval, which decides nothing, it differs from {_listed(found[None])}.")
+    return told
+
+
+def _named(rival: Standing, difference: str) -> str:
+    if rival.name != rivals.WINDOW:
+        return f"{rival.name} ({difference})"
+    return f"sinks and one window of the same bytes ({size(rival.nominal_bytes or 0)} per KV head; {difference})"
+
+
+def _difference(difference: Interval, config: Standing) -> str:
+    """Nats where there is a loss, else the share by which hidden states are moved, in percentage points."""
+    if config.nll is not None:
+        return with_bracket(difference, signed=True)
+    told = f"{100 * difference.estimate:+.1f} percentage points"
+    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+        return told
+    return f"{told} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _without_interval(config: Standing, rival: Standing) -> Interval:
+    """The difference of the estimates, for reports that were written before intervals of it were kept."""
+    if config.nll is not None and rival.nll is not None:
+        difference = config.nll.estimate - rival.nll.estimate
+    else:
+        difference = (config.hidden_relative_l2 or 0.0) - (rival.hidden_relative_l2 or 0.0)
+    return Interval(difference, -math.inf, math.inf)
 
 
 def _listed(names: list[str]) -> str:

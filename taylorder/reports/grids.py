@@ -14,6 +14,7 @@ from rich.style import Style
 from rich.text import Text
 
 from taylorder.adapt.config import HeadOrder
+from taylorder.adapt.reasons import explained
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.reports import summary
@@ -23,15 +24,6 @@ from taylorder.reports.layout import heading, label_width, row_label, widest_row
 
 GRID_ORDER = 3
 
-_MARKS = {"tolerance": "\u00b7", "cost": "c", "group": "g", "alpha": "a", "sliding": "s", "near": "n"}
-_MEANINGS = {
-    "tolerance": "exact: no measured order is good enough",
-    "cost": "exact: an order that is good enough does not pay off",
-    "group": "exact: not all heads sharing its KV cache can have an order",
-    "alpha": "exact: no alpha could be fitted",
-    "near": "exact: too few of the measured rows have keys outside of the near field to choose by",
-    "sliding": "exact: sliding-window layer (~), its cache is constant already",
-}
 WINDOW_MARK, WINDOW_MEANING = "w", "a window and sinks, all other keys dropped: no polynomial"
 _RAMP = ("#12263f", "#1d4569", "#2c6a9b", "#5a9fd0", "#a9d6f5")
 _LIGHTEST = Style(bold=True, color="#000000", bgcolor=_RAMP[-1])
@@ -91,11 +83,8 @@ def grid_order(analysis: Analysis) -> int:
 def order_legend(selection: Selection) -> list[Text]:
     """What the cells of the order grid mean, with the number of heads behind each."""
     choices = [head.choice for head in selection.heads]
-    reasons = Counter(_reason(choice) for choice in choices if choice.order == "exact")
-    lines = [
-        Text(f"{_MARKS.get(reason, 'x')}  {_MEANINGS.get(reason, reason)} ({counted(count, 'head')})")
-        for reason, count in reasons.most_common()
-    ]
+    reasons = Counter(explained(choice.reason) for choice in choices if choice.order == "exact")
+    lines = [Text(f"{mark}  {meaning} ({counted(count, 'head')})") for (mark, meaning), count in reasons.most_common()]
     windows = sum(choice.drops_far for choice in choices)
     if windows:
         lines.insert(0, Text(WINDOW_MARK, style=_LIGHTEST) + Text(f"  {WINDOW_MEANING} ({counted(windows, 'head')})"))
@@ -118,13 +107,9 @@ def shade(error: float, tolerance: float) -> Style:
     return Style(color="#000000" if step == 3 else "#ffffff", bgcolor=_RAMP[step])
 
 
-def _reason(head: HeadOrder) -> str:
-    return head.reason or "exact, as the config has it"
-
-
 def _order_cell(head: HeadOrder, width: int) -> Text:
     if head.order == "exact":
-        return Text(f"{_MARKS.get(_reason(head), 'x'):>{width}}")
+        return Text(f"{explained(head.reason).mark:>{width}}")
     return Text(" " * (width - 1)) + Text(WINDOW_MARK if head.drops_far else str(head.order), style=_LIGHTEST)
 
 

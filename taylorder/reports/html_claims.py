@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from taylorder.claims.claim import Verdict
-from taylorder.files import replacing
 from taylorder.reports.claims import cell
 from taylorder.reports.document import finite
 from taylorder.reports.html_page import Block, Column, fill
@@ -18,17 +17,11 @@ _SCRIPTS = ("format.js", "palette.js", "chart.js", "theme.js", "plots.js", "clai
 _MARKS = {"supported": "\u2713", "contradicted": "\u2715", "undecided": "?", "not applicable": "\u2013"}
 
 
-def write(path: str | Path, document: Mapping[str, Any], directories: Sequence[Path]) -> None:
-    """Write the page of a document of :func:`taylorder.reports.claims.as_document`, whole or not at all.
-
-    ``directories`` are the runs it came from, for the command that makes it again.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(render(document, directories, Path(path).parent), encoding="utf-8")
-
-
 def render(document: Mapping[str, Any], directories: Sequence[Path], out: Path) -> str:
-    """The page as one string."""
+    """The page of a document of :func:`taylorder.reports.claims.as_document` as one string.
+
+    ``directories`` are the runs it came from, and ``out`` where it goes, for the command that makes it again.
+    """
     counts = Counter(claim["verdict"] for claim in document["claims"])
     told = [f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict]]
     return fill(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from taylorder.adapt.config import HeadOrder
+from taylorder.adapt.reasons import explained
 from taylorder.adapt.select import HeadVerdict, Selection, layer_alpha
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.models import AttentionModule
@@ -24,7 +25,6 @@ _HeadKey = tuple[str, int]
 def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything the script needs, JSON-ready; plots of claims are those of the document ``claims``."""
     names = layer_names([module.name for module in analysis.model.modules])
-    reasons = _exact_reasons(selection)
     preview = analysis.preview
     made: dict[str, Any] = finite(
         {
@@ -33,9 +33,9 @@ def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] 
             "start_order": grids.grid_order(analysis),
             "expansions": list(EXPANSIONS),
             "near": None if preview is None else f"mean, window {preview.window}, sinks {preview.sinks}",
-            "legend": [f"{mark}: {meaning}" for mark, meaning in (*reasons.values(), *_windows(selection))],
+            "legend": _legend(selection),
             "start": _start(analysis, selection),
-            "layers": _layers(analysis, selection, names.labels, reasons),
+            "layers": _layers(analysis, selection, names.labels),
             "plots": html_claims.plots(claims),
         }
     )
@@ -48,17 +48,11 @@ def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
     return take(analysis, selection)
 
 
-def _exact_reasons(selection: Selection) -> dict[str | None, tuple[str, str]]:
-    """Mark and meaning of every reason for which a head is exact, in the words of the terminal's legend."""
-    heads: dict[str | None, list[HeadVerdict]] = {}
-    for head in selection.heads:
-        if head.choice.order == "exact":
-            heads.setdefault(head.choice.reason, []).append(head)
-    found = {}
-    for reason, own in heads.items():
-        mark, _, meaning = grids.order_legend(replace(selection, heads=tuple(own)))[0].plain.partition("  ")
-        found[reason] = mark, meaning
-    return found
+def _legend(selection: Selection) -> list[str]:
+    """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
+    exact = [head for head in selection.heads if head.choice.order == "exact"]
+    lines = [line.plain.partition("  ") for line in grids.order_legend(replace(selection, heads=tuple(exact)))]
+    return [f"{mark}: {meaning}" for mark, meaning in ([(line[0], line[2]) for line in lines] + _windows(selection))]
 
 
 def _windows(selection: Selection) -> list[tuple[str, str]]:
@@ -84,7 +78,6 @@ def _layers(
     analysis: Analysis,
     selection: Selection,
     labels: Mapping[str, str],
-    reasons: Mapping[str | None, tuple[str, str]],
 ) -> list[dict[str, Any]]:
     candidates: dict[_HeadKey, list[CandidateRow]] = {}
     for row in analysis.candidates:
@@ -102,7 +95,7 @@ def _layers(
             heads.append(
                 _measured(candidates[key], analysis.max_order)
                 | _near(analysis, module, head)
-                | _decided(analysis, selection, verdict, reasons)
+                | _decided(analysis, selection, verdict)
                 | {"alphas": _alphas(spectra.get(key, {}))}
             )
         layers.append(
@@ -149,26 +142,20 @@ def _decided(
     analysis: Analysis,
     selection: Selection,
     head: HeadVerdict,
-    reasons: Mapping[str | None, tuple[str, str]],
 ) -> dict[str, Any]:
     """What was chosen, why, and what the head would need."""
     choice = head.choice
     exact = choice.order == "exact"
-    mark = reasons[choice.reason][0] if choice.order == "exact" else str(choice.order)
+    mark, meaning = explained(choice.reason) if exact else (str(choice.order), "")
     return {
         "order": None if exact or choice.drops_far else choice.order,
         "mark": grids.WINDOW_MARK if choice.drops_far else mark,
-        "choice": _exact(reasons[choice.reason][1]) if exact else _kept(choice),
+        "choice": meaning if exact else _kept(choice),
         "why": "" if exact else _why(analysis, selection, choice),
         "best": None if head.best is None else [head.best.order, head.best.expansion, head.best.relative_l2],
         "needed": head.needed_order,
         "predicted": head.predicted_order,
     }
-
-
-def _exact(meaning: str) -> str:
-    """The meaning of a mark without the number of heads behind it."""
-    return meaning.rpartition(" (")[0]
 
 
 def _kept(choice: HeadOrder) -> str:

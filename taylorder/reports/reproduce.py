@@ -59,7 +59,7 @@ def analyze_command(
     else:
         options += [
             ("--levers", ",".join(levers.levers), None),
-            ("--budget", levers.budget, None),
+            ("--budget", None if levers.budget is None else f"{levers.budget}B", None),
             ("--criterion", levers.criterion, DEFAULT_CRITERION if levers.budget is not None else levers.criterion),
             ("--lever-length", levers.sequence_length, min(context, 4096)),
         ]

@@ -1,13 +1,15 @@
 """A run directory: what ``analyze`` leaves behind and ``show`` reads back, exactly.
 
 ``orders.json`` (and its tensors) holds the config, ``heads.csv`` and ``spectral.csv`` the measurements, ``report.json``
-the rest. Floats are written with ``repr``, so they come back bit for bit; an absent figure is an empty cell. Each file
-appears whole or not at all; ``report.json`` goes first and comes last, so a directory that has one is complete.
+the rest. Floats are written with ``repr``, so they come back bit for bit; an absent figure is an empty cell. The files
+of a run appear together or not at all; ``report.json`` goes first and comes last, so a directory that has one is
+complete.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -25,7 +27,8 @@ from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.lever_errors import LeverRow
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
-from taylorder.files import replacing
+from taylorder.files import replacing, replacing_together
+from taylorder.models import ModelDescription
 from taylorder.reports import html
 from taylorder.reports.document import CLAIMS_FILE, FILES, LEVERS_FILE, SCHEMA, ReportDocument, as_document, as_json
 
@@ -36,6 +39,13 @@ _HEADS_COLUMNS = (
 _SPECTRAL_COLUMNS = ("module", "projection", "alpha", "D", "sigma", "tail", "status", "alpha_low", "alpha_high")
 
 _Row = TypeVar("_Row", CandidateRow, SpectralRow)
+
+
+_WRITTEN = (
+    FILES["orders"], Path(FILES["orders"]).with_suffix(".safetensors").name, FILES["heads"], FILES["spectral"],
+    LEVERS_FILE, FILES["page"], CLAIMS_FILE, FILES["report"],
+)  # fmt: skip
+"""The files of a run, and of what was found out about it; those that a run does not have must not stay from another."""
 
 
 class RunDirectoryError(TaylorderError):
@@ -59,21 +69,17 @@ def write(
     """
     directory = Path(directory)
     try:
-        # An earlier run's report must not vouch for a mixture of two runs if this one is interrupted.
-        (directory / FILES["report"]).unlink(missing_ok=True)
-        selection.config.save(directory / FILES["orders"])
-        _write_rows(directory / FILES["heads"], CandidateRow, _HEADS_COLUMNS, analysis.candidates)
-        _write_rows(directory / FILES["spectral"], SpectralRow, _SPECTRAL_COLUMNS, analysis.spectral)
-        if levers is None:
-            (directory / LEVERS_FILE).unlink(missing_ok=True)
-        else:
-            _write_levers(directory / LEVERS_FILE, levers)
-        (directory / CLAIMS_FILE).unlink(missing_ok=True)  # they were about another run
-        html.write(directory / FILES["page"], analysis, selection, evaluation, None, directory)
-        with replacing(directory / FILES["report"]) as temporary:
-            temporary.write_text(as_json(as_document(analysis, selection, None, evaluation)), encoding="utf-8")
+        with replacing_together(directory, _WRITTEN, beside=(FILES["page"],)) as made:
+            selection.config.save(made / FILES["orders"])
+            _write_rows(made / FILES["heads"], CandidateRow, _HEADS_COLUMNS, analysis.candidates)
+            _write_rows(made / FILES["spectral"], SpectralRow, _SPECTRAL_COLUMNS, analysis.spectral)
+            if levers is not None:
+                _write_levers(made / LEVERS_FILE, levers)
+            html.write(made / FILES["page"], analysis, selection, evaluation, None, directory)
+            document = as_json(as_document(analysis, selection, None, evaluation))
+            (made / FILES["report"]).write_text(document, encoding="utf-8")
     except OSError as error:
-        raise RunDirectoryError(f"{directory} cannot be written ({error.strerror}); name another with --out") from error
+        raise unwritable(directory, error) from error
 
 
 def read(directory: str | Path) -> tuple[Analysis, Selection]:
@@ -116,6 +122,42 @@ def read_evaluation(directory: str | Path) -> Evaluation | None:
     return _read_report(Path(directory) / FILES["report"]).evaluation
 
 
+def replaces(directory: str | Path, *, model: ModelDescription, **settings: Any) -> str | None:
+    """What a run that is about to be measured will replace: another model's, or one of other settings.
+
+    Args:
+        directory: where it will be written.
+        model: what it is about.
+        settings: how, by the names that report.json gives them.
+
+    Returns:
+        None where there is no run, or one that these settings would give again.
+
+    """
+    try:
+        report = _read_report(Path(directory) / FILES["report"])
+    except TaylorderError:
+        return None
+    there = {f.name: getattr(part, f.name) for part in (report.calibration, report.settings) for f in fields(part)}
+    there["budget"] = None if report.levers is None else report.levers.budget
+    names = {"text_sha256": "text"}
+    changes = [
+        f"{names.get(name, name)} {_shortly(there[name])}, now {_shortly(value)}"
+        for name, value in settings.items()
+        if there[name] != value
+    ]
+    if report.model.fingerprint != model.fingerprint:
+        what = f"of {report.model.name} ({report.model.fingerprint}), not {model.name} ({model.fingerprint})"
+        changes.insert(0, what)
+    if not changes:
+        return None
+    return f"{directory} holds another run, which this one replaces when it is finished: {'; '.join(changes)}"
+
+
+def _shortly(value: Any) -> str:
+    return "none" if value is None else str(value)[:12]
+
+
 def write_claims(directory: str | Path, claims: Mapping[str, Any]) -> None:
     """Keep a document of claims beside a finished run, and put it on its page.
 
@@ -126,11 +168,19 @@ def write_claims(directory: str | Path, claims: Mapping[str, Any]) -> None:
     directory = Path(directory)
     analysis, selection = read(directory)
     try:
-        with replacing(directory / CLAIMS_FILE) as temporary:
-            temporary.write_text(as_json(dict(claims)), encoding="utf-8")
-        html.write(directory / FILES["page"], analysis, selection, read_evaluation(directory), claims, directory)
+        with replacing_together(directory, (FILES["page"], CLAIMS_FILE)) as made:
+            html.write(made / FILES["page"], analysis, selection, read_evaluation(directory), claims, directory)
+            (made / CLAIMS_FILE).write_text(as_json(dict(claims)), encoding="utf-8")
     except OSError as error:
-        raise RunDirectoryError(f"{directory} cannot be written ({error.strerror}); name another with --out") from error
+        raise unwritable(directory, error) from error
+
+
+def unwritable(directory: Path, error: OSError) -> RunDirectoryError:
+    """What to say where files of a directory could not be replaced."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.EISDIR:
+        reason += f": {error.filename}"
+    return RunDirectoryError(f"{directory} cannot be written ({reason}) and keeps what it had; name another with --out")
 
 
 def _columns(row_type: type[_Row], first: Sequence[str]) -> list[str]:

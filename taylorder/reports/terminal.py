@@ -95,6 +95,9 @@ def parts(
     yield from _savings(analysis, selection)
     if evaluation is not None:
         yield from short_section(evaluation)
+    else:
+        yield title("What the model loses", "config")
+        yield note("Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them.")
     yield from _verdict(analysis, selection, width, directory, evaluation)
 
 

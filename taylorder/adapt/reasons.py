@@ -1,0 +1,35 @@
+"""Why a head is exact: what ``reason`` in a config may say, with the mark and the meaning that reports give it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Reason = Literal["tolerance", "cost", "group", "alpha", "near", "sliding", "budget", "levers"]
+"""What the choices set; a config edited by hand may say something else."""
+
+
+class Explained(NamedTuple):
+    """How a report shows a reason."""
+
+    mark: str
+    meaning: str
+
+
+REASONS: dict[Reason, Explained] = {
+    "tolerance": Explained("\u00b7", "exact: no measured order is good enough"),
+    "cost": Explained("c", "exact: an order that is good enough does not pay off"),
+    "group": Explained("g", "exact: not all heads sharing its KV cache can have an order"),
+    "alpha": Explained("a", "exact: no alpha could be fitted"),
+    "near": Explained("n", "exact: too few of the measured rows have keys outside of the near field to choose by"),
+    "sliding": Explained("s", "exact: sliding-window layer (~), its cache is constant already"),
+    "budget": Explained("b", "exact: the budget pays for its whole KV cache"),
+    "levers": Explained("e", "exact: the error allowed in all is spent better on other KV heads"),
+}
+
+
+def explained(reason: str | None) -> Explained:
+    """Mark and meaning of the reason of an exact head, also where no choice of this program set it."""
+    for known, explanation in REASONS.items():
+        if known == reason:
+            return explanation
+    return Explained("x", f"exact, as the config has it{f' ({reason})' if reason else ''}")

@@ -1,0 +1,32 @@
+"""Weights that cannot have been meant: NaN or infinite ones, found before anything is measured with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from taylorder.errors import NonFiniteError
+
+
+def refuse_broken_weights(model: Any, name: str) -> None:
+    """Name the first weight that holds NaN or infinities; reads every weight once.
+
+    Input embeddings are left out: rows of tokens that never occur may hold anything, and do no harm.
+
+    Raises:
+        NonFiniteError: there is one.
+
+    """
+    embeddings = model.get_input_embeddings()
+    skipped = set() if embeddings is None else {id(weight) for weight in embeddings.parameters()}
+    for weight_name, weight in model.named_parameters():
+        if id(weight) in skipped or weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
+            continue  # float8 knows no isfinite, and packed weights are refused elsewhere
+        broken = weight.numel() - int(torch.isfinite(weight).sum())
+        if broken:
+            raise NonFiniteError(
+                f"{name} has {broken:,} NaN or infinite of {weight.numel():,} values in the weight {weight_name}: the "
+                "file may be damaged, or was made by a training run that diverged; fetch it again, or take another "
+                "checkpoint"
+            )

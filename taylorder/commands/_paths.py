@@ -1,0 +1,82 @@
+"""Paths on the command line: impossible ones are refused, and a run may be named by its folder or by a file in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from taylorder.errors import TaylorderError, UsageError
+
+_CONFIG = "orders.json"
+_OF_A_RUN = (
+    _CONFIG, "orders.safetensors", "heads.csv", "spectral.csv", "levers.csv", "report.json", "report.html",
+    "claims.json",
+)  # fmt: skip
+"""What a run directory holds; said here too, since the reports that write it take seconds to import."""
+
+_LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
+"""What may be wrong with a path that is looked into later, or made."""
+
+
+def path_of(option: str) -> Callable[[str | Path], Path]:
+    """A parser for the paths of one option that refuses what no file can be called."""
+
+    def parse(text: str | Path) -> Path:
+        if not str(text):
+            raise UsageError(f"{option} is empty, perhaps an unset variable of the shell; name a file or folder")
+        try:
+            os.lstat(text)
+        except OSError as error:
+            if error.errno not in _LATER:
+                shown = f"{str(text)[:30]}... of {len(os.fsencode(text))} bytes"
+                raise UsageError(
+                    f"{option} {shown} is no path here ({error.strerror}); choose a shorter one"
+                ) from error
+        return Path(text)
+
+    return parse
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of a run, which may be named by a file in it."""
+    return path.parent if path.name in _OF_A_RUN and path.is_file() else path
+
+
+def config_file(path: Path) -> Path:
+    """The config that a path means: the file itself, or the config of the run that it is or is a file of."""
+    folder = run_folder(path)
+    if not folder.is_dir() or path.name == _CONFIG:
+        return path
+    if not (folder / _CONFIG).is_file():
+        raise UsageError(f"{folder} has no {_CONFIG}; name a config file, or what `taylorder analyze --out` wrote")
+    return folder / _CONFIG
+
+
+def run_for_model(model: str | None, config: Path | None) -> Path | None:
+    """The run that stands where MODEL does, by its folder or a file in it; None if it is a model."""
+    if model is None or config is not None:
+        return None
+    path = path_of("MODEL")(model)
+    folder = run_folder(path)
+    return path if folder.is_dir() and (folder / _CONFIG).is_file() else None
+
+
+def model_of_run(run: Path, named: str) -> str:
+    """The model that a run is about: its own folder if it lies in one, else the one its config names."""
+    folder = run_folder(run)
+    return str(folder) if (folder / "config.json").is_file() else named
+
+
+@contextmanager
+def named_by(run: Path | None, name: str | None, way_out: str) -> Iterator[None]:
+    """Where the model that a run names is not to be found, say who named it and what to do; nothing without a run."""
+    try:
+        yield
+    except TaylorderError as error:
+        if run is not None and name is not None and not Path(name).expanduser().exists():
+            told = str(error).removesuffix(".")
+            error.args = (f"{told}; {run} names it so, perhaps as seen from another folder: {way_out}",)
+        raise

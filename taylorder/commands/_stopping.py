@@ -1,0 +1,79 @@
+"""Commands that are ended from outside, or whose output goes nowhere: one sentence each, and what is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+from taylorder.errors import StoppedError, TaylorderError, Terminated
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes: 128 and the number of the signal."""
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that it cleans up and says what is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def kept(sentence: str, *, errors: bool = True) -> Iterator[None]:
+    """Say what is kept where the block is interrupted, and, with ``errors``, whatever else ends it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stopped = StoppedError(f"{ended(stop)}; {sentence}")
+        stopped.exit_code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        raise stopped from stop
+    except TaylorderError as error:
+        if errors:
+            error.args = (f"{error}; {sentence}",)
+        raise
+    except Exception as error:
+        if errors:
+            error.add_note(sentence)
+        raise
+
+
+def ended(stop: BaseException | None) -> str:
+    """How a command came to its end, in a word; ``stop`` may be what another exception came from."""
+    while stop is not None and not isinstance(stop, Terminated):
+        stop = stop.__cause__ or stop.__context__
+    return "interrupted" if stop is None else "terminated"
+
+
+def refused_output() -> str | None:
+    """Why standard output takes nothing; None if it does."""
+    if sys.stdout is None:
+        return "standard output is closed; send it to a terminal, a pipe, a file or /dev/null"
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return None
+    except OSError as error:
+        return f"standard output cannot be written ({error.strerror}); send it somewhere with room"
+    return None
+
+
+def drop_output() -> None:
+    """Send what standard output still holds nowhere, or the interpreter complains of it once more when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
