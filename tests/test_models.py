@@ -12,6 +12,7 @@ import tiny
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
+from tiny import saved
 from torch import nn
 from transformers.utils import logging as hf_logging
 
@@ -32,12 +33,6 @@ def llama():
 def folder(tmp_path, llama, tiny_tokenizer):
     """A tiny Llama as ``save_pretrained`` writes it."""
     return saved(llama, tiny_tokenizer, tmp_path / "model")
-
-
-def saved(model, tokenizer, path):
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def config_only(config, tokenizer, path, architecture):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import tiny
 import torch
@@ -9,6 +11,7 @@ import transformers as hf
 from torch import nn
 
 from taylorder import _support, models
+from taylorder.analysis.projections import projection_weights
 from taylorder.errors import UnsupportedModelError
 
 _SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -179,9 +182,8 @@ _REFUSED = [
     (tiny.vit, r"takes pixel_values, where token ids are expected.*Choose a language model"),
     (uneven, r"2 kinds, where one is expected: .*4 heads on 2 KV heads.*4 heads on 4 KV heads.*Choose a model"),
     (half_causal, r"2 kinds.*bidirectional.*causal.*Choose a model"),
-    (packed(Packed), r"self_attn\.k_proj\.weight is a 2-D tensor of int8.*without quantisation"),
-    (packed(PackedBuffer), r"self_attn\.k_proj\.qweight is a 2-D tensor of int8.*without quantisation"),
-    (packed(Stacked), r"self_attn\.k_proj\.weight is a 3-D tensor of float32.*without quantisation"),
+    (packed(Packed), r"self_attn\.k_proj\.weight is a Tensor of int8.*without quantisation"),
+    (packed(PackedBuffer), r"self_attn\.k_proj\.qweight is a Tensor of int8.*without quantisation"),
     (meta, r"\d+ parameters without data \(on the meta device or offloaded.*load it whole"),
     (offloaded, r"1 parameters without data .*layers\.1\.self_attn\.k_proj\.weight.*load it whole"),
     (boundless, r"states no longest context: its LlamaConfig has none of max_position_embeddings.*Set config"),
@@ -230,3 +232,73 @@ def test_a_forward_pass_that_fails_is_named(llama):
     with pytest.raises(UnsupportedModelError, match=r"did not run on 8 token ids alone \(RuntimeError: mat1"):
         models.describe(llama, "llama")
     assert llama.config._attn_implementation == "sdpa"
+
+
+# Weights that nothing shows, and weights that look packed and are not.
+
+
+def quantised(part):
+    """A model whose linear layers, or those of one part, torch itself has packed."""
+
+    def build():
+        model = tiny.llama()
+        place = model.get_submodule(part)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says what replaces this
+            torch.ao.quantization.quantize_dynamic(place, {nn.Linear}, dtype=torch.qint8, inplace=True)
+        return model
+
+    return build
+
+
+class Hidden(nn.Module):
+    """A layer of another library: its weights are in no parameter."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        self.codes, self.bias = [dense.weight.detach()], nn.Parameter(torch.zeros(dense.out_features))
+
+    def forward(self, x):
+        return x @ self.codes[0].T + self.bias
+
+
+class Claiming(torch.Tensor):
+    """A packed tensor that claims the dtype of the matrix it stands for."""
+
+
+def float8():
+    model = tiny.llama()
+    model.model.layers[1].mlp.up_proj.to(torch.float8_e4m3fn)
+    return model
+
+
+def claiming():
+    model = tiny.llama()
+    layer = model.model.layers[1].self_attn.k_proj
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Claiming))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (quantised("model.layers.0.self_attn"), r"packed weights in model\.layers\.0\.self_attn\.q_proj \(torch\.ao\."),
+        (quantised("model.layers.1.mlp"), r"packed weights in model\.layers\.1\.mlp\.gate_proj \(torch\.ao\."),
+        (packed(Hidden), r"packed weights in model\.layers\.1\.self_attn\.k_proj \(test_unsupported\)"),
+        (float8, r"weights of float8_e4m3fn \(the first is model\.layers\.1\.mlp\.up_proj\.weight\), where float32"),
+        (claiming, r"layers\.1\.self_attn\.k_proj\.weight is a Claiming of float32, where a plain matrix"),
+    ],
+    ids=["attention", "mlp", "other library", "float8", "subclass"],
+)
+def test_weights_that_no_parameter_shows_are_refused(build, words):
+    with pytest.raises(UnsupportedModelError, match=rf"{words}.*without quantisation, or dequantise"):
+        models.describe(build().eval(), "subject")
+
+
+def test_a_stack_of_matrices_is_no_packed_weight():
+    """Experts and convolutions lie in such stacks; what is no matrix has no alpha, and that is all."""
+    model = packed(Stacked)()
+    assert len(models.describe(model).modules) == 2
+    assert "k" not in projection_weights(model, "model.layers.1.self_attn")
+    assert "q" in projection_weights(model, "model.layers.1.self_attn")

@@ -126,6 +126,13 @@ def beginning_with(tokenizer, token):
     return tokenizer
 
 
+def saved(model, tokenizer, path):
+    """Write a model and its tokenizer into a folder, and return the folder."""
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
 def tokens(batch: int = 1, length: int = 24, seed: int = 0) -> torch.Tensor:
     """Random token ids ``[batch, length]`` above the special ones."""
     return torch.randint(8, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -69,34 +69,38 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
             "head, or compare hidden states"
         )
     config = model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
-    divisor = getattr(config, "logits_scaling", None) or 1.0
-
-    def head(hidden: Tensor) -> Tensor:
-        with torch.set_grad_enabled(hidden.requires_grad):
-            logits: Tensor = linear(hidden).float()
-            if scale != 1.0 or divisor != 1.0:
-                logits = logits * scale / divisor
-            return logits if cap is None else cap * torch.tanh(logits / cap)
-
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    stated = _head(linear, scale, getattr(config, "final_logit_softcapping", None))
     parameter = next(model.parameters())
     rounding = _ROUNDING.get(parameter.dtype, 1e-3)
     ids = (torch.arange(6) + 16) % int(config.vocab_size)
     with torch.inference_mode():
         own = model(ids[None].to(parameter.device), use_cache=False).logits[0].float()
-        largest = float(own.abs().max())
+        hidden, largest = hidden_states(model, ids), float(own.abs().max())
         if not math.isfinite(largest):
             refuse_broken_weights(model, type(model).__name__)
             raise NonFiniteError(
                 f"{type(model).__name__} breaks down without any config (its logits on 6 tokens hold NaN or infinite "
                 "values): check its weights, or run it in float32"
             )
-        if not torch.allclose(head(hidden_states(model, ids)), own, rtol=rounding, atol=rounding * largest):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} does to its logits more than a linear head, a scale and a soft cap; its "
-                "losses cannot be computed in blocks"
-            )
+        # Models that see leave out what the config of their text part states.
+        for head in (stated, _head(linear, 1.0, None)):
+            if torch.allclose(head(hidden), own, rtol=rounding, atol=rounding * largest):
+                return head
+    raise UnsupportedModelError(
+        f"{type(model).__name__} does to its logits more than a linear head, a scale and a soft cap; its losses cannot "
+        "be computed in blocks"
+    )
+
+
+def _head(linear: Any, scale: float, cap: float | None) -> Callable[[Tensor], Tensor]:
+    def head(hidden: Tensor) -> Tensor:
+        with torch.set_grad_enabled(hidden.requires_grad):
+            logits: Tensor = linear(hidden).float()
+            if scale != 1.0:
+                logits = logits * scale
+            return logits if cap is None else cap * torch.tanh(logits / cap)
+
     return head
 
 

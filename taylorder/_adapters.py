@@ -1,0 +1,61 @@
+"""Adapters (LoRA and its like) that are not merged into the weights: refused by one sentence, wherever they are.
+
+They are known by their structure and their files, so that it makes no difference whether peft is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+
+from taylorder.errors import UnsupportedModelError
+
+_WEIGHT = re.compile(r"(^|\.)(lora_[a-zA-Z]\w*|base_layer)(\.|$)")
+"""Names of weights that only an adapter, or a layer wrapped by one, has."""
+
+
+def refuse_adapters(model: nn.Module, name: str) -> None:
+    """Refuse a model that runs with adapters: a peft model, or one whose layers were wrapped in place."""
+    for key, module in model.named_modules():
+        if isinstance(getattr(module, "base_layer", None), nn.Module):
+            _refuse(name, f"{key} is a {type(module).__name__} around a base_layer")
+        if key and type(module).__module__.partition(".")[0] == "peft":
+            _refuse(name, f"{key} is a {type(module).__name__} of peft")
+    if getattr(model, "peft_config", None):
+        _refuse(name, f"it is a {type(model).__name__} with a peft_config")
+    refuse_adapter_weights((key for key, _ in model.named_parameters()), name)
+
+
+def refuse_adapter_weights(keys: Iterable[str], name: str) -> None:
+    """Refuse weights whose names say that they belong to an adapter."""
+    for key in keys:
+        if _WEIGHT.search(key):
+            _refuse(name, f"it has weights {key}")
+
+
+def refuse_adapter_files(folder: str, name: str, *, local: bool) -> None:
+    """Refuse a folder or Hub id that holds an adapter, alone or beside the weights it is for."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    file = find_adapter_config_file(folder, local_files_only=local)
+    for path in (*([Path(file)] if file else []), *sorted(Path(folder).glob("adapter_model.*"))):
+        _refuse(name, f"it holds {path.name}")
+
+
+def refuse_gguf_adapter(reader: Any, name: str) -> None:
+    """Refuse a GGUF file that says it is an adapter."""
+    kind = reader.fields.get("general.type")
+    if kind is not None and kind.contents() == "adapter":
+        _refuse(name, "the file's general.type is adapter")
+
+
+def _refuse(name: str, found: str) -> NoReturn:
+    raise UnsupportedModelError(
+        f"{name} has an adapter that is not merged into its weights ({found}), so alphas and errors would not be of "
+        "one model: merge it first with peft (model = model.merge_and_unload(), then model.save_pretrained) and take "
+        "the merged model; a prefix or soft prompt cannot be merged, there take model.get_base_model()."
+    )

@@ -1,0 +1,79 @@
+"""How many tokens a model takes at most: what its config states, or fewer where its table of positions ends earlier.
+
+RoBERTa and its kin state 514 positions and take 512, since theirs begin behind the padding's. Which rows of which table
+are read is seen in a forward pass, so it needs no list of architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from taylorder.errors import UnsupportedModelError
+
+_STATED = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_len",
+    "n_ctx",
+    "seq_length",
+)
+
+Lookup = tuple[torch.Tensor, torch.Tensor]
+"""A table ``[rows, width]``, and the rows of it that were read."""
+
+
+class _Lookups(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Lookup] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.embedding:
+            rows, table = (*args, *(kwargs or {}).values())[:2]
+            self.seen.append((table, rows.detach()))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def lookups() -> Iterator[list[Lookup]]:
+    """Note every lookup in a table of embeddings inside the block; what is looked up stays the same."""
+    with _Lookups() as mode:
+        yield mode.seen
+
+
+def longest_context(model: Any, name: str, seen: list[Lookup]) -> int:
+    """Return the longest context of ``model``, in tokens, given the lookups of a forward pass without a cache.
+
+    Raises UnsupportedModelError where neither its config nor a table of positions says.
+    """
+    config = model.config.get_text_config()
+    stated = [value for field in _STATED if isinstance(value := getattr(config, field, None), int) and value > 0]
+    longest = [*stated[:1], *_table_lengths(model, getattr(config, "pad_token_id", None), seen)]
+    if not longest:
+        raise UnsupportedModelError(
+            f"{name} states no longest context: its {type(config).__name__} has none of {', '.join(_STATED)}, and "
+            "costs depend on it. Set config.max_position_embeddings."
+        )
+    return min(longest)
+
+
+def _table_lengths(model: Any, padding: int | None, seen: list[Lookup]) -> Iterator[int]:
+    """Tokens that fit into every table whose rows were read one after the other, beginning with the first token's."""
+    try:
+        words = model.get_input_embeddings().weight
+    except (NotImplementedError, AttributeError):
+        return  # nothing tells positions from token ids
+    token_ids = [rows for table, rows in seen if table is words]
+    for table, rows in seen:
+        # The token ids themselves may be consecutive too, and padding among them takes a row of its own.
+        if rows.shape[-1] != rows.numel() or any(torch.equal(rows, ids) for ids in token_ids):
+            continue
+        taken = next((rows[ids != padding] for ids in token_ids if ids.shape == rows.shape), rows.reshape(-1))
+        if len(taken) > 1 and bool((taken.diff() == 1).all()):
+            yield table.shape[0] - int(taken[0])
