@@ -221,6 +221,14 @@ def test_the_verdict_names_every_rival_in_the_table(name):
             assert {"window": "sinks and one window of the same bytes"}.get(rival, rival) + " (" in told
 
 
+def test_an_untrained_model_is_called_one_before_its_config_is_judged():
+    assert len(words.verdicts(Evaluation(False, (comparison(vocabulary=50),)))) == 1
+    caution, _ = words.verdicts(Evaluation(False, (comparison(vocabulary=48),)))
+    assert caution.startswith(
+        "The model as it is loses 3.50 nats per token, where guessing among its 48 tokens loses 3.87"
+    )
+
+
 def test_verdicts_without_a_comparison():
     assert words.verdicts(Evaluation(True, ())) == [words.EQUALS_EXACT]
     assert words.verdicts(Evaluation(False, (), "no text")) == ["Not evaluated: no text."]

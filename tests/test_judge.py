@@ -20,6 +20,7 @@ from taylorder.analysis.intervals import mean_interval, paired_difference
 from taylorder.analysis.losses import EXACT, hidden_states
 from taylorder.analysis.tasks import Question, Task, run_tasks, summarise
 from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.models import describe
 from taylorder.reports.evaluation_words import loss_of_config
@@ -37,7 +38,7 @@ def llama():
 
 def judged(model, description, contenders, sequences=None, **options):
     sequences = tiny.tokens(3, LENGTH) if sequences is None else sequences
-    return compare(model, description, sequences, contenders, text=TEXT, seed=0, **options)
+    return compare(model, description, sequences, contenders, tokens=Tokens(TEXT, [], None), seed=0, **options)
 
 
 def everywhere(description, head):
@@ -237,6 +238,31 @@ def test_without_any_time_the_exact_model_is_run_once(llama):
     assert found.sequences == 1
     assert found.standing(EXACT).nll.estimate > 0
     assert {each.failure for each in found.standings[1:]} == {"left out, to save time"}
+
+
+def test_a_config_whose_near_fields_hold_every_key_is_said_to_run_as_exact(llama):
+    model, description = llama
+    noted = {
+        near: judged(
+            model, description, [Contender("config", OrderConfig.uniform(description, 2, "mean", near, 2), "a")]
+        )
+        for near in (LENGTH - 3, LENGTH - 2)
+    }
+    assert noted[LENGTH - 3].standing("config").note == "a"
+    assert noted[LENGTH - 2].standing("config").note == (
+        f"a; its near fields hold all {LENGTH} tokens, so that it runs as exact at this length"
+    )
+    assert noted[LENGTH - 2].standing("config").kl.estimate == pytest.approx(0, abs=1e-6)
+
+
+def test_a_comparison_knows_the_beginning_and_the_vocabulary(llama, tiny_tokenizer):
+    model, description = llama
+    exact = OrderConfig.uniform(description, "exact")
+    found = evaluated(model, tiny.beginning_with(tiny_tokenizer, "<s>"), exact, lengths=(16,)).comparisons[0]
+    assert (found.bos, found.vocabulary) == (1, tiny.VOCAB)
+    assert evaluated(model, tiny_tokenizer, exact, lengths=(16,)).comparisons[0].bos is None
+    encoder = tiny.bert()
+    assert judged(encoder, describe(encoder, "tiny"), []).vocabulary is None
 
 
 # The whole of `eval`

@@ -15,6 +15,7 @@ from taylorder.analysis.losses import (
     hidden_distance,
     hidden_states,
     language_model_head,
+    looks_untrained,
     token_losses,
 )
 from taylorder.errors import UnsupportedModelError
@@ -138,3 +139,11 @@ def test_distance_of_hidden_states():
     assert distance.relative_l2 == pytest.approx(1.0)
     assert distance.cosine == pytest.approx(0.5)
     assert hidden_distance(exact, exact).relative_l2 == 0
+
+
+@pytest.mark.parametrize(
+    ("nll", "vocabulary", "expected"),
+    [(9.71, 49152, False), (9.73, 49152, True), (10.8, 49152, True), (None, 49152, False), (9.9, None, False)],
+)
+def test_a_loss_within_a_tenth_of_guessing_looks_untrained(nll, vocabulary, expected):
+    assert looks_untrained(nll, vocabulary) is expected

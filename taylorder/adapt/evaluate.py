@@ -112,7 +112,9 @@ def evaluate(
         if description.causal and not exact:
             contenders += rivals.at_equal_bytes(description, config, alphas, length)
         contenders += rivals.paper(description) if description.open_modules else []
-        comparisons.append(compare(model, description, sequences, contenders, text=text, seed=seed, progress=progress))
+        comparisons.append(
+            compare(model, description, sequences, contenders, tokens=unseen, seed=seed, progress=progress)
+        )
     continuations = None
     if continue_text and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
         new = min(NEW_TOKENS, description.max_context // 2)
@@ -154,11 +156,11 @@ def evaluate_shortly(
         contenders += _simple_rivals(description)
     began = time.monotonic()
     try:
-        words = text()
-        sequences = _draw(tokenise(tokenizer, words), length, SHORT_SEQUENCES, seed)
+        unseen = tokenise(tokenizer, text())
+        sequences = _draw(unseen, length, SHORT_SEQUENCES, seed)
         left = max(0.0, seconds - (time.monotonic() - began))
         compared = compare(
-            model, description, sequences, contenders, text=words, seed=seed, progress=progress, seconds=left
+            model, description, sequences, contenders, tokens=unseen, seed=seed, progress=progress, seconds=left
         )
     except (UsageError, UnsupportedModelError) as error:
         return Evaluation(exact, (), str(error))

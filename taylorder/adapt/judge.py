@@ -29,7 +29,7 @@ from taylorder.analysis.losses import (
     language_model_head,
     token_losses,
 )
-from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens
 from taylorder.errors import NonFiniteError
 from taylorder.models import ModelDescription
 
@@ -72,7 +72,11 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All contenders at one sequence length, exact first."""
+    """All contenders at one sequence length, exact first.
+
+    ``bos`` is the token that every sequence begins with, None where the tokenizer puts none in front of a text;
+    ``vocabulary`` the number of the model's tokens, None without a language-model head.
+    """
 
     length: int
     sequences: int
@@ -80,6 +84,8 @@ class Comparison:
     text_sha256: str
     seed: int
     standings: tuple[Standing, ...]
+    bos: int | None = None
+    vocabulary: int | None = None
 
     def standing(self, name: str) -> Standing | None:
         """The standing of that name, if there is one."""
@@ -92,7 +98,7 @@ def compare(
     sequences: Tensor,
     contenders: Sequence[Contender],
     *,
-    text: Text,
+    tokens: Tokens,
     seed: int,
     progress: Progress | None = None,
     seconds: float | None = None,
@@ -101,7 +107,8 @@ def compare(
 
     The exact model comes first and need not be among the contenders. A contender that breaks down (overflow) is
     reported as failed, and the others go on. All contenders see the same sequences, fewer than N only if ``seconds``
-    are over before the last; optional contenders are left out if they would cost a sequence.
+    are over before the last; optional contenders are left out if they would cost a sequence. ``tokens`` are those that
+    the sequences were cut from.
 
     Raises:
         ConfigError: a contender's config does not belong to the model.
@@ -116,6 +123,7 @@ def compare(
         contender.name: _Result(contender) for contender in (Contender(EXACT, None, "the model as it is"), *contenders)
     }
     passes = len(sequences) * len(results)
+    hidden: dict[str, Tensor] = {}
     began = time.monotonic()
     for done, sequence in enumerate(sequences):
         spent = time.monotonic() - began
@@ -123,7 +131,7 @@ def compare(
             sequences = sequences[:done]
             report(stage, passes, passes)
             break
-        hidden: dict[str, Tensor] = {}
+        hidden = {}
         for place, result in enumerate(results.values(), start=1):
             spent, before = time.monotonic() - began, spent
             if seconds is not None and not done and result.contender.config is not None:
@@ -143,7 +151,11 @@ def compare(
                 results[name].add_losses(losses)
         _refuse_broken(results[EXACT], description)
     standings = tuple(_standing(result, description, sequences, results) for result in results.values())
-    return Comparison(sequences.shape[1], len(sequences), text.source, text.sha256, seed, standings)
+    vocabulary = None if head is None else head(hidden[EXACT][:1]).shape[-1]
+    text = tokens.text
+    return Comparison(
+        sequences.shape[1], len(sequences), text.source, text.sha256, seed, standings, tokens.bos, vocabulary
+    )
 
 
 def losses_of_states(
@@ -233,7 +245,7 @@ def _standing(result: _Result, model: ModelDescription, sequences: Tensor, resul
     if result.distances:
         return Standing(
             name=contender.name,
-            note=contender.note,
+            note=_note(contender, length),
             nominal_bytes=size,
             config_less=config_less,
             guarded_share=guarded,
@@ -250,7 +262,7 @@ def _standing(result: _Result, model: ModelDescription, sequences: Tensor, resul
             buckets.append((low, low + part.shape[1] - 1, float(part.mean(dtype=np.float64))))
     return Standing(
         name=contender.name,
-        note=contender.note,
+        note=_note(contender, length),
         nominal_bytes=size,
         nll=mean_interval(nll),
         delta_exact=None if result is exact else paired_difference(nll, exact.per_sequence),
@@ -262,6 +274,16 @@ def _standing(result: _Result, model: ModelDescription, sequences: Tensor, resul
         buckets=tuple(buckets),
         guarded_share=guarded,
     )
+
+
+def _note(contender: Contender, length: int) -> str:
+    """The contender's note, with a warning where its near fields leave nothing to truncate or to drop."""
+    layers = () if contender.config is None else contender.config.layers
+    near = [head.window + head.sinks for layer in layers for head in layer.heads if head.order != "exact"]
+    if not near or min(near) < length:
+        return contender.note
+    all_near = f"its near fields hold all {length:,} tokens, so that it runs as exact at this length"
+    return f"{contender.note}; {all_near}" if contender.note else all_near
 
 
 def _guarded_share(result: _Result, model: ModelDescription, sequences: Tensor) -> float | None:

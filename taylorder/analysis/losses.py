@@ -21,6 +21,9 @@ from taylorder.models import run_base
 
 EXACT = "exact"
 
+UNTRAINED_SHARE = 0.9
+"""Share of log(vocabulary), the loss of a uniform guess, above which a model counts as untrained."""
+
 _BLOCK_LOGITS = 1 << 23
 """Logits computed at once: 32 MiB in float32, so that little of a block has left the cache when it is read again."""
 
@@ -39,6 +42,11 @@ class TokenLosses:
     nll: np.ndarray
     kl: np.ndarray
     agrees: np.ndarray
+
+
+def looks_untrained(nll: float | None, vocabulary: int | None) -> bool:
+    """Whether a loss in nats per token is hardly better than guessing, as that of random weights; False if unknown."""
+    return nll is not None and vocabulary is not None and nll > UNTRAINED_SHARE * math.log(vocabulary)
 
 
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -19,9 +18,6 @@ EXPANSIONS: tuple[Expansion, ...] = ("zero", "centre", "mean")
 
 LEAST_FAR_SHARE = 0.5
 """Share of the measured query rows that must have far keys for an order to be chosen: the others have no error."""
-
-UNTRAINED_SHARE = 0.9
-"""Share of log(vocabulary), the loss of a uniform guess, above which a model counts as untrained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +117,6 @@ class Calibration:
     def far_rows(self) -> int:
         """Those of them that have far keys."""
         return round(self.far_share * self.rows)
-
-    @property
-    def untrained(self) -> bool:
-        """Whether the model predicts hardly better than chance, as random weights do."""
-        if self.nll is None or self.vocabulary is None:
-            return False
-        return self.nll > UNTRAINED_SHARE * math.log(self.vocabulary)
 
 
 @dataclass(frozen=True, slots=True)

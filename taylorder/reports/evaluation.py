@@ -131,7 +131,8 @@ def _facts(report: EvalReport) -> dict[str, str]:
     }
     if report.evaluation.comparisons:
         first = report.evaluation.comparisons[0]
-        facts["text"] = f"{first.text_source}, sha256 {first.text_sha256[:12]}, seed {first.seed}"
+        begun = "" if first.bos is None else ", each sequence begun with BOS"
+        facts["text"] = f"{first.text_source}, sha256 {first.text_sha256[:12]}, seed {first.seed}{begun}"
     facts["runs on"] = f"{report.device}, {report.dtype}"
     if model.weights_note:
         facts["weights"] = model.weights_note.removeprefix("weights ")

@@ -8,7 +8,7 @@ from taylorder.adapt import rivals
 from taylorder.adapt.evaluate import Continuations, Evaluation
 from taylorder.adapt.judge import Comparison, Standing
 from taylorder.analysis.intervals import Interval
-from taylorder.analysis.losses import EXACT
+from taylorder.analysis.losses import EXACT, looks_untrained
 from taylorder.reports.human import counted, percent, size
 
 ENOUGH = 6
@@ -60,7 +60,20 @@ def verdicts(evaluation: Evaluation) -> list[str]:
         return [EQUALS_EXACT]
     if evaluation.reason is not None:
         return [f"Not evaluated: {evaluation.reason}."]
-    return [_verdict(comparison) for comparison in evaluation.comparisons]
+    exact = evaluation.comparisons[0].standing(EXACT)
+    loss = None if exact is None or exact.nll is None else exact.nll.estimate
+    caution = untrained(loss, evaluation.comparisons[0].vocabulary)
+    return [*([] if caution is None else [caution]), *map(_verdict, evaluation.comparisons)]
+
+
+def untrained(nll: float | None, vocabulary: int | None) -> str | None:
+    """What to say of a model whose own loss is hardly better than guessing; None of any other."""
+    if nll is None or vocabulary is None or not looks_untrained(nll, vocabulary):
+        return None
+    return (
+        f"The model as it is loses {nll:.2f} nats per token, where guessing among its {counted(vocabulary, 'token')} "
+        f"loses {math.log(vocabulary):.2f}: it looks untrained, and its figures say nothing about a trained model."
+    )
 
 
 def sizes(comparison: Comparison) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from taylorder.adapt.select import TIERS, Selection
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.reports import levers, savings, summary
-from taylorder.reports.evaluation_words import loss_of_config
+from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.human import compact, counted, layer_names, number, percent, size
 from taylorder.reports.reproduce import analyze_command
 
@@ -77,12 +76,8 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
 def _cautions(analysis: Analysis) -> list[str]:
     """What makes the figures say less than they seem to."""
     text, told = analysis.calibration, []
-    if text.nll is not None and text.vocabulary is not None and text.untrained:
-        told.append(
-            f"The model as it is loses {text.nll:.2f} nats per token, where guessing among its "
-            f"{counted(text.vocabulary, 'token')} loses {math.log(text.vocabulary):.2f}: it looks untrained, and "
-            "errors of its heads say nothing about a trained model."
-        )
+    if (caution := untrained(text.nll, text.vocabulary)) is not None:
+        told.append(caution)
     if text.unknown_share > MOST_UNKNOWN:
         told.append(
             f"{percent(text.unknown_share)} of the calibration text is unknown to the tokenizer: measure on text in a "
