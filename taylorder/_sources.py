@@ -56,8 +56,9 @@ def locate(name: str) -> Source:
     except FileNotFoundError:
         pass
     except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
         shown = name if len(name) < 60 else f"{name[:30]}... of {len(os.fsencode(name))} bytes"
-        raise UsageError(f"{shown} cannot be looked at ({first_line(error)}): name a model folder or a file") from error
+        raise UsageError(f"{shown} cannot be looked at ({reason}): name a model folder or a file") from error
     if path.is_file():
         if path.suffix != ".gguf" and (path.parent / "config.json").is_file():
             raise UsageError(f"{name} is a file of a model: name its folder, {path.parent}")
