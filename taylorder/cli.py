@@ -17,7 +17,6 @@ from taylorder.commands._stopping import (
     TERMINATED,
     drop_output,
     ended,
-    refused_output,
     termination_as_interrupt,
 )
 from taylorder.commands.analyze import analyze
@@ -29,6 +28,8 @@ from taylorder.commands.generate import generate
 from taylorder.commands.show import show
 from taylorder.errors import TaylorderError
 from taylorder.provenance import software_versions
+
+_WAY_OUT = "send it to a terminal, a pipe, a file with room or /dev/null"
 
 app = typer.Typer(
     name="taylorder",
@@ -80,7 +81,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without these characters gets ? instead of a crash
     if sys.stdout is None:
-        _fail(str(refused_output()), TaylorderError.exit_code)
+        _fail(f"standard output is closed; {_WAY_OUT}", TaylorderError.exit_code)
     try:
         with termination_as_interrupt():
             _run()
@@ -92,11 +93,10 @@ def main() -> None:
         drop_output()
         raise SystemExit(1) from None
     except OSError as error:
-        if (why := refused_output()) is None:
-            why = f"{error.filename or 'a file'}: {error.strerror or error}; name another file or folder"
-        else:
+        if error.filename is None:  # what is written to files is caught, and named, where it is written
             drop_output()
-        _fail(why, TaylorderError.exit_code)
+            _fail(f"standard output cannot be written ({error.strerror}); {_WAY_OUT}", TaylorderError.exit_code)
+        _fail(f"{error.filename}: {error.strerror}; name another file or folder", TaylorderError.exit_code)
 
 
 def _run() -> NoReturn:

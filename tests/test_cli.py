@@ -367,7 +367,10 @@ def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, held_out, o
     )
     code, _, err = run("eval", "--config", orders(2))
     assert code == 1
-    assert "the config was made for architecture = LlamaForCausalLM, the model has architecture = BertModel" in err
+    assert err.splitlines()[-1] == (
+        "error: the config was made for tiny, with architecture = LlamaForCausalLM, and the model is bert, with "
+        "architecture = BertModel; name the model it was made for, or run `taylorder analyze` on this model"
+    )
     OrderConfig.uniform(taylorder.models.describe(tiny.bert(), "bert"), 3).save(tmp_path / "bert.json")
     code, _, err = run("eval", "--config", tmp_path / "bert.json", "--max-kl", 1)
     assert code == 2

@@ -274,6 +274,7 @@ def test_the_options_and_their_defaults_are_those_of_the_kernels():
     assert all(each.help.endswith(".") for each in options.values())
     assert ahead_of_time.TARGETS == command.TARGETS
     assert settings.HEAD_DIMS == command.HEAD_DIMS
+    assert set(command.KNOWN) >= {*aot.TARGETS, *aot._SHARED_LIMITS}
 
 
 @pytest.mark.parametrize(
@@ -281,10 +282,12 @@ def test_the_options_and_their_defaults_are_those_of_the_kernels():
     [
         (
             ["--target", "sm_90", "--target", "h100"],
-            "error: --target is 'h100', expected sm_NN (NVIDIA) or gfxNNN (AMD), such as sm_90 or gfx942",
+            "error: --target is 'h100', expected one of sm_80, sm_86, ",
         ),
-        (["--target", "sm_90a"], "error: --target is 'sm_90a', expected sm_NN"),
-        (["--target", "gfx"], "error: --target is 'gfx', expected sm_NN"),
+        (["--target", "sm_99"], "error: --target is 'sm_99', expected one of sm_80, sm_86, "),
+        (["--target", "gfx999"], "gfx950, gfx1100, gfx1101"),
+        (["--target", "sm_90a"], "error: --target is 'sm_90a', expected one of"),
+        (["--target", "gfx"], "error: --target is 'gfx', expected one of"),
         (
             ["--head-dim", "72"],
             "error: --head-dim is 72, expected one of 16, 32, 64, 80, 96, 128, 256; heads in between run as the next",

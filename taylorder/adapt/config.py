@@ -368,7 +368,11 @@ class OrderConfig(_Strict):
         for name in ("architecture", "layers", "heads", "kv_heads", "head_dim"):
             expected, found = getattr(self.model, name), getattr(there, name)
             if expected != found:
-                raise ConfigError(f"the config was made for {name} = {expected}, the model has {name} = {found}")
+                raise ConfigError(
+                    f"the config was made for {self.model.name}, with {name} = {expected}, and the model is "
+                    f"{there.name}, with {name} = {found}; name the model it was made for, or run `taylorder analyze` "
+                    "on this model"
+                )
         for layer, module in zip(self.layers, model.modules, strict=True):
             if layer.module != module.name:
                 raise ConfigError(f"the config lists layer {layer.module} where the model has {module.name}")
@@ -393,8 +397,9 @@ class OrderConfig(_Strict):
                 )
         if self.model.fingerprint != there.fingerprint:
             raise ConfigError(
-                f"the config was made for weights {self.model.fingerprint} ({self.model.name}), "
-                f"the model has {there.fingerprint} ({there.name}); run `taylorder analyze` on this model"
+                f"the config was made for weights {self.model.fingerprint} ({self.model.name}), the model has "
+                f"{there.fingerprint} ({there.name}); name the model it was made for, or run `taylorder analyze` on "
+                "this model"
             )
 
 

@@ -21,6 +21,10 @@ _LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 """What may be wrong with a path that is looked into later, or made."""
 
 
+_LONGEST = 255
+"""Bytes of a name that file systems take."""
+
+
 def path_of(option: str) -> Callable[[str | Path], Path]:
     """A parser for the paths of one option that refuses what no file can be called."""
 
@@ -28,6 +32,8 @@ def path_of(option: str) -> Callable[[str | Path], Path]:
         if not str(text):
             raise UsageError(f"{option} is empty, perhaps an unset variable of the shell; name a file or folder")
         try:
+            if any(len(os.fsencode(part)) > _LONGEST for part in Path(text).parts):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             os.lstat(text)
         except OSError as error:
             if error.errno not in _LATER:

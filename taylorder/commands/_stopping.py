@@ -56,19 +56,6 @@ def ended(stop: BaseException | None) -> str:
     return "interrupted" if stop is None else "terminated"
 
 
-def refused_output() -> str | None:
-    """Why standard output takes nothing; None if it does."""
-    if sys.stdout is None:
-        return "standard output is closed; send it to a terminal, a pipe, a file or /dev/null"
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return None
-    except OSError as error:
-        return f"standard output cannot be written ({error.strerror}); send it somewhere with room"
-    return None
-
-
 def drop_output() -> None:
     """Send what standard output still holds nowhere, or the interpreter complains of it once more when it ends."""
     with suppress(OSError, ValueError, AttributeError):

@@ -32,6 +32,13 @@ class AlphaColumns:
         """Characters of one row."""
         return _FIELD * len(self.shown) + _DISTANCE * len(self.with_distance)
 
+    @property
+    def left_out(self) -> str:
+        """The alphas that have no column here, and D where no alpha has it; empty if there is nothing to say."""
+        missing = [each for each in _PROJECTIONS if each not in self.shown]
+        parts = [f"the alphas of {' and '.join(missing)}"] if missing else []
+        return " and ".join(parts if self.with_distance else [*parts, "every D"])
+
     def header(self) -> Text:
         """Projection names, with the note that these are alphas."""
         parts = []

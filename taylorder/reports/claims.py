@@ -15,6 +15,7 @@ from rich.text import Text
 from taylorder.claims.claim import Cell, Claim, Effect, Table
 from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
+from taylorder.reports.fitting import FittingTable
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
 
@@ -84,8 +85,8 @@ def _effects(effects: Sequence[Effect]) -> RichTable:
     return table
 
 
-def _table(found: Table) -> RichTable:
-    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+def _table(found: Table) -> FittingTable:
+    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for place, title in enumerate(found.columns):
         words = any(isinstance(row[place], str) for row in found.rows)
         table.add_column(title, justify="left" if words else "right")

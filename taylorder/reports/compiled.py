@@ -15,6 +15,7 @@ from rich.text import Text
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
 from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
+from taylorder.reports.fitting import FittingTable
 from taylorder.reports.human import counted, number, size
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
@@ -191,7 +192,7 @@ def _facts(report: CompileReport) -> dict[str, str]:
 
 def _figures(rows: Sequence[Compiled | Failed]) -> Table:
     """One target's rows, kernel by kernel."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("kernel, config")
     table.add_column("launch", no_wrap=True)
     for title in ("regs", "spills", "shared\nKiB"):
@@ -221,7 +222,7 @@ def _overheads(overheads: Sequence[Overhead]) -> Table:
     """A row per head dim, a column per order."""
     orders = sorted({each.order for each in overheads})
     found = {(each.head_dim, each.order): each.overhead for each in overheads}
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("head dim", justify="right")
     for order in orders:
         table.add_column(f"P={order}", justify="right")

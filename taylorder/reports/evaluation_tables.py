@@ -15,6 +15,7 @@ from taylorder.analysis.intervals import Interval
 from taylorder.analysis.losses import EXACT
 from taylorder.analysis.tasks import TaskRow
 from taylorder.reports.evaluation_words import figure, with_bracket
+from taylorder.reports.fitting import FittingTable
 from taylorder.reports.human import compact, number, percent, size
 
 
@@ -192,7 +193,7 @@ def perplexity(value: float) -> str:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    return FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
 
 
 def _at(

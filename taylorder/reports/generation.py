@@ -19,6 +19,7 @@ from taylorder.adapt.rivals import exact_everywhere
 from taylorder.models import ModelDescription
 from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
+from taylorder.reports.fitting import FittingTable
 from taylorder.reports.human import counted, number, size
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
@@ -234,7 +235,7 @@ def _durations(bench: Bench) -> Table:
 
 
 def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for title in ("context,\ntokens", *titles):
         table.add_column(title, justify="right", no_wrap=True)
     return table

@@ -48,6 +48,8 @@ def order_grid(analysis: Analysis, selection: Selection, width: int) -> list[Tex
     columns = fitting_columns(analysis.spectral, room - wide)
     lines = [_bold(heading(names) + header + Text("  ") + columns.header())]
     lines += [row_label(names, each) + cells[each.name] + Text("  ") + columns.line(each.name) for each in modules]
+    if columns.left_out:
+        lines.append(Text(f"Too narrow for {columns.left_out}: spectral.csv has them."))
     return lines
 
 

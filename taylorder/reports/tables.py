@@ -8,6 +8,7 @@ from rich.table import Table
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import EXPANSIONS, Analysis
 from taylorder.reports import summary
+from taylorder.reports.fitting import FittingTable
 from taylorder.reports.human import compact, layer_names, number, percent, percent_figure, size
 
 
@@ -96,7 +97,7 @@ def near_field(analysis: Analysis, selection: Selection) -> Table | None:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    return FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
 
 
 def _span(largest: int) -> str:

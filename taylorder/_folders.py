@@ -1,0 +1,65 @@
+"""Which folders inside another one hold a model: what to name instead of a folder that holds none itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_DEPTH, _MOST = 4, 2000
+"""How deep models are looked for (cache/models--a--b/snapshots/hash), and in how many folders at most."""
+
+_SAYS_SO = re.compile(r'"(model_type|architectures|hidden_size|n_embd)"')
+"""What the config of a model has and that of a pooling layer, or of something else, has not."""
+
+
+def models_inside(folder: Path) -> list[Path]:
+    """Folders below that hold a model, likeliest first.
+
+    That is the snapshot that a Hub cache calls main, the checkpoint of most steps, and what lies less deep.
+    """
+    return sorted(_models(folder), key=lambda path: _rank(path, folder))
+
+
+def _rank(path: Path, folder: Path) -> tuple[bool, int, int, str]:
+    main = path.parent.parent / "refs" / "main"
+    try:
+        is_main = main.read_text(encoding="utf-8").strip() == path.name
+    except (OSError, UnicodeDecodeError):
+        is_main = False
+    step = re.fullmatch(r".*?(\d{1,18})", path.name)
+    checkpoint = path.name.startswith("checkpoint") and step is not None
+    return not is_main, len(path.relative_to(folder).parts), -int(step[1]) if checkpoint and step else 0, path.name
+
+
+def _models(folder: Path) -> Iterator[Path]:
+    level = [folder]
+    seen = 0
+    for _ in range(_DEPTH):
+        deeper: list[Path] = []
+        for parent in level:
+            for inner in _subfolders(parent):
+                seen += 1
+                if seen > _MOST:
+                    return
+                if _is_model(inner):
+                    yield inner
+                else:
+                    deeper.append(inner)
+        level = deeper
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(each.path) for each in entries if each.is_dir() and not each.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return _SAYS_SO.search((folder / "config.json").read_text(encoding="utf-8")) is not None
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,82 @@
+"""Narrow terminals: columns that do not fit come below, none is left out, and what is left out is said."""
+
+from __future__ import annotations
+
+import pytest
+import synthetic
+from rich import box
+from rich.console import Console
+
+from taylorder.reports import terminal
+from taylorder.reports.fitting import FittingTable
+from taylorder.reports.parts import title
+from taylorder.reports.plain import plain_text
+
+TITLES = [f"column {place}" for place in range(7)]
+
+
+def table(no_wrap=True):
+    made = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    made.add_column("name", no_wrap=True)
+    for column in TITLES:
+        made.add_column(column, justify="right", no_wrap=no_wrap)
+    for row in range(3):
+        made.add_row(f"row {row}", *(f"{row}.{place}" for place in range(7)))
+    return made
+
+
+def printed(renderable, width):
+    return plain_text(lambda console: console.print(renderable), width)
+
+
+@pytest.mark.parametrize("width", [22, 30, 40, 60, 79, 80, 200])
+def test_every_cell_is_printed_whole(width):
+    text = printed(table(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\u2026" not in text
+    for cell in (*TITLES, *(f"{row}.{place}" for row in range(3) for place in range(7))):
+        assert text.count(cell) == 1
+    pieces = text.count("name")
+    assert text.count("row 0") == text.count("row 2") == pieces
+    assert (pieces > 1) == (width < 76)
+
+
+def test_a_table_that_fits_is_what_rich_makes_of_it():
+    class Plain(FittingTable):
+        __rich_console__ = FittingTable.__mro__[1].__rich_console__
+
+    made = table()
+    plain = table()
+    plain.__class__ = Plain
+    assert printed(made, 100) == printed(plain, 100)
+
+
+def test_words_are_wrapped_before_columns_move():
+    assert printed(table(no_wrap=False), 64).count("name") == 1
+
+
+def test_a_long_heading_is_wrapped():
+    words = "How far the heads are from 7%, and what it would take"
+    assert " ".join(printed(title(words), 20).split()) == words
+    assert printed(title("short"), 20).strip().startswith("short \u2500")
+
+
+@pytest.mark.parametrize("width", [30, 40, 60])
+def test_the_report_of_an_analysis_loses_no_column(width):
+    measured = synthetic.analysis(layers=3)
+    chosen = synthetic.selection(measured)
+    wide, narrow = (terminal.as_text(measured, chosen, width=each) for each in (100, width))
+    for title_ in ("zero", "centre", "mean", "breaks", "lowest", "highest", "needs order"):
+        assert title_ in wide
+        assert title_ in narrow
+    assert "Too narrow" not in wide
+    console = Console(width=width)
+    assert console.width == width
+    assert max(map(len, narrow.splitlines()[:-6])) <= width  # commands are not folded, so that they can be copied
+
+
+def test_alphas_without_a_column_are_named():
+    measured = synthetic.analysis(layers=3)
+    chosen = synthetic.selection(measured)
+    text = " ".join(terminal.as_text(measured, chosen, width=36).split())
+    assert "Too narrow for the alphas of v and o and every D: spectral.csv has them." in text
