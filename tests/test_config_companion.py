@@ -57,14 +57,17 @@ def test_stale_tensors_beside_a_config_that_names_none_are_not_read(path):
     example().save(path)
     assert not path.with_suffix(".safetensors").exists()
     path.with_suffix(".safetensors").write_bytes(stale)
-    with pytest.raises(ConfigError, match=r"orders\.safetensors lies beside orders\.json, which does not name it: it"):
+    with pytest.raises(ConfigError, match=r"orders\.safetensors lies beside orders\.json, which names no tensors: re"):
         OrderConfig.load(path)
 
 
 def test_a_config_under_another_name_finds_its_tensors_by_theirs(path):
     config = OrderConfig.load(path)
-    path.rename(path.with_name("best.json"))
-    assert OrderConfig.load(path.with_name("best.json")) == config
+    best = path.rename(path.with_name("best.json"))
+    assert OrderConfig.load(best) == config
+    path.with_suffix(".safetensors").rename(best.with_suffix(".safetensors"))
+    with pytest.raises(ConfigError, match=r"best\.safetensors lies beside best\.json, which names orders\.saf"):
+        OrderConfig.load(best)
 
 
 LATER = config_of(WINDOW, EXACT, PLAIN, RANKED)
@@ -102,7 +105,7 @@ def test_a_save_cut_short_before_its_first_rename_leaves_the_earlier_config(path
 
 @pytest.mark.parametrize("form", [save_first, OrderConfig.save])
 @pytest.mark.parametrize(
-    "later, words", [(LATER, "does not name it"), (LATER.with_key_centres(centres(2)), "its SHA-256 is")]
+    "later, words", [(LATER, "which names no tensors"), (LATER.with_key_centres(centres(2)), "its SHA-256 is")]
 )
 def test_a_save_cut_short_between_its_renames_is_never_a_mixture(path, monkeypatch, form, later, words):
     form(OrderConfig.load(path), path)

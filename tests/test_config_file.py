@@ -75,11 +75,11 @@ def test_a_kv_head_has_a_line_of_its_own(path):
 def test_the_summary_is_one_sentence_that_counts(path):
     assert json.loads(path.read_text())["summary"] == (
         "4 KV heads of tiny: 1 run exact attention, 1 keep a near field and drop all other keys, 2 read all other keys "
-        "from a Taylor polynomial (query heads: 2 at order 1, 1 at order 2, 2 at order 3), chosen for a context of "
-        "8,192 tokens."
+        "than their near field from a Taylor polynomial (query heads: 2 at order 1, 1 at order 2, 2 at order 3), "
+        "chosen for a context of 8,192 tokens."
     )
     exact = document_of(config_of(EXACT, EXACT, EXACT, EXACT), {})
-    assert exact["summary"].endswith("0 read all other keys from a Taylor polynomial.")
+    assert exact["summary"] == "4 KV heads of tiny: 4 run exact attention."
     assert "context" not in exact
 
 
@@ -260,6 +260,7 @@ def without(place, name):
         (kv_head(2, bytes=10**400), "kv_heads.0.bytes: Input should be less than or equal to"),
         (kv_head(2, kept=4), "layers.1.kv_heads.0.kept: unknown key"),
         (lambda d: d.update(probe={}), "probe: unknown key"),
+        (lambda d: d.update(schema_="taylorder/orders@2"), "schema_: unknown key"),
         (kv_head(2, heads=[]), "layers.1.kv_heads.0.heads: Tuple should have at least 1 item after validation"),
         (kv_head(2, heads={}), "layers.1.kv_heads.0.heads: Input should be a valid tuple, found {}"),
         (kv_head(2, heads=[{"order": 1}] * 2), "layer layers.1.attn, KV head 0 lists 2 heads, expected 3"),

@@ -196,30 +196,31 @@ def mutated(runs, tmp_path, seed, names, mutations):
 # What is read
 
 
+ABSENT = {"error": None, "expansion": "zero", "window": 0, "sinks": 0, "ranks": None, "coefficients": None}
+ABSENT |= {"reason": None, "nominal_bytes": None, "break_even": None}
+
+
 def said(document):
     """What a document says of every head, read without the code under test."""
-    defaults = {"error": None, "expansion": "zero", "window": 0, "sinks": 0, "ranks": None, "coefficients": None}
-    defaults |= {"reason": None, "nominal_bytes": None, "break_even": None}
     heads = []
     for layer in document["layers"]:
-        heads += [defaults | head for head in layer.get("heads", [])]
+        heads += [ABSENT | head for head in layer.get("heads", [])]
         for kv_head in layer.get("kv_heads", []):
-            for head in kv_head["heads"]:
-                own = defaults | {"window": 0, "sinks": 0}
-                for source in (kv_head, head):
-                    own |= {name: value for name, value in source.items() if value is not None}
-                own["nominal_bytes"] = own.pop("bytes", None)
-                if head["order"] is None:
-                    own["coefficients"] = own["coefficients"] or [0.0]
-                    own["order"] = len(own["coefficients"])
-                own["ranks"] = own["ranks"] and own["ranks"][: own["order"]]
-                heads.append({name: value for name, value in own.items() if name in (*defaults, "order")})
+            shared = {name: value for name, value in kv_head.items() if name not in ("runs", "heads")}
+            for entry in kv_head["heads"]:
+                head = dict(ABSENT)
+                for source in (shared, entry):
+                    head |= {name: value for name, value in source.items() if value is not None}
+                head["nominal_bytes"] = head.pop("bytes", None)
+                if entry["order"] is None:
+                    head["coefficients"] = head["coefficients"] or [0.0]
+                    head["order"] = len(head["coefficients"])
+                head["ranks"] = head["ranks"] and head["ranks"][: head["order"]]
+                heads.append(head)
+    for head in heads:
+        head["error"] = head["error"] and float(head["error"])
+        head["coefficients"] = head["coefficients"] and [float(number) for number in head["coefficients"]]
     return heads
-
-
-def exactly(text):
-    """An integer as a float that is equal to it where there is one: 1e30 is what a config holds for 10^30."""
-    return int(text) if len(text) < 16 else float(text)
 
 
 def outcome(runs, path):
@@ -232,7 +233,7 @@ def outcome(runs, path):
         return "refused"
     if config == runs.config:
         return "same"
-    document = json.loads(path.read_bytes().decode("utf-8-sig"), parse_int=exactly)
+    document = json.loads(path.read_bytes().decode("utf-8-sig"))
     heads = [head for layer in config.layers for head in layer.heads]
     assert [head.model_dump(mode="json") for head in heads] == said(document)
     assert [layer.module for layer in config.layers] == [layer["module"] for layer in document["layers"]]

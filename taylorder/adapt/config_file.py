@@ -284,9 +284,11 @@ def _summary(model: ModelIdentity, context: int | None, layers: Sequence[LayerEn
     runs = Counter(entry.runs for entry in kv_heads)
     orders = Counter(head.order for entry in kv_heads for head in entry.heads if isinstance(head.order, int))
     at = ", ".join(f"{count} at order {order}" for order, count in sorted(orders.items()))
+    words: dict[Runs, str] = {
+        "exact": "run exact attention",
+        "window": "keep a near field and drop all other keys",
+        "taylor": f"read all other keys than their near field from a Taylor polynomial (query heads: {at})",
+    }
+    parts = ", ".join(f"{runs[kind]} {words[kind]}" for kind in words if runs[kind])
     length = "" if context is None else f", chosen for a context of {context:,} tokens"
-    return (
-        f"{len(kv_heads)} KV heads of {model.name}: {runs['exact']} run exact attention, {runs['window']} keep a near "
-        f"field and drop all other keys, {runs['taylor']} read all other keys from a Taylor polynomial"
-        f"{f' (query heads: {at})' if at else ''}{length}."
-    )
+    return f"{len(kv_heads)} KV heads of {model.name}: {parts}{length}."

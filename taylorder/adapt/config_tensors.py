@@ -117,9 +117,10 @@ def located(path: Path, files: Mapping[str, str] | None) -> tuple[Path, str | No
     if files is None:
         return (beside, None) if beside.exists() else None
     if beside.name not in files and beside.exists():
+        named = in_line(next(iter(files), "no tensors"))
         raise ConfigError(
-            f"{beside} lies beside {path.name}, which does not name it: it belongs to another config; remove it, or "
-            f"restore the {path.name} that it was saved with"
+            f"{beside} lies beside {path.name}, which names {named}: remove it if it is another config's, or give both "
+            "files the names they were saved under"
         )
     return next(((path.with_name(name), expected) for name, expected in files.items()), None)
 

@@ -60,7 +60,7 @@ Provenance = Annotated[dict[str, Any], AfterValidator(_plain)]
 class Strict(BaseModel):
     """Frozen, without unknown keys and without NaN or infinities."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class HeadOrder(Strict):
