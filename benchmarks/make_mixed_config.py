@@ -4,7 +4,8 @@
 
 It is not a good config. It is what the tests and benchmarks of every backend are judged on, so that none of them passes
 on defaults alone: orders 1-4, all expansions, windows 32-256, sinks, and groups that stay exact. Key centres are those
-of the default calibration text.
+of the default calibration text. The file in the repository is of schema ``taylorder/orders@1`` and stays so: it shows
+the tests that such files load.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Finished pieces of a long measurement, kept on disk so that an interrupted run loses none of them.
 
 Pieces belong to the settings they were measured under: opened with other settings, the directory starts empty. Floats
-are written with ``repr`` and tensors bit for bit, so a run that goes on gives what an uninterrupted one gives.
+are written with ``repr`` and tensors bit for bit, so a run that goes on gives what an uninterrupted one gives. A
+checksum ties every piece to its name, its tensors and its settings: one that was damaged, edited or brought from
+another run counts as not finished, and is measured again.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from taylorder.errors import TaylorderError
 from taylorder.files import replacing
+from taylorder.strict_json import read_json
+from taylorder.tensor_files import sha256, tensors_as_bytes, tensors_of
 
 _SETTINGS = "settings.json"
 
@@ -38,47 +40,59 @@ class Records:
 
         """
         self.directory = directory
-        wanted = json.dumps(settings, sort_keys=True)
+        self._settings = json.dumps(settings, sort_keys=True)
         try:
-            if fresh or self._text(_SETTINGS) != wanted:
+            if fresh or self._bytes(_SETTINGS) != self._settings.encode():
                 shutil.rmtree(directory, ignore_errors=True)
                 directory.mkdir(parents=True, exist_ok=True)
-                self._write(_SETTINGS, wanted)
+                self._write(_SETTINGS, self._settings)
         except OSError as error:
             raise TaylorderError(f"{directory} cannot be written ({error.strerror}); name another --out") from error
 
     def get(self, name: str) -> Any:
-        """The value of a piece, or None if it was not finished."""
-        text = self._text(f"{name}.json")
+        """The value of a piece, or None if it was not finished or is not whole."""
         try:
-            return None if text is None else json.loads(text)
-        except ValueError:
+            piece = read_json(self.directory / f"{name}.json", finite=False)
+            value = piece["value"]
+            whole = piece["sha256"] == self._checksum(name, value, self._bytes(f"{name}.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError):
             return None
+        return value if whole else None
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a piece; empty if it has none."""
         path = self.directory / f"{name}.safetensors"
         try:
-            return load_file(path) if path.exists() else {}
-        except (OSError, SafetensorError) as error:
+            content = self._bytes(path.name)
+            return {} if content is None else tensors_of(content)
+        except (OSError, ValueError) as error:
             raise TaylorderError(f"{path} cannot be read ({error}); start over with --fresh") from error
 
     def put(self, name: str, value: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Keep a piece; tensors go first, so that a value there vouches for them."""
+        content = tensors_as_bytes(tensors) if tensors else None
+        path = self.directory / f"{name}.safetensors"
         try:
-            if tensors:
-                with replacing(self.directory / f"{name}.safetensors") as temporary:
-                    temporary.write_bytes(save({key: each.contiguous() for key, each in tensors.items()}))
-            self._write(f"{name}.json", json.dumps(value))
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
+            piece = {"sha256": self._checksum(name, value, content), "value": value}
+            self._write(f"{name}.json", json.dumps(piece))
         except OSError as error:
             raise TaylorderError(
                 f"{self.directory} cannot be written ({error.strerror}); name another --out"
             ) from error
 
-    def _text(self, name: str) -> str | None:
+    def _checksum(self, name: str, value: Any, tensors: bytes | None) -> str:
+        held = None if tensors is None else sha256(tensors)
+        return sha256(json.dumps([self._settings, name, value, held]).encode())
+
+    def _bytes(self, name: str) -> bytes | None:
         try:
-            return (self.directory / name).read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+            return (self.directory / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _write(self, name: str, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import pytest
@@ -11,7 +12,7 @@ from tiny import TINY, tokens
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import taylorder
-from taylorder.adapt import runtime
+from taylorder.adapt import cache_file, runtime
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
@@ -367,7 +368,7 @@ def test_a_loaded_cache_is_the_saved_one_bit_for_bit(kind, tmp_path):
 
 
 def test_files_that_are_not_this_caches_are_refused(tmp_path):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     model = MODELS["llama"]()
     config = mixed_config(model, 1)
@@ -388,17 +389,95 @@ def test_files_that_are_not_this_caches_are_refused(tmp_path):
     broken.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TaylorderError, match="cannot be read as a saved TaylorCache"):
         TaylorCache.load(broken, model, config)
-    save_file({"a": torch.zeros(1)}, broken)
-    with pytest.raises(TaylorderError, match="has schema None, this version reads 'taylorder/cache@1'"):
-        TaylorCache.load(broken, model, config)
+    for schema in ("taylorder/cache@1", None):
+        save_file({"a": torch.zeros(1)}, broken, {"taylorder": json.dumps({"schema": schema})})
+        with pytest.raises(TaylorderError, match="has schema .*, this version reads 'taylorder/cache@2'; make"):
+            TaylorCache.load(broken, model, config)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A cache of a mixed config, saved: model, config, path, header and tensors."""
     from safetensors import safe_open
 
+    model = MODELS["llama"]()
+    config = mixed_config(model, 1)
+    ids, mask = padded_batch(LENGTH)
+    cache, _ = run(model, config, ids, mask)
+    path = tmp_path_factory.mktemp("saved") / "cache.safetensors"
+    cache.save(path)
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    seen = next(name for name in tensors if name.endswith("seen"))
-    for change in ({}, {seen: torch.zeros(5, dtype=torch.int64)}, {seen: tensors[seen].float()}):
-        kept = {name: tensor for name, tensor in tensors.items() if name != seen}
-        save_file({**kept, **change}, broken, metadata)
-        with pytest.raises(TaylorderError, match="does not hold what a cache of this model consists of .*seen"):
-            TaylorCache.load(broken, model, config)
+        return model, config, path, file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def load_changed(saved, path, header=lambda header: None, tensors=lambda tensors: None, vouched=False):
+    """Load the saved cache after changes; ``vouched`` makes the checksum fit them."""
+    from safetensors.torch import save_file
+
+    model, config, _, metadata, held = saved
+    changed, about = dict(held), json.loads(metadata["taylorder"])
+    header(about)
+    tensors(changed)
+    text = json.dumps(about)
+    digest = cache_file.checksum(text, changed) if vouched else metadata["sha256"]
+    save_file(changed, path, {"taylorder": text, "sha256": digest})
+    return TaylorCache.load(path, model, config)
+
+
+@pytest.mark.parametrize("tokens", [7, -3, True, "93", 10**30, None, 93.0, LENGTH + 1])
+def test_a_token_count_changed_in_every_layer_is_refused(saved, tmp_path, tokens):
+    def change(header):
+        for layer in header["layers"]:
+            layer["tokens"] = tokens
+
+    assert load_changed(saved, tmp_path / "same.safetensors").get_seq_length() == LENGTH
+    with pytest.raises(TaylorderError, match="is damaged: what it holds is not what its checksum was made of; make it"):
+        load_changed(saved, tmp_path / "changed.safetensors", change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: held.pop(next(iter(held))),
+        lambda held: held.update(extra=torch.zeros(1)),
+        lambda held: held.update({name: held[name] + 1 for name in [next(n for n in held if n.endswith("seen"))]}),
+        lambda held: held.update({name: held[name].half() for name in [next(n for n in held if n.endswith("keys"))]}),
+        lambda held: held.update({name: held[name][None] for name in [next(n for n in held if n.endswith("keys"))]}),
+    ],
+)
+def test_tensors_changed_in_a_saved_cache_are_refused(saved, tmp_path, change):
+    with pytest.raises(TaylorderError, match="is damaged: what it holds is not what its checksum was made of"):
+        load_changed(saved, tmp_path / "changed.safetensors", tensors=change)
+
+
+KEYS, SEEN = "layers.1.parts.0.recent.keys", "layers.1.parts.0.seen"
+
+
+@pytest.mark.parametrize(
+    "header, tensors, words",
+    [
+        (lambda h: h["layers"][1].update(dtype="nope"), lambda t: None, "KeyError: 'nope'"),
+        (lambda h: h["layers"][1].update(tokens=-3), lambda t: None, "a layer has -3 tokens, expected a count"),
+        (lambda h: h["layers"][1].update(tokens=True), lambda t: None, "a layer has True tokens, expected a count"),
+        (
+            lambda h: h["layers"][1].update(kind="DynamicLayer"),
+            lambda t: None,
+            "kind DynamicLayer, expected state",
+        ),
+        (lambda h: h.update(layers={}), lambda t: None, "zip"),
+        (lambda h: h.update(layers=3), lambda t: None, "TypeError"),
+        (lambda h: h["layers"][1].pop("backend"), lambda t: None, "KeyError: 'backend'"),
+        (lambda h: None, lambda t: t.pop(SEEN), "seen"),
+        (lambda h: None, lambda t: t.pop(KEYS), "expected recent.keys [B, G, T, d]"),
+        (lambda h: None, lambda t: t.update({KEYS: t[KEYS].flatten()}), "expected recent.keys [B, G, T, d]"),
+        (lambda h: None, lambda t: t.update({KEYS: t[KEYS].half()}), "recent.keys is torch.float16"),
+        (lambda h: None, lambda t: t.update({KEYS: t[KEYS][:1].clone()}), "recent.keys is torch.float32 (1, "),
+        (lambda h: None, lambda t: t.update({KEYS: t[KEYS][:, :, 1:].clone()}), "recent.values is torch.float32 (2, "),
+        (lambda h: None, lambda t: t.update({SEEN: torch.zeros(5, dtype=torch.int64)}), "seen"),
+        (lambda h: None, lambda t: t.update({SEEN: t[SEEN].float()}), "seen"),
+    ],
+)
+def test_a_file_that_vouches_for_what_no_cache_holds_is_refused(saved, tmp_path, header, tensors, words):
+    with pytest.raises(TaylorderError, match="does not hold what a cache of this model consists of") as caught:
+        load_changed(saved, tmp_path / "changed.safetensors", header, tensors, vouched=True)
+    assert words in str(caught.value)

@@ -274,7 +274,7 @@ def test_the_options_and_their_defaults_are_those_of_the_kernels():
     assert all(each.help.endswith(".") for each in options.values())
     assert ahead_of_time.TARGETS == command.TARGETS
     assert settings.HEAD_DIMS == command.HEAD_DIMS
-    assert set(command.KNOWN) >= {*aot.TARGETS, *aot._SHARED_LIMITS}
+    assert set(command.KNOWN) >= {*ahead_of_time.TARGETS, *ahead_of_time._SHARED_LIMITS}
 
 
 @pytest.mark.parametrize(

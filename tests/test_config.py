@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from config_forms import save_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,12 +29,8 @@ def centres(model):
 
 
 def write(tmp_path, change=lambda document: None):
-    """A valid file, then ``change`` applied to its document."""
-    OrderConfig.uniform(description(), 3, "mean", 4, 1).save(tmp_path / "orders.json")
-    document = json.loads((tmp_path / "orders.json").read_text())
-    change(document)
-    (tmp_path / "orders.json").write_text(json.dumps(document))
-    return tmp_path / "orders.json"
+    """A valid file of the first schema, ``change`` applied to its document."""
+    return save_first(OrderConfig.uniform(description(), 3, "mean", 4, 1), tmp_path / "orders.json", change)
 
 
 head_orders = st.one_of(
@@ -72,18 +68,6 @@ def test_a_saved_config_is_read_back_equal(tmp_path_factory, pairs, window):
     assert not list(path.parent.glob(".*"))
 
 
-def test_the_file_has_the_documented_shape(tmp_path):
-    document = json.loads(write(tmp_path).read_text())
-    assert next(iter(document)) == "schema"
-    assert document["schema"] == "taylorder/orders@1"
-    assert document["model"] == {
-        "name": "tiny", "architecture": "TinyForCausalLM", "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,
-        "fingerprint": "sha256:abc",
-    }  # fmt: skip
-    assert document["layers"][0]["module"] == "layers.0.attn"
-    assert document["layers"][0]["heads"][0] == {"order": 3, "expansion": "mean", "window": 4, "sinks": 1}
-
-
 def test_absent_options_mean_plain_taylor(tmp_path):
     def strip(document):
         for layer in document["layers"]:
@@ -102,8 +86,8 @@ def head(document, **changes):
     "change, words",
     [
         (
-            lambda d: d.update(schema="taylorder/orders@2"),
-            "schema 'taylorder/orders@2', this version reads 'taylorder/orders@1'",
+            lambda d: d.update(schema="taylorder/orders@3"),
+            "schema 'taylorder/orders@3', this version reads 'taylorder/orders@2' and 'taylorder/orders@1'",
         ),
         (lambda d: d.pop("schema"), "schema None, this version reads"),
         (lambda d: head(d, order=0), "layers.1.heads.2.order: Input should be greater than or equal to 1, found 0"),
@@ -119,6 +103,18 @@ def head(document, **changes):
         (lambda d: head(d, window=7), "layer layers.1.attn, KV head 1: window differs within the group ([4, 7])"),
         (lambda d: head(d, sinks=0), "KV head 1: sinks differs within the group ([0, 1])"),
         (lambda d: head(d, window=-1), "greater than or equal to 0, found -1"),
+        (lambda d: head(d, window=10**30), "window: Input should be less than or equal to 16777216, found 1000000000"),
+        (lambda d: head(d, sinks=10**18), "sinks: Input should be less than or equal to 65536, found 100000000000"),
+        (lambda d: head(d, error=True), "layers.1.heads.2.error: Input should be a valid number, found True"),
+        (lambda d: head(d, error="0.5"), "layers.1.heads.2.error: Input should be a valid number, found '0.5'"),
+        (lambda d: head(d, coefficients=[1, True, 1]), "Input should be a valid number, found True"),
+        (lambda d: head(d, kept=4), "layers.1.heads.2.kept: unknown key"),
+        (lambda d: d["model"].update(heads=True), "model.heads: Input should be a valid integer, found True"),
+        (lambda d: d["model"].update(layers="2"), "model.layers: Input should be a valid integer, found '2'"),
+        (lambda d: d["layers"][0].update(module="a b"), "layers.0.module: String should match pattern"),
+        (lambda d: d["layers"][0].update(module="a" * 10**5), "layers.0.module: String should have at most 500"),
+        (lambda d: d.pop("model"), "model: the key is missing"),
+        (lambda d: d.update({"a\nb" * 99: 1}), "unknown key"),
         (lambda d: head(d, expansion="zero"), "expansion 'zero' is mixed with 'centre' or 'mean'"),
         (lambda d: head(d, expansion="median"), "found 'median'"),
         (lambda d: head(d, ranks=[8, 8, 4]), "some heads have ranks and some have none"),
@@ -142,6 +138,7 @@ def test_a_malformed_file_is_refused_with_the_reason(tmp_path, change, words):
     assert words in message
     assert str(path) in message
     assert "\n" not in message
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "3", '"orders"'])

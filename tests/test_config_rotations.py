@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from config_forms import edit, vouch
 from safetensors.torch import load_file, save_file
 from test_config import centres, description
 
@@ -122,7 +121,7 @@ def test_rotations_that_do_not_fit_are_refused(given, words):
         (lambda t: t.pop(f"{SECOND}.query_rotation"), f"layer {SECOND} has a key_rotation, expected a query_rotation"),
         (lambda t: t.update({f"{SECOND}.rotation": key}), f"unknown tensor {SECOND}.rotation"),
         (
-            lambda t: t.update({"x.query_rotation": query, "x.key_rotation": key}),
+            lambda t: t.update({"x.query_rotation": query.float(), "x.key_rotation": key.float()}),
             "given for layer x, which the config does",
         ),
         (lambda t: t.update({f"{SECOND}.key_rotation": query.float()}), "away from the identity"),
@@ -135,6 +134,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, words):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+    vouch(tmp_path / "orders.json")
     with pytest.raises(ConfigError) as caught:
         OrderConfig.load(tmp_path / "orders.json")
     assert words in str(caught.value)
@@ -155,10 +155,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, words):
 def test_ranks_out_of_place_are_refused(tmp_path, ranks, words):
     path = tmp_path / "orders.json"
     ranked((8, 8, 4, 4)).save(path)
-    document = json.loads(path.read_text())
-    for head in document["layers"][1]["heads"]:
-        head["ranks"] = ranks
-    path.write_text(json.dumps(document))
+    edit(path, lambda d: [kv_head.update(ranks=ranks) for kv_head in d["layers"][1]["kv_heads"]])
     with pytest.raises(ConfigError) as caught:
         OrderConfig.load(path)
     assert words in str(caught.value)

@@ -11,7 +11,7 @@ import transformers as hf
 
 from taylorder.analysis import levers
 from taylorder.analysis.candidates import Candidate
-from taylorder.errors import TaylorderError, UnsupportedModelError
+from taylorder.errors import UnsupportedModelError
 from taylorder.models import describe
 from taylorder.records import Records
 
@@ -132,20 +132,15 @@ def remove(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("file, damage", [(FILES[0], halve), (FILES[0], empty), (FILES[0], remove), (FILES[1], remove)])
+@pytest.mark.parametrize(
+    "file, damage", [(FILES[0], halve), (FILES[0], empty), (FILES[0], remove), (FILES[1], remove), (FILES[1], halve)]
+)
 def test_a_piece_that_is_not_whole_is_measured_again(model, whole, counted, tmp_path, file, damage):
     measure(model, Records(tmp_path, SETTINGS))
     counted.names.clear()
     damage(tmp_path / file)
     assert_same(measure(model, Records(tmp_path, SETTINGS)), whole)
     assert counted.names == ["model.layers.1.self_attn"]
-
-
-def test_tensors_that_cannot_be_read_are_refused_with_the_way_out(model, counted, tmp_path):
-    measure(model, Records(tmp_path, SETTINGS))
-    halve(tmp_path / FILES[1])
-    with pytest.raises(TaylorderError, match=r"layers\.1\.self_attn\.safetensors cannot be read .*; start over with"):
-        measure(model, Records(tmp_path, SETTINGS))
 
 
 def test_the_seed_decides_the_rows_of_the_fit_alone(model, whole, tmp_path, monkeypatch):

@@ -60,7 +60,9 @@ def test_fresh_empties_the_directory(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
-@pytest.mark.parametrize("text", ["", '{"errors": [0.', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", '{"errors": [0.', "\x00", '{"a": 1}', "[]", "null", "3", '{"errors": [0.5]}', "[" * 10**5]
+)
 def test_a_damaged_value_counts_as_not_finished(tmp_path, text):
     records = Records(tmp_path, SETTINGS)
     records.put("piece", {"errors": [0.5]})
@@ -68,16 +70,68 @@ def test_a_damaged_value_counts_as_not_finished(tmp_path, text):
     assert records.get("piece") is None
 
 
-def test_damaged_settings_empty_the_directory(tmp_path):
+@pytest.mark.parametrize(
+    "old, new",
+    [("0.5", "0.25"), ("errors", "terrors"), ('"value"', '"worth"'), ("}}", '}, "value": 1}'), ("0.5", "1e999")],
+)
+def test_an_edited_value_counts_as_not_finished(tmp_path, old, new):
+    records = Records(tmp_path, SETTINGS)
+    records.put("piece", {"errors": [0.5]})
+    path = tmp_path / "piece.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert records.get("piece") is None
+
+
+def test_a_piece_counts_under_its_own_name_and_settings_alone(tmp_path):
+    ours, theirs = Records(tmp_path / "ours", SETTINGS), Records(tmp_path / "theirs", {**SETTINGS, "seed": 1})
+    for records in (ours, theirs):
+        records.put("piece", [1], {"t": torch.ones(2)})
+    for source, name in (("ours/piece", "ours/other"), ("theirs/piece", "ours/piece")):
+        for kind in ("json", "safetensors"):
+            (tmp_path / f"{name}.{kind}").write_bytes((tmp_path / f"{source}.{kind}").read_bytes())
+    assert ours.get("other") is None
+    assert ours.get("piece") is None
+    assert theirs.get("piece") == [1]
+
+
+@pytest.mark.parametrize("tensors", [{"t": torch.ones(2)}, {}])
+def test_a_piece_counts_with_its_own_tensors_alone(tmp_path, tensors):
+    records = Records(tmp_path, SETTINGS)
+    records.put("piece", 1, tensors)
+    records.put("other", 1, {"t": torch.zeros(2)})
+    assert records.get("piece") == 1
+    (tmp_path / "piece.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes())
+    assert records.get("piece") is None
+
+
+def test_a_piece_put_again_without_tensors_has_none(tmp_path):
+    records = Records(tmp_path, SETTINGS)
+    records.put("piece", 1, {"t": torch.ones(2)})
+    records.put("piece", 2)
+    assert records.get("piece") == 2
+    assert records.tensors("piece") == {}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"{}", b"[" * 10**5])
+def test_damaged_settings_empty_the_directory(tmp_path, content):
     Records(tmp_path, SETTINGS).put("piece", 1)
-    (tmp_path / "settings.json").write_bytes(b"\xff\xfe")
+    (tmp_path / "settings.json").write_bytes(content)
     assert Records(tmp_path, SETTINGS).get("piece") is None
+
+
+def test_settings_made_to_fit_do_not_make_the_pieces_fit(tmp_path):
+    Records(tmp_path / "theirs", {**SETTINGS, "seed": 1}).put("piece", 1)
+    Records(tmp_path / "ours", SETTINGS)
+    (tmp_path / "theirs/settings.json").write_bytes((tmp_path / "ours/settings.json").read_bytes())
+    assert Records(tmp_path / "theirs", SETTINGS).get("piece") is None
 
 
 def test_damaged_tensors_are_refused_with_the_way_out(tmp_path):
     records = Records(tmp_path, SETTINGS)
     records.put("piece", 1, {"t": torch.ones(2)})
     (tmp_path / "piece.safetensors").write_bytes(b"\x08")
+    assert records.get("piece") is None
     with pytest.raises(TaylorderError, match=r"piece\.safetensors cannot be read .*; start over with --fresh"):
         records.tensors("piece")
 

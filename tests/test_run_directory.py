@@ -256,6 +256,17 @@ def replace(old, new):
         ("spectral.csv", replace("success", "splendid"), r"spectral\.csv is damaged \(line 2: status: .*'splendid'\)"),
         ("report.json", lambda path: path.write_text("{"), r"report\.json is damaged"),
         ("report.json", lambda path: path.write_text("[]"), r"report\.json has schema None, this version reads"),
+        (
+            "report.json",
+            replace('"max_order": 8', '"max_order": 8, "max_order": 7'),
+            r"'max_order' stands twice in one",
+        ),
+        (
+            "report.json",
+            replace('"max_order": 8', '"max_order": ' + "[" * 10**5),
+            r"damaged \(lists .* nested more than",
+        ),
+        ("report.json", replace('"max_order": 8', '"max_order": 1e999'), r"damaged \(found 1e999, expected a number"),
         ("report.json", replace("report@1", "report@2"), r"has schema 'taylorder/report@2', this version reads"),
         ("report.json", replace('"max_order": 8', '"max_order": "x"'), r"damaged \(settings\.max_order: .*found 'x'\)"),
         ("report.json", replace('self_attn", "head": 1,', 'self_attn", "head": 9,'), r"its heads are not those"),

@@ -110,7 +110,7 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
         Raises:
             ConfigError: the file was written for other weights or another config, or the config is not the model's.
-            TaylorderError: the file is missing, is no safetensors file, has another schema or lacks tensors.
+            TaylorderError: the file is missing, is no safetensors file, has another schema or is damaged.
 
         """
         from taylorder.adapt.cache_file import read

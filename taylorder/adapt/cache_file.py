@@ -1,8 +1,15 @@
-"""A ``TaylorCache`` as a safetensors file: the tensors of every layer, and a JSON header that says whose they are."""
+"""A ``TaylorCache`` as a safetensors file: the tensors of every layer, and a JSON header that says whose they are.
+
+A checksum vouches for header and tensors together: a count or a number that was changed would give other logits, and
+nothing else in the file could tell. Files of schema ``taylorder/cache@1`` have none and are not read: what a cache
+holds can be computed again from the tokens.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +26,13 @@ from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
 from taylorder.files import replacing
 from taylorder.kernels import HeadSpec, State
 from taylorder.kernels.state import check_names
+from taylorder.strict_json import brief, parse_json
 
-SCHEMA = "taylorder/cache@1"
-_HEADER = "taylorder"
+SCHEMA = "taylorder/cache@2"
+_HEADER, _CHECKSUM = "taylorder", "sha256"
+
+_AGAIN = "make it again with TaylorCache.save"
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 
 
 def write(cache: TaylorCache, path: Path) -> None:
@@ -34,48 +45,57 @@ def write(cache: TaylorCache, path: Path) -> None:
         # Views are copied: safetensors refuses storage shared by two tensors, and would write what is outside of them.
         tensors |= {f"layers.{index}.{name}": tensor.detach().to("cpu").clone() for name, tensor in held.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    header = {"schema": SCHEMA, "fingerprint": cache.fingerprint, "digest": cache.digest, "layers": layers}
+    header = json.dumps({"schema": SCHEMA, "fingerprint": cache.fingerprint, "digest": cache.digest, "layers": layers})
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+        save_file(tensors, temporary, metadata={_HEADER: header, _CHECKSUM: checksum(header, tensors)})
+
+
+def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header and over every tensor with its name, dtype and shape."""
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read(cache: TaylorCache, path: Path, device: torch.device) -> None:
     """Fill an empty ``cache`` from ``path``; see ``TaylorCache.load``."""
-    header, tensors = _opened(path, device)
+    header, tensors = _opened(path)
     for key, whose in (("fingerprint", "weights"), ("digest", "config")):
         if header.get(key) != getattr(cache, key):
             raise ConfigError(
                 f"{path} was made with {whose} {header.get(key)}, expected {getattr(cache, key)}: use the model and "
-                "config it was made with, or make it again with TaylorCache.save"
+                f"config it was made with, or {_AGAIN}"
             )
     try:
         for index, (layer, about) in enumerate(zip(cache.layers, header["layers"], strict=True)):
             prefix = f"layers.{index}."
-            held = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            held = {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
             _put_together(layer, about, held)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError) as error:
         raise TaylorderError(
-            f"{path} does not hold what a cache of this model consists of ({type(error).__name__}: {error}); make it "
-            "again with TaylorCache.save"
+            f"{path} does not hold what a cache of this model consists of ({type(error).__name__}: {error}); {_AGAIN}"
         ) from error
 
 
-def _opened(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return header and tensors, as they were written."""
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        text = metadata.get(_HEADER, "{}")
+        header = parse_json(text)
     except FileNotFoundError:
         raise TaylorderError(f"{path} does not exist; TaylorCache.save writes one") from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise TaylorderError(
-            f"{path} cannot be read as a saved TaylorCache ({error}); make it again with TaylorCache.save"
-        ) from error
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise TaylorderError(f"{path} cannot be read as a saved TaylorCache ({error}); {_AGAIN}") from error
     schema = header.get("schema") if isinstance(header, dict) else None
     if schema != SCHEMA:
-        raise TaylorderError(
-            f"{path} has schema {schema!r}, this version reads {SCHEMA!r}; make it again with TaylorCache.save"
-        )
+        raise TaylorderError(f"{path} has schema {brief(schema)}, this version reads {SCHEMA!r}; {_AGAIN}")
+    if metadata.get(_CHECKSUM) != checksum(text, tensors):
+        raise TaylorderError(f"{path} is damaged: what it holds is not what its checksum was made of; {_AGAIN}")
     return header, tensors
 
 
@@ -91,7 +111,7 @@ def _taken_apart(layer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "tokens": state.tokens,
             "backend": state.backend,
             "shape": [shape.batch, shape.kv_heads, shape.head_dim, shape.value_dim],
-            "dtype": str(shape.dtype).removeprefix("torch."),
+            "dtype": str(shape.dtype),
         }
         return about, _state_tensors(state)
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
@@ -113,7 +133,9 @@ def _put_together(layer: Any, about: dict[str, Any], held: dict[str, Tensor]) ->
     kind = "state" if isinstance(layer, TaylorCacheLayer) else type(layer).__name__
     if about["kind"] != kind:
         raise ValueError(f"a layer is of kind {about['kind']}, expected {kind}")
-    tokens = int(about["tokens"])
+    tokens = about["tokens"]
+    if type(tokens) is not int or tokens < 0:
+        raise ValueError(f"a layer has {brief(tokens)} tokens, expected a count")
     if isinstance(layer, TaylorCacheLayer):
         if tokens:
             device = next(iter(held.values())).device
@@ -142,10 +164,9 @@ def _restored(
 ) -> State:
     """Return the state that ``_state_tensors`` took apart; ``about`` is its entry in the header."""
     B, G, d, d_v = about["shape"]
-    options: dict[str, Any] = {"dtype": getattr(torch, about["dtype"]), "device": device}
+    options: dict[str, Any] = {"dtype": _DTYPES[about["dtype"]], "device": device}
     q, k, v = (torch.empty(B, n, 0, dim, **options) for n, dim in ((len(heads), d), (G, d), (G, d_v)))
-    backend = about.get("backend", "torch")  # files of the first version name none
-    _, state = attend_causally(q, k, v, heads, scaling=1.0, valid=None, backend=backend)
+    _, state = attend_causally(q, k, v, heads, scaling=1.0, valid=None, backend=about["backend"])
     check_names({"guarded": held["guarded"]}, {"guarded": state.guarded})
     state.guarded = held["guarded"]
     for index, part in enumerate(state.parts):

@@ -1,175 +1,51 @@
 """``OrderConfig``: which order each head runs at, and where that decision comes from (``orders.json``).
 
-The file is JSON, validated by pydantic, with unknown keys, non-finite numbers and impossible orders refused. Tensors
-(the mean key and the rotations of every KV head) live beside it in ``orders.safetensors``.
+The form of the file is that of :mod:`taylorder.adapt.config_file`. Tensors (the mean key and the rotations of every KV
+head) live beside it in ``orders.safetensors``; the file names them by their hash, so that they are those of no other.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from torch import nn
 
-from taylorder.adapt.config_tensors import checked_centre, checked_rotations, read_tensors, write_tensors
+from taylorder.adapt.config_file import SCHEMA, as_text, document_of, fields_of
+from taylorder.adapt.config_tensors import (
+    checked_centre,
+    checked_rotations,
+    companion,
+    content_of,
+    located,
+    read_tensors,
+)
+from taylorder.adapt.decisions import (
+    MAX_ORDER,
+    Expansion,
+    HeadOrder,
+    LayerOrders,
+    ModelIdentity,
+    Provenance,
+    Strict,
+    check_group,
+    check_ranks,
+)
 from taylorder.errors import ConfigError
 from taylorder.files import replacing
 from taylorder.models import ModelDescription, describe
+from taylorder.strict_json import explain, in_line, read_json
+from taylorder.tensor_files import sha256
 
-SCHEMA: Literal["taylorder/orders@1"] = "taylorder/orders@1"
-MAX_ORDER = 8
-
-Expansion = Literal["zero", "centre", "mean"]
-Order = Annotated[int, Field(ge=1, le=MAX_ORDER, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+__all__ = ["MAX_ORDER", "Expansion", "HeadOrder", "LayerOrders", "ModelIdentity", "OrderConfig", "described"]
 
 
-def _finite(value: Any) -> Any:
-    """Refuse NaN and infinities anywhere inside free-form provenance."""
-    match value:
-        case float() if not math.isfinite(value):
-            raise ValueError(f"found {value}, expected a finite number")
-        case dict():
-            for item in value.values():
-                _finite(item)
-        case list() | tuple():
-            for item in value:
-                _finite(item)
-    return value
-
-
-Provenance = Annotated[dict[str, Any], AfterValidator(_finite)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
-
-
-class HeadOrder(_Strict):
-    """The decision for one query head; absent options mean plain Taylor around zero.
-
-    ``error`` is the measured relative L2 error of the head's output (0 for exact, None if nothing was measured);
-    ``reason`` says why a head is exact or what fixed its order; ``nominal_bytes`` and ``break_even`` describe the cache
-    or state of its KV head, in bytes at the context the choice was made for, and in tokens.
-    """
-
-    order: Order | Literal["exact"]
-    error: Annotated[float, Field(ge=0)] | None = None
-    expansion: Expansion = "zero"
-    window: Count = 0
-    sinks: Count = 0
-    ranks: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
-    coefficients: tuple[float, ...] | None = None
-    reason: str | None = None
-    nominal_bytes: Count | None = None
-    break_even: Count | None = None
-
-    @classmethod
-    def near_only(cls, window: int, sinks: int) -> HeadOrder:
-        """Sinks and a sliding window, all other keys dropped."""
-        return cls(order=1, window=window, sinks=sinks, coefficients=(0.0,))
-
-    @property
-    def drops_far(self) -> bool:
-        """Whether all coefficients are 0: sinks and a sliding window, nothing else, and no state."""
-        return self.coefficients is not None and not any(self.coefficients)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> HeadOrder:
-        if self.order == "exact":
-            if (self.expansion, self.window, self.sinks, self.ranks, self.coefficients) != ("zero", 0, 0, None, None):
-                raise ValueError(
-                    "an exact head carries no expansion, window, sinks, ranks or coefficients; remove them"
-                )
-            return self
-        for name, values in (("ranks", self.ranks), ("coefficients", self.coefficients)):
-            if values is not None and len(values) != self.order:
-                raise ValueError(f"{name} has {len(values)} entries, expected one per degree: {self.order}")
-        if self.ranks is not None and self.expansion == "zero":
-            raise ValueError("ranks are not defined for expansion 'zero'; use 'centre' or 'mean'")
-        if self.ranks is not None and list(self.ranks[1:]) != sorted(self.ranks[1:], reverse=True):
-            raise ValueError(f"ranks is {list(self.ranks)}, expected ranks that do not increase from degree 1 on")
-        return self
-
-
-class LayerOrders(_Strict):
-    """The heads of one attention module, in order."""
-
-    module: str
-    heads: tuple[HeadOrder, ...]
-
-
-class ModelIdentity(_Strict):
-    """The model a config was made for."""
-
-    name: str
-    architecture: str
-    layers: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
-    kv_heads: Annotated[int, Field(ge=1)]
-    head_dim: Annotated[int, Field(ge=1)]
-    fingerprint: str
-
-    @classmethod
-    def of(cls, model: ModelDescription) -> ModelIdentity:
-        """Return the identity of a described model."""
-        first = model.modules[0]
-        return cls(
-            name=model.name,
-            architecture=model.architecture,
-            layers=len(model.modules),
-            heads=first.heads,
-            kv_heads=first.kv_heads,
-            head_dim=first.head_dim,
-            fingerprint=model.fingerprint,
-        )
-
-
-def _check_group(module: str, kv_head: int, heads: tuple[HeadOrder, ...]) -> None:
-    """Refuse options that the heads sharing one KV head cannot have different (design section 2, "GQA")."""
-    where = f"layer {module}, KV head {kv_head}"
-    exact = [head.order == "exact" for head in heads]
-    if any(exact) and not all(exact):
-        raise ValueError(f"{where}: some heads are exact and some are not; the cache is shared, so all must be exact")
-    if all(exact):
-        return
-    for option in ("window", "sinks"):
-        found = sorted({getattr(head, option) for head in heads})
-        if len(found) > 1:
-            raise ValueError(f"{where}: {option} differs within the group ({found}); one value is expected")
-    ranks = [head.ranks for head in heads]
-    if any(r is not None for r in ranks):
-        if any(r is None for r in ranks):
-            raise ValueError(f"{where}: some heads have ranks and some have none; the state is shared")
-        longest = max((r for r in ranks if r is not None), key=len)
-        if any(r != longest[: len(r)] for r in ranks if r is not None):
-            raise ValueError(f"{where}: ranks differ within the group ({ranks}); each must be a prefix of the longest")
-    if len({head.expansion == "zero" for head in heads}) > 1:
-        raise ValueError(
-            f"{where}: expansion 'zero' is mixed with 'centre' or 'mean'; their states hold different keys"
-        )
-
-
-def _check_ranks(module: str, head: int, ranks: tuple[int, ...] | None, head_dim: int) -> None:
-    """Refuse ranks that do not fit the head dim d; degree 1 costs only d features, and keeps them all."""
-    if ranks is None:
-        return
-    where = f"layer {module}, head {head}: ranks is {list(ranks)}"
-    if max(ranks) > head_dim:
-        raise ValueError(f"{where}, expected no rank above head_dim = {head_dim}")
-    if len(ranks) > 1 and ranks[1] != head_dim:
-        raise ValueError(f"{where}, expected head_dim = {head_dim} coordinates at degree 1, found {ranks[1]}")
-
-
-class OrderConfig(_Strict):
+class OrderConfig(Strict):
     """The order of every head of one model, with its provenance. See the contract of ``orders.json``."""
 
-    schema_: Literal["taylorder/orders@1"] = Field(default=SCHEMA, alias="schema")
     model: ModelIdentity
     calibration: Provenance = Field(default_factory=dict)
     criterion: Provenance = Field(default_factory=dict)
@@ -195,9 +71,9 @@ class OrderConfig(_Strict):
             if len(layer.heads) != model.heads:
                 raise ValueError(f"layer {layer.module} lists {len(layer.heads)} heads, expected {model.heads}")
             for index, head in enumerate(layer.heads):
-                _check_ranks(layer.module, index, head.ranks, model.head_dim)
+                check_ranks(layer.module, index, head.ranks, model.head_dim)
             for kv_head in range(model.kv_heads):
-                _check_group(layer.module, kv_head, layer.heads[kv_head * group : (kv_head + 1) * group])
+                check_group(layer.module, kv_head, layer.heads[kv_head * group : (kv_head + 1) * group])
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -221,9 +97,11 @@ class OrderConfig(_Strict):
         """Return a copy that carries these key centres (module name to ``[G, d]``).
 
         Raises:
-            ConfigError: a centre is missing, has the wrong shape or is not finite.
+            ConfigError: a centre is missing, has the wrong shape or type or is not finite, or is of a layer that the
+                config does not list.
 
         """
+        self._refuse_unlisted("key centres", centres)
         copy = self.model_copy()
         copy._key_centres = {
             layer.module: checked_centre(
@@ -245,19 +123,22 @@ class OrderConfig(_Strict):
         """Return a copy that carries these rotations and no others (module name to ``A_q`` and ``A_k``).
 
         Raises:
-            ConfigError: a layer is not in the config, a tensor has the wrong shape or is not finite, or ``A_q^T A_k``
-                is not the identity.
+            ConfigError: a layer is not in the config, a tensor has the wrong shape or type or is not finite, or
+                ``A_q^T A_k`` is not the identity.
 
         """
-        unknown = sorted(rotations.keys() - {layer.module for layer in self.layers})
-        if unknown:
-            raise ConfigError(f"rotations are given for layer {unknown[0]}, which the config does not list")
+        self._refuse_unlisted("rotations", rotations)
         copy = self.model_copy()
         copy._rotations = {
             module: checked_rotations(module, pair, self.model.kv_heads, self.model.head_dim)
             for module, pair in rotations.items()
         }
         return copy
+
+    def _refuse_unlisted(self, what: str, tensors: Mapping[str, object]) -> None:
+        unknown = sorted(tensors.keys() - {layer.module for layer in self.layers})
+        if unknown:
+            raise ConfigError(f"{what} are given for layer {in_line(unknown[0])}, which the config does not list")
 
     @classmethod
     def uniform(
@@ -293,7 +174,7 @@ class OrderConfig(_Strict):
             try:
                 chosen = HeadOrder(order=order, expansion=expansion, window=window, sinks=sinks)
             except ValidationError as error:
-                raise ConfigError(f"uniform config: {_explain(error)}") from error
+                raise ConfigError(f"uniform config: {explain(error)}") from error
         config = cls(
             model=ModelIdentity.of(model),
             criterion={"policy": "uniform"},
@@ -312,48 +193,59 @@ class OrderConfig(_Strict):
         """Read ``orders.json`` and the tensors beside it, and check them (against ``model`` too, if given).
 
         Raises:
-            ConfigError: the file is missing, malformed, of another schema, or does not belong to ``model``.
+            ConfigError: the file or one that it names is missing, malformed, of another schema, or does not belong to
+                ``model``, or the tensors beside it are those of another config.
 
         """
         path = Path(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            document = read_json(path)
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; `taylorder analyze` writes one") from None
-        except (OSError, UnicodeDecodeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(document, dict):
             raise ConfigError(f"{path} holds a {type(document).__name__}, expected an object with schema '{SCHEMA}'")
-        if document.get("schema") != SCHEMA:
-            raise ConfigError(f"{path} has schema {document.get('schema')!r}, this version reads '{SCHEMA}'")
         try:
-            config = cls.model_validate(document)
+            fields, files = fields_of(document)
+            config = cls.model_validate(fields)
         except ValidationError as error:
-            raise ConfigError(f"{path}: {_explain(error)}") from error
-        tensors = path.with_suffix(".safetensors")
-        if tensors.exists():
+            raise ConfigError(f"{path}: {explain(error)}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path} {error}") from error
+        beside = located(path, files)
+        if beside is not None:
             try:
-                centres, rotations = read_tensors(tensors)
+                centres, rotations = read_tensors(*beside)
                 config = config.with_rotations(rotations)
                 if centres or not rotations:  # expansion 'mean' has rotations without centres
                     config = config.with_key_centres(centres)
             except ConfigError as error:
-                raise ConfigError(f"{tensors}: {error}") from error
+                raise ConfigError(f"{beside[0]}: {error}") from error
         if model is not None:
             config.check(model)
         return config
 
     def save(self, path: str | Path) -> None:
-        """Write ``orders.json`` (and ``orders.safetensors`` if there are tensors), each by rename, never half."""
+        """Write ``orders.json``, and ``orders.safetensors`` if there are tensors: never half, never of two configs.
+
+        Raises:
+            ConfigError: the file that the tensors would replace is not one of a config.
+
+        """
         path = Path(path)
-        write_tensors(path.with_suffix(".safetensors"), self._key_centres, self._rotations)
-        document = {
-            "schema": self.schema_,
-            **self.model_dump(mode="json", include={"model", "calibration", "criterion", "software"}),
-            "layers": [layer.model_dump(mode="json", exclude_defaults=True) for layer in self.layers],
-        }
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        beside = companion(path)
+        content = content_of(self._key_centres, self._rotations)
+        text = as_text(document_of(self, {} if content is None else {beside.name: sha256(content)}))
+        if content is None:
+            with replacing(path) as document:
+                document.write_text(text, encoding="utf-8")
+            beside.unlink(missing_ok=True)
+            return
+        # The document appears first: if the tensors do not follow, its hash tells those of another config from its own.
+        with replacing(beside) as tensors, replacing(path) as document:
+            tensors.write_bytes(content)
+            document.write_text(text, encoding="utf-8")
 
     def check(self, model: ModelDescription | nn.Module) -> None:
         """Refuse a model this config was not made for, in one sentence that says what differs.
@@ -406,24 +298,6 @@ class OrderConfig(_Strict):
 def described(model: ModelDescription | nn.Module) -> ModelDescription:
     """Return the description of a model, or the description it already is."""
     return model if isinstance(model, ModelDescription) else describe(model)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"found {name}, expected a finite number")
-
-
-def _explain(error: ValidationError) -> str:
-    """Say the first thing pydantic found wrong, with its place, in one sentence."""
-    first = error.errors()[0]
-    place = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained", "function"))
-    )
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key; remove it, or upgrade taylorder if a newer version wrote it"
-    elif first["type"] != "value_error":
-        message = f"{message}, found {first['input']!r}"
-    return f"{place}: {message}" if place else message
 
 
 def _equal(ours: dict[str, tuple[torch.Tensor, ...]], theirs: dict[str, tuple[torch.Tensor, ...]]) -> bool:

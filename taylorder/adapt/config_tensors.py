@@ -1,7 +1,7 @@
 """The tensors of a config: key centres and rotations, how they are checked, and their file ``orders.safetensors``.
 
 ``G`` KV heads, ``d`` the head dim. Names in the file: ``<module>.key_centre`` ``[G, d]``, ``<module>.query_rotation``
-and ``<module>.key_rotation`` ``[G, d, d]``.
+and ``<module>.key_rotation`` ``[G, d, d]``, all float32.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from taylorder.errors import ConfigError
-from taylorder.files import replacing
+from taylorder.strict_json import in_line
+from taylorder.tensor_files import sha256, tensors_as_bytes, tensors_of
 
 Centres = Mapping[str, Tensor]
 RotationPairs = Mapping[str, tuple[Tensor, Tensor]]
@@ -23,7 +23,9 @@ RotationPairs = Mapping[str, tuple[Tensor, Tensor]]
 ROTATION_TOLERANCE = 1e-3
 """How far an entry of ``A_q^T A_k`` may be from the identity: far above float32 rounding, far below any mistake."""
 
+_SUFFIX = ".safetensors"
 _KINDS = ("key_centre", "query_rotation", "key_rotation")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def checked_centre(module: str, centre: Tensor | None, kv_heads: int, head_dim: int) -> Tensor:
@@ -63,45 +65,96 @@ def checked_rotations(module: str, pair: tuple[Tensor, Tensor], kv_heads: int, h
 def _checked(what: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) != shape:
         raise ConfigError(f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
-    if not torch.isfinite(tensor).all():
+    if tensor.dtype not in _DTYPES:
+        raise ConfigError(f"{what} has dtype {tensor.dtype}, expected {torch.float32}")
+    single = tensor.detach().to("cpu", torch.float32)
+    if not torch.isfinite(single).all():
         raise ConfigError(f"{what} holds NaN or infinite values")
-    return tensor.detach().to("cpu", torch.float32)
+    return single
 
 
-def write_tensors(path: Path, centres: Centres, rotations: RotationPairs) -> None:
-    """Write a config's tensors by rename, never half; without any, remove the file.
-
-    Tensors of an earlier config must not be read as this one's.
-    """
+def content_of(centres: Centres, rotations: RotationPairs) -> bytes | None:
+    """Return the content of the file with a config's tensors; None if there are none."""
     tensors = {f"{module}.key_centre": centre for module, centre in centres.items()}
     for module, (query, key) in rotations.items():
         tensors |= {f"{module}.query_rotation": query, f"{module}.key_rotation": key}
-    if not tensors:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as temporary:
-        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    return tensors_as_bytes(tensors) if tensors else None
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """Read key centres and rotations by module; what they hold is not checked yet.
+def companion(path: Path) -> Path:
+    """Return where the tensors of a config saved at ``path`` go.
 
     Raises:
-        ConfigError: the file is no safetensors file, or has a name that is unknown or only half of a pair.
+        ConfigError: there are tensors that are not a config's, such as a model's weights, which saving would replace.
+
+    """
+    beside = path.with_suffix(_SUFFIX)
+    if beside == path:
+        raise ConfigError(f"{path} is where the tensors of a config go: save it under a name that ends in .json")
+    try:
+        with safe_open(beside, framework="pt") as file:
+            foreign = [name for name in file.keys() if name.rpartition(".")[2] not in _KINDS]  # noqa: SIM118  # no dict
+    except (OSError, SafetensorError):
+        return beside  # not there, or nobody's
+    if foreign:
+        raise ConfigError(
+            f"{beside} holds {in_line(foreign[0])}, no tensor of a config, and saving {path.name} would replace it: "
+            "save the config under another name"
+        )
+    return beside
+
+
+def located(path: Path, files: Mapping[str, str] | None) -> tuple[Path, str | None] | None:
+    """Return where the tensors of the config at ``path`` are, and the SHA-256 they must have; None if it has none.
+
+    ``files`` is what the config says, by name; None takes what is there under the usual name, whatever it is.
+
+    Raises:
+        ConfigError: there are tensors beside it that it does not name.
+
+    """
+    beside = path.with_suffix(_SUFFIX)
+    if files is None:
+        return (beside, None) if beside.exists() else None
+    if beside.name not in files and beside.exists():
+        named = in_line(next(iter(files), "no tensors"))
+        raise ConfigError(
+            f"{beside} lies beside {path.name}, which names {named}: remove it if it is another config's, or give both "
+            "files the names they were saved under"
+        )
+    return next(((path.with_name(name), expected) for name, expected in files.items()), None)
+
+
+def read_tensors(path: Path, expected: str | None) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """Read key centres and rotations by module; their shapes and numbers are not checked yet.
+
+    Raises:
+        ConfigError: the file is missing, does not have the expected SHA-256, is no safetensors file, or has a name
+            that is unknown or only half of a pair.
 
     """
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+        content = path.read_bytes()
+        if expected is not None and sha256(content) != expected:
+            raise ConfigError(
+                f"its SHA-256 is {sha256(content)}, and the config beside it names {expected}: one of the two is of "
+                "another config or damaged; copy both from one place, or make them again"
+            )
+        tensors = tensors_of(content)
+    except FileNotFoundError:
+        raise ConfigError("it is not there, and the config names it; copy it from where the config was saved") from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {error}") from error
     found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
     for name, tensor in sorted(tensors.items()):
         module, _, kind = name.rpartition(".")
         if kind not in found:
-            raise ConfigError(f"unknown tensor {name}")
+            raise ConfigError(f"unknown tensor {in_line(name)}")
+        if tensor.dtype != torch.float32:
+            raise ConfigError(f"{in_line(name)} has dtype {tensor.dtype}, expected {torch.float32}")
         found[kind][module] = tensor
     queries, keys = found["query_rotation"], found["key_rotation"]
     for module in sorted(queries.keys() ^ keys.keys()):
         there, missing = ("query", "key") if module in queries else ("key", "query")
-        raise ConfigError(f"layer {module} has a {there}_rotation, expected a {missing}_rotation beside it")
+        raise ConfigError(f"layer {in_line(module)} has a {there}_rotation, expected a {missing}_rotation beside it")
     return found["key_centre"], {module: (queries[module], keys[module]) for module in queries}

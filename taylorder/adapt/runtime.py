@@ -125,8 +125,7 @@ def execution_digest(config: OrderConfig) -> str:
 
     A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count.
     """
-    fields = {"order", "expansion", "window", "sinks", "ranks", "coefficients"}
-    layers = [[layer.module, *(head.model_dump(include=fields) for head in layer.heads)] for layer in config.layers]
+    layers = [[layer.module, *(head.executed() for head in layer.heads)] for layer in config.layers]
     digest = hashlib.sha256(json.dumps([config.model.fingerprint, layers]).encode())
     for name, centre in sorted(config.key_centres.items()):
         digest.update(name.encode())

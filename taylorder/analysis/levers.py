@@ -136,8 +136,6 @@ def _read(records: Records, module: str) -> LayerLevers | None:
     if value is None:
         return None
     tensors = records.tensors(name)
-    if "centres" not in tensors:
-        return None  # the file is gone
     return LayerLevers(
         module=module,
         rows=tuple(LeverRow(**row) for row in value["rows"]),

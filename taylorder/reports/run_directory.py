@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from taylorder.files import replacing, replacing_together
 from taylorder.models import ModelDescription
 from taylorder.reports import html
 from taylorder.reports.document import CLAIMS_FILE, FILES, LEVERS_FILE, SCHEMA, ReportDocument, as_document, as_json
+from taylorder.strict_json import brief, explain, read_json
 
 _HEADS_COLUMNS = (
     "module", "head", "kv_head", "order", "expansion", "window", "sinks", "relative_l2", "rmse", "cosine", "max_error",
@@ -229,7 +229,7 @@ def _read_rows(path: Path, row_type: type[_Row]) -> tuple[_Row, ...]:
     except FileNotFoundError:
         raise _incomplete(path) from None
     except ValidationError as error:
-        raise _damaged(path, f"line {len(rows) + 2}: {_first(error)}") from None
+        raise _damaged(path, f"line {len(rows) + 2}: {explain(error)}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _damaged(path, str(error)) from None
     return tuple(rows)
@@ -237,7 +237,7 @@ def _read_rows(path: Path, row_type: type[_Row]) -> tuple[_Row, ...]:
 
 def _read_report(path: Path) -> ReportDocument:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except FileNotFoundError:
         raise _incomplete(path) from None
     except (OSError, ValueError) as error:
@@ -245,12 +245,12 @@ def _read_report(path: Path) -> ReportDocument:
     found = document.get("schema") if isinstance(document, dict) else None
     if found != SCHEMA:
         raise RunDirectoryError(
-            f"{path} has schema {found!r}, this version reads '{SCHEMA}'; run `taylorder analyze` again"
+            f"{path} has schema {brief(found)}, this version reads '{SCHEMA}'; run `taylorder analyze` again"
         )
     try:
         return TypeAdapter(ReportDocument).validate_python(document)
     except ValidationError as error:
-        raise _damaged(path, _first(error)) from None
+        raise _damaged(path, explain(error)) from None
 
 
 def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report: ReportDocument) -> Selection:
@@ -293,12 +293,6 @@ def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report:
         heads=tuple(heads),
         levers=report.levers,
     )
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}, found {first.get('input')!r}"
 
 
 def _incomplete(path: Path) -> RunDirectoryError:

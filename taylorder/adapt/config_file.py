@@ -1,0 +1,294 @@
+"""``orders.json``: the file form of a config, schema ``taylorder/orders@2``, and the way there and back.
+
+In the file what the heads of a group share stands once, at their KV head, and what a KV head runs has a name. Every key
+but ``context`` is written; absent options of a head mean plain Taylor. Files of ``@1`` list heads one by one, in the
+form they have in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from taylorder.adapt.decisions import (
+    Expansion,
+    HeadOrder,
+    LayerOrders,
+    ModelIdentity,
+    ModuleName,
+    Number,
+    Order,
+    Positive,
+    Provenance,
+    Ranks,
+    RelativeError,
+    Sinks,
+    Size,
+    Strict,
+    Window,
+)
+from taylorder.strict_json import brief, explain
+
+if TYPE_CHECKING:
+    from taylorder.adapt.config import OrderConfig
+
+SCHEMA: Literal["taylorder/orders@2"] = "taylorder/orders@2"
+FIRST_SCHEMA = "taylorder/orders@1"
+
+Runs = Literal["exact", "window", "taylor"]
+FileName = Annotated[str, Field(pattern=r"^[^/\x00]+\.safetensors$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+_SHARED = {"bytes": "nominal_bytes", "break_even": "break_even", "reason": "reason"}
+"""Key in the file and name in memory of what stands at the KV head if its heads agree, and at each head otherwise."""
+
+
+class HeadEntry(Strict):
+    """One query head; ``order`` is null where nothing but the near field runs."""
+
+    order: Order | Literal["exact"] | None
+    error: RelativeError | None = None
+    expansion: Expansion = "zero"
+    coefficients: tuple[Number, ...] | None = None
+    bytes: Size | None = None
+    break_even: Size | None = None
+    reason: str | None = None
+
+
+class KvHeadEntry(Strict):
+    """One KV head; ``ranks`` are those of its highest order, ``window`` and ``sinks`` stand unless it is exact."""
+
+    runs: Runs
+    window: Window | None = None
+    sinks: Sinks | None = None
+    ranks: Ranks | None = None
+    bytes: Size | None = None
+    break_even: Size | None = None
+    reason: str | None = None
+    heads: Annotated[tuple[HeadEntry, ...], Field(min_length=1)]
+
+    @classmethod
+    def of(cls, heads: Sequence[HeadOrder]) -> KvHeadEntry:
+        """Return the entry of a KV head from the decisions for its query heads."""
+        first = heads[0]
+        exact = first.order == "exact"
+        shared = {key: name for key, name in _SHARED.items() if len({getattr(head, name) for head in heads}) == 1}
+        entries = [
+            HeadEntry(
+                order=None if head.drops_far else head.order,
+                error=head.error,
+                expansion=head.expansion,
+                coefficients=None if _is_plain_drop(head) else head.coefficients,
+                **{key: getattr(head, name) for key, name in _SHARED.items() if key not in shared},
+            )
+            for head in heads
+        ]
+        return cls(
+            runs=_runs([entry.order for entry in entries]),
+            window=None if exact else first.window,
+            sinks=None if exact else first.sinks,
+            ranks=max((head.ranks for head in heads if head.ranks is not None), key=len, default=None),
+            heads=tuple(entries),
+            **{key: getattr(first, name) for key, name in shared.items()},
+        )
+
+    def orders(self) -> tuple[HeadOrder, ...]:
+        """Return the decisions for its query heads.
+
+        Raises:
+            ValueError: the entry contradicts itself.
+
+        """
+        runs = _runs([head.order for head in self.heads])
+        if self.runs != runs:
+            raise ValueError(f"runs is {self.runs!r}, and the orders of its heads ask for {runs!r}")
+        near: dict[str, Any] = {}
+        for name in ("window", "sinks"):
+            value = getattr(self, name)
+            if (value is None) != (runs == "exact"):
+                say = "an exact KV head has none; remove it" if runs == "exact" else "expected a number of tokens"
+                raise ValueError(f"{name} is {value}; {say}")
+            near |= {} if value is None else {name: value}
+        for key in _SHARED:
+            if getattr(self, key) is not None and any(getattr(head, key) is not None for head in self.heads):
+                raise ValueError(f"{key} stands at the KV head and at one of its heads; one of the two is expected")
+        return tuple(self._order(head, near) for head in self.heads)
+
+    def _order(self, head: HeadEntry, near: Mapping[str, Any]) -> HeadOrder:
+        order, coefficients = head.order, head.coefficients
+        if order is None:
+            coefficients = (0.0,) if coefficients is None else coefficients
+            order = len(coefficients)
+        if coefficients is not None and (head.order is None) == any(coefficients):
+            raise ValueError(
+                f"order is {json.dumps(head.order)} and coefficients are {brief(list(coefficients))}; order is null "
+                "where all of them are 0, so that nothing but the near field runs, and nowhere else"
+            )
+        try:
+            return HeadOrder(
+                order=order,
+                error=head.error,
+                expansion=head.expansion,
+                coefficients=coefficients,
+                ranks=self.ranks if self.ranks is None or order == "exact" else self.ranks[:order],
+                **near,
+                **{name: _first(getattr(self, key), getattr(head, key)) for key, name in _SHARED.items()},
+            )
+        except ValidationError as error:
+            raise ValueError(explain(error)) from error
+
+    @model_validator(mode="after")
+    def _agrees(self) -> KvHeadEntry:
+        highest = max((head.order or 0 for head in self.orders() if head.order != "exact"), default=0)
+        if self.ranks is not None and len(self.ranks) != highest:
+            raise ValueError(
+                f"ranks has {len(self.ranks)} entries, expected one per degree of the highest order: {highest}"
+            )
+        return self
+
+
+class LayerEntry(Strict):
+    """The KV heads of one attention module, in order."""
+
+    module: ModuleName
+    kv_heads: tuple[KvHeadEntry, ...]
+
+
+class OrdersFile(Strict):
+    """The whole document."""
+
+    schema_: Literal["taylorder/orders@2"] = Field(alias="schema")
+    summary: str
+    context: Positive | None = None
+    model: ModelIdentity
+    files: Annotated[dict[FileName, Sha256], Field(max_length=1)]
+    calibration: Provenance
+    criterion: Provenance
+    software: Provenance
+    layers: tuple[LayerEntry, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> OrdersFile:
+        model = self.model
+        for layer in self.layers:
+            if len(layer.kv_heads) != model.kv_heads:
+                raise ValueError(
+                    f"layer {layer.module} lists {len(layer.kv_heads)} KV heads, expected {model.kv_heads}"
+                )
+            for place, kv_head in enumerate(layer.kv_heads):
+                if len(kv_head.heads) * model.kv_heads != model.heads:
+                    raise ValueError(
+                        f"layer {layer.module}, KV head {place} lists {len(kv_head.heads)} heads, expected "
+                        f"{model.heads / model.kv_heads:g}"
+                    )
+        if self.context is not None and self.context != _context(self.criterion):
+            raise ValueError(
+                f"context is {self.context} and criterion.context is {brief(self.criterion.get('context'))}; "
+                "expected the same twice, or no context"
+            )
+        return self
+
+
+def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """Return the fields of an ``OrderConfig`` from a document, and the SHA-256 of the files that belong to it by name.
+
+    Files of ``@1`` name none: whatever lies beside them is theirs, and None is returned.
+
+    Raises:
+        ValueError: the schema is another, or the document is not one of its schema.
+
+    """
+    if document.get("schema") == FIRST_SCHEMA:
+        return {key: value for key, value in document.items() if key != "schema"}, None
+    if document.get("schema") != SCHEMA:
+        raise ValueError(
+            f"has schema {brief(document.get('schema'))}, this version reads '{SCHEMA}' and '{FIRST_SCHEMA}'"
+        )
+    file = OrdersFile.model_validate(document)
+    layers = tuple(
+        LayerOrders(module=layer.module, heads=tuple(chain.from_iterable(entry.orders() for entry in layer.kv_heads)))
+        for layer in file.layers
+    )
+    fields = {name: getattr(file, name) for name in ("model", "calibration", "criterion", "software")}
+    return {**fields, "layers": layers}, file.files
+
+
+def document_of(config: OrderConfig, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the document of a config whose companion files are ``files``, by name with their SHA-256."""
+    group = config.model.heads // config.model.kv_heads
+    layers = tuple(
+        LayerEntry(
+            module=layer.module,
+            kv_heads=tuple(
+                KvHeadEntry.of(layer.heads[start : start + group]) for start in range(0, len(layer.heads), group)
+            ),
+        )
+        for layer in config.layers
+    )
+    file = OrdersFile(
+        schema=SCHEMA,
+        context=_context(config.criterion),
+        summary=_summary(config.model, _context(config.criterion), layers),
+        model=config.model,
+        files=dict(files),
+        calibration=config.calibration,
+        criterion=config.criterion,
+        software=config.software,
+        layers=layers,
+    )
+    return file.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """Serialise a document with one KV head per line."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items() if key != "layers"]
+    layers = []
+    for layer in document["layers"]:
+        entries = ",\n".join(f"   {json.dumps(entry)}" for entry in layer["kv_heads"])
+        layers.append(f'  {{"module": {json.dumps(layer["module"])}, "kv_heads": [\n{entries}\n  ]}}')
+    return "{\n" + ",\n".join(lines) + ',\n "layers": [\n' + ",\n".join(layers) + "\n ]\n}\n"
+
+
+def _runs(orders: Sequence[int | str | None]) -> Runs:
+    """What a KV head runs whose query heads have these orders."""
+    exact = [order == "exact" for order in orders]
+    if any(exact):
+        if not all(exact):
+            raise ValueError("some heads are exact and some are not; the cache is shared, so all must be exact")
+        return "exact"
+    return "window" if all(order is None for order in orders) else "taylor"
+
+
+def _is_plain_drop(head: HeadOrder) -> bool:
+    """Whether order null alone says what the head's coefficients are, the sign of the zero included."""
+    return repr(head.coefficients) == "(0.0,)"
+
+
+def _first(shared: Any, single: Any) -> Any:
+    return single if shared is None else shared
+
+
+def _context(criterion: Mapping[str, Any]) -> int | None:
+    """The tokens that bytes were counted at, where whatever chose the config says so."""
+    context = criterion.get("context")
+    return context if type(context) is int and 1 <= context <= 2**31 else None
+
+
+def _summary(model: ModelIdentity, context: int | None, layers: Sequence[LayerEntry]) -> str:
+    kv_heads = [entry for layer in layers for entry in layer.kv_heads]
+    runs = Counter(entry.runs for entry in kv_heads)
+    orders = Counter(head.order for entry in kv_heads for head in entry.heads if isinstance(head.order, int))
+    at = ", ".join(f"{count} at order {order}" for order, count in sorted(orders.items()))
+    words: dict[Runs, str] = {
+        "exact": "run exact attention",
+        "window": "keep a near field and drop all other keys",
+        "taylor": f"read all other keys than their near field from a Taylor polynomial (query heads: {at})",
+    }
+    parts = ", ".join(f"{runs[kind]} {words[kind]}" for kind in words if runs[kind])
+    length = "" if context is None else f", chosen for a context of {context:,} tokens"
+    return f"{len(kv_heads)} KV heads of {model.name}: {parts}{length}."
