@@ -19,7 +19,7 @@ from torch import nn
 from taylorder.adapt.config_tensors import checked_centre, checked_rotations, read_tensors, write_tensors
 from taylorder.errors import ConfigError
 from taylorder.files import replacing
-from taylorder.models import ModelDescription, describe
+from taylorder.models import ModelDescription, describe, way_out_of_rounding
 
 SCHEMA: Literal["taylorder/orders@1"] = "taylorder/orders@1"
 MAX_ORDER = 8
@@ -296,6 +296,7 @@ class OrderConfig(_Strict):
                 raise ConfigError(f"uniform config: {_explain(error)}") from error
         config = cls(
             model=ModelIdentity.of(model),
+            calibration={"dtype": model.dtype},
             criterion={"policy": "uniform"},
             layers=tuple(
                 LayerOrders(
@@ -392,9 +393,11 @@ class OrderConfig(_Strict):
                     f"layer {layer.module} is bidirectional and has no near field, but the config asks for one"
                 )
         if self.model.fingerprint != there.fingerprint:
+            remedy = way_out_of_rounding(self.calibration.get("dtype"), model.dtype)
             raise ConfigError(
                 f"the config was made for weights {self.model.fingerprint} ({self.model.name}), "
-                f"the model has {there.fingerprint} ({there.name}); run `taylorder analyze` on this model"
+                f"the model has {there.fingerprint} ({there.name}); "
+                f"{remedy or 'run `taylorder analyze` on this model'}"
             )
 
 

@@ -93,6 +93,7 @@ def run_levers(
         )
     settings = {
         "model": description.fingerprint,
+        "dtype": description.dtype,
         "text": text.sha256,
         "sequences": list(ids.shape),
         "candidates": [asdict(each) for each in offered],
@@ -118,6 +119,7 @@ def run_levers(
             "sequences": len(ids),
             "sequence_length": length,
             "seed": seed,
+            "dtype": description.dtype,
         },
         name=f"context-{limit.context}",
     )

@@ -148,6 +148,7 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
             "sequence_length": calibration.sequence_length,
             "rows_per_sequence": calibration.rows_per_sequence,
             "seed": calibration.seed,
+            "dtype": analysis.model.dtype,
         },
         criterion={"policy": policy, "tolerance": tolerance, "context": context, "max_order": analysis.max_order},
         software=software_versions(),

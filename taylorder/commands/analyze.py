@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_analysis
+from taylorder.commands._shared import Device, Dtype, Format, Model, check_texts, check_writable, print_analysis
 from taylorder.errors import UsageError
 
 
@@ -92,6 +92,7 @@ def analyze(
         bool, typer.Option("--no-eval", help="Do not measure what the config does to the model's loss.")
     ] = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     output: Format = "human",
 ) -> None:
     """Measure a model, choose an order for every attention head, write the config and report.
@@ -137,7 +138,7 @@ def analyze(
         from taylorder.reports import run_directory
 
         words = calibration_text(files)
-        loaded = load(model, device=device)
+        loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         if with_levers:
             from taylorder.analysis.levers import refuse_unsupported

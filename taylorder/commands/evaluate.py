@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_report
+from taylorder.commands._shared import Device, Dtype, Format, Model, check_texts, check_writable, print_report
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of sequences and tasks.")] = 0,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     output: Format = "human",
 ) -> None:
     """Measure what a config costs in loss, beside exact attention and simpler uses of the same bytes.
@@ -92,7 +93,7 @@ def evaluate(
         from taylorder.models import describe, load
         from taylorder.reports.evaluation import EvalReport
 
-        loaded = load(model, device=device)
+        loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         chosen.check(description)
         _refuse(loaded, description, max_kl)
@@ -119,7 +120,7 @@ def evaluate(
             tasks_reason=reason,
             max_kl=max_kl,
             device=device,
-            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            dtype=description.dtype,
         )
     _print(report, out, output)
 
