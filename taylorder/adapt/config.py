@@ -36,7 +36,7 @@ from taylorder.adapt.decisions import (
 )
 from taylorder.errors import ConfigError
 from taylorder.files import replacing
-from taylorder.models import ModelDescription, describe
+from taylorder.models import ModelDescription, describe, way_out_of_rounding
 from taylorder.strict_json import explain, in_line, read_json
 from taylorder.tensor_files import sha256
 
@@ -177,6 +177,7 @@ class OrderConfig(Strict):
                 raise ConfigError(f"uniform config: {explain(error)}") from error
         config = cls(
             model=ModelIdentity.of(model),
+            calibration={"dtype": model.dtype},
             criterion={"policy": "uniform"},
             layers=tuple(
                 LayerOrders(
@@ -288,10 +289,11 @@ class OrderConfig(Strict):
                     f"layer {layer.module} is bidirectional and has no near field, but the config asks for one"
                 )
         if self.model.fingerprint != there.fingerprint:
+            remedy = way_out_of_rounding(self.calibration.get("dtype"), model.dtype)
             raise ConfigError(
                 f"the config was made for weights {self.model.fingerprint} ({self.model.name}), the model has "
-                f"{there.fingerprint} ({there.name}); name the model it was made for, or run `taylorder analyze` on "
-                "this model"
+                f"{there.fingerprint} ({there.name}); "
+                f"{remedy or 'name the model it was made for, or run `taylorder analyze` on this model'}"
             )
 
 

@@ -85,6 +85,7 @@ def run_levers(
     screening = tokens.first(min(SCREENING_TOKENS, length), min(SCREENING_TOKENS, length))
     settings = {
         "model": description.fingerprint,
+        "dtype": description.dtype,
         "text": text.sha256,
         "sequences": list(ids.shape),
         "bos": tokens.bos,
@@ -115,6 +116,7 @@ def run_levers(
             "sequence_length": length,
             "bos": tokens.bos,
             "seed": seed,
+            "dtype": description.dtype,
         },
         name=f"context-{limit.context}",
     )

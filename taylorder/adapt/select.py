@@ -152,6 +152,7 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
             "bos": calibration.bos,
             "rows_per_sequence": calibration.rows_per_sequence,
             "seed": calibration.seed,
+            "dtype": analysis.model.dtype,
         },
         criterion={"policy": policy, "tolerance": tolerance, "context": context, "max_order": analysis.max_order},
         software=software_versions(),

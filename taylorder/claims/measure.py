@@ -25,7 +25,7 @@ from taylorder.claims.score_ranges import measure_ranges
 from taylorder.claims.state_times import measure_times
 from taylorder.claims.task_scores import TaskScore, measure_task_scores
 from taylorder.errors import ConfigError, UsageError
-from taylorder.models import LoadedModel, fingerprint
+from taylorder.models import LoadedModel, fingerprint, way_out_of_rounding
 from taylorder.provenance import software_versions
 from taylorder.records import Records
 
@@ -43,9 +43,9 @@ _WHOLE = "measured"
 Progress = Callable[[str, int, int], None]
 
 
-def measured_before(analysis: Analysis, directory: Path, device: str) -> Measured | None:
+def measured_before(analysis: Analysis, directory: Path, device: str, dtype: str) -> Measured | None:
     """What an earlier run kept, if it was finished."""
-    kept = Records(directory / _WHOLE, _settings(analysis, device)).get(_WHOLE)
+    kept = Records(directory / _WHOLE, _settings(analysis, device, dtype)).get(_WHOLE)
     return None if kept is None else TypeAdapter(Measured).validate_python(kept)
 
 
@@ -72,12 +72,14 @@ def measure(
 
     """
     description, model, tokenizer = analysis.model, loaded.model, loaded.tokenizer
+    dtype = str(model.dtype).removeprefix("torch.")
     if fingerprint(model) != description.fingerprint:
+        remedy = way_out_of_rounding(description.dtype, dtype)
         raise ConfigError(
-            f"{loaded.name} is not the model that was analysed as {description.name}: its weights differ; name that "
-            "one with --model, or run `taylorder analyze` again"
+            f"{loaded.name} is not the model that was analysed as {description.name}: its weights differ; "
+            f"{remedy or 'name that one with --model, or run `taylorder analyze` again'}"
         )
-    settings = _settings(analysis, str(model.device))
+    settings = _settings(analysis, str(model.device), dtype)
 
     def stage(name: str) -> dict[str, Any]:
         return {"records": Records(directory / name, settings[name], fresh=fresh), "progress": progress}
@@ -109,10 +111,11 @@ def measure(
     return found
 
 
-def _settings(analysis: Analysis, device: str) -> dict[str, dict[str, Any]]:
+def _settings(analysis: Analysis, device: str, dtype: str) -> dict[str, dict[str, Any]]:
     """What the pieces of every stage depend on: a stage whose own settings change is measured anew, and no other."""
     model = {
         "model": analysis.model.fingerprint,
+        "dtype": dtype,
         "bos": analysis.calibration.bos,
         "software": software_versions(),
     }

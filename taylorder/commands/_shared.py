@@ -27,6 +27,8 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Run on this torch device, such as cpu or cuda.")]
+DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
+Dtype = Annotated[DtypeName, typer.Option(help="Hold weights and compute in this dtype; auto is the checkpoint's.")]
 Format = Annotated[
     Literal["human", "json"],
     typer.Option("--format", help="Print a report, or one JSON document and nothing else."),

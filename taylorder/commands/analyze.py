@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from taylorder.commands._paths import path_of
-from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_analysis
+from taylorder.commands._shared import Device, Dtype, Format, Model, check_texts, check_writable, print_analysis
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 
@@ -100,6 +100,7 @@ def analyze(
         bool, typer.Option("--no-eval", help="Do not measure what the config does to the model's loss.")
     ] = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     output: Format = "human",
 ) -> None:
     """Measure a model, choose an order for every attention head, write the config and report.
@@ -146,7 +147,7 @@ def analyze(
         from taylorder.reports import run_directory
 
         words = calibration_text(files)
-        loaded = load(model, device=device)
+        loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         limit = None
         if with_levers:

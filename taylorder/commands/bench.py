@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from taylorder.commands._paths import config_file, model_of_run, named_by, path_of, run_for_model
-from taylorder.commands._shared import Device, Format, Model, print_report
+from taylorder.commands._shared import Device, Dtype, Format, Model, print_report
 from taylorder.errors import UsageError
 
 _LENGTHS = (256, 1024, 4096)
@@ -39,6 +39,7 @@ def bench(
     ] = 16,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of tokens.")] = 0,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     output: Format = "human",
 ) -> None:
     """Measure cache bytes and time per token, exact against adapted, by context length, on one thread.
@@ -65,7 +66,7 @@ def bench(
         from taylorder.reports import generation
 
         with named_by(run, model, "name the model itself, and the run with --config"):
-            loaded = load(model, device=device)
+            loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         if chosen is None:
             chosen = OrderConfig.uniform(description, _ORDER, "mean", _WINDOW, _SINKS)
@@ -90,7 +91,7 @@ def bench(
             bench=measured,
             seed=seed,
             device=device,
-            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            dtype=description.dtype,
         )
     print_report(output, lambda: generation.as_document(report), lambda console: generation.render(report, console))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands._paths import named_by, path_of, run_folder
-from taylorder.commands._shared import Device, Format, check_writable, print_report
+from taylorder.commands._shared import Device, DtypeName, Format, check_writable, print_report
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 
@@ -51,6 +51,9 @@ def claims(
     tables: Annotated[bool, typer.Option("--tables", help="Also print the rules and the tables behind them.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew instead of reading what was measured.")] = False,
     device: Device = "cpu",
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="Hold weights and compute in this dtype.", show_default="the analysis's")
+    ] = None,
     output: Format = "human",
 ) -> None:
     """Test what is said about truncated attention on models that were analysed: a verdict each, with its evidence.
@@ -79,7 +82,7 @@ def claims(
         analyses = [run_directory.read(directory)[0] for directory in chosen]
         _check_models(chosen, analyses)
         models = [
-            _evidence(each, label, directory, model, device, fresh, progress)
+            _evidence(each, label, directory, model, device, dtype, fresh, progress)
             for each, label, directory in zip(analyses, _labels(chosen, analyses), chosen, strict=True)
         ]
         draws = kept_draws(target / "records-normal", fresh=fresh, progress=progress)
@@ -123,8 +126,8 @@ def _labels(directories: list[Path], analyses: list[Analysis]) -> list[str]:
 
 
 def _evidence(
-    analysis: Analysis, label: str, directory: Path, model: str | None, device: str, fresh: bool,
-    progress: StderrProgress,
+    analysis: Analysis, label: str, directory: Path, model: str | None, device: str,
+    dtype: DtypeName | None, fresh: bool, progress: StderrProgress,
 ) -> Evidence:  # fmt: skip
     """What a run does not hold is measured unless that was done before."""
     from taylorder.claims.evidence import Evidence
@@ -132,7 +135,8 @@ def _evidence(
     from taylorder.claims.measure import measure, measured_before
 
     records = directory / "records-claims"
-    measured = None if fresh else measured_before(analysis, records, device)
+    used = dtype or analysis.model.dtype
+    measured = None if fresh or used == "auto" else measured_before(analysis, records, device, used)
     if measured is None:
         from taylorder.models import load
 
@@ -140,7 +144,7 @@ def _evidence(
         progress.say(f"loading {source}")
         way_out = f"name the model with --model, of several runs first for `taylorder claims {directory}` alone"
         with named_by(directory if model is None else None, source, way_out):
-            loaded = load(source, device=device)
+            loaded = load(source, device=device, dtype=used)
         progress.say(f"measuring {label} for the claims (an interrupted run goes on where it was)")
         with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
             measured = measure(analysis, loaded, records, fresh=fresh, progress=progress)

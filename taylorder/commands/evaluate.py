@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands._paths import config_file, model_of_run, named_by, path_of, run_for_model
-from taylorder.commands._shared import Device, Format, Model, check_texts, check_writable, print_report
+from taylorder.commands._shared import Device, Dtype, Format, Model, check_texts, check_writable, print_report
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of sequences and tasks.")] = 0,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     output: Format = "human",
 ) -> None:
     """Measure what a config costs in loss, beside exact attention and simpler uses of the same bytes.
@@ -111,7 +112,7 @@ def evaluate(
         from taylorder.reports.evaluation import EvalReport
 
         with named_by(run, model, "name the model itself, and the run with --config"):
-            loaded = load(model, device=device)
+            loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         chosen.check(description)
         _refuse(loaded, description, max_kl)
@@ -138,7 +139,7 @@ def evaluate(
             tasks_reason=reason,
             max_kl=max_kl,
             device=device,
-            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            dtype=description.dtype,
         )
     _print(report, out, output)
 

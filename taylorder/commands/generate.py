@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taylorder.commands._paths import config_file, path_of
-from taylorder.commands._shared import Device
+from taylorder.commands._shared import Device, Dtype
 from taylorder.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def generate(
     ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed that draw.")] = 0,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
 
@@ -72,7 +73,7 @@ def generate(
         from taylorder.models import describe, load
         from taylorder.reports import generation
 
-        loaded = load(model, device=device)
+        loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         chosen.check(description)
         _refuse(loaded, description, prompt, max_new_tokens)

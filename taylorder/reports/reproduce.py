@@ -53,6 +53,7 @@ def analyze_command(
         ("--sinks", analysis.sinks if sinks is None else sinks, 0),
         ("--context", context, longest),
         ("--seed", calibration.seed, 0),
+        ("--dtype", analysis.model.dtype, "float32"),
     ]
     if levers is None:
         options.append(("--policy", policy, "error"))

@@ -140,8 +140,10 @@ def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType
             "policy": f"levers {', '.join(selection.levers.levers)}",
             "context": counted(selection.context, "token"),
         }
-    if model.weights_note:
-        facts["weights"] = model.weights_note.removeprefix("weights ")
+    weights = [model.weights_note.removeprefix("weights ")] if model.weights_note else []
+    weights += [f"run in {model.dtype}"] if model.dtype != "float32" else []
+    if weights:
+        facts["weights"] = "; ".join(weights)
     yield Text(f"taylorder: {model.name}", style="bold")
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, fact in facts.items():
