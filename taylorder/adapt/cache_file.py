@@ -45,14 +45,15 @@ def write(cache: TaylorCache, path: Path) -> None:
         # Views are copied: safetensors refuses storage shared by two tensors, and would write what is outside of them.
         tensors |= {f"layers.{index}.{name}": tensor.detach().to("cpu").clone() for name, tensor in held.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    header = json.dumps({"schema": SCHEMA, "fingerprint": cache.fingerprint, "digest": cache.digest, "layers": layers})
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_HEADER: header, _CHECKSUM: checksum(header, tensors)})
+    header = {"schema": SCHEMA, "fingerprint": cache.fingerprint, "digest": cache.digest, "layers": layers}
+    header[_CHECKSUM] = checksum(header, tensors)
+    with replacing(path) as temporary:  # one entry of metadata: safetensors writes several in any order
+        save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
 
 
-def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the header and over every tensor with its name, dtype and shape."""
-    digest = hashlib.sha256(header.encode())
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header without its checksum, and over every tensor with its name, dtype and shape."""
+    digest = hashlib.sha256(json.dumps({key: header[key] for key in header if key != _CHECKSUM}).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -83,10 +84,8 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return header and tensors, as they were written."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = parse_json((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        text = metadata.get(_HEADER, "{}")
-        header = parse_json(text)
     except FileNotFoundError:
         raise TaylorderError(f"{path} does not exist; TaylorCache.save writes one") from None
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -94,7 +93,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     schema = header.get("schema") if isinstance(header, dict) else None
     if schema != SCHEMA:
         raise TaylorderError(f"{path} has schema {brief(schema)}, this version reads {SCHEMA!r}; {_AGAIN}")
-    if metadata.get(_CHECKSUM) != checksum(text, tensors):
+    if header.get(_CHECKSUM) != checksum(header, tensors):
         raise TaylorderError(f"{path} is damaged: what it holds is not what its checksum was made of; {_AGAIN}")
     return header, tensors
 
