@@ -69,13 +69,22 @@ def measure_times(
     *,
     records: Records,
     progress: Callable[[str, int, int], None],
-) -> StateTimes:
-    """Feed tokens one by one after contexts of random tokens, on one thread; a finished run is found in ``records``."""
+) -> StateTimes | None:
+    """Feed tokens one by one after contexts of random tokens, on one thread; a finished run is found in ``records``.
+
+    None where the model sees fewer tokens than are fed.
+    """
+    if description.max_context <= _new_tokens():
+        return None
     kept = records.get("times")
     if kept is None:
         kept = asdict(_measure(model, description, progress))
         records.put("times", kept)
     return TypeAdapter(StateTimes).validate_python(kept)
+
+
+def _new_tokens() -> int:
+    return _WARM_UP + ROUNDS * TOKENS
 
 
 def _measure(model: Any, description: ModelDescription, progress: Callable[[str, int, int], None]) -> StateTimes:
@@ -85,7 +94,7 @@ def _measure(model: Any, description: ModelDescription, progress: Callable[[str,
 
     configs: dict[str, OrderConfig | None] = {EXACT: None}
     configs |= {f"order {order}": OrderConfig.uniform(description, order, "mean", WINDOW, SINKS) for order in ORDERS}
-    new_tokens = _WARM_UP + ROUNDS * TOKENS
+    new_tokens = _new_tokens()
     longest = description.max_context - new_tokens
     lengths = tuple(length for length in LENGTHS if length <= longest) or (longest,)
     turns = list(product(configs, lengths))
