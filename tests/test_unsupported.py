@@ -212,8 +212,8 @@ def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
 )
 def test_a_call_with_more_than_scaled_products_is_refused(call, words):
     with pytest.raises(UnsupportedModelError, match=rf"layer\.3 \(Linear\) .*{words}.*Choose a model"):
-        _support.refuse_call("layer.3", nn.Linear(1, 1), None, call)
-    _support.refuse_call("layer.3", nn.Linear(1, 1), None, dict.fromkeys(call))
+        _support.refuse_terms("layer.3", nn.Linear(1, 1), call)
+    _support.refuse_terms("layer.3", nn.Linear(1, 1), dict.fromkeys(call))
 
 
 @pytest.mark.parametrize(

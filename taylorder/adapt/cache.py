@@ -119,6 +119,14 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         read(cache, Path(path), next(model.parameters()).device)
         return cache
 
+    def expecting(self, module: str) -> TaylorCacheLayer | None:
+        """Return the layer that holds the state of ``module``, told that its next chunk will be attended to, if any."""
+        for layer in self.layers:
+            if isinstance(layer, TaylorCacheLayer) and layer.name == module:
+                layer.expected = True
+                return layer
+        return None
+
     def refuse_other(self, digest: str) -> None:
         """Refuse to be used in an ``adapted`` block for another model or config.
 
@@ -180,6 +188,11 @@ def nominal_cache_bytes(cache: Cache) -> int:
 
 def _layers(model: Any, config: OrderConfig) -> list[Any]:
     """Return the layers of a ``DynamicCache``, with states where heads are truncated."""
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no cache but of a class of its own: leave past_key_values out, and it keeps "
+            "every key in that"
+        )
     layers: list[Any] = DynamicCache(config=model.config).layers
     modules = dict(model.named_modules())
     for orders in config.layers:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from taylorder._support import uncompiled
 from taylorder.adapt.runtime import attend_causally, needs_gradient
 from taylorder.errors import UsageError
 from taylorder.kernels import HeadSpec, State
@@ -108,6 +109,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         """Note dtype and device; tensors are made when the first tokens are attended to."""
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
+    @uncompiled
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Count the new tokens, keys ``[B, G, T, d]`` and values ``[B, G, T, d_v]``, and return them alone.
 
