@@ -97,5 +97,9 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:
-    """How far two ways to compute the same in that many layers may be apart, relative L2: errors add up at random."""
-    return _TOLERANCE[dtype] * math.sqrt(layers)
+    """How far two ways to compute the same in that many layers may be apart, relative L2.
+
+    A layer rounds scores, weights, their sums and its output, each within the tolerance, and errors add up at random.
+    Tiny models of 10 architectures with sharp scores came to half of this; other masks make a tenth to a half.
+    """
+    return 4 * _TOLERANCE[dtype] * math.sqrt(layers)

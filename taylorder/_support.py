@@ -162,7 +162,8 @@ def refuse_mask(
         raise UnsupportedModelError(
             f"{name} ({type(module).__name__}) attends {'to earlier tokens' if causal else 'in both directions'} "
             f"(is_causal = {causal}) and is given a mask that {error}, where only padding may be hidden: no sum over "
-            f"keys follows it. Give it text alone, one sequence a row. If it was that: {OTHER_MODEL}."
+            "keys follows it. Give it text alone, one sequence a row. If it was: "
+            f"{OTHER_MODEL[0].lower()}{OTHER_MODEL[1:]}."
         ) from error
 
 

@@ -44,7 +44,7 @@ def installed(
         for module in targets:
             stack.callback(module.register_forward_pre_hook(block.note_cache, with_kwargs=True).remove)
         if hasattr(model, _PREPARE):
-            stack.enter_context(_preparing_caches(model, new_cache if guard else None))
+            stack.enter_context(_preparing_caches(model, block, new_cache))
         RUNS.update(targets)
         try:
             yield
@@ -72,7 +72,7 @@ class Block:
     @uncompiled
     def check_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a call as a whole before a layer has changed its part of the cache."""
-        if not self._in_force():
+        if not self.in_force():
             return
         self._refuse_other_attention(model)
         if kwargs.get("output_attentions"):
@@ -107,7 +107,7 @@ class Block:
                     "TaylorCache: leave cache_implementation out"
                 )
 
-    def _in_force(self) -> bool:
+    def in_force(self) -> bool:
         """Whether no block inside this one has taken over."""
         return all(RUNS.get(module) is run for module, run in self.targets.items())
 
@@ -141,15 +141,16 @@ class Block:
 
 
 def _caches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-    """Every cache among the arguments of a module: architectures differ in what they call it."""
+    """Every cache among the arguments of a module, whatever they are called; of a pair, that for self attention."""
     from transformers import Cache
 
-    return [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Cache)]
+    caches = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Cache)]
+    return [getattr(cache, "self_attention_cache", cache) for cache in caches]
 
 
 @contextmanager
-def _preparing_caches(model: Any, new_cache: Callable[[], Any] | None) -> Iterator[None]:
-    """Have ``model.generate`` make a new cache where it would make one of its own; None keeps an ordinary one.
+def _preparing_caches(model: Any, block: Block, new_cache: Callable[[], Any]) -> Iterator[None]:
+    """Have ``model.generate`` make a new cache where it would make one of its own.
 
     The method replaced is private, but the only place where generate makes caches; it is shadowed on the instance.
     """
@@ -161,6 +162,8 @@ def _preparing_caches(model: Any, new_cache: Callable[[], Any] | None) -> Iterat
     takes_any = getattr(model, "_supports_default_dynamic_cache", lambda: True)()
 
     def prepare(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if not block.in_force():  # a shallow copy of the model has outlived it
+            return original(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         asked = generation_config.cache_implementation
         # A cache that generate makes for an assistant model is rolled back all the time: it has to keep every key.
@@ -170,7 +173,7 @@ def _preparing_caches(model: Any, new_cache: Callable[[], Any] | None) -> Iterat
                     f"cache_implementation is {asked!r}, and an adapted model keeps its own states: leave it out, or "
                     "take 'dynamic' to keep every key"
                 )
-            if asked is None and takes_any and new_cache is not None:
+            if asked is None and takes_any and block.guard:
                 cache = model_kwargs["past_key_values"] = new_cache()
         mode = args[0] if args else kwargs.get("generation_mode")
         if getattr(mode, "value", None) == "assisted_generation" and isinstance(cache, TaylorCache):

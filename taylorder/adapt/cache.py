@@ -17,11 +17,12 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
+from taylorder.adapt.hybrid_layer import HybridCacheLayer
 from taylorder.adapt.runtime import execution_digest, plan_layer
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 
@@ -207,10 +208,14 @@ def _layers(model: Any, config: OrderConfig) -> list[Any]:
         index = getattr(module, "layer_idx", None)
         index = index if isinstance(index, int) and index < len(layers) else -1
         found = layers[index] if index >= 0 else None
+        if isinstance(found, LinearAttentionAndFullAttentionLayer):
+            layers[index] = HybridCacheLayer(orders.module, plan.heads, number_of_states=found.number_of_states)
+            continue
         if type(found) is not DynamicLayer:
             raise UnsupportedModelError(
                 f"transformers caches {orders.module} in a {type(found).__name__}, where a DynamicLayer is expected, "
-                "which a state can replace: make its heads exact"
+                "which a state can replace: make its heads exact, or pass "
+                "past_key_values=DynamicCache(config=model.config), which keeps every key"
             )
         layers[index] = TaylorCacheLayer(orders.module, plan.heads)
     return layers

@@ -320,9 +320,8 @@ def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> 
     if packed:
         raise UsageError(f"{name} was given packed sequences ({packed[0]}); run them as separate rows of a batch")
     positions = kwargs.get("position_ids")
-    # Positions of padded rows jump as well. Where transformers sees packing, it has made a whole mask of it.
-    unpadded = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-    if unpadded and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
+    # Positions of padded rows jump as well. Where transformers takes note of packing, it makes a mask of it.
+    if mask is None and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
         raise UsageError(
             f"{name} was given position_ids that do not count up by one (packed sequences?); run them as separate rows "
             "of a batch"
