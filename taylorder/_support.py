@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from taylorder._masks import key_validity, looks_ahead
-from taylorder.errors import UnsupportedModelError
+from taylorder.errors import UnsupportedModelError, UsageError
 
 OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, Gemma 3, GPT-2, Pythia or BERT"
 
@@ -141,10 +141,20 @@ def refuse_terms(name: str, module: nn.Module, kwargs: Mapping[str, Any]) -> Non
             raise UnsupportedModelError(f"{name} ({type(module).__name__}) {why} ({found}). {OTHER_MODEL}.")
 
 
+def refuse_block_mask(name: str, mask: Any) -> None:
+    """Refuse a mask that is no tensor: FlexAttention's."""
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise UsageError(
+            f"{name} is given a {type(mask).__name__}, where a tensor or None is expected: pass the usual "
+            "attention_mask of shape [batch, tokens]"
+        )
+
+
 def refuse_mask(
     name: str, module: nn.Module, mask: torch.Tensor | None, queries: int, *, causal: bool, sliding: bool
 ) -> None:
     """Refuse a mask that says more than direction and padding, or, where the module slides, one that looks ahead."""
+    refuse_block_mask(name, mask)
     if mask is None:
         return
     if mask.dtype != torch.bool:

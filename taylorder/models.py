@@ -251,11 +251,18 @@ def _refuse_other_numbers(
     if key == _LOOKED_AT.get(model):
         return
     ids, mask = probe_ids(model), probe_mask()
-    with leaving_no_trace(model):
-        plain = run_base(model, ids)
-        padded = run_base(model, ids, mask)
-        with recording(model, None):
-            recorded_padded = run_base(model, ids, mask)
+    own = ", ".join(sorted(map(str, selected)))
+    try:
+        with leaving_no_trace(model):
+            plain = run_base(model, ids)
+            padded = run_base(model, ids, mask)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} does not run by its own attention ({own}) on {PROBE_TOKENS} token ids ({type(error).__name__}: "
+            f"{_support.first_line(error)}), so nothing can be compared with it: set_attn_implementation('sdpa') first."
+        ) from error
+    with leaving_no_trace(model), recording(model, None):
+        recorded_padded = run_base(model, ids, mask)
     allowed = rounding(plain.dtype, len(modules))
     ahead = distance(plain[1, :-1], plain[0, :-1])
     causal = all(module.causal for module in modules)
@@ -271,7 +278,7 @@ def _refuse_other_numbers(
     if off > (0.0 if same_bits(model) else allowed):
         raise UnsupportedModelError(
             f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
-            f"({', '.join(sorted(map(str, selected)))}): hidden states differ by {off:.2g} of their norm, where "
+            f"({own}): hidden states differ by {off:.2g} of their norm, where "
             f"rounding explains {allowed:.0e}. {_support.OTHER_MODEL}."
         )
     _LOOKED_AT[model] = key

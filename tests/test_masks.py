@@ -7,6 +7,7 @@ import tiny
 import torch
 import transformers as hf
 from generating import padded_batch
+from torch.nn.attention.flex_attention import create_block_mask
 
 import taylorder
 from taylorder._attention import recording
@@ -160,6 +161,22 @@ def test_truncated_heads_refuse_other_masks(inputs, words):
     config = OrderConfig.uniform(model, 3, "mean")
     with torch.no_grad(), taylorder.adapted(model, config), pytest.raises(UsageError, match=words):
         model(IDS, **inputs)
+
+
+@pytest.mark.parametrize("order", ["exact", 3])
+def test_a_mask_of_flex_attention_is_refused_by_name(order):
+    """SDPA takes none either."""
+    block = create_block_mask(lambda _b, _h, query, key: query >= key, 2, None, LENGTH, LENGTH, device="cpu")
+    model = tiny.llama()
+    config = OrderConfig.uniform(model, order)
+    words = "is given a BlockMask, where a tensor or None is expected: pass the usual"
+    with taylorder.adapted(model, config), pytest.raises(UsageError, match="^LlamaForCausalLM " + words):
+        model(IDS, attention_mask=block)
+    with taylorder.adapted(model, config), pytest.raises(UsageError, match="self_attn " + words):
+        model.model.layers[0](
+            model.model.embed_tokens(IDS), attention_mask=block,
+            position_embeddings=(torch.ones(1, LENGTH, 8), torch.zeros(1, LENGTH, 8)),
+        )  # fmt: skip
 
 
 def test_a_ready_made_mask_that_is_plain_is_as_good_as_the_usual_one():

@@ -56,6 +56,20 @@ def test_attention_that_sdpa_does_not_compute_is_refused():
         describe(model)
 
 
+def test_a_model_that_does_not_run_by_its_own_attention_is_refused_with_the_way_out():
+    def broken(*arguments, **options):
+        raise OSError("no such kernel\nsecond line")
+
+    hf.AttentionInterface.register("tested_broken", broken)
+    model = tiny.llama()
+    model.set_attn_implementation("tested_broken")
+    words = r"own attention \(tested_broken\) .*OSError: no such kernel\).*set_attn_implementation\('sdpa'\)"
+    with pytest.raises(UnsupportedModelError, match=words):
+        describe(model)
+    model.set_attn_implementation("sdpa")
+    describe(model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "pythia", "gemma3", "bert", "modernbert"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from taylorder._attention import selected, selections
-from taylorder._support import uncompiled
+from taylorder._support import refuse_block_mask, uncompiled
 from taylorder.adapt.runtime import (
     ATTENTION_NAME,
     RUNS,
@@ -80,6 +80,9 @@ class Block:
                 "output_attentions=True: an adapted model has no matrix of attention weights to return; leave it out, "
                 "or run the model outside the block with attn_implementation='eager'"
             )
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, dict):  # of masks by the type of layer, as generate may prepare them
+            refuse_block_mask(type(model).__name__, mask)
         for cache in _caches(args, kwargs):
             self._refuse_cache(model, cache, kwargs)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from taylorder._attention import Observer
 from taylorder._masks import causal_mask, key_validity, short_mask
-from taylorder._support import refuse_terms, uncompiled
+from taylorder._support import refuse_block_mask, refuse_terms, uncompiled
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.adapt.differentiable import differentiable_attention
 from taylorder.errors import NonFiniteError, TaylorderError, UsageError
@@ -178,6 +178,7 @@ def _attend(
         raise outside_error(module)
     name, layer = run.plan.name, run.layer
     run.layer = None
+    refuse_block_mask(name, attention_mask)
     _refuse(name, module, query, key, value, dropout, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     override = kwargs.get("is_causal")
