@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from taylorder._support import quiet_transformers, refuse_class, refuse_mask, refuse_terms
+from taylorder._support import quiet_transformers, refuse_class, refuse_mask, refuse_terms, uncompiled
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder_record"
@@ -121,6 +121,7 @@ def selected(model: nn.Module, name: str) -> Iterator[None]:
             config._attn_implementation_internal = implementation
 
 
+@uncompiled
 def _record(
     module: nn.Module,
     query: torch.Tensor,

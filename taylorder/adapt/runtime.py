@@ -148,6 +148,7 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, _checked_mask)
 
 
+@uncompiled
 def _checked_mask(
     *, attention_mask: Tensor | None = None, kv_length: int = 0, kv_offset: int = 0, **options: Any
 ) -> Tensor | None:
