@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from taylorder._support import quiet_transformers, refuse_call, refuse_class
+from taylorder._support import quiet_transformers, refuse_class, refuse_mask, refuse_terms, uncompiled
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder_record"
@@ -109,7 +109,7 @@ def selected(model: nn.Module, name: str) -> Iterator[None]:
         UnsupportedModelError: the class does not dispatch its attention.
 
     """
-    implementations = [(config, config._attn_implementation_internal) for config in _configs(model)]
+    implementations = selections(model)
     try:
         with quiet_transformers():
             model.set_attn_implementation(name)  # type: ignore[operator]
@@ -121,6 +121,7 @@ def selected(model: nn.Module, name: str) -> Iterator[None]:
             config._attn_implementation_internal = implementation
 
 
+@uncompiled
 def _record(
     module: nn.Module,
     query: torch.Tensor,
@@ -137,10 +138,13 @@ def _record(
 
     target = _SINKS.get(module)
     if target is not None:
-        refuse_call(target.name, module, attention_mask, kwargs)
+        refuse_terms(target.name, module, kwargs)
         factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        call = AttentionCall(target.name, module, query, key, value, attention_mask, factor, kwargs)
+        sliding = call.sliding_window is not None
+        refuse_mask(target.name, module, attention_mask, query.shape[2], causal=call.is_causal, sliding=sliding)
         if target.sink is not None:
-            target.sink(AttentionCall(target.name, module, query, key, value, attention_mask, factor, kwargs))
+            target.sink(call)
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
@@ -159,8 +163,8 @@ def _register() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    """List every config object reachable from the model or its modules, once each: the setter may touch any."""
+def selections(model: nn.Module) -> list[tuple[Any, str | None]]:
+    """Every config object reachable from the model or its modules, once each, and the attention that it selects."""
     from transformers import PreTrainedConfig
 
     found: dict[int, Any] = {}
@@ -170,4 +174,4 @@ def _configs(model: nn.Module) -> list[Any]:
         if isinstance(config, PreTrainedConfig) and id(config) not in found:
             found[id(config)] = config
             pending += [getattr(config, key, None) for key in config.sub_configs]
-    return list(found.values())
+    return [(config, config._attn_implementation_internal) for config in found.values()]

@@ -8,16 +8,19 @@ cannot be measured, and the way out; it returns None when nothing stands against
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from taylorder.errors import UnsupportedModelError
+from taylorder._masks import key_validity, looks_ahead
+from taylorder.errors import UnsupportedModelError, UsageError
 
-_OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, Gemma 3, GPT-2, Pythia or BERT"
+OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, Gemma 3, GPT-2, Pythia or BERT"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _DEQUANTISE = "Load the model without quantisation, or dequantise it first (model.dequantize())"
 
@@ -48,6 +51,11 @@ def refuse_class(model: Any, *, selected: str | None = None) -> None:
     from transformers import PreTrainedModel
 
     model_class = model if isinstance(model, type) else type(model)
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise UnsupportedModelError(
+            f"the model is what torch.compile made of a {type(model._orig_mod).__name__}: pass the model itself "
+            "(model._orig_mod); what was compiled may run while that is adapted."
+        )
     if not issubclass(model_class, PreTrainedModel):
         raise UnsupportedModelError(
             f"{model_class.__name__} is not a transformers PreTrainedModel, so its attention calls cannot be seen: "
@@ -61,7 +69,7 @@ def refuse_class(model: Any, *, selected: str | None = None) -> None:
     if not can_set:
         raise UnsupportedModelError(
             f"{model_class.__name__} computes attention in its own code, not through transformers' AttentionInterface, "
-            f"so its q, k and v cannot be seen or replaced (as BLOOM, Falcon, GPT-J, MPT). {_OTHER_MODEL}."
+            f"so its q, k and v cannot be seen or replaced (as BLOOM, Falcon, GPT-J, MPT). {OTHER_MODEL}."
         )
 
 
@@ -71,22 +79,22 @@ def refuse_config(config: Any, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{name} is an encoder-decoder ({config.model_type}): its decoder and cross attention cannot be calibrated "
-            f"on plain text. {_OTHER_MODEL}."
+            f"on plain text. {OTHER_MODEL}."
         )
     if cap := getattr(text, "attn_logit_softcapping", None):
         raise UnsupportedModelError(
             f"{name} caps its attention scores (attn_logit_softcapping = {cap:g}): a tanh stands between q.k and exp, "
-            f"so the Taylor terms of q.k are not its own. {_OTHER_MODEL}."
+            f"so the Taylor terms of q.k are not its own. {OTHER_MODEL}."
         )
     if shared := getattr(text, "num_kv_shared_layers", 0):
         raise UnsupportedModelError(
             f"{name} shares keys and values between layers (num_kv_shared_layers = {shared}): the last {shared} layers "
-            f"have no state of their own to truncate. {_OTHER_MODEL}."
+            f"have no state of their own to truncate. {OTHER_MODEL}."
         )
     for layer_type in getattr(text, "layer_types", None) or ():
         if layer_type in _LAYER_TYPES:
             raise UnsupportedModelError(
-                f"{name} has layers of type {layer_type}: {_LAYER_TYPES[layer_type]}. {_OTHER_MODEL}."
+                f"{name} has layers of type {layer_type}: {_LAYER_TYPES[layer_type]}. {OTHER_MODEL}."
             )
 
 
@@ -142,18 +150,53 @@ def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def refuse_call(name: str, module: nn.Module, mask: torch.Tensor | None, kwargs: Mapping[str, Any]) -> None:
-    """Refuse an attention call whose scores are more than ``scaling * q.k`` under a mask; ``name`` is the module's."""
+def refuse_terms(name: str, module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Refuse an attention call whose scores are more than ``scaling * q.k``; ``name`` is the module's."""
     for key, why in _CALL_TERMS.items():
         if (value := kwargs.get(key)) is not None:
             found = f"{key} = {value:g}" if isinstance(value, float | int) else key
-            raise UnsupportedModelError(f"{name} ({type(module).__name__}) {why} ({found}). {_OTHER_MODEL}.")
-    if mask is not None and mask.dtype != torch.bool:
+            raise UnsupportedModelError(f"{name} ({type(module).__name__}) {why} ({found}). {OTHER_MODEL}.")
+
+
+def refuse_block_mask(name: str, mask: Any) -> None:
+    """Refuse a mask that is no tensor: FlexAttention's."""
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise UsageError(
+            f"{name} is given a {type(mask).__name__}, where a tensor or None is expected: pass the usual "
+            "attention_mask of shape [batch, tokens]"
+        )
+
+
+def refuse_mask(
+    name: str, module: nn.Module, mask: torch.Tensor | None, queries: int, *, causal: bool, sliding: bool
+) -> None:
+    """Refuse a mask that says more than direction and padding, or, where the module slides, one that looks ahead."""
+    refuse_block_mask(name, mask)
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
         raise UnsupportedModelError(
             f"{name} ({type(module).__name__}) is given an attention mask of {_dtype(mask)}, "
             "where bool is expected: a mask that adds to the scores cannot be told from a bias. Pass no mask, or the "
             "usual 2-D one of zeros and ones."
         )
+    try:
+        if not sliding:
+            key_validity(mask, queries, causal=causal)
+        elif causal and looks_ahead(mask):
+            raise ValueError("looks ahead")
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{name} ({type(module).__name__}) attends {'to earlier tokens' if causal else 'in both directions'} "
+            f"(is_causal = {causal}) and is given a mask that {error}, where only padding may be hidden: no sum over "
+            "keys follows it. Give it text alone, one sequence a row. If it was: "
+            f"{OTHER_MODEL[0].lower()}{OTHER_MODEL[1:]}."
+        ) from error
+
+
+def uncompiled(function: Function) -> Function:
+    """Have torch.compile leave ``function`` alone: it reads and fills tables that a compiled graph does not see."""
+    return cast("Function", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
 def first_line(error: Exception) -> str:

@@ -5,23 +5,34 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from taylorder import _support
 from taylorder._adapters import refuse_adapter_files, refuse_adapters
-from taylorder._attention import AttentionCall, recording
+from taylorder._attention import AttentionCall, recording, selections
 from taylorder._checkpoint import auto_class, built_class, refuse_report
 from taylorder._positions import longest_context, lookups
+from taylorder._probing import (
+    PROBE_TOKENS,
+    distance,
+    forward,
+    leaving_no_trace,
+    probe_ids,
+    probe_mask,
+    rounding,
+    same_bits,
+)
 from taylorder._sources import BUILTIN, explained, gguf_parsed_once, locate
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PROBE_TOKENS = 8
 _SAMPLED_VALUES = 4096
+_LOOKED_AT: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +167,13 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     _support.refuse_config(config, name)
     _support.refuse_weights(model, name)
     with lookups() as seen:
-        calls = _probe(model, name)
+        calls, hidden = _probe(model, name)
     max_context = longest_context(model, name, seen)
     modules = tuple(_module(call) for call in calls)
     for call in calls:
         _support.refuse_projections(call.name, call.module)
     _refuse_mixture(modules, name)
+    _refuse_other_numbers(model, name, modules, hidden)
     dtype = str(model.dtype).removeprefix("torch.")
     return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note, dtype)
 
@@ -191,12 +203,7 @@ def run_base(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor |
 
     """
     refuse_foreign_ids(model, input_ids)
-    base = getattr(model, "base_model", model)
-    device = next(base.parameters()).device
-    options: dict[str, Any] = {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
-    if attention_mask is not None:
-        options["attention_mask"] = attention_mask.to(device)
-    output: torch.Tensor = base(input_ids=input_ids.to(device), **options).last_hidden_state
+    output: torch.Tensor = forward(model, input_ids, attention_mask).last_hidden_state
     return output
 
 
@@ -233,41 +240,84 @@ def way_out_of_rounding(made: Any, here: str) -> str | None:
     return None
 
 
-def _probe(model: nn.Module, name: str) -> list[AttentionCall]:
-    """Run a few tokens and return the attention calls in order, one per module; refuse what they give away."""
+def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tensor]:
+    """Run a few tokens; return the attention calls in order, one per module, and the hidden states ``[2, 8, hidden]``.
+
+    Refuses what the calls give away.
+    """
     base: Any = getattr(model, "base_model", model)
-    config: Any = model.config
     if getattr(base, "main_input_name", "input_ids") != "input_ids":
         raise UnsupportedModelError(
             f"{name} takes {base.main_input_name}, where token ids are expected: calibration text cannot be run "
             "through it. Choose a language model or a text encoder."
         )
     calls: list[AttentionCall] = []
-    # Consecutive ids, not the first ones, which are padding and other special tokens.
-    ids = (torch.arange(_PROBE_TOKENS) + 16) % int(getattr(config.get_text_config(), "vocab_size", 2**15))
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.no_grad(), _support.quiet_transformers(), recording(model, calls.append):
-            run_base(model, ids[None])
+        with leaving_no_trace(model), recording(model, calls.append):
+            hidden = run_base(model, probe_ids(model))
     except TaylorderError:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{name} ({type(model).__name__}) did not run on {_PROBE_TOKENS} token ids alone "
+            f"{name} ({type(model).__name__}) did not run on {PROBE_TOKENS} token ids alone "
             f"({type(error).__name__}: {_support.first_line(error)}). Choose a model that takes nothing else."
         ) from error
-    finally:
-        for module in training:
-            module.training = True
     _refuse_calls(calls, name)
-    return calls
+    return calls, hidden
+
+
+def _refuse_other_numbers(
+    model: nn.Module, name: str, modules: tuple[AttentionModule, ...], recorded: torch.Tensor
+) -> None:
+    """Refuse a model that does not attend as its calls say, in their direction or at all.
+
+    What is recorded goes through SDPA; ``recorded`` are its hidden states of the probe. Once per model, dtype, device,
+    attention and description.
+    """
+    selected = {attention for _, attention in selections(model)}
+    if any(str(attention).startswith("taylorder") for attention in selected):
+        return  # inside a block, before which it was looked at as it is
+    key = (recorded.dtype, recorded.device, frozenset(selected), modules)
+    if key == _LOOKED_AT.get(model):
+        return
+    ids, mask = probe_ids(model), probe_mask()
+    own = ", ".join(sorted(map(str, selected)))
+    try:
+        with leaving_no_trace(model):
+            plain = run_base(model, ids)
+            padded = run_base(model, ids, mask)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} does not run by its own attention ({own}) on {PROBE_TOKENS} token ids ({type(error).__name__}: "
+            f"{_support.first_line(error)}), so nothing can be compared with it: set_attn_implementation('sdpa') first."
+        ) from error
+    with leaving_no_trace(model), recording(model, None):
+        recorded_padded = run_base(model, ids, mask)
+    allowed = rounding(plain.dtype, len(modules))
+    ahead = distance(plain[1, :-1], plain[0, :-1])
+    causal = all(module.causal for module in modules)
+    if ahead > allowed if causal else ahead == 0.0:
+        truth = f"changes earlier hidden states by {ahead:.2g}" if causal else "changes no earlier hidden state"
+        raise UnsupportedModelError(
+            f"{name} says that it attends {'to earlier tokens only' if causal else 'in both directions'} "
+            f"({modules[0].name}: is_causal = {causal}), but another last token {truth}: it cannot be measured as what "
+            f"it says. {_support.OTHER_MODEL}."
+        )
+    real = mask.bool().to(padded.device)
+    off = max(distance(recorded, plain), distance(recorded_padded[real], padded[real]))
+    if off > (0.0 if same_bits(model) else allowed):
+        raise UnsupportedModelError(
+            f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
+            f"({own}): hidden states differ by {off:.2g} of their norm, where "
+            f"rounding explains {allowed:.0e}. {_support.OTHER_MODEL}."
+        )
+    _LOOKED_AT[model] = key
 
 
 def _refuse_calls(calls: list[AttentionCall], name: str) -> None:
     if not calls:
         raise UnsupportedModelError(
-            f"{name} made no attention call on {_PROBE_TOKENS} tokens: it has linear attention, convolution or "
+            f"{name} made no attention call on {PROBE_TOKENS} tokens: it has linear attention, convolution or "
             "recurrence only, or attention that bypasses transformers' AttentionInterface. Choose a model with "
             "at least one layer of softmax attention."
         )

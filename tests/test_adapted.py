@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pathlib
+import pickle
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import taylorder
+from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.errors import ConfigError, NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, reference_attention
@@ -217,7 +219,7 @@ def test_what_an_adapted_model_cannot_give_is_refused_by_name():
     with taylorder.adapted(model, config):
         with pytest.raises(UsageError, match="output_attentions=True: an adapted model has no matrix"):
             model(ids, output_attentions=True)
-        with pytest.raises(UsageError, match=r"a mask of shape \(1, 1, 8, 8\); truncated heads honour padding only"):
+        with pytest.raises(UsageError, match=r"a mask that is of float32 \(1, 1, 8, 8\), .* honour padding only"):
             model(ids, attention_mask=torch.zeros(1, 1, 8, 8))
         with pytest.raises(UsageError, match="position_ids that do not count up by one"):
             model(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]]))
@@ -231,6 +233,51 @@ def test_what_an_adapted_model_cannot_give_is_refused_by_name():
         dropping.train()
         with pytest.raises(UsageError, match="attention dropout 0.1; an adapted model is for inference, call eval"):
             dropping(ids)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps], ids=["deepcopy", "pickle"])
+def test_a_model_is_not_copied_inside_a_block(copied):
+    model = TINY["llama"]()
+    ids = tokens(1, 8)
+    with taylorder.adapted(model, OrderConfig.uniform(model, 3)):
+        for part in (model, model.model.layers[0]):
+            with pytest.raises(UsageError, match="copied or pickled inside adapted, .*: copy it outside"):
+                copied(part)
+        state, shallow = copy.deepcopy(model.state_dict()), copy.copy(model)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(state)
+    for same in (twin, shallow):
+        assert torch.equal(same(ids).logits, model(ids).logits)
+        assert torch.equal(same.generate(ids, max_new_tokens=3), model.generate(ids, max_new_tokens=3))
+
+
+def test_a_model_made_from_a_config_inside_a_block_says_so():
+    model = TINY["llama"]()
+    with taylorder.adapted(model, OrderConfig.uniform(model, 3)):
+        twin = type(model)(copy.deepcopy(model.config))
+    with pytest.raises(UsageError, match=r"LlamaAttention .* outside of a block .*set_attn_implementation\('sdpa'\)"):
+        twin(tokens(1, 8))
+    twin.set_attn_implementation("sdpa")
+    twin(tokens(1, 8))
+
+
+def test_another_attention_is_refused_inside_a_block():
+    model = TINY["llama"]()
+    ids = tokens(1, 8)
+    config = OrderConfig.uniform(model, 3)
+    with torch.no_grad(), taylorder.adapted(model, config):
+        cache = TaylorCache(model, config)
+        expected = model(ids).logits
+        model(ids[:, :5], past_key_values=cache)
+        model.set_attn_implementation("eager")
+        for call in (model, model.model):
+            for options in ({}, {"past_key_values": cache}):
+                with pytest.raises(UsageError, match="was set to 'eager' inside adapted.*: leave the block before"):
+                    call(ids[:, 5:], **options)
+        model.set_attn_implementation("taylorder")
+        rest = model(ids[:, 5:], past_key_values=cache).logits  # no harm was done
+        torch.testing.assert_close(rest, expected[:, 5:], rtol=1e-4, atol=1e-4)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_broken_activations_are_named():

@@ -42,7 +42,7 @@ def state(model):
     return [
         (name, sorted(vars(module)), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
         for name, module in model.named_modules()
-    ], [config._attn_implementation for config in _attention._configs(model)]
+    ], [name for _, name in _attention.selections(model)]
 
 
 def attend(call):

@@ -93,6 +93,20 @@ def uneven():
     return model
 
 
+def splinter():
+    """An encoder whose modules do not say so."""
+    return hf.SplinterModel(hf.SplinterConfig(**_SMALL, **_IDS, max_position_embeddings=64, initializer_range=0.3))
+
+
+def bigbird_pegasus():
+    """A decoder whose modules say that they attend in both directions."""
+    config = hf.BigBirdPegasusConfig(
+        d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, max_position_embeddings=64,
+        init_std=0.3, **_IDS,
+    )  # fmt: skip
+    return hf.BigBirdPegasusForCausalLM(config)
+
+
 def half_causal():
     model = tiny.bert()
     model.encoder.layer[1].attention.self.is_causal = True
@@ -182,6 +196,12 @@ _REFUSED = [
     (tiny.vit, r"takes pixel_values, where token ids are expected.*Choose a language model"),
     (uneven, r"2 kinds, where one is expected: .*4 heads on 2 KV heads.*4 heads on 4 KV heads.*Choose a model"),
     (half_causal, r"2 kinds.*bidirectional.*causal.*Choose a model"),
+    (
+        splinter,
+        r"layer\.0.* attends to earlier tokens \(is_causal = True\) .*mask that lets token 0 see token 1.*choose a",
+    ),
+    (bigbird_pegasus, r"in both directions \(is_causal = False\) .*mask that hides from token 0 token 1.*choose a"),
+    (tiny.paligemma, r"in both directions \(is_causal = False\) .*mask that hides from token 0 token 1.*choose a"),
     (packed(Packed), r"self_attn\.k_proj\.weight is a Tensor of int8.*without quantisation"),
     (packed(PackedBuffer), r"self_attn\.k_proj\.qweight is a Tensor of int8.*without quantisation"),
     (meta, r"\d+ parameters without data \(on the meta device or offloaded.*load it whole"),
@@ -214,8 +234,8 @@ def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
 )
 def test_a_call_with_more_than_scaled_products_is_refused(call, words):
     with pytest.raises(UnsupportedModelError, match=rf"layer\.3 \(Linear\) .*{words}.*Choose a model"):
-        _support.refuse_call("layer.3", nn.Linear(1, 1), None, call)
-    _support.refuse_call("layer.3", nn.Linear(1, 1), None, dict.fromkeys(call))
+        _support.refuse_terms("layer.3", nn.Linear(1, 1), call)
+    _support.refuse_terms("layer.3", nn.Linear(1, 1), dict.fromkeys(call))
 
 
 @pytest.mark.parametrize(

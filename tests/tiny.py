@@ -97,6 +97,22 @@ def vit():
     return build(hf.ViTModel, config)
 
 
+def gemma3_vlm():
+    """The Gemma 3 above behind images, whose tokens see one another both ways: ``token_type_ids`` 1."""
+    text = hf.Gemma3TextConfig(
+        head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2, **{**_decoder(), "num_hidden_layers": 4},
+    )  # fmt: skip
+    return build(hf.Gemma3ForConditionalGeneration, hf.Gemma3Config(text_config=text, vision_config=_vision()))
+
+
+def paligemma():
+    """Says that it attends in both directions, and is causal as soon as there is padding."""
+    text = hf.GemmaConfig(head_dim=16, **_decoder())
+    config = hf.PaliGemmaConfig(text_config=text, vision_config=_vision(), projection_dim=32)
+    return build(hf.PaliGemmaForConditionalGeneration, config)
+
+
 TINY: dict[str, Callable[[], hf.PreTrainedModel]] = {
     factory.__name__: factory
     for factory in (gpt2, gpt_bigcode, llama, qwen3, pythia, opt, gemma3, phi3, bert, modernbert)
@@ -140,6 +156,12 @@ def tokens(batch: int = 1, length: int = 24, seed: int = 0) -> torch.Tensor:
 
 def _common():
     return {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": STD}
+
+
+def _vision():
+    return hf.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
 
 
 def _decoder():

@@ -17,11 +17,12 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
+from taylorder.adapt.hybrid_layer import HybridCacheLayer
 from taylorder.adapt.runtime import execution_digest, plan_layer
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 
@@ -119,6 +120,14 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         read(cache, Path(path), next(model.parameters()).device)
         return cache
 
+    def expecting(self, module: str) -> TaylorCacheLayer | None:
+        """Return the layer that holds the state of ``module``, told that its next chunk will be attended to, if any."""
+        for layer in self.layers:
+            if isinstance(layer, TaylorCacheLayer) and layer.name == module:
+                layer.expected = True
+                return layer
+        return None
+
     def refuse_other(self, digest: str) -> None:
         """Refuse to be used in an ``adapted`` block for another model or config.
 
@@ -180,6 +189,11 @@ def nominal_cache_bytes(cache: Cache) -> int:
 
 def _layers(model: Any, config: OrderConfig) -> list[Any]:
     """Return the layers of a ``DynamicCache``, with states where heads are truncated."""
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no cache but of a class of its own: leave past_key_values out, and it keeps "
+            "every key in that"
+        )
     layers: list[Any] = DynamicCache(config=model.config).layers
     modules = dict(model.named_modules())
     for orders in config.layers:
@@ -194,10 +208,14 @@ def _layers(model: Any, config: OrderConfig) -> list[Any]:
         index = getattr(module, "layer_idx", None)
         index = index if isinstance(index, int) and index < len(layers) else -1
         found = layers[index] if index >= 0 else None
+        if isinstance(found, LinearAttentionAndFullAttentionLayer):
+            layers[index] = HybridCacheLayer(orders.module, plan.heads, number_of_states=found.number_of_states)
+            continue
         if type(found) is not DynamicLayer:
             raise UnsupportedModelError(
                 f"transformers caches {orders.module} in a {type(found).__name__}, where a DynamicLayer is expected, "
-                "which a state can replace: make its heads exact"
+                "which a state can replace: make its heads exact, or pass "
+                "past_key_values=DynamicCache(config=model.config), which keeps every key"
             )
         layers[index] = TaylorCacheLayer(orders.module, plan.heads)
     return layers

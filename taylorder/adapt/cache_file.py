@@ -100,7 +100,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _taken_apart(layer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Describe one layer, and name its tensors."""
-    if isinstance(layer, TaylorCacheLayer):
+    if type(layer) is TaylorCacheLayer:
         if layer.state is None:
             return {"kind": "state", "tokens": 0}, {}
         state = layer.state

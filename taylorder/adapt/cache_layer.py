@@ -5,12 +5,14 @@ Outside an ``adapted`` block nobody would do that, so the layer refuses to be up
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from taylorder._support import uncompiled
 from taylorder.adapt.runtime import attend_causally, needs_gradient
 from taylorder.errors import UsageError
 from taylorder.kernels import HeadSpec, State
@@ -32,9 +34,9 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, name: str, heads: tuple[HeadSpec, ...]) -> None:
-        """Start empty, for a module of that name and those heads."""
-        super().__init__()
+    def __init__(self, name: str, heads: tuple[HeadSpec, ...], **options: Any) -> None:
+        """Start empty, for a module of that name and those heads; ``options`` are for a layer that holds more."""
+        super().__init__(**options)
         self.name, self.heads = name, heads
         self.state: State | None = None
         self.cumulative_length = 0
@@ -97,10 +99,9 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         """The same with keys and values counted in 16 bits and sums in 32."""
         return 0 if self.state is None else self.state.nominal_bytes
 
-    def clone(self) -> TaylorCacheLayer:
+    def clone(self) -> Self:
         """Return an independent copy."""
-        twin = TaylorCacheLayer(self.name, self.heads)
-        twin.__dict__.update(self.__dict__)
+        twin = copy.copy(self)
         twin.state = None if self.state is None else self.state.clone()
         return twin
 
@@ -108,6 +109,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         """Note dtype and device; tensors are made when the first tokens are attended to."""
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
+    @uncompiled
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Count the new tokens, keys ``[B, G, T, d]`` and values ``[B, G, T, d_v]``, and return them alone.
 

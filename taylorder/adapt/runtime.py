@@ -1,10 +1,10 @@
 """The attention of an adapted model: truncated heads through the kernels, exact layers through transformers' SDPA.
 
 transformers calls one registered function for every attention module; it finds the module's plan in a table filled by
-:func:`taylorder.adapt.context.adapted`. The mask function registered with it hands over which keys are padding and
-nothing else, so that nothing of size tokens x tokens is built. A truncated layer runs in linear time, from the state in
-its cache layer if there is one; score space (quadratic) is left for gradients, for raw denominators, and for keys that
-somebody else's cache has kept.
+:func:`taylorder.adapt.block.installed`. The mask function registered with it hands over plain masks as the validity of
+keys, so that nothing of size tokens x tokens is built for truncated heads, and all others as they are. A truncated
+layer runs in linear time, from the state in its cache layer if there is one; score space (quadratic) is left for
+gradients, for raw denominators, and for keys that somebody else's cache has kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from taylorder._attention import Observer
+from taylorder._masks import causal_mask, key_validity, short_mask
+from taylorder._support import refuse_block_mask, refuse_terms, uncompiled
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.adapt.differentiable import differentiable_attention
 from taylorder.errors import NonFiniteError, TaylorderError, UsageError
@@ -142,36 +144,23 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION_NAME, _attend)
-    AttentionMaskInterface.register(ATTENTION_NAME, _key_validity)
+    AttentionMaskInterface.register(ATTENTION_NAME, _checked_mask)
 
 
-def _key_validity(
-    *,
-    attention_mask: Tensor | None = None,
-    kv_length: int = 0,
-    kv_offset: int = 0,
-    local_size: int | None = None,
-    **options: Any,
+@uncompiled
+def _checked_mask(
+    *, attention_mask: Tensor | None = None, kv_length: int = 0, kv_offset: int = 0, **options: Any
 ) -> Tensor | None:
-    """Which keys are real: bool ``[B, S]``, or None where all are; for sliding-window layers, the model's own mask."""
+    """:func:`taylorder._masks.short_mask`, but for a mask with fewer columns than tokens, which it would fill up."""
     if attention_mask is not None and attention_mask.shape[-1] < kv_offset + kv_length:
         raise UsageError(
             f"attention_mask has {attention_mask.shape[-1]} columns, expected one per token so far, those in the cache "
             f"included: {kv_offset + kv_length}"
         )
-    if local_size is not None:
-        from transformers.masking_utils import sdpa_mask
-
-        mask: Tensor | None = sdpa_mask(
-            attention_mask=attention_mask, kv_length=kv_length, kv_offset=kv_offset, local_size=local_size, **options
-        )
-        return mask
-    if attention_mask is None:
-        return None
-    valid = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
-    return None if valid.all() else valid
+    return short_mask(attention_mask=attention_mask, kv_length=kv_length, kv_offset=kv_offset, **options)
 
 
+@uncompiled
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -184,54 +173,65 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend: query ``[B, H, T, d]``, key and value ``[B, G, S, .]``; output ``[B, T, H, d_v]``."""
-    run = RUNS[module]
-    _refuse(run.plan.name, query, key, value, attention_mask, dropout, kwargs)
+    run = RUNS.get(module)
+    if run is None:
+        raise outside_error(module)
+    name, layer = run.plan.name, run.layer
+    run.layer = None
+    refuse_block_mask(name, attention_mask)
+    _refuse(name, module, query, key, value, dropout, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     override = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if override is None else override)
     if run.plan.heads is None:
-        run.layer = None
         output = _exact(module, query, key, value, attention_mask, scaling, causal)
     else:
-        refuse_mask(run.plan.name, attention_mask)
-        output = _truncated(run, run.plan.heads, query, key, value, attention_mask, scaling, causal)
+        refuse_packed(name, attention_mask, kwargs)
+        valid = honoured(name, attention_mask, query.shape[2], causal=causal)
+        output = _truncated(run, run.plan.heads, layer, query, key, value, valid, scaling, causal)
     if run.observe is not None:
-        run.observe(run.plan.name, query, key, value, output, scaling)
+        run.observe(name, query, key, value, output, scaling)
     return output, None
+
+
+def outside_error(module: nn.Module) -> UsageError:
+    """Say that a module has the attention of an adapted model, and is none."""
+    return UsageError(
+        f"{type(module).__name__} runs with the attention of `adapted` outside of a block (was the model or its config "
+        "copied inside adapted?): copy it outside, or call set_attn_implementation('sdpa') on the copy"
+    )
 
 
 def _truncated(
     run: ModuleRun,
     heads: tuple[HeadSpec, ...],
+    layer: StateLayer | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    valid: Tensor | None,
     scaling: float,
     causal: bool,
 ) -> Tensor:
-    """Attend as the plan says; ``attention_mask`` is the validity of keys ``[B, S]``, or None."""
+    """Attend as the plan says, from the state of ``layer`` if there is one; ``valid`` is bool ``[B, S]``, or None."""
     plan = run.plan
-    layer, run.layer = run.layer, None
     if plan.centre is not None:
         key = key - plan.centre.to(key)[:, None]
     if plan.rotations is not None:
         query, key = (_rotated(x, each) for x, each in zip((query, key), plan.rotations, strict=True))
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
-        valid = None if attention_mask is None else attention_mask[:, -key.shape[2] :]
+        valid = None if valid is None else valid[:, -key.shape[2] :]
         output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid, backend=plan.backend)
     elif plan.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
-        output, state = attend_causally(
-            query, key, value, heads, scaling=scaling, valid=attention_mask, backend=plan.backend
-        )
+        output, state = attend_causally(query, key, value, heads, scaling=scaling, valid=valid, backend=plan.backend)
         guarded = state.guarded
-    elif plan.guard and causal and query.shape[2] == key.shape[2] and attention_mask is None:
+    elif plan.guard and causal and query.shape[2] == key.shape[2] and valid is None:
         output, guarded = differentiable_attention(query, key, value, heads, scaling=scaling)
     else:
         # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
         output, guarded = score_space_attention(
-            query, key, value, heads, scaling=scaling, causal=causal, valid=attention_mask, guard=plan.guard
+            query, key, value, heads, scaling=scaling, causal=causal, valid=valid, guard=plan.guard
         )
     run.counts.add(plan.name, guarded)
     return output.transpose(1, 2).contiguous()
@@ -290,34 +290,21 @@ def _exact(
     """Attend as the unadapted model does; ``mask`` is the validity of keys ``[B, S]``, or a whole mask, or None."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    T, S = query.shape[2], key.shape[2]
-    if (mask is None and causal and 1 < T < S) or (mask is not None and mask.ndim == 2):
-        column = torch.arange(S, device=query.device)
-        row = column[S - T :, None]
-        seen = (column <= row) if causal else torch.ones(T, S, dtype=torch.bool, device=query.device)
-        # A padding query attends to itself: a row without any key would be NaN and spread.
-        mask = seen[None, None] if mask is None else (seen & mask[:, None, None, :]) | (column == row)
-    output: Tensor = sdpa_attention_forward(
-        module, query, key, value, mask, scaling=scaling, is_causal=causal and mask is None
-    )[0]
+    if mask is not None and mask.ndim == 2:
+        mask = causal_mask(mask, query.shape[2])
+    output: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=causal)[0]
     return output
 
 
 def _refuse(
-    name: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    kwargs: dict[str, Any],
+    name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, dropout: float, kwargs: dict[str, Any]
 ) -> None:
     """Refuse what would come out silently wrong."""
     if dropout:
         raise UsageError(
             f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
         )
-    refuse_packed(name, mask, kwargs)
+    refuse_terms(name, module, kwargs)
     for what, tensor in (("queries", query), ("keys", key), ("values", value)):
         if not torch.isfinite(tensor).all():
             raise NonFiniteError(
@@ -328,12 +315,13 @@ def _refuse(
 
 def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:
     """Refuse several sequences in one row; ``name`` is the module's or the model's, ``kwargs`` what it was given."""
-    positions = kwargs.get("position_ids")
     packed = [
         argument for argument in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(argument) is not None
     ]
     if packed:
         raise UsageError(f"{name} was given packed sequences ({packed[0]}); run them as separate rows of a batch")
+    positions = kwargs.get("position_ids")
+    # Positions of padded rows jump as well. Where transformers takes note of packing, it makes a mask of it.
     if mask is None and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
         raise UsageError(
             f"{name} was given position_ids that do not count up by one (packed sequences?); run them as separate rows "
@@ -341,10 +329,18 @@ def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> 
         )
 
 
-def refuse_mask(name: str, mask: Tensor | None) -> None:
-    """Refuse a mask that says more than which tokens are padding."""
-    if isinstance(mask, Tensor) and mask.ndim != 2:
+def honoured(name: str, mask: Tensor | None, queries: int, *, causal: bool) -> Tensor | None:
+    """Which keys are real, ``[B, S]``; refuse a mask that says more than truncated heads can follow.
+
+    Raises:
+        UsageError: the mask is not plain, see :func:`taylorder._masks.key_validity`.
+
+    """
+    try:
+        return key_validity(mask, queries, causal=causal)
+    except ValueError as error:
+        rule = "each token sees all earlier ones" if causal else "each token sees all others"
         raise UsageError(
-            f"{name} was given a mask of shape {tuple(mask.shape)}; truncated heads honour padding only, as an "
-            "attention_mask of shape [batch, tokens]"
-        )
+            f"{name} was given a mask that {error}, and its truncated heads honour padding only ({rule}): make all "
+            "heads of this layer exact, or run text alone, one sequence a row, without images or a prefix"
+        ) from error

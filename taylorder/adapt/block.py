@@ -1,0 +1,193 @@
+"""What a model carries inside an ``adapted`` block: its attention, two kinds of hooks, and a way to make caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from taylorder._attention import selected, selections
+from taylorder._support import refuse_block_mask, uncompiled
+from taylorder.adapt.runtime import (
+    ATTENTION_NAME,
+    RUNS,
+    ModuleRun,
+    honoured,
+    outside_error,
+    refuse_packed,
+    register,
+)
+from taylorder.errors import UsageError
+
+_PREPARE = "_prepare_cache_for_generation"
+
+
+@contextmanager
+def installed(
+    model: Any, targets: dict[nn.Module, ModuleRun], digest: str, *, guard: bool, new_cache: Callable[[], Any]
+) -> Iterator[None]:
+    """Have the modules of ``model`` run as ``targets`` says inside the block; nothing is left afterwards.
+
+    ``digest`` is of the config, see :func:`taylorder.adapt.runtime.execution_digest`, and ``new_cache`` makes what
+    ``generate`` keeps where it would keep a cache of its own.
+    """
+    register()
+    suspended = {module: RUNS[module] for module in targets if module in RUNS}
+    with ExitStack() as stack:
+        stack.enter_context(selected(model, ATTENTION_NAME))
+        block = Block(targets, digest, guard, selections(model))
+        for caller in {model, model.base_model}:
+            stack.callback(caller.register_forward_pre_hook(block.check_call, with_kwargs=True).remove)
+        for module in targets:
+            stack.callback(module.register_forward_pre_hook(block.note_cache, with_kwargs=True).remove)
+        if hasattr(model, _PREPARE):
+            stack.enter_context(_preparing_caches(model, block, new_cache))
+        RUNS.update(targets)
+        try:
+            yield
+        finally:
+            for module in targets:
+                RUNS.pop(module, None)
+            RUNS.update(suspended)
+
+
+class Block:
+    """The hooks of one ``adapted`` block. A model that has them cannot be copied or pickled."""
+
+    def __init__(
+        self, targets: dict[nn.Module, ModuleRun], digest: str, guard: bool, selected: list[tuple[Any, str | None]]
+    ) -> None:
+        """Note whose hooks these are, and what attention the model's configs select."""
+        self.targets, self.digest, self.guard, self.selected = targets, digest, guard, selected
+
+    def __reduce_ex__(self, _protocol: Any) -> NoReturn:
+        """Refuse to be copied: the copy would have hooks for another model, and no plan of its own."""
+        raise UsageError(
+            "the model was to be copied or pickled inside adapted, where it has hooks for this block: copy it outside"
+        )
+
+    @uncompiled
+    def check_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a call as a whole before a layer has changed its part of the cache."""
+        if not self.in_force():
+            return
+        self._refuse_other_attention(model)
+        if kwargs.get("output_attentions"):
+            raise UsageError(
+                "output_attentions=True: an adapted model has no matrix of attention weights to return; leave it out, "
+                "or run the model outside the block with attn_implementation='eager'"
+            )
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, dict):  # of masks by the type of layer, as generate may prepare them
+            refuse_block_mask(type(model).__name__, mask)
+        for cache in _caches(args, kwargs):
+            self._refuse_cache(model, cache, kwargs)
+
+    @uncompiled
+    def note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell the attention function which cache layer it works for; transformers does not."""
+        from transformers import DynamicCache
+
+        from taylorder.adapt.cache import TaylorCache
+
+        run = self.targets.get(module)
+        if run is None:
+            raise outside_error(module)
+        if RUNS.get(module) is not run:
+            return
+        run.layer = None
+        for cache in _caches(args, kwargs):
+            if isinstance(cache, TaylorCache):
+                cache.refuse_other(self.digest)
+                run.layer = cache.expecting(run.plan.name)
+            elif not isinstance(cache, DynamicCache):
+                # Static and offloaded caches hand over keys that were never written; only growing ones can be read.
+                raise UsageError(
+                    f"the cache is a {type(cache).__name__}, and an adapted model reads a DynamicCache or a "
+                    "TaylorCache: leave cache_implementation out"
+                )
+
+    def in_force(self) -> bool:
+        """Whether no block inside this one has taken over."""
+        return all(RUNS.get(module) is run for module, run in self.targets.items())
+
+    def _refuse_other_attention(self, model: nn.Module) -> None:
+        for config, name in self.selected:
+            now = config._attn_implementation_internal
+            # Inside the block a model may be recorded, under a name that begins in the same way.
+            if now != name and not str(now).startswith(ATTENTION_NAME):
+                raise UsageError(
+                    f"the attention of {type(model).__name__} was set to {now!r} inside adapted, where it has to be "
+                    f"{name!r}: leave the block before set_attn_implementation"
+                )
+
+    def _refuse_cache(self, model: nn.Module, cache: Any, kwargs: Mapping[str, Any]) -> None:
+        from taylorder.adapt.cache import TaylorCache
+
+        if not isinstance(cache, TaylorCache):
+            return
+        cache.refuse_other(self.digest)
+        cache.refuse_torn()
+        if not self.guard:
+            raise UsageError(
+                "guard=False was asked for with a TaylorCache, whose states are always guarded: leave the cache out, "
+                "or the guard on"
+            )
+        if not cache.is_croppable:  # it has states
+            mask = kwargs.get("attention_mask")
+            refuse_packed(type(model).__name__, mask, kwargs)
+            if isinstance(mask, torch.Tensor) and mask.ndim != 2:
+                honoured(type(model).__name__, mask, mask.shape[-2], causal=True)
+
+
+def _caches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Every cache among the arguments of a module, whatever they are called; of a pair, that for self attention."""
+    from transformers import Cache
+
+    caches = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Cache)]
+    return [getattr(cache, "self_attention_cache", cache) for cache in caches]
+
+
+@contextmanager
+def _preparing_caches(model: Any, block: Block, new_cache: Callable[[], Any]) -> Iterator[None]:
+    """Have ``model.generate`` make a new cache where it would make one of its own.
+
+    The method replaced is private, but the only place where generate makes caches; it is shadowed on the instance.
+    """
+    from taylorder.adapt.cache import TaylorCache
+
+    shadowed = vars(model).get(_PREPARE)
+    original = getattr(model, _PREPARE)
+    # The others make caches of classes of their own, and take no other.
+    takes_any = getattr(model, "_supports_default_dynamic_cache", lambda: True)()
+
+    def prepare(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if not block.in_force():  # a shallow copy of the model has outlived it
+            return original(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        asked = generation_config.cache_implementation
+        # A cache that generate makes for an assistant model is rolled back all the time: it has to keep every key.
+        if cache is None and generation_config.use_cache is not False and not generation_config.is_assistant:
+            if asked not in (None, "dynamic"):
+                raise UsageError(
+                    f"cache_implementation is {asked!r}, and an adapted model keeps its own states: leave it out, or "
+                    "take 'dynamic' to keep every key"
+                )
+            if asked is None and takes_any and block.guard:
+                cache = model_kwargs["past_key_values"] = new_cache()
+        mode = args[0] if args else kwargs.get("generation_mode")
+        if getattr(mode, "value", None) == "assisted_generation" and isinstance(cache, TaylorCache):
+            cache.refuse_cropping()
+        return original(generation_config, model_kwargs, *args, **kwargs)
+
+    setattr(model, _PREPARE, prepare)
+    try:
+        yield
+    finally:
+        if shadowed is None:
+            delattr(model, _PREPARE)
+        else:
+            setattr(model, _PREPARE, shadowed)
