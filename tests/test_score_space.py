@@ -169,6 +169,7 @@ def test_guarded_rows_are_counted_and_can_be_left_raw():
         (dict(order=9), "order is 9"),
         (dict(order=3, expansion="centre"), "expansion is 'centre', expected one of"),
         (dict(order=3, window=-1), "window is -1"),
+        (dict(order=3, sinks=2**31), "sinks is 2147483648, expected 0 to 2147483647"),
         (dict(order=3, ranks=(4, 4)), "ranks is (4, 4), expected one entry per degree: 3"),
         (dict(order=4, ranks=(9, 3, 4, 2)), "expected ranks that do not increase"),
         (dict(order=2, coefficients=(1.0, float("nan"))), "expected finite numbers"),

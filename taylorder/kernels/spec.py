@@ -56,8 +56,8 @@ class HeadSpec:
         if self.expansion not in EXPANSIONS:
             raise ValueError(f"expansion is {self.expansion!r}, expected one of {EXPANSIONS}")
         for name in ("window", "sinks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+            if not 0 <= getattr(self, name) < 2**31:  # kernels count tokens in 32 bits
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to {2**31 - 1}")
         for name in ("ranks", "coefficients"):
             values = getattr(self, name)
             if values is not None and len(values) != self.order:
