@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
+from taylorder._attention import attends_causally
 from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
@@ -201,7 +202,7 @@ def _layers(model: Any, config: OrderConfig) -> list[Any]:
         if plan.heads is None:
             continue
         module = modules[orders.module]
-        if not getattr(module, "is_causal", True):
+        if not attends_causally(module, {}):
             raise UnsupportedModelError(
                 f"{orders.module} attends in both directions: an encoder needs no cache, run the model without one"
             )
