@@ -44,7 +44,7 @@ def figure(value: float, signed: bool = False) -> str:
 
 def bracket(interval: Interval, signed: bool = False) -> str:
     """``[low, high]``; nothing where a single sequence gives no interval."""
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+    if not interval.bounded:
         return ""
     return f"[{figure(interval.low, signed)}, {figure(interval.high, signed)}]"
 
@@ -156,7 +156,7 @@ _BETTER, _WORSE, _ALIKE = "better", "worse", "cannot be told apart here"
 
 def _judged(difference: Interval) -> str | None:
     """What the whole interval of a difference says, a negative one being better; None where there is no interval."""
-    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+    if not difference.bounded:
         return None
     return _BETTER if difference.high < 0 else _WORSE if difference.low > 0 else _ALIKE
 
@@ -204,7 +204,7 @@ def _difference(difference: Interval, config: Standing) -> str:
     if config.nll is not None:
         return with_bracket(difference, signed=True)
     told = f"{100 * difference.estimate:+.1f} percentage points"
-    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+    if not difference.bounded:
         return told
     return f"{told} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
