@@ -26,7 +26,7 @@ from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.lever_errors import LeverRow
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
-from taylorder.files import replacing, replacing_together
+from taylorder.files import replacing_together
 from taylorder.models import ModelDescription
 from taylorder.reports import html
 from taylorder.reports.document import CLAIMS_FILE, FILES, LEVERS_FILE, SCHEMA, ReportDocument, as_document, as_json
@@ -190,7 +190,7 @@ def _columns(row_type: type[_Row], first: Sequence[str]) -> list[str]:
 
 def _write_rows(path: Path, row_type: type[_Row], first: Sequence[str], rows: Iterable[_Row]) -> None:
     columns = _columns(row_type, first)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")  # writes floats with repr and None as an empty cell
         writer.writerow(columns)
         writer.writerows([getattr(row, column) for column in columns] for row in rows)
@@ -202,7 +202,7 @@ def _write_levers(path: Path, run: LeverRun) -> None:
     sizes = table_bytes(table, run.chosen.limit.context)
     settings = [each.name for each in fields(Candidate)]
     figures = [each.name for each in fields(LeverRow) if each.name not in ("module", "kv_head", "candidate")]
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["module", "kv_head", *settings, "nominal_bytes", *figures, "chosen"])
         for rows, own, taken in zip(table.rows(), sizes, run.chosen.choice, strict=True):
