@@ -157,8 +157,8 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     """Describe a model's attention modules as one short forward pass calls them; the model is left as it was.
 
     ``model`` is a transformers model, ``name`` (default: what its config calls it) and ``weights_note`` go into the
-    description. Raises
-    UnsupportedModelError, naming what was found and the way out, for every model that cannot be measured truthfully.
+    description. Raises UnsupportedModelError, naming what was found and the way out, for every model that cannot be
+    measured truthfully.
     """
     refuse_adapters(model, name or type(model).__name__)
     _support.refuse_class(model)
@@ -174,7 +174,7 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
         _support.refuse_projections(call.name, call.module)
     _refuse_mixture(modules, name)
     _refuse_other_numbers(model, name, modules, hidden)
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = _support.dtype_name(model)
     return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note, dtype)
 
 
