@@ -103,7 +103,7 @@ def test_the_report_is_finite_json_with_everything_a_script_needs(tmp_path):
         raise AssertionError(constant)
 
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    assert report["schema"] == "taylorder/report@1"
+    assert report["schema"] == "taylorder/report@2"
     assert report["calibration"]["query_rows"] == [list(rows) for rows in measured.calibration.query_rows]
     assert report["preview"]["relative_l2"]["model.layers.0.self_attn"][0][3] == "inf"
     assert report["settings"]["tolerance"] == 0.07
@@ -267,7 +267,7 @@ def replace(old, new):
             r"damaged \(lists .* nested more than",
         ),
         ("report.json", replace('"max_order": 8', '"max_order": 1e999'), r"damaged \(found 1e999, expected a number"),
-        ("report.json", replace("report@1", "report@2"), r"has schema 'taylorder/report@2', this version reads"),
+        ("report.json", replace("report@2", "report@3"), r"has schema 'taylorder/report@3', this version reads"),
         ("report.json", replace('"max_order": 8', '"max_order": "x"'), r"damaged \(settings\.max_order: .*found 'x'\)"),
         ("report.json", replace('self_attn", "head": 1,', 'self_attn", "head": 9,'), r"its heads are not those"),
     ],
