@@ -169,7 +169,7 @@ def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
         told.append(f"There is no window to compare it with: {window.failure}.")
     found: dict[str | None, list[str]] = {_BETTER: [], _WORSE: [], _ALIKE: [], None: []}
     for rival in comparison.standings:
-        if rival.failure is not None or rival.name in (EXACT, rivals.CONFIG):
+        if rival.config_less is None:  # exact, the config itself, and what broke down
             continue
         if rival is window and exact is not None and window.nominal_bytes == exact.nominal_bytes:
             told.append(
@@ -177,9 +177,7 @@ def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
                 "exact attention is the better use of them."
             )
             continue
-        known = rival.config_less or (config.delta_window if rival is window else None)
-        difference = known or _without_interval(config, rival)
-        found[_judged(difference)].append(_named(rival, _difference(difference, config)))
+        found[_judged(rival.config_less)].append(_named(rival, _difference(rival.config_less, config)))
     parts = [f"is {verdict} than {_listed(found[verdict])}" for verdict in (_BETTER, _WORSE) if found[verdict]]
     if found[_ALIKE]:
         parts.append(f"{_ALIKE} from {_listed(found[_ALIKE])}")
@@ -207,15 +205,6 @@ def _difference(difference: Interval, config: Standing) -> str:
     if not difference.bounded:
         return told
     return f"{told} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-
-
-def _without_interval(config: Standing, rival: Standing) -> Interval:
-    """The difference of the estimates, for reports that were written before intervals of it were kept."""
-    if config.nll is not None and rival.nll is not None:
-        difference = config.nll.estimate - rival.nll.estimate
-    else:
-        difference = (config.hidden_relative_l2 or 0.0) - (rival.hidden_relative_l2 or 0.0)
-    return Interval(difference, -math.inf, math.inf)
 
 
 def _listed(names: list[str]) -> str:
