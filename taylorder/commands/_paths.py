@@ -20,7 +20,6 @@ _OF_A_RUN = (
 _LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 """What may be wrong with a path that is looked into later, or made."""
 
-
 _LONGEST = 255
 """Bytes of a name that file systems take."""
 
@@ -61,13 +60,16 @@ def config_file(path: Path) -> Path:
     return folder / _CONFIG
 
 
-def run_for_model(model: str | None, config: Path | None) -> Path | None:
-    """The run that stands where MODEL does, by its folder or a file in it; None if it is a model."""
-    if model is None or config is not None:
-        return None
-    path = path_of("MODEL")(model)
-    folder = run_folder(path)
-    return path if folder.is_dir() and (folder / _CONFIG).is_file() else None
+def run_and_config(model: str | None, config: Path | None) -> tuple[Path | None, Path | None]:
+    """The run that stands where MODEL does, by its folder or a file in it, and the config that it or --config means.
+
+    None for what there is not: MODEL is a model, or there is no config.
+    """
+    run = path_of("MODEL")(model) if model is not None and config is None else None
+    if run is not None and not (run_folder(run) / _CONFIG).is_file():
+        run = None
+    meant = config or run
+    return run, None if meant is None else config_file(meant)
 
 
 def model_of_run(run: Path, named: str) -> str:
