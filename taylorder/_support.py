@@ -1,8 +1,9 @@
 """What cannot be measured truthfully, said before any long work, and how to keep transformers quiet meanwhile.
 
 Taylor truncation needs every score of a head to be ``scaling * q.k`` and nothing else, over all keys that a causal,
-sliding or padding mask admits. Each ``refuse_*`` raises :class:`UnsupportedModelError` naming what was found, why it
-cannot be measured, and the way out; it returns None when nothing stands against the model.
+sliding or padding mask admits. Each ``refuse_*`` raises :class:`UnsupportedModelError` (``refuse_block_mask``, of what
+the caller passed, :class:`UsageError`) naming what was found, why it cannot be measured, and the way out; it returns
+None when nothing stands against the model.
 """
 
 from __future__ import annotations
