@@ -208,13 +208,13 @@ def _layers(model: Any, config: OrderConfig) -> list[Any]:
             )
         index = getattr(module, "layer_idx", None)
         index = index if isinstance(index, int) and index < len(layers) else -1
-        found = layers[index] if index >= 0 else None
-        if isinstance(found, LinearAttentionAndFullAttentionLayer):
-            layers[index] = HybridCacheLayer(orders.module, plan.heads, number_of_states=found.number_of_states)
+        cached = layers[index] if index >= 0 else None
+        if isinstance(cached, LinearAttentionAndFullAttentionLayer):
+            layers[index] = HybridCacheLayer(orders.module, plan.heads, number_of_states=cached.number_of_states)
             continue
-        if type(found) is not DynamicLayer:
+        if type(cached) is not DynamicLayer:
             raise UnsupportedModelError(
-                f"transformers caches {orders.module} in a {type(found).__name__}, where a DynamicLayer is expected, "
+                f"transformers caches {orders.module} in a {type(cached).__name__}, where a DynamicLayer is expected, "
                 "which a state can replace: make its heads exact, or pass "
                 "past_key_values=DynamicCache(config=model.config), which keeps every key"
             )

@@ -85,6 +85,6 @@ def named_by(run: Path | None, name: str | None, way_out: str) -> Iterator[None]
         yield
     except TaylorderError as error:
         if run is not None and name is not None and not Path(name).expanduser().exists():
-            told = str(error).removesuffix(".")
-            error.args = (f"{told}; {run} names it so, perhaps as seen from another folder: {way_out}",)
+            sentence = str(error).removesuffix(".")
+            error.args = (f"{sentence}; {run} names it so, perhaps as seen from another folder: {way_out}",)
         raise

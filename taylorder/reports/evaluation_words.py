@@ -164,31 +164,33 @@ def _judged(difference: Interval) -> str | None:
 def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
     """Every rival in the table, with the config's difference to it and what its interval says."""
     exact, window = comparison.standing(EXACT), comparison.standing(rivals.WINDOW)
-    told: list[str] = []
+    sentences: list[str] = []
     if window is not None and window.failure is not None:
-        told.append(f"There is no window to compare it with: {window.failure}.")
-    found: dict[str | None, list[str]] = {_BETTER: [], _WORSE: [], _ALIKE: [], None: []}
+        sentences.append(f"There is no window to compare it with: {window.failure}.")
+    by_verdict: dict[str | None, list[str]] = {_BETTER: [], _WORSE: [], _ALIKE: [], None: []}
     for rival in comparison.standings:
         if rival.config_less is None:  # exact, the config itself, and what broke down
             continue
         if rival is window and exact is not None and window.nominal_bytes == exact.nominal_bytes:
-            told.append(
+            sentences.append(
                 f"It takes no fewer bytes than the whole KV cache ({size(exact.nominal_bytes or 0)} per KV head), so "
                 "exact attention is the better use of them."
             )
             continue
-        found[_judged(rival.config_less)].append(_named(rival, _difference(rival.config_less, config)))
-    parts = [f"is {verdict} than {_listed(found[verdict])}" for verdict in (_BETTER, _WORSE) if found[verdict]]
-    if found[_ALIKE]:
-        parts.append(f"{_ALIKE} from {_listed(found[_ALIKE])}")
+        by_verdict[_judged(rival.config_less)].append(_named(rival, _difference(rival.config_less, config)))
+    parts = [
+        f"is {verdict} than {_listed(by_verdict[verdict])}" for verdict in (_BETTER, _WORSE) if by_verdict[verdict]
+    ]
+    if by_verdict[_ALIKE]:
+        parts.append(f"{_ALIKE} from {_listed(by_verdict[_ALIKE])}")
     if parts:
-        told.append(f"It {_listed(parts)}.")
-    if (found[_BETTER] or found[_WORSE]) and comparison.sequences < ENOUGH:
+        sentences.append(f"It {_listed(parts)}.")
+    if (by_verdict[_BETTER] or by_verdict[_WORSE]) and comparison.sequences < ENOUGH:
         chance = 2 ** (comparison.sequences - 1)
-        told.append(f"So few sequences all agree by chance one time in {chance}.")
-    if found[None]:
-        told.append(f"Without an interval, which decides nothing, it differs from {_listed(found[None])}.")
-    return told
+        sentences.append(f"So few sequences all agree by chance one time in {chance}.")
+    if by_verdict[None]:
+        sentences.append(f"Without an interval, which decides nothing, it differs from {_listed(by_verdict[None])}.")
+    return sentences
 
 
 def _named(rival: Standing, difference: str) -> str:

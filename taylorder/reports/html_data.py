@@ -52,10 +52,10 @@ def _legend(selection: Selection) -> list[str]:
     """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
     exact = [head for head in selection.heads if head.choice.order == "exact"]
     lines = grids.order_legend(replace(selection, heads=tuple(exact)))
-    told = [line.plain.replace("  ", ": ", 1) for line in lines]
+    legend = [line.plain.replace("  ", ": ", 1) for line in lines]
     if any(head.choice.drops_far for head in selection.heads):
-        told.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
-    return told
+        legend.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
+    return legend
 
 
 def _start(analysis: Analysis, selection: Selection) -> list[int]:
