@@ -14,8 +14,9 @@ import torch
 from taylorder.adapt.evaluate import Evaluation
 from taylorder.errors import ConfigError, TaylorderError
 from taylorder.reports import run_directory, terminal
-from taylorder.reports.document import FILES, as_document, as_json
+from taylorder.reports.document import as_document, as_json
 from taylorder.reports.run_directory import RunDirectoryError
+from taylorder.reports.run_files import FILES
 
 CONTRACT_HEADS = [
     "module",

@@ -9,13 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taylorder.errors import TaylorderError, UsageError
+from taylorder.reports import run_files
 
-_CONFIG = "orders.json"
-_OF_A_RUN = (
-    _CONFIG, "orders.safetensors", "heads.csv", "spectral.csv", "levers.csv", "report.json", "report.html",
-    "claims.json",
-)  # fmt: skip
-"""What a run directory holds; said here too, since the reports that write it take seconds to import."""
+_CONFIG = run_files.FILES["orders"]
 
 _LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 """What may be wrong with a path that is looked into later, or made."""
@@ -47,7 +43,7 @@ def path_of(option: str) -> Callable[[str | Path], Path]:
 
 def run_folder(path: Path) -> Path:
     """The folder of a run, which may be named by a file in it."""
-    return path.parent if path.name in _OF_A_RUN and path.is_file() else path
+    return path.parent if path.name in run_files.ALL and path.is_file() else path
 
 
 def config_file(path: Path) -> Path:
