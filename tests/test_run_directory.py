@@ -147,19 +147,24 @@ def test_whatever_ends_the_writing_leaves_the_earlier_run_whole(written, monkeyp
     run_directory.read(written)
 
 
-@pytest.mark.parametrize("renames", range(3))
-def test_a_machine_that_stops_between_renames_leaves_no_mixture(written, monkeypatch, renames):
-    """Nothing is cleaned up after: what lies there is what a power cut leaves."""
+def stop_after(renames, directory, monkeypatch):
+    """Interrupt whatever renames one more file into ``directory``."""
     rename, left = os.replace, [renames]
 
     def stop(made, there):
-        if Path(there).parent == written:  # others are within the folder that is made ready
+        if Path(there).parent == directory:  # others are within the folder that is made ready
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
         rename(made, there)
 
     monkeypatch.setattr("taylorder.files.os.replace", stop)
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_machine_that_stops_between_renames_leaves_no_mixture(written, monkeypatch, renames):
+    """Nothing is cleaned up after: what lies there is what a power cut leaves."""
+    stop_after(renames, written, monkeypatch)
     measured, chosen = small(window=64, sinks=4)
     with pytest.raises(KeyboardInterrupt):
         run_directory.write(written, measured, chosen)
@@ -174,16 +179,7 @@ def test_a_machine_that_stops_between_renames_leaves_no_mixture(written, monkeyp
 
 @pytest.mark.parametrize("renames", range(2))
 def test_an_evaluation_that_is_added_never_takes_the_run_away(written, monkeypatch, renames):
-    rename, left = os.replace, [renames]
-
-    def stop(made, there):
-        if Path(there).parent == written:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-        rename(made, there)
-
-    monkeypatch.setattr("taylorder.files.os.replace", stop)
+    stop_after(renames, written, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_directory.write(written, *small(), Evaluation(False, (), "no text"))
     assert run_directory.read(written)
