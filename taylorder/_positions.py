@@ -36,8 +36,8 @@ class _Lookups(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.embedding:
             rows, table = (*args, *(kwargs or {}).values())[:2]
-            if rows.numel():
-                self.seen.append((table, torch.atleast_2d(rows.detach()).flatten(0, -2)[0]))
+            if rows.ndim and rows.numel():
+                self.seen.append((table, rows.detach().reshape(-1, rows.shape[-1])[0]))
         return func(*args, **(kwargs or {}))
 
 
