@@ -147,3 +147,12 @@ def test_distance_of_hidden_states():
 )
 def test_a_loss_within_a_tenth_of_guessing_looks_untrained(nll, vocabulary, expected):
     assert looks_untrained(nll, vocabulary) is expected
+
+
+def test_a_head_behind_a_projection_is_refused():
+    shape = {"embedding_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = tiny.build(
+        hf.ElectraForCausalLM, hf.ElectraConfig(**shape, num_attention_heads=4, is_decoder=True, **tiny._common())
+    )
+    with pytest.raises(UnsupportedModelError, match="ElectraForCausalLM does to its logits more than a linear head"):
+        language_model_head(model)

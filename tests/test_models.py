@@ -465,3 +465,11 @@ def test_the_builtin_speaks(builtin):
     with torch.no_grad():
         answer = builtin.model(prompt).logits[0, -1].argmax()
     assert builtin.tokenizer.decode([answer]).strip() == "Paris"
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, AttributeError])
+def test_a_class_that_names_no_table_of_tokens_may_have_any_ids(error, monkeypatch):
+    """Models of two towers and of several tables: they themselves say which ids they cannot look up."""
+    model = tiny.llama()
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: (_ for _ in ()).throw(error))
+    models.refuse_foreign_ids(model, torch.tensor([10**6]))
