@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from safetensors import SafetensorError
@@ -13,11 +12,6 @@ from torch import Tensor
 def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """The content of a file with these tensors."""
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})
-
-
-def sha256(content: bytes) -> str:
-    """Return the hash that vouches for a file, 64 hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:

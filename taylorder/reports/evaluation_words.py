@@ -55,7 +55,7 @@ def with_bracket(interval: Interval, signed: bool = False) -> str:
 
 
 def verdicts(evaluation: Evaluation) -> list[str]:
-    """What the figures say at every length, and first whether the model looks untrained; one sentence if all is exact."""
+    """What the figures say at every length, and before that whether the model looks untrained."""
     if evaluation.exact_everywhere:
         return [EQUALS_EXACT]
     if evaluation.reason is not None:
