@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Types of tensors that may be kept: those of real numbers with enough bits to compute in."""
 
 
 def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:

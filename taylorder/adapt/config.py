@@ -25,7 +25,6 @@ from taylorder.adapt.config_tensors import (
 )
 from taylorder.adapt.decisions import (
     MAX_ORDER,
-    Expansion,
     HeadOrder,
     LayerOrders,
     ModelIdentity,
@@ -34,6 +33,7 @@ from taylorder.adapt.decisions import (
     check_group,
     check_ranks,
 )
+from taylorder.analysis.results import Expansion
 from taylorder.errors import ConfigError
 from taylorder.files import replacing, sha256
 from taylorder.models import ModelDescription, describe, way_out_of_rounding
