@@ -12,13 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from taylorder.commands._stopping import (
-    INTERRUPTED,
-    TERMINATED,
-    drop_output,
-    ended,
-    termination_as_interrupt,
-)
+from taylorder.commands._stopping import INTERRUPTED, drop_output, ended, termination_as_interrupt
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
 from taylorder.commands.claims import claims
@@ -88,7 +82,7 @@ def main() -> None:
     except TaylorderError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
-        _fail_stopped(stop)
+        _fail(*ended(stop))
     except BrokenPipeError:  # `| head`: whoever reads has enough
         drop_output()
         raise SystemExit(1) from None
@@ -105,16 +99,11 @@ def _run() -> NoReturn:
     except SystemExit as stop:
         # Inside a command typer turns the interrupt into this code without a word.
         if stop.code == INTERRUPTED:
-            _fail_stopped(stop)
+            _fail(*ended(stop))
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows only here where little was written
         raise
     raise SystemExit(0)
-
-
-def _fail_stopped(stop: BaseException) -> NoReturn:
-    word = ended(stop)
-    _fail(word, TERMINATED if word == "terminated" else INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, alone or several together."""
+"""Files that appear whole or not at all, alone or several together, and the hash of what is in one."""
 
 from __future__ import annotations
 
 import errno
 import filecmp
+import hashlib
 import os
 import shutil
 import tempfile
@@ -68,6 +69,11 @@ def replacing_together(directory: Path, names: Sequence[str], beside: Collection
                 (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def sha256(content: bytes) -> str:
+    """Return the hash that vouches for a content, 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _same(made: Path, there: Path) -> bool:

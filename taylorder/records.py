@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.errors import TaylorderError
-from taylorder.files import replacing
+from taylorder.files import replacing, sha256
 from taylorder.strict_json import read_json
-from taylorder.tensor_files import sha256, tensors_as_bytes, tensors_of
+from taylorder.tensor_files import tensors_as_bytes, tensors_of
 
 _SETTINGS = "settings.json"
 

@@ -17,6 +17,9 @@ LARGEST = 2**28
 DEEPEST = 100
 """Levels of lists and objects inside each other: far more than any file has, far fewer than Python can follow."""
 
+_SHOWN = 80
+"""Characters of a value or a name that a sentence can bear."""
+
 
 def read_json(path: Path, *, finite: bool = True) -> Any:
     """Read a file as :func:`parse_json` does.
@@ -68,15 +71,15 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
     return value
 
 
-def brief(value: Any, most: int = 80) -> str:
+def brief(value: Any) -> str:
     """Show a value in a sentence: on one line, and not longer than a sentence can bear."""
     shown = repr(value)
-    return shown if len(shown) <= most else f"{shown[:most]}…"
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def in_line(name: str) -> str:
     """Show a name as it is where that leaves a sentence one line, and briefly where not."""
-    return name if name.isprintable() and len(name) <= 80 else brief(name)
+    return name if name.isprintable() and len(name) <= _SHOWN else brief(name)
 
 
 def explain(error: ValidationError) -> str:
@@ -106,7 +109,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _number(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"found {text[:80]}, expected a number that 64 bits hold")
+        raise ValueError(f"found {text[:_SHOWN]}, expected a number that 64 bits hold")
     return value
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Types of tensors that may be kept: those of real numbers with enough bits to compute in."""
 
 
 def tensors_as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """The content of a file with these tensors."""
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})
-
-
-def sha256(content: bytes) -> str:
-    """Return the hash that vouches for a file, 64 hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:

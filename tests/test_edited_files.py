@@ -240,7 +240,7 @@ def outcome(runs, path):
     assert config.model.model_dump() == document["model"]
     for name in ("calibration", "criterion", "software"):
         assert getattr(config, name) == document.get(name, {})
-    assert repr(config._tensors()) == repr(runs.config._tensors())
+    assert repr(config.tensors()) == repr(runs.config.tensors())
     return "edited"
 
 

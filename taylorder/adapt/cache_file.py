@@ -27,12 +27,13 @@ from taylorder.files import replacing
 from taylorder.kernels import HeadSpec, State
 from taylorder.kernels.state import check_names
 from taylorder.strict_json import brief, parse_json
+from taylorder.tensor_files import FLOATS
 
 SCHEMA = "taylorder/cache@2"
 _HEADER, _CHECKSUM = "taylorder", "sha256"
 
 _AGAIN = "make it again with TaylorCache.save"
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+_DTYPES = {str(dtype): dtype for dtype in FLOATS}
 
 
 def write(cache: TaylorCache, path: Path) -> None:

@@ -25,7 +25,6 @@ from taylorder.adapt.config_tensors import (
 )
 from taylorder.adapt.decisions import (
     MAX_ORDER,
-    Expansion,
     HeadOrder,
     LayerOrders,
     ModelIdentity,
@@ -34,11 +33,11 @@ from taylorder.adapt.decisions import (
     check_group,
     check_ranks,
 )
+from taylorder.analysis.results import Expansion
 from taylorder.errors import ConfigError
-from taylorder.files import replacing
+from taylorder.files import replacing, sha256
 from taylorder.models import ModelDescription, describe, way_out_of_rounding
 from taylorder.strict_json import explain, in_line, read_json
-from taylorder.tensor_files import sha256
 
 __all__ = ["MAX_ORDER", "Expansion", "HeadOrder", "LayerOrders", "ModelIdentity", "OrderConfig", "described"]
 
@@ -80,11 +79,12 @@ class OrderConfig(Strict):
         """Same decisions, provenance and tensors."""
         if not isinstance(other, OrderConfig):
             return NotImplemented
-        return self.model_dump() == other.model_dump() and _equal(self._tensors(), other._tensors())
+        return self.model_dump() == other.model_dump() and _equal(self.tensors(), other.tensors())
 
     __hash__ = None  # type: ignore[assignment]  # provenance is a dict
 
-    def _tensors(self) -> dict[str, tuple[torch.Tensor, ...]]:
+    def tensors(self) -> dict[str, tuple[torch.Tensor, ...]]:
+        """Everything beside the decisions that changes what the model computes, by module and kind."""
         centres = {f"{module}.key_centre": (centre,) for module, centre in self._key_centres.items()}
         return centres | {f"{module}.rotations": pair for module, pair in self._rotations.items()}
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from taylorder.adapt.decisions import (
-    Expansion,
     HeadOrder,
     LayerOrders,
     ModelIdentity,
@@ -32,6 +31,7 @@ from taylorder.adapt.decisions import (
     Strict,
     Window,
 )
+from taylorder.analysis.results import Expansion
 from taylorder.strict_json import brief, explain
 
 if TYPE_CHECKING:

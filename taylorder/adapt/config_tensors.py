@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from taylorder.errors import ConfigError
+from taylorder.files import sha256
 from taylorder.strict_json import in_line
-from taylorder.tensor_files import sha256, tensors_as_bytes, tensors_of
+from taylorder.tensor_files import FLOATS, tensors_as_bytes, tensors_of
 
 Centres = Mapping[str, Tensor]
 RotationPairs = Mapping[str, tuple[Tensor, Tensor]]
@@ -25,7 +26,6 @@ ROTATION_TOLERANCE = 1e-3
 
 _SUFFIX = ".safetensors"
 _KINDS = ("key_centre", "query_rotation", "key_rotation")
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def checked_centre(module: str, centre: Tensor | None, kv_heads: int, head_dim: int) -> Tensor:
@@ -65,7 +65,7 @@ def checked_rotations(module: str, pair: tuple[Tensor, Tensor], kv_heads: int, h
 def _checked(what: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) != shape:
         raise ConfigError(f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in FLOATS:
         raise ConfigError(f"{what} has dtype {tensor.dtype}, expected {torch.float32}")
     single = tensor.detach().to("cpu", torch.float32)
     if not torch.isfinite(single).all():

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from taylorder.analysis.results import Expansion
 from taylorder.models import ModelDescription
 
 MAX_ORDER = 8
@@ -26,7 +27,6 @@ DEEPEST_PROVENANCE = 64
 PROVENANCE = "provenance"
 """Marks a field that says where a decision comes from or what it costs; all others are what the head computes."""
 
-Expansion = Literal["zero", "centre", "mean"]
 Number = Annotated[float, Field(strict=True)]
 RelativeError = Annotated[Number, Field(ge=0)]
 Order = Annotated[int, Field(ge=1, le=MAX_ORDER, strict=True)]

@@ -134,13 +134,10 @@ def execution_digest(config: OrderConfig) -> str:
     """
     layers = [[layer.module, *(head.executed() for head in layer.heads)] for layer in config.layers]
     digest = hashlib.sha256(json.dumps([config.model.fingerprint, layers]).encode())
-    for name, centre in sorted(config.key_centres.items()):
+    for name, tensors in sorted(config.tensors().items()):
         digest.update(name.encode())
-        digest.update(centre.contiguous().numpy().tobytes())
-    for name, pair in sorted(config.rotations.items()):
-        digest.update(f"{name}.rotations".encode())
-        for rotation in pair:
-            digest.update(rotation.contiguous().numpy().tobytes())
+        for tensor in tensors:
+            digest.update(tensor.contiguous().numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 

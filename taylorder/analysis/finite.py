@@ -34,8 +34,8 @@ def refuse_broken_weights(model: Any, name: str) -> None:
     embeddings = model.get_input_embeddings()
     skipped = set() if embeddings is None else {id(weight) for weight in embeddings.parameters()}
     for weight_name, weight in model.named_parameters():
-        if id(weight) in skipped or weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
-            continue  # float8 knows no isfinite, and packed weights are refused elsewhere
+        if id(weight) in skipped or not weight.is_floating_point():
+            continue
         broken = weight.numel() - int(torch.isfinite(weight).sum())
         if broken:
             raise NonFiniteError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from taylorder.errors import UsageError
+from taylorder.files import sha256
 
 CALIBRATION_SOURCE = "pydoc_data.topics"
 
@@ -25,7 +25,7 @@ class Text:
     @property
     def sha256(self) -> str:
         """Hash of the UTF-8 text."""
-        return hashlib.sha256(self.content.encode()).hexdigest()
+        return sha256(self.content.encode())
 
 
 def calibration_text(files: Sequence[str | Path] = ()) -> Text:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from taylorder.errors import StoppedError, TaylorderError, Terminated
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED, TERMINATED = StoppedError.exit_code, 143
 """Exit codes: 128 and the number of the signal."""
 
 
@@ -36,8 +36,9 @@ def kept(sentence: str, *, errors: bool = True) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stopped = StoppedError(f"{ended(stop)}; {sentence}")
-        stopped.exit_code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        word, code = ended(stop)
+        stopped = StoppedError(f"{word}; {sentence}")
+        stopped.exit_code = code
         raise stopped from stop
     except TaylorderError as error:
         if errors:
@@ -49,11 +50,11 @@ def kept(sentence: str, *, errors: bool = True) -> Iterator[None]:
         raise
 
 
-def ended(stop: BaseException | None) -> str:
-    """How a command came to its end, in a word; ``stop`` may be what another exception came from."""
+def ended(stop: BaseException | None) -> tuple[str, int]:
+    """How a command came to its end, in a word, and its exit code; ``stop`` may be what came of another exception."""
     while stop is not None and not isinstance(stop, Terminated):
         stop = stop.__cause__ or stop.__context__
-    return "interrupted" if stop is None else "terminated"
+    return ("interrupted", INTERRUPTED) if stop is None else ("terminated", TERMINATED)
 
 
 def drop_output() -> None:

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from taylorder.commands._shared import Format, print_report
+from taylorder.compile_report import TARGETS
 from taylorder.errors import TaylorderError, UsageError
 
-TARGETS = ("sm_80", "sm_90", "gfx942")
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 """Those of the kernels, which cannot be asked before torch is imported."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from taylorder.compile_report import TARGETS
 from taylorder.compile_report.sass import Loop, loops
 from taylorder.kernels.triton_backend.book import Kind, book
 from taylorder.kernels.triton_backend.launch import kernel, triton_type
@@ -31,8 +32,6 @@ from taylorder.kernels.triton_backend.settings import (
     state_settings,
 )
 from taylorder.kernels.triton_backend.tiles import Layout
-
-TARGETS = ("sm_80", "sm_90", "gfx942")
 
 _POINTERS = {
     "coordinates": "storage",

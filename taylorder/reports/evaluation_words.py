@@ -55,7 +55,7 @@ def with_bracket(interval: Interval, signed: bool = False) -> str:
 
 
 def verdicts(evaluation: Evaluation) -> list[str]:
-    """One sentence or two per length; one in all for a config that is exact everywhere."""
+    """What the figures say at every length, and before that whether the model looks untrained."""
     if evaluation.exact_everywhere:
         return [EQUALS_EXACT]
     if evaluation.reason is not None:
