@@ -16,6 +16,8 @@ from tokenizers.processors import TemplateProcessing
 VOCAB = 128
 CONTEXT = 64
 STD = 0.3
+IMAGE = 100
+"""The token that stands for a part of an image, where pixels are given; four make one image."""
 
 
 def gpt2():
@@ -103,7 +105,18 @@ def gemma3_vlm():
         head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
         layer_types=["sliding_attention", "full_attention"] * 2, **{**_decoder(), "num_hidden_layers": 4},
     )  # fmt: skip
-    return build(hf.Gemma3ForConditionalGeneration, hf.Gemma3Config(text_config=text, vision_config=_vision()))
+    config = hf.Gemma3Config(text_config=text, vision_config=_vision(), mm_tokens_per_image=4, image_token_index=IMAGE)
+    return build(hf.Gemma3ForConditionalGeneration, config)
+
+
+def llava():
+    """A Llama behind images, whose tokens are like those of text."""
+    text = hf.LlamaConfig(**_decoder())
+    config = hf.LlavaConfig(
+        text_config=text, vision_config=_vision(), vision_feature_layer=-1, image_token_index=IMAGE,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return build(hf.LlavaForConditionalGeneration, config)
 
 
 def paligemma():
