@@ -93,7 +93,8 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
             )
         # Models that see leave out what the config of their text part states.
         for head in (stated, _head(linear, 1.0, None)):
-            if torch.allclose(head(hidden), own, rtol=rounding, atol=rounding * largest):
+            fits = linear.weight.shape[-1] == hidden.shape[-1]  # a layer between them may change the width
+            if fits and torch.allclose(head(hidden), own, rtol=rounding, atol=rounding * largest):
                 return head
     raise UnsupportedModelError(
         f"{type(model).__name__} does to its logits more than a linear head, a scale and a soft cap; its losses cannot "
