@@ -14,7 +14,7 @@ from taylorder import _support
 from taylorder._adapters import refuse_adapter_files, refuse_adapters
 from taylorder._attention import AttentionCall, recording, selections
 from taylorder._checkpoint import auto_class, built_class, refuse_report
-from taylorder._positions import longest_context, lookups
+from taylorder._positions import longest_context, lookups, token_embeddings
 from taylorder._probing import (
     PROBE_TOKENS,
     distance,
@@ -185,8 +185,8 @@ def refuse_foreign_ids(model: Any, input_ids: torch.Tensor) -> None:
         UsageError: an id is too large.
 
     """
-    largest, embeddings = int(input_ids.max()), int(model.get_input_embeddings().weight.shape[0])
-    if largest >= embeddings:
+    table = token_embeddings(model)
+    if table is not None and (largest := int(input_ids.max())) >= (embeddings := int(table.shape[0])):
         raise UsageError(
             f"the text has token id {largest}, the model {embeddings} embeddings (ids 0 to {embeddings - 1}): the "
             "tokenizer is another model's; use the one that the model was trained with"
@@ -308,10 +308,20 @@ def _refuse_other_numbers(
     if off > (0.0 if same_bits(model) else allowed):
         raise UnsupportedModelError(
             f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
-            f"({own}): hidden states differ by {off:.2g} of their norm, where "
-            f"rounding explains {allowed:.0e}. {_support.OTHER_MODEL}."
+            f"({own}): hidden states differ by {off:.2g} of their norm, where rounding explains {allowed:.0e}. "
+            f"{_way_out_of_other_numbers(model, plain.dtype)}."
         )
     _LOOKED_AT[model] = key
+
+
+def _way_out_of_other_numbers(model: Any, dtype: torch.dtype) -> str:
+    """What to do about numbers that differ; a router turns rounding into other experts, which no tolerance covers."""
+    if not getattr(model, "_supports_sdpa", False):
+        return _support.OTHER_MODEL
+    half = (
+        "" if dtype in (torch.float32, torch.float64) else " or load it in float32, if experts are chosen by rounding"
+    )
+    return f"Call set_attn_implementation('sdpa') first to have it run as it is measured{half}"
 
 
 def _refuse_calls(calls: list[AttentionCall], name: str) -> None:
