@@ -53,9 +53,9 @@ def refuse_gguf_adapter(reader: Any, name: str) -> None:
         _refuse(name, "the file's general.type is adapter")
 
 
-def _refuse(name: str, found: str) -> NoReturn:
+def _refuse(name: str, sign: str) -> NoReturn:
     raise UnsupportedModelError(
-        f"{name} has an adapter that is not merged into its weights ({found}), so alphas and errors would not be of "
+        f"{name} has an adapter that is not merged into its weights ({sign}), so alphas and errors would not be of "
         "one model: merge it first with peft (model = model.merge_and_unload(), then model.save_pretrained) and take "
         "the merged model; a prefix or soft prompt cannot be merged, there take model.get_base_model()."
     )

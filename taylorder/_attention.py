@@ -44,14 +44,19 @@ class AttentionCall:
     @property
     def is_causal(self) -> bool:
         """Whether a missing mask means "no look ahead"; an ``is_causal`` keyword overrides the module's attribute."""
-        override = self.kwargs.get("is_causal")
-        return bool(getattr(self.module, "is_causal", True) if override is None else override)
+        return attends_causally(self.module, self.kwargs)
 
     @property
     def sliding_window(self) -> int | None:
         """How many keys back, itself included, a query sees (encoders: to either side); None for the whole context."""
         window = self.kwargs.get("sliding_window")
         return None if window is None else int(window)
+
+
+def attends_causally(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
+    """The direction of a module, as transformers' SDPA reads it off the module and what it is called with."""
+    override = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if override is None else override)
 
 
 Sink: TypeAlias = Callable[[AttentionCall], None]

@@ -38,19 +38,19 @@ def auto_class(config: Any, *, gguf: bool) -> Any:
 def built_class(auto: Any, config: Any) -> Any:
     """Return the class that ``auto`` builds; None for remote code, which is known only afterwards."""
     classes = _classes(auto, config)
-    named = [found for found in classes if found.__name__ in (config.architectures or ())]
+    named = [kind for kind in classes if kind.__name__ in (config.architectures or ())]
     return next(iter([*named, *classes]), None)
 
 
 def _classes(auto: Any, config: Any) -> tuple[Any, ...]:
-    found = auto._model_mapping.get(type(config), ())
-    return tuple(found) if isinstance(found, list | tuple) else (found,)
+    classes = auto._model_mapping.get(type(config), ())
+    return tuple(classes) if isinstance(classes, list | tuple) else (classes,)
 
 
 def _architectures(auto: Any, config: Any) -> set[str]:
     """Names of the classes that ``auto`` can build from a config, remote ones included."""
     remote = (getattr(config, "auto_map", None) or {}).get(auto.__name__) or ""
-    return {found.__name__ for found in _classes(auto, config)} | {str(remote).rpartition(".")[2]}
+    return {kind.__name__ for kind in _classes(auto, config)} | {str(remote).rpartition(".")[2]}
 
 
 def refuse_report(model: nn.Module, report: Mapping[str, Any], name: str) -> None:

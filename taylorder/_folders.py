@@ -53,7 +53,7 @@ def _models(folder: Path) -> Iterator[Path]:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(each.path) for each in entries if each.is_dir() and not each.name.startswith("."))
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         return []
 

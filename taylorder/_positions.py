@@ -25,7 +25,7 @@ _STATED = (
 )
 
 Lookup = tuple[torch.Tensor, torch.Tensor]
-"""A table ``[rows, width]``, and the rows of it that were read."""
+"""A table ``[rows, width]``, and the rows of it that were read for the first sequence, ``[T]``."""
 
 
 class _Lookups(TorchFunctionMode):
@@ -36,7 +36,8 @@ class _Lookups(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.embedding:
             rows, table = (*args, *(kwargs or {}).values())[:2]
-            self.seen.append((table, rows.detach()))
+            if rows.ndim and rows.numel():
+                self.seen.append((table, rows.detach().reshape(-1, rows.shape[-1])[0]))
         return func(*args, **(kwargs or {}))
 
 
@@ -80,8 +81,8 @@ def _table_lengths(model: Any, padding: int | None, seen: list[Lookup]) -> Itera
     token_ids = [rows for table, rows in seen if table is words]
     for table, rows in seen:
         # The token ids themselves may be consecutive too, and padding among them takes a row of its own.
-        if rows.shape[-1] != rows.numel() or any(torch.equal(rows, ids) for ids in token_ids):
+        if any(torch.equal(rows, ids) for ids in token_ids):
             continue
-        taken = next((rows[ids != padding] for ids in token_ids if ids.shape == rows.shape), rows.reshape(-1))
+        taken = next((rows[ids != padding] for ids in token_ids if ids.shape == rows.shape), rows)
         if len(taken) > 1 and bool((taken.diff() == 1).all()):
             yield table.shape[0] - int(taken[0])

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from taylorder._attention import selections
-from taylorder._support import quiet_transformers
+from taylorder._attention import recording, selections
+from taylorder._support import OTHER_MODEL, first_line, quiet_transformers
+from taylorder.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from taylorder.models import AttentionModule
 
 PROBE_TOKENS = 8
 _PADDING = 3
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+_LOOKED_AT: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 def forward(
@@ -81,6 +87,63 @@ def leaving_no_trace(model: nn.Module) -> Iterator[None]:
             for buffer, value in values:
                 if not torch.equal(buffer, value):  # those of a model made in inference mode cannot be written at all
                     buffer.copy_(value)
+
+
+def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
+    """Refuse a model that does not attend as its calls say, in their direction or at all.
+
+    What is recorded goes through SDPA; ``recorded`` are its hidden states of the probe. Once per model, dtype, device,
+    attention and description.
+    """
+    selected = {attention for _, attention in selections(model)}
+    if any(str(attention).startswith("taylorder") for attention in selected):
+        return  # inside a block, before which it was looked at as it is
+    key = (recorded.dtype, recorded.device, frozenset(selected), modules)
+    if key == _LOOKED_AT.get(model):
+        return
+    ids, mask = probe_ids(model), probe_mask()
+    attention = ", ".join(sorted(map(str, selected)))
+    try:
+        with leaving_no_trace(model):
+            plain = forward(model, ids).last_hidden_state
+            padded = forward(model, ids, mask).last_hidden_state
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} does not run by its own attention ({attention}) on {PROBE_TOKENS} token ids "
+            f"({type(error).__name__}: {first_line(error)}), so nothing can be compared with it: "
+            "set_attn_implementation('sdpa') first."
+        ) from error
+    with leaving_no_trace(model), recording(model, None):
+        recorded_padded = forward(model, ids, mask).last_hidden_state
+    allowed = rounding(plain.dtype, len(modules))
+    ahead = distance(plain[1, :-1], plain[0, :-1])
+    causal = all(module.causal for module in modules)
+    if ahead > allowed if causal else ahead == 0.0:
+        truth = f"changes earlier hidden states by {ahead:.2g}" if causal else "changes no earlier hidden state"
+        raise UnsupportedModelError(
+            f"{name} says that it attends {'to earlier tokens only' if causal else 'in both directions'} "
+            f"({modules[0].name}: is_causal = {causal}), but another last token {truth}: it cannot be measured as what "
+            f"it says. {OTHER_MODEL}."
+        )
+    real = mask.bool().to(padded.device)
+    off = max(distance(recorded, plain), distance(recorded_padded[real], padded[real]))
+    if off > (0.0 if same_bits(model) else allowed):
+        raise UnsupportedModelError(
+            f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
+            f"({attention}): hidden states differ by {off:.2g} of their norm, where rounding explains {allowed:.0e}. "
+            f"{_way_out_of_other_numbers(model, plain.dtype)}."
+        )
+    _LOOKED_AT[model] = key
+
+
+def _way_out_of_other_numbers(model: Any, dtype: torch.dtype) -> str:
+    """What to do about numbers that differ; a router turns rounding into other experts, which no tolerance covers."""
+    if not getattr(model, "_supports_sdpa", False):
+        return OTHER_MODEL
+    half = (
+        "" if dtype in (torch.float32, torch.float64) else " or load it in float32, if experts are chosen by rounding"
+    )
+    return f"Call set_attn_implementation('sdpa') first to have it run as it is measured{half}"
 
 
 def same_bits(model: nn.Module) -> bool:

@@ -1,8 +1,9 @@
 """What cannot be measured truthfully, said before any long work, and how to keep transformers quiet meanwhile.
 
 Taylor truncation needs every score of a head to be ``scaling * q.k`` and nothing else, over all keys that a causal,
-sliding or padding mask admits. Each ``refuse_*`` raises :class:`UnsupportedModelError` naming what was found, why it
-cannot be measured, and the way out; it returns None when nothing stands against the model.
+sliding or padding mask admits. Each ``refuse_*`` raises :class:`UnsupportedModelError` (``refuse_block_mask``, of what
+the caller passed, :class:`UsageError`) naming what was found, why it cannot be measured, and the way out; it returns
+None when nothing stands against the model.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def refuse_weights(model: nn.Module, name: str) -> None:
     for key, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype.itemsize < 2:
             raise UnsupportedModelError(
-                f"{name} has weights of {_dtype(parameter)} (the first is {key}), where float32, bfloat16 or float16 "
-                f"is expected: such weights are packed, mostly with scales kept beside them. {_DEQUANTISE}."
+                f"{name} has weights of {dtype_name(parameter)} (the first is {key}), where float32, bfloat16 or "
+                f"float16 is expected: such weights are packed, mostly with scales kept beside them. {_DEQUANTISE}."
             )
     for key, module in model.named_modules():
         # Weights that are no parameters: a fingerprint does not see them, so other weights would pass for the same.
@@ -141,13 +142,14 @@ def refuse_projections(name: str, module: nn.Module) -> None:
     if packed:
         key, tensor = packed[0]
         raise UnsupportedModelError(
-            f"{name}.{key} is a {type(tensor.data).__name__} of {_dtype(tensor)}, where a plain matrix of float32, "
+            f"{name}.{key} is a {type(tensor.data).__name__} of {dtype_name(tensor)}, where a plain matrix of float32, "
             f"bfloat16 or float16 is expected: packed weights have no spectrum. {_DEQUANTISE}."
         )
 
 
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def dtype_name(holder: Any) -> str:
+    """The dtype of a tensor or model without ``torch.`` in front."""
+    return str(holder.dtype).removeprefix("torch.")
 
 
 def refuse_terms(name: str, module: nn.Module, kwargs: Mapping[str, Any]) -> None:
@@ -176,7 +178,7 @@ def refuse_mask(
         return
     if mask.dtype != torch.bool:
         raise UnsupportedModelError(
-            f"{name} ({type(module).__name__}) is given an attention mask of {_dtype(mask)}, "
+            f"{name} ({type(module).__name__}) is given an attention mask of {dtype_name(mask)}, "
             "where bool is expected: a mask that adds to the scores cannot be told from a bias. Pass no mask, or the "
             "usual 2-D one of zeros and ones."
         )

@@ -46,4 +46,4 @@ class ConfigError(TaylorderError):
 
 
 class NonFiniteError(TaylorderError):
-    """A model produced NaN or infinite queries, keys or values."""
+    """A model has or makes NaN or infinities: in its weights, queries, keys, values, logits or losses."""

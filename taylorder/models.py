@@ -5,26 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from taylorder import _support
 from taylorder._adapters import refuse_adapter_files, refuse_adapters
-from taylorder._attention import AttentionCall, recording, selections
+from taylorder._attention import AttentionCall, recording
 from taylorder._checkpoint import auto_class, built_class, refuse_report
 from taylorder._positions import longest_context, lookups, token_embeddings
-from taylorder._probing import (
-    PROBE_TOKENS,
-    distance,
-    forward,
-    leaving_no_trace,
-    probe_ids,
-    probe_mask,
-    rounding,
-    same_bits,
-)
+from taylorder._probing import PROBE_TOKENS, forward, leaving_no_trace, probe_ids, refuse_other_numbers
 from taylorder._sources import BUILTIN, explained, gguf_parsed_once, locate
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 
@@ -32,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SAMPLED_VALUES = 4096
-_LOOKED_AT: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +146,8 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     """Describe a model's attention modules as one short forward pass calls them; the model is left as it was.
 
     ``model`` is a transformers model, ``name`` (default: what its config calls it) and ``weights_note`` go into the
-    description. Raises
-    UnsupportedModelError, naming what was found and the way out, for every model that cannot be measured truthfully.
+    description. Raises UnsupportedModelError, naming what was found and the way out, for every model that cannot be
+    measured truthfully.
     """
     refuse_adapters(model, name or type(model).__name__)
     _support.refuse_class(model)
@@ -173,8 +162,8 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     for call in calls:
         _support.refuse_projections(call.name, call.module)
     _refuse_mixture(modules, name)
-    _refuse_other_numbers(model, name, modules, hidden)
-    dtype = str(model.dtype).removeprefix("torch.")
+    refuse_other_numbers(model, name, modules, hidden)
+    dtype = _support.dtype_name(model)
     return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note, dtype)
 
 
@@ -264,64 +253,6 @@ def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tens
         ) from error
     _refuse_calls(calls, name)
     return calls, hidden
-
-
-def _refuse_other_numbers(
-    model: nn.Module, name: str, modules: tuple[AttentionModule, ...], recorded: torch.Tensor
-) -> None:
-    """Refuse a model that does not attend as its calls say, in their direction or at all.
-
-    What is recorded goes through SDPA; ``recorded`` are its hidden states of the probe. Once per model, dtype, device,
-    attention and description.
-    """
-    selected = {attention for _, attention in selections(model)}
-    if any(str(attention).startswith("taylorder") for attention in selected):
-        return  # inside a block, before which it was looked at as it is
-    key = (recorded.dtype, recorded.device, frozenset(selected), modules)
-    if key == _LOOKED_AT.get(model):
-        return
-    ids, mask = probe_ids(model), probe_mask()
-    own = ", ".join(sorted(map(str, selected)))
-    try:
-        with leaving_no_trace(model):
-            plain = run_base(model, ids)
-            padded = run_base(model, ids, mask)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{name} does not run by its own attention ({own}) on {PROBE_TOKENS} token ids ({type(error).__name__}: "
-            f"{_support.first_line(error)}), so nothing can be compared with it: set_attn_implementation('sdpa') first."
-        ) from error
-    with leaving_no_trace(model), recording(model, None):
-        recorded_padded = run_base(model, ids, mask)
-    allowed = rounding(plain.dtype, len(modules))
-    ahead = distance(plain[1, :-1], plain[0, :-1])
-    causal = all(module.causal for module in modules)
-    if ahead > allowed if causal else ahead == 0.0:
-        truth = f"changes earlier hidden states by {ahead:.2g}" if causal else "changes no earlier hidden state"
-        raise UnsupportedModelError(
-            f"{name} says that it attends {'to earlier tokens only' if causal else 'in both directions'} "
-            f"({modules[0].name}: is_causal = {causal}), but another last token {truth}: it cannot be measured as what "
-            f"it says. {_support.OTHER_MODEL}."
-        )
-    real = mask.bool().to(padded.device)
-    off = max(distance(recorded, plain), distance(recorded_padded[real], padded[real]))
-    if off > (0.0 if same_bits(model) else allowed):
-        raise UnsupportedModelError(
-            f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
-            f"({own}): hidden states differ by {off:.2g} of their norm, where rounding explains {allowed:.0e}. "
-            f"{_way_out_of_other_numbers(model, plain.dtype)}."
-        )
-    _LOOKED_AT[model] = key
-
-
-def _way_out_of_other_numbers(model: Any, dtype: torch.dtype) -> str:
-    """What to do about numbers that differ; a router turns rounding into other experts, which no tolerance covers."""
-    if not getattr(model, "_supports_sdpa", False):
-        return _support.OTHER_MODEL
-    half = (
-        "" if dtype in (torch.float32, torch.float64) else " or load it in float32, if experts are chosen by rounding"
-    )
-    return f"Call set_attn_implementation('sdpa') first to have it run as it is measured{half}"
 
 
 def _refuse_calls(calls: list[AttentionCall], name: str) -> None:

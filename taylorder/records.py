@@ -47,7 +47,7 @@ class Records:
                 directory.mkdir(parents=True, exist_ok=True)
                 self._write(_SETTINGS, self._settings)
         except OSError as error:
-            raise TaylorderError(f"{directory} cannot be written ({error.strerror}); name another --out") from error
+            raise self._unwritable(error) from error
 
     def get(self, name: str) -> Any:
         """The value of a piece, or None if it was not finished or is not whole."""
@@ -81,9 +81,10 @@ class Records:
             piece = {"sha256": self._checksum(name, value, content), "value": value}
             self._write(f"{name}.json", json.dumps(piece))
         except OSError as error:
-            raise TaylorderError(
-                f"{self.directory} cannot be written ({error.strerror}); name another --out"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> TaylorderError:
+        return TaylorderError(f"{self.directory} cannot be written ({error.strerror}); name another --out")
 
     def _checksum(self, name: str, value: Any, tensors: bytes | None) -> str:
         held = None if tensors is None else sha256(tensors)

@@ -83,7 +83,7 @@ def explain(error: ValidationError) -> str:
     """Say the first thing pydantic found wrong, with its place, in one sentence."""
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
-    place = ".".join(in_line(p) for p in parts if not p.startswith(("literal", "constrained", "function")))
+    path = ".".join(in_line(p) for p in parts if not p.startswith(("literal", "constrained", "function")))
     message = first["msg"].removeprefix("Value error, ")
     match first["type"]:
         case "extra_forbidden":
@@ -92,7 +92,7 @@ def explain(error: ValidationError) -> str:
             message = "the key is missing"
         case kind if kind != "value_error":
             message = f"{message}, found {brief(first['input'])}"
-    return f"{place}: {message}" if place else message
+    return f"{path}: {message}" if path else message
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -43,6 +43,12 @@ def tiny_tokenizer():
 
 
 @pytest.fixture
+def folder(tmp_path, tiny_tokenizer):
+    """A tiny Llama and its tokenizer as ``save_pretrained`` writes them."""
+    return tiny.saved(tiny.llama(), tiny_tokenizer, tmp_path / "model")
+
+
+@pytest.fixture
 def run(monkeypatch, capsys):
     """Call the command line in this process: ``run(arguments)`` gives exit code, stdout and stderr."""
 

@@ -317,7 +317,10 @@ def test_the_mixed_config_on_the_built_in_model_agrees_with_float64(builtin):
 def test_the_wrong_model_and_hand_edited_configs_are_refused(tmp_path):
     model, other = TINY["llama"](), TINY["qwen3"]()
     config = OrderConfig.uniform(describe(model, "a"), 3)
-    with pytest.raises(ConfigError, match="made for architecture = LlamaForCausalLM"), taylorder.adapted(other, config):
+    with (
+        pytest.raises(ConfigError, match="made for a, with architecture = LlamaForCausalLM"),
+        taylorder.adapted(other, config),
+    ):
         pass
     tuned = TINY["llama"]()
     with torch.no_grad():

@@ -122,11 +122,6 @@ def test_a_merged_adapter_leaves_nothing_to_refuse():
     assert models.describe(model).modules
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_tokenizer):
-    return tiny.saved(tiny.llama(), tiny_tokenizer, tmp_path / "model")
-
-
 def refused(path, found):
     sentence = _SENTENCE.replace("subject", re.escape(str(path))).format(found)
     with pytest.raises(UnsupportedModelError, match=sentence):

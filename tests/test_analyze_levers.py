@@ -222,7 +222,7 @@ def test_sequences_shorter_than_every_window_are_refused(analyze, criterion):
 def test_no_window_is_offered_that_hides_the_far_keys_of_a_longer_context(analyze, tmp_path):
     """On sequences of 48 tokens a near field of over 24 leaves too few rows with far keys to speak for 64 tokens."""
     for context, largest in ((48, 32), (64, 16)):
-        code, _, err = analyze("--budget", 1200, "--criterion", "gradient", "--context", context)
+        code, _, err = analyze("--budget", "1200B", "--criterion", "gradient", "--context", context)
         assert code == 0, err
         assert max(int(row["window"]) + int(row["sinks"]) for row in lever_rows(tmp_path / "out")) == largest
 

@@ -53,7 +53,8 @@ def test_the_options_and_their_defaults():
     parameters = get_command(cli.app).commands["bench"].params
     options = {each.opts[0]: each for each in parameters if each.opts[0].startswith("--")}
     assert {name: each.default for name, each in options.items()} == {
-        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--format": "human",
+        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": "float32",
+        "--format": "human",
     }  # fmt: skip
     assert all(each.help.endswith(".") for each in options.values())
 

@@ -245,7 +245,7 @@ def test_what_a_cache_cannot_do_says_so():
         pytest.raises(UsageError, match="filled in torch.float32 and"),
     ):
         half(ids[:, 20:], past_key_values=filled)
-    with pytest.raises(ConfigError, match="made for architecture"):
+    with pytest.raises(ConfigError, match="made for tiny, with architecture"):
         TaylorCache(other, config)
     encoder = TINY["bert"]()
     with pytest.raises(UnsupportedModelError, match="attends in both directions: an encoder needs no cache"):

@@ -61,11 +61,6 @@ def aya_vision():
 _SEEING = [gemma3, qwen2_vl, llava, mistral3, aya_vision]
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_tokenizer):
-    return tiny.saved(tiny.llama(), tiny_tokenizer, tmp_path / "model")
-
-
 @pytest.mark.parametrize("factory", _SEEING, ids=[factory.__name__ for factory in _SEEING])
 def test_a_model_that_sees_is_loaded_with_the_head_that_its_user_generates_with(factory, tmp_path, tiny_tokenizer):
     with torch.random.fork_rng():

@@ -165,3 +165,8 @@ def test_where_queries_are_normalised_their_size_never_reaches_the_scores():
 def test_interleaved_projections_cannot_be_scaled():
     model = tiny.pythia()
     assert scale_queries(model, describe(model, "tiny"), tokens(1, 48), [torch.arange(8, 48)]) is None
+
+
+def test_a_model_that_sees_fewer_tokens_than_are_timed_has_no_times(tmp_path):
+    model = tiny.llama()  # 64 tokens, and 66 are fed one by one
+    assert measure_times(model, describe(model, "tiny"), records=Records(tmp_path, {}), progress=quiet) is None

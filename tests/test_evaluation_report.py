@@ -202,14 +202,6 @@ def test_one_sequence_decides_nothing():
     assert "inf" not in told
 
 
-def test_a_report_without_intervals_of_the_rivals_still_has_that_to_the_window():
-    made = comparison(3.717, window=3.75)
-    older = replaced(made, standings=tuple(replaced(each, config_less=None) for each in made.standings))
-    (told,) = words.verdicts(Evaluation(False, (older,)))
-    assert "better than sinks and one window of the same bytes (100 KiB per KV head; -0.033 [-0.053, -0.013])." in told
-    assert "it differs from paper (-10.58) and paper, raw (-1996)." in told
-
-
 @pytest.mark.parametrize("name", ["whole", "encoder", "one sequence", "tasks broke"])
 def test_the_verdict_names_every_rival_in_the_table(name):
     for made in REPORTS[name]().evaluation.comparisons:

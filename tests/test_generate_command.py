@@ -64,7 +64,7 @@ def test_the_options_and_their_defaults():
     options = {each.opts[0]: each for each in parameters if each.opts[0].startswith("--")}
     assert {name: each.default for name, each in options.items() if not each.required} == {
         "--model": None, "--compare": False, "--max-new-tokens": 128, "--temperature": 0.0, "--seed": 0,
-        "--device": "cpu",
+        "--device": "cpu", "--dtype": "float32",
     }  # fmt: skip
     assert [name for name, each in options.items() if each.required] == ["--config"]
     assert all(each.help.endswith(".") for each in options.values())

@@ -29,12 +29,6 @@ def llama():
     return tiny.llama()
 
 
-@pytest.fixture
-def folder(tmp_path, llama, tiny_tokenizer):
-    """A tiny Llama as ``save_pretrained`` writes it."""
-    return saved(llama, tiny_tokenizer, tmp_path / "model")
-
-
 def config_only(config, tokenizer, path, architecture):
     """A folder without weights: what is refused in it is refused before weights are read."""
     config.architectures = [architecture]

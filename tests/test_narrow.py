@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import synthetic
-from rich import box
 from rich.console import Console
 
 from taylorder.reports import terminal
-from taylorder.reports.fitting import FittingTable
+from taylorder.reports.fitting import FittingTable, dense_table
 from taylorder.reports.parts import title
 from taylorder.reports.plain import plain_text
 
@@ -16,7 +15,7 @@ TITLES = [f"column {place}" for place in range(7)]
 
 
 def table(no_wrap=True):
-    made = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    made = dense_table()
     made.add_column("name", no_wrap=True)
     for column in TITLES:
         made.add_column(column, justify="right", no_wrap=no_wrap)

@@ -14,8 +14,9 @@ import torch
 from taylorder.adapt.evaluate import Evaluation
 from taylorder.errors import ConfigError, TaylorderError
 from taylorder.reports import run_directory, terminal
-from taylorder.reports.document import FILES, as_document, as_json
+from taylorder.reports.document import as_document, as_json
 from taylorder.reports.run_directory import RunDirectoryError
+from taylorder.reports.run_files import FILES
 
 CONTRACT_HEADS = [
     "module",
@@ -103,7 +104,7 @@ def test_the_report_is_finite_json_with_everything_a_script_needs(tmp_path):
         raise AssertionError(constant)
 
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    assert report["schema"] == "taylorder/report@1"
+    assert report["schema"] == "taylorder/report@2"
     assert report["calibration"]["query_rows"] == [list(rows) for rows in measured.calibration.query_rows]
     assert report["preview"]["relative_l2"]["model.layers.0.self_attn"][0][3] == "inf"
     assert report["settings"]["tolerance"] == 0.07
@@ -146,19 +147,24 @@ def test_whatever_ends_the_writing_leaves_the_earlier_run_whole(written, monkeyp
     run_directory.read(written)
 
 
-@pytest.mark.parametrize("renames", range(3))
-def test_a_machine_that_stops_between_renames_leaves_no_mixture(written, monkeypatch, renames):
-    """Nothing is cleaned up after: what lies there is what a power cut leaves."""
+def stop_after(renames, directory, monkeypatch):
+    """Interrupt whatever renames one more file into ``directory``."""
     rename, left = os.replace, [renames]
 
     def stop(made, there):
-        if Path(there).parent == written:  # others are within the folder that is made ready
+        if Path(there).parent == directory:  # others are within the folder that is made ready
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
         rename(made, there)
 
     monkeypatch.setattr("taylorder.files.os.replace", stop)
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_machine_that_stops_between_renames_leaves_no_mixture(written, monkeypatch, renames):
+    """Nothing is cleaned up after: what lies there is what a power cut leaves."""
+    stop_after(renames, written, monkeypatch)
     measured, chosen = small(window=64, sinks=4)
     with pytest.raises(KeyboardInterrupt):
         run_directory.write(written, measured, chosen)
@@ -173,16 +179,7 @@ def test_a_machine_that_stops_between_renames_leaves_no_mixture(written, monkeyp
 
 @pytest.mark.parametrize("renames", range(2))
 def test_an_evaluation_that_is_added_never_takes_the_run_away(written, monkeypatch, renames):
-    rename, left = os.replace, [renames]
-
-    def stop(made, there):
-        if Path(there).parent == written:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-        rename(made, there)
-
-    monkeypatch.setattr("taylorder.files.os.replace", stop)
+    stop_after(renames, written, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_directory.write(written, *small(), Evaluation(False, (), "no text"))
     assert run_directory.read(written)
@@ -267,7 +264,7 @@ def replace(old, new):
             r"damaged \(lists .* nested more than",
         ),
         ("report.json", replace('"max_order": 8', '"max_order": 1e999'), r"damaged \(found 1e999, expected a number"),
-        ("report.json", replace("report@1", "report@2"), r"has schema 'taylorder/report@2', this version reads"),
+        ("report.json", replace("report@2", "report@3"), r"has schema 'taylorder/report@3', this version reads"),
         ("report.json", replace('"max_order": 8', '"max_order": "x"'), r"damaged \(settings\.max_order: .*found 'x'\)"),
         ("report.json", replace('self_attn", "head": 1,', 'self_attn", "head": 9,'), r"its heads are not those"),
     ],

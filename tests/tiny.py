@@ -60,11 +60,7 @@ def opt():
 
 def gemma3():
     """Text only: sliding (window 8), full, sliding, full."""
-    config = hf.Gemma3TextConfig(
-        head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"] * 2, **{**_decoder(), "num_hidden_layers": 4},
-    )  # fmt: skip
-    return build(hf.Gemma3ForCausalLM, config)
+    return build(hf.Gemma3ForCausalLM, _gemma3_text())
 
 
 def phi3():
@@ -101,11 +97,9 @@ def vit():
 
 def gemma3_vlm():
     """The Gemma 3 above behind images, whose tokens see one another both ways: ``token_type_ids`` 1."""
-    text = hf.Gemma3TextConfig(
-        head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"] * 2, **{**_decoder(), "num_hidden_layers": 4},
-    )  # fmt: skip
-    config = hf.Gemma3Config(text_config=text, vision_config=_vision(), mm_tokens_per_image=4, image_token_index=IMAGE)
+    config = hf.Gemma3Config(
+        text_config=_gemma3_text(), vision_config=_vision(), mm_tokens_per_image=4, image_token_index=IMAGE
+    )
     return build(hf.Gemma3ForConditionalGeneration, config)
 
 
@@ -169,6 +163,13 @@ def tokens(batch: int = 1, length: int = 24, seed: int = 0) -> torch.Tensor:
 
 def _common():
     return {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": STD}
+
+
+def _gemma3_text():
+    return hf.Gemma3TextConfig(
+        head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2, **{**_decoder(), "num_hidden_layers": 4},
+    )  # fmt: skip
 
 
 def _vision():

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
+from taylorder._attention import attends_causally
 from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
@@ -203,19 +204,19 @@ def _layers(model: Any, config: OrderConfig) -> list[Any]:
         if plan.heads is None:
             continue
         module = modules[orders.module]
-        if not getattr(module, "is_causal", True):
+        if not attends_causally(module, {}):
             raise UnsupportedModelError(
                 f"{orders.module} attends in both directions: an encoder needs no cache, run the model without one"
             )
         index = getattr(module, "layer_idx", None)
         index = index if isinstance(index, int) and index < len(layers) else -1
-        found = layers[index] if index >= 0 else None
-        if isinstance(found, LinearAttentionAndFullAttentionLayer):
-            layers[index] = HybridCacheLayer(orders.module, plan.heads, number_of_states=found.number_of_states)
+        cached = layers[index] if index >= 0 else None
+        if isinstance(cached, LinearAttentionAndFullAttentionLayer):
+            layers[index] = HybridCacheLayer(orders.module, plan.heads, number_of_states=cached.number_of_states)
             continue
-        if type(found) is not DynamicLayer:
+        if type(cached) is not DynamicLayer:
             raise UnsupportedModelError(
-                f"transformers caches {orders.module} in a {type(found).__name__}, where a DynamicLayer is expected, "
+                f"transformers caches {orders.module} in a {type(cached).__name__}, where a DynamicLayer is expected, "
                 "which a state can replace: make its heads exact, or pass "
                 "past_key_values=DynamicCache(config=model.config), which keeps every key"
             )

@@ -180,10 +180,10 @@ class OrdersFile(Strict):
                 raise ValueError(
                     f"layer {layer.module} lists {len(layer.kv_heads)} KV heads, expected {model.kv_heads}"
                 )
-            for place, kv_head in enumerate(layer.kv_heads):
+            for index, kv_head in enumerate(layer.kv_heads):
                 if len(kv_head.heads) * model.kv_heads != model.heads:
                     raise ValueError(
-                        f"layer {layer.module}, KV head {place} lists {len(kv_head.heads)} heads, expected "
+                        f"layer {layer.module}, KV head {index} lists {len(kv_head.heads)} heads, expected "
                         f"{model.heads / model.kv_heads:g}"
                     )
         if self.context is not None and self.context != _context(self.criterion):

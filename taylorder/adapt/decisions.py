@@ -157,9 +157,9 @@ def check_group(module: str, kv_head: int, heads: tuple[HeadOrder, ...]) -> None
     if all(exact):
         return
     for option in ("window", "sinks"):
-        found = sorted({getattr(head, option) for head in heads})
-        if len(found) > 1:
-            raise ValueError(f"{where}: {option} differs within the group ({found}); one value is expected")
+        values = sorted({getattr(head, option) for head in heads})
+        if len(values) > 1:
+            raise ValueError(f"{where}: {option} differs within the group ({values}); one value is expected")
     ranks = [head.ranks for head in heads]
     if any(r is not None for r in ranks):
         if any(r is None for r in ranks):

@@ -96,7 +96,7 @@ def run_levers(
     before = not fresh and any(records.glob("levers-*.json"))
     kept = Records(records, settings, fresh=fresh)
     if before:
-        say(_found(kept, records, description, limit))
+        say(_resumed(kept, records, description, limit))
     table = measuring.measure(
         model, description, ids, offered, window_instead, seed=seed, records=kept, progress=progress
     )
@@ -157,12 +157,12 @@ def offer(
     return offered, length
 
 
-def _found(kept: Records, records: Path, description: ModelDescription, limit: Limit) -> str:
+def _resumed(kept: Records, records: Path, description: ModelDescription, limit: Limit) -> str:
     """What an earlier run left, or that it was about something else."""
     modules = description.open_modules
     layers = sum(kept.get(f"levers-{module.name}") is not None for module in modules)
     if not layers:
         return f"what {records} held was measured under other settings; starting over"
     rounds = len(list(records.glob(f"context-{limit.context}-{limit.budget}-*-[0-9].json")))
-    told = f"found {layers} of {len(modules)} layers"
-    return f"{told}{'' if limit.budget is None else f' and {rounds} rounds'} in {records}; going on from there"
+    finished = f"{layers} of {len(modules)} layers{'' if limit.budget is None else f' and {rounds} rounds'}"
+    return f"found {finished} in {records}; going on from there"

@@ -19,16 +19,21 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from taylorder._attention import Observer
+from taylorder._attention import Observer, attends_causally
 from taylorder._masks import causal_mask, key_validity, short_mask
 from taylorder._support import refuse_block_mask, refuse_terms, uncompiled
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.adapt.differentiable import differentiable_attention
-from taylorder.errors import NonFiniteError, TaylorderError, UsageError
+from taylorder.analysis.finite import refuse_broken_tensors
+from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import HeadSpec, State, TritonUnavailableError, score_space_attention, taylor_attention
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder"
+
+_OVERFLOWED = (
+    "the layers before it overflowed or the weights are broken: run in float32, or check the model without a config"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +186,7 @@ def _attend(
     refuse_block_mask(name, attention_mask)
     _refuse(name, module, query, key, value, dropout, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    override = kwargs.get("is_causal")
-    causal = bool(getattr(module, "is_causal", True) if override is None else override)
+    causal = attends_causally(module, kwargs)
     if run.plan.heads is None:
         output = _exact(module, query, key, value, attention_mask, scaling, causal)
     else:
@@ -312,12 +316,7 @@ def _refuse(
             f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
         )
     refuse_terms(name, module, kwargs)
-    for what, tensor in (("queries", query), ("keys", key), ("values", value)):
-        if not torch.isfinite(tensor).all():
-            raise NonFiniteError(
-                f"the {what} of {name} hold NaN or infinite values in {tensor.dtype}; the layers before it overflowed "
-                "or the weights are broken: run in float32, or check the model without a config"
-            )
+    refuse_broken_tensors(name, query, key, value, _OVERFLOWED)
 
 
 def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:

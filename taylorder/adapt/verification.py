@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from taylorder._attention import selections
+from taylorder._attention import attends_causally, selections
 from taylorder._probing import distance, forward, leaving_no_trace, probe_ids, probe_mask, rounding, same_bits
 from taylorder.adapt.block import installed
 from taylorder.adapt.runtime import RUNS, Counts, LayerPlan, ModuleRun
@@ -33,7 +33,7 @@ def verify(model: Any, names: Sequence[str]) -> None:
     if any(module in RUNS for module in targets):
         return  # inside a block for the same model
     weights = next(model.parameters())
-    causal = [getattr(module, "is_causal", True) for module in targets]
+    causal = [attends_causally(module, {}) for module in targets]
     key = (weights.dtype, weights.device, [name for _, name in selections(model)], causal)
     if key == _VERIFIED.get(model):
         return

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from taylorder._attention import AttentionCall, recording
+from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.analysis.truncation import LayerTensors
-from taylorder.errors import NonFiniteError
 from taylorder.models import run_base
+
+_WAY_OUT = "nothing can be measured there: load the model in float32, or check its weights"
 
 
 def run_layers(
@@ -38,12 +40,7 @@ def run_layers(
     """
 
     def sink(call: AttentionCall) -> None:
-        for what, tensor in (("queries", call.q), ("keys", call.k), ("values", call.v)):
-            if not torch.isfinite(tensor).all():
-                raise NonFiniteError(
-                    f"the {what} of {call.name} hold NaN or infinite values in {tensor.dtype}; nothing can be measured "
-                    "there: load the model in float32, or check its weights"
-                )
+        refuse_broken_tensors(call.name, call.q, call.k, call.v, _WAY_OUT)
         mask = None if call.mask is None else call.mask.expand(len(call.q), -1, -1, -1).cpu()
         # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
         consume(call.name, LayerTensors(call.q.cpu(), call.k.cpu(), call.v.cpu(), mask, call.scaling, call.is_causal))

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from taylorder.analysis import text as texts
-from taylorder.analysis.text import Text
+from taylorder.analysis.text import Text, text_of_files
 
 PACKAGES = {"numpy": ("lib", "linalg"), "scipy": ("cluster", "ndimage", "signal", "spatial")}
 """What is walked, in this order: distributions and their subpackages."""
@@ -33,7 +32,7 @@ def evaluation_text(files: Sequence[str | Path] = ()) -> Text:
 
     """
     if files:
-        return texts.text_of_files(files)
+        return text_of_files(files)
     versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return Text(f"docstrings of {versions}", _docstrings())
 

@@ -1,12 +1,25 @@
-"""Weights that cannot have been meant: NaN or infinite ones, found before anything is measured with them."""
+"""NaN and infinities, named where they are: in weights before anything is measured, in what attention is given."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from taylorder.errors import NonFiniteError
+
+
+def refuse_broken_tensors(name: str, query: Tensor, key: Tensor, value: Tensor, way_out: str) -> None:
+    """Name what the attention module ``name`` is given NaN or infinities in.
+
+    Raises:
+        NonFiniteError: there are some; ``way_out`` says what to do.
+
+    """
+    for what, tensor in (("queries", query), ("keys", key), ("values", value)):
+        if not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"the {what} of {name} hold NaN or infinite values in {tensor.dtype}; {way_out}")
 
 
 def refuse_broken_weights(model: Any, name: str) -> None:

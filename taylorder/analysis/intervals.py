@@ -32,6 +32,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it says anything; that of a single value does not."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
 
 def paired_difference(
     a: ArrayLike,

@@ -83,8 +83,8 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
     rounding = _ROUNDING.get(parameter.dtype, 1e-3)
     ids = (torch.arange(6) + 16) % int(config.vocab_size)
     with torch.inference_mode():
-        own = model(ids[None].to(parameter.device), use_cache=False).logits[0].float()
-        hidden, largest = hidden_states(model, ids), float(own.abs().max())
+        logits = model(ids[None].to(parameter.device), use_cache=False).logits[0].float()
+        hidden, largest = hidden_states(model, ids), float(logits.abs().max())
         if not math.isfinite(largest):
             refuse_broken_weights(model, type(model).__name__)
             raise NonFiniteError(
@@ -94,7 +94,7 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
         # Models that see leave out what the config of their text part states.
         for head in (stated, _head(linear, 1.0, None)):
             fits = linear.weight.shape[-1] == hidden.shape[-1]  # a layer between them may change the width
-            if fits and torch.allclose(head(hidden), own, rtol=rounding, atol=rounding * largest):
+            if fits and torch.allclose(head(hidden), logits, rtol=rounding, atol=rounding * largest):
                 return head
     raise UnsupportedModelError(
         f"{type(model).__name__} does to its logits more than a linear head, a scale and a soft cap; its losses cannot "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from taylorder._support import dtype_name
 from taylorder.analysis.evaluation_text import evaluation_text
 from taylorder.analysis.losses import has_language_model_head
 from taylorder.analysis.results import Analysis
@@ -72,7 +73,7 @@ def measure(
 
     """
     description, model, tokenizer = analysis.model, loaded.model, loaded.tokenizer
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model)
     if fingerprint(model) != description.fingerprint:
         remedy = way_out_of_rounding(description.dtype, dtype)
         raise ConfigError(

@@ -9,17 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taylorder.errors import TaylorderError, UsageError
+from taylorder.reports import run_files
 
-_CONFIG = "orders.json"
-_OF_A_RUN = (
-    _CONFIG, "orders.safetensors", "heads.csv", "spectral.csv", "levers.csv", "report.json", "report.html",
-    "claims.json",
-)  # fmt: skip
-"""What a run directory holds; said here too, since the reports that write it take seconds to import."""
+_CONFIG = run_files.FILES["orders"]
 
 _LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 """What may be wrong with a path that is looked into later, or made."""
-
 
 _LONGEST = 255
 """Bytes of a name that file systems take."""
@@ -48,7 +43,7 @@ def path_of(option: str) -> Callable[[str | Path], Path]:
 
 def run_folder(path: Path) -> Path:
     """The folder of a run, which may be named by a file in it."""
-    return path.parent if path.name in _OF_A_RUN and path.is_file() else path
+    return path.parent if path.name in run_files.ALL and path.is_file() else path
 
 
 def config_file(path: Path) -> Path:
@@ -61,13 +56,16 @@ def config_file(path: Path) -> Path:
     return folder / _CONFIG
 
 
-def run_for_model(model: str | None, config: Path | None) -> Path | None:
-    """The run that stands where MODEL does, by its folder or a file in it; None if it is a model."""
-    if model is None or config is not None:
-        return None
-    path = path_of("MODEL")(model)
-    folder = run_folder(path)
-    return path if folder.is_dir() and (folder / _CONFIG).is_file() else None
+def run_and_config(model: str | None, config: Path | None) -> tuple[Path | None, Path | None]:
+    """The run that stands where MODEL does, by its folder or a file in it, and the config that it or --config means.
+
+    None for what there is not: MODEL is a model, or there is no config.
+    """
+    run = path_of("MODEL")(model) if model is not None and config is None else None
+    if run is not None and not (run_folder(run) / _CONFIG).is_file():
+        run = None
+    meant = config or run
+    return run, None if meant is None else config_file(meant)
 
 
 def model_of_run(run: Path, named: str) -> str:
@@ -83,6 +81,6 @@ def named_by(run: Path | None, name: str | None, way_out: str) -> Iterator[None]
         yield
     except TaylorderError as error:
         if run is not None and name is not None and not Path(name).expanduser().exists():
-            told = str(error).removesuffix(".")
-            error.args = (f"{told}; {run} names it so, perhaps as seen from another folder: {way_out}",)
+            sentence = str(error).removesuffix(".")
+            error.args = (f"{sentence}; {run} names it so, perhaps as seen from another folder: {way_out}",)
         raise

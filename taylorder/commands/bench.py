@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taylorder.commands._paths import config_file, model_of_run, named_by, path_of, run_for_model
+from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
 from taylorder.commands._shared import Device, Dtype, Format, Model, print_report
 from taylorder.errors import UsageError
 
@@ -50,8 +50,7 @@ def bench(
 
     from taylorder.adapt.config import OrderConfig
 
-    run = run_for_model(model, config)
-    path = None if config is None and run is None else config_file(config or run or Path())
+    run, path = run_and_config(model, config)
     chosen = None if path is None else OrderConfig.load(path)
     if run is not None and chosen is not None:
         model = model_of_run(run, chosen.model.name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._paths import config_file, model_of_run, named_by, path_of, run_for_model
+from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
 from taylorder.commands._shared import Device, Dtype, Format, Model, check_texts, check_writable, print_report
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
@@ -91,10 +91,9 @@ def evaluate(
             raise UsageError(f"--out {out} is a directory; name a file")
         if not out.exists() or out.is_file():
             check_writable(Path(os.path.realpath(out)).parent)
-    run = run_for_model(model, config)
-    if config is None and run is None:
+    run, path = run_and_config(model, config)
+    if path is None:
         raise UsageError("eval needs a config; name one with --config, or a run in the place of MODEL")
-    path = config_file(config or run or Path())
 
     from taylorder.adapt.config import OrderConfig
 

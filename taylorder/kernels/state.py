@@ -273,17 +273,17 @@ def _held_tokens(recent: Recent) -> dict[str, Tensor]:
 def _put_tokens(recent: Recent, held: dict[str, Tensor]) -> None:
     """Take the recent tokens out of ``held``."""
     names = ["recent.keys", "recent.values", "recent.keep"]
-    found = {name: held.pop(name) for name in names if name in held}
-    if "recent.keys" not in found or found["recent.keys"].ndim != 4:
-        raise ValueError(f"a part of a state has {sorted(found)}, expected recent.keys [B, G, T, d]")
-    B, G, d, T = *recent.keys.shape[:2], recent.keys.shape[3], found["recent.keys"].shape[2]
+    tokens = {name: held.pop(name) for name in names if name in held}
+    if "recent.keys" not in tokens or tokens["recent.keys"].ndim != 4:
+        raise ValueError(f"a part of a state has {sorted(tokens)}, expected recent.keys [B, G, T, d]")
+    B, G, d, T = *recent.keys.shape[:2], recent.keys.shape[3], tokens["recent.keys"].shape[2]
     expected = {
         "recent.keys": torch.empty(B, G, T, d, dtype=recent.keys.dtype, device="meta"),
         "recent.values": torch.empty(B, G, T, recent.values.shape[3], dtype=recent.values.dtype, device="meta"),
         "recent.keep": torch.empty(B, T, dtype=torch.bool, device="meta"),
     }
-    check_names(found, {name: like for name, like in expected.items() if name in found or name != "recent.keep"})
-    recent.append(found["recent.keys"], found["recent.values"], found.get("recent.keep"))
+    check_names(tokens, {name: like for name, like in expected.items() if name in tokens or name != "recent.keep"})
+    recent.append(tokens["recent.keys"], tokens["recent.values"], tokens.get("recent.keep"))
 
 
 def _nominal(keys: Tensor, values: Tensor, tokens: int) -> int:

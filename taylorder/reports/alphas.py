@@ -35,7 +35,7 @@ class AlphaColumns:
     @property
     def left_out(self) -> str:
         """The alphas that have no column here, and D where no alpha has it; empty if there is nothing to say."""
-        missing = [each for each in _PROJECTIONS if each not in self.shown]
+        missing = [projection for projection in _PROJECTIONS if projection not in self.shown]
         parts = [f"the alphas of {' and '.join(missing)}"] if missing else []
         return " and ".join(parts if self.with_distance else [*parts, "every D"])
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from taylorder.files import replacing_together
 from taylorder.reports import html_claims
-from taylorder.reports.document import CLAIMS_FILE, CLAIMS_PAGE, as_json
+from taylorder.reports.document import as_json
 from taylorder.reports.run_directory import unwritable
+from taylorder.reports.run_files import CLAIMS_FILE, CLAIMS_PAGE
 
 
 def write(directory: str | Path, document: Mapping[str, Any], runs: Sequence[Path]) -> None:

@@ -19,20 +19,9 @@ from taylorder.adapt.select import HeadVerdict, Policy, Selection
 from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
 from taylorder.models import ModelDescription
 from taylorder.reports import summary, verdict
+from taylorder.reports.run_files import FILES, LEVERS_FILE
 
 SCHEMA = "taylorder/report@2"
-FILES = {
-    "orders": "orders.json",
-    "heads": "heads.csv",
-    "spectral": "spectral.csv",
-    "report": "report.json",
-    "page": "report.html",
-}
-CLAIMS_FILE, CLAIMS_PAGE = "claims.json", "claims.html"
-"""What `taylorder claims` made of the run, where it was asked to; and the page, where it was asked about several."""
-
-LEVERS_FILE = "levers.csv"
-"""One row per KV head and candidate, where levers were measured."""
 
 
 @dataclass(frozen=True, slots=True)

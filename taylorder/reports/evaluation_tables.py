@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
 
 from taylorder.adapt import rivals
@@ -15,7 +14,7 @@ from taylorder.analysis.intervals import Interval
 from taylorder.analysis.losses import EXACT
 from taylorder.analysis.tasks import TaskRow
 from taylorder.reports.evaluation_words import figure, with_bracket
-from taylorder.reports.fitting import FittingTable
+from taylorder.reports.fitting import dense_table
 from taylorder.reports.human import compact, number, percent, size
 
 
@@ -37,7 +36,7 @@ _BY_POSITION = (EXACT, rivals.CONFIG, rivals.WINDOW)
 
 def figures(comparison: Comparison) -> Table:
     """Losses of every contender that ran, with intervals."""
-    table = _table()
+    table = dense_table()
     table.add_column("", no_wrap=True)
     for title in (
         "bytes per\nKV head",
@@ -67,7 +66,7 @@ def differences(comparison: Comparison) -> Table | None:
     if not standings:
         return None
     with_window = any(each.delta_window is not None for each in standings)
-    table = _table()
+    table = dense_table()
     table.add_column("difference of NLL", no_wrap=True)
     table.add_column("to exact [95%]", justify="right", no_wrap=True)
     if with_window:
@@ -85,7 +84,7 @@ def positions(comparison: Comparison) -> Table | None:
     shown = [each for each in _ran(comparison) if each.name in _BY_POSITION and each.buckets]
     if not shown or len(shown[0].buckets) < 2:
         return None
-    table = _table()
+    table = dense_table()
     table.add_column("NLL at position", no_wrap=True)
     for first, last, _ in shown[0].buckets:
         table.add_column(f"{number(first)}-{number(last)}", justify="right", no_wrap=True)
@@ -97,7 +96,7 @@ def positions(comparison: Comparison) -> Table | None:
 def hidden(comparison: Comparison) -> Table:
     """Distances of final hidden states, for models without next-token losses."""
     causal = any(each.nominal_bytes is not None for each in comparison.standings)
-    table = _table()
+    table = dense_table()
     table.add_column("final hidden states", no_wrap=True)
     for title in (*(("bytes per\nKV head",) if causal else ()), "relative L2\nto exact", "mean cosine\nto exact"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -114,7 +113,7 @@ def hidden(comparison: Comparison) -> Table:
 
 def tasks(results: Sequence[TaskResults]) -> Table:
     """Share of right answers by kind and length, under exact attention and the others."""
-    table = _table()
+    table = dense_table()
     for title in ("task", "tokens", "asked", "chance", "exact [95%]"):
         table.add_column(title, justify="left" if title == "task" else "right", no_wrap=True)
     others = [each for each in results if each.rows and each.name != EXACT]
@@ -149,7 +148,7 @@ def depths(results: Sequence[TaskResults]) -> Table | None:
     asked = [(place, row) for place, row in enumerate(known) if row.depth is not None and not row.exact_cannot]
     if not asked:
         return None
-    table = _table()
+    table = dense_table()
     table.add_column("by depth", no_wrap=True)
     table.add_column("tokens", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -169,7 +168,7 @@ def lookup_bytes(lookups: Sequence[Lookup]) -> Table | None:
     """What lookup takes in memory, exactly and with the config; None if there is nothing to show."""
     if not lookups:
         return None
-    table = _table()
+    table = dense_table()
     table.add_column("task against\nnominal bytes", no_wrap=True)
     for title in ("tokens", "exact\nright", "exact\nbytes", "config\nright", "config\nbytes"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -190,10 +189,6 @@ def perplexity(value: float) -> str:
     if value < 999.95:
         return f"{value:.1f}"
     return compact(round(value)) if value < 1e300 else "over 1e300"
-
-
-def _table() -> Table:
-    return FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
 
 
 def _at(

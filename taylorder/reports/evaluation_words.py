@@ -44,7 +44,7 @@ def figure(value: float, signed: bool = False) -> str:
 
 def bracket(interval: Interval, signed: bool = False) -> str:
     """``[low, high]``; nothing where a single sequence gives no interval."""
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+    if not interval.bounded:
         return ""
     return f"[{figure(interval.low, signed)}, {figure(interval.high, signed)}]"
 
@@ -156,7 +156,7 @@ _BETTER, _WORSE, _ALIKE = "better", "worse", "cannot be told apart here"
 
 def _judged(difference: Interval) -> str | None:
     """What the whole interval of a difference says, a negative one being better; None where there is no interval."""
-    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+    if not difference.bounded:
         return None
     return _BETTER if difference.high < 0 else _WORSE if difference.low > 0 else _ALIKE
 
@@ -164,33 +164,33 @@ def _judged(difference: Interval) -> str | None:
 def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
     """Every rival in the table, with the config's difference to it and what its interval says."""
     exact, window = comparison.standing(EXACT), comparison.standing(rivals.WINDOW)
-    told: list[str] = []
+    sentences: list[str] = []
     if window is not None and window.failure is not None:
-        told.append(f"There is no window to compare it with: {window.failure}.")
-    found: dict[str | None, list[str]] = {_BETTER: [], _WORSE: [], _ALIKE: [], None: []}
+        sentences.append(f"There is no window to compare it with: {window.failure}.")
+    by_verdict: dict[str | None, list[str]] = {_BETTER: [], _WORSE: [], _ALIKE: [], None: []}
     for rival in comparison.standings:
-        if rival.failure is not None or rival.name in (EXACT, rivals.CONFIG):
+        if rival.config_less is None:  # exact, the config itself, and what broke down
             continue
         if rival is window and exact is not None and window.nominal_bytes == exact.nominal_bytes:
-            told.append(
+            sentences.append(
                 f"It takes no fewer bytes than the whole KV cache ({size(exact.nominal_bytes or 0)} per KV head), so "
                 "exact attention is the better use of them."
             )
             continue
-        known = rival.config_less or (config.delta_window if rival is window else None)
-        difference = known or _without_interval(config, rival)
-        found[_judged(difference)].append(_named(rival, _difference(difference, config)))
-    parts = [f"is {verdict} than {_listed(found[verdict])}" for verdict in (_BETTER, _WORSE) if found[verdict]]
-    if found[_ALIKE]:
-        parts.append(f"{_ALIKE} from {_listed(found[_ALIKE])}")
+        by_verdict[_judged(rival.config_less)].append(_named(rival, _difference(rival.config_less, config)))
+    parts = [
+        f"is {verdict} than {_listed(by_verdict[verdict])}" for verdict in (_BETTER, _WORSE) if by_verdict[verdict]
+    ]
+    if by_verdict[_ALIKE]:
+        parts.append(f"{_ALIKE} from {_listed(by_verdict[_ALIKE])}")
     if parts:
-        told.append(f"It {_listed(parts)}.")
-    if (found[_BETTER] or found[_WORSE]) and comparison.sequences < ENOUGH:
+        sentences.append(f"It {_listed(parts)}.")
+    if (by_verdict[_BETTER] or by_verdict[_WORSE]) and comparison.sequences < ENOUGH:
         chance = 2 ** (comparison.sequences - 1)
-        told.append(f"So few sequences all agree by chance one time in {chance}.")
-    if found[None]:
-        told.append(f"Without an interval, which decides nothing, it differs from {_listed(found[None])}.")
-    return told
+        sentences.append(f"So few sequences all agree by chance one time in {chance}.")
+    if by_verdict[None]:
+        sentences.append(f"Without an interval, which decides nothing, it differs from {_listed(by_verdict[None])}.")
+    return sentences
 
 
 def _named(rival: Standing, difference: str) -> str:
@@ -204,18 +204,9 @@ def _difference(difference: Interval, config: Standing) -> str:
     if config.nll is not None:
         return with_bracket(difference, signed=True)
     told = f"{100 * difference.estimate:+.1f} percentage points"
-    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+    if not difference.bounded:
         return told
     return f"{told} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-
-
-def _without_interval(config: Standing, rival: Standing) -> Interval:
-    """The difference of the estimates, for reports that were written before intervals of it were kept."""
-    if config.nll is not None and rival.nll is not None:
-        difference = config.nll.estimate - rival.nll.estimate
-    else:
-        difference = (config.hidden_relative_l2 or 0.0) - (rival.hidden_relative_l2 or 0.0)
-    return Interval(difference, -math.inf, math.inf)
 
 
 def _listed(names: list[str]) -> str:

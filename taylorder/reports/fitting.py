@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
@@ -58,3 +59,8 @@ class FittingTable(Table):
         for cells in zip(*(column.cells for column in columns), strict=True):
             piece.add_row(*cells)
         return piece
+
+
+def dense_table() -> FittingTable:
+    """A table of figures as reports have them: a rule below the titles, no frame, one space between columns."""
+    return FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)

@@ -51,14 +51,11 @@ def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
 def _legend(selection: Selection) -> list[str]:
     """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
     exact = [head for head in selection.heads if head.choice.order == "exact"]
-    lines = [line.plain.partition("  ") for line in grids.order_legend(replace(selection, heads=tuple(exact)))]
-    return [f"{mark}: {meaning}" for mark, meaning in ([(line[0], line[2]) for line in lines] + _windows(selection))]
-
-
-def _windows(selection: Selection) -> list[tuple[str, str]]:
-    """Mark and meaning of heads that keep a window and nothing else, if there are any."""
-    kept = any(head.choice.drops_far for head in selection.heads)
-    return [(grids.WINDOW_MARK, grids.WINDOW_MEANING)] if kept else []
+    lines = grids.order_legend(replace(selection, heads=tuple(exact)))
+    legend = [line.plain.replace("  ", ": ", 1) for line in lines]
+    if any(head.choice.drops_far for head in selection.heads):
+        legend.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
+    return legend
 
 
 def _start(analysis: Analysis, selection: Selection) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from rich import box
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +14,7 @@ from taylorder.adapt.lever_summary import LeverSummary
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.reports.evaluation_words import figure
-from taylorder.reports.fitting import FittingTable
+from taylorder.reports.fitting import dense_table
 from taylorder.reports.human import LayerNames, compact, counted, layer_names, number, percent, size
 from taylorder.reports.layout import SLIDING_MARK
 from taylorder.reports.parts import INDENT, note
@@ -37,7 +36,7 @@ def kept_grid(analysis: Analysis, selection: Selection, width: int) -> Padding:
     widest = max(len(cell) for row in rows for cell in row)
     columns = max(1, (width - 2) // ((len(rows[0])) * (widest + 2) + 4))
     height = -(-len(rows) // columns)
-    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    table = dense_table()
     for column in range(columns):
         if column * height < len(rows):
             table.add_column("layer" if not column else "  layer", justify="right", no_wrap=True)
@@ -62,7 +61,7 @@ def _kept(head: HeadOrder) -> str:
 
 def counts(summary: LeverSummary) -> Table:
     """How many KV heads run each candidate."""
-    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    table = dense_table()
     table.add_column("chosen", no_wrap=True)
     table.add_column("KV heads", justify="right", no_wrap=True)
     for label, count in summary.chosen:
@@ -72,7 +71,7 @@ def counts(summary: LeverSummary) -> Table:
 
 def beside_windows(summary: LeverSummary) -> Table:
     """Every candidate with a polynomial, beside the same bytes of window."""
-    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    table = dense_table()
     table.add_column("polynomial", overflow="fold")
     for title in ("bytes", "error", "of window", "better on"):
         table.add_column(title, justify="right", no_wrap=True)

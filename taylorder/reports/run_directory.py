@@ -26,10 +26,11 @@ from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.lever_errors import LeverRow
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
-from taylorder.files import replacing, replacing_together
+from taylorder.files import replacing_together
 from taylorder.models import ModelDescription
-from taylorder.reports import html
-from taylorder.reports.document import CLAIMS_FILE, FILES, LEVERS_FILE, SCHEMA, ReportDocument, as_document, as_json
+from taylorder.reports import html, run_files
+from taylorder.reports.document import SCHEMA, ReportDocument, as_document, as_json
+from taylorder.reports.run_files import CLAIMS_FILE, FILES, LEVERS_FILE
 from taylorder.strict_json import brief, explain, read_json
 
 _HEADS_COLUMNS = (
@@ -39,13 +40,6 @@ _HEADS_COLUMNS = (
 _SPECTRAL_COLUMNS = ("module", "projection", "alpha", "D", "sigma", "tail", "status", "alpha_low", "alpha_high")
 
 _Row = TypeVar("_Row", CandidateRow, SpectralRow)
-
-
-_WRITTEN = (
-    FILES["orders"], Path(FILES["orders"]).with_suffix(".safetensors").name, FILES["heads"], FILES["spectral"],
-    LEVERS_FILE, FILES["page"], CLAIMS_FILE, FILES["report"],
-)  # fmt: skip
-"""The files of a run, and of what was found out about it; those that a run does not have must not stay from another."""
 
 
 class RunDirectoryError(TaylorderError):
@@ -69,7 +63,7 @@ def write(
     """
     directory = Path(directory)
     try:
-        with replacing_together(directory, _WRITTEN, beside=(FILES["page"],)) as made:
+        with replacing_together(directory, run_files.ALL, beside=(FILES["page"],)) as made:
             selection.config.save(made / FILES["orders"])
             _write_rows(made / FILES["heads"], CandidateRow, _HEADS_COLUMNS, analysis.candidates)
             _write_rows(made / FILES["spectral"], SpectralRow, _SPECTRAL_COLUMNS, analysis.spectral)
@@ -190,7 +184,7 @@ def _columns(row_type: type[_Row], first: Sequence[str]) -> list[str]:
 
 def _write_rows(path: Path, row_type: type[_Row], first: Sequence[str], rows: Iterable[_Row]) -> None:
     columns = _columns(row_type, first)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")  # writes floats with repr and None as an empty cell
         writer.writerow(columns)
         writer.writerows([getattr(row, column) for column in columns] for row in rows)
@@ -202,7 +196,7 @@ def _write_levers(path: Path, run: LeverRun) -> None:
     sizes = table_bytes(table, run.chosen.limit.context)
     settings = [each.name for each in fields(Candidate)]
     figures = [each.name for each in fields(LeverRow) if each.name not in ("module", "kv_head", "candidate")]
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["module", "kv_head", *settings, "nominal_bytes", *figures, "chosen"])
         for rows, own, taken in zip(table.rows(), sizes, run.chosen.choice, strict=True):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 
 from taylorder.adapt.select import Selection
 from taylorder.analysis.results import EXPANSIONS, Analysis
 from taylorder.reports import summary
-from taylorder.reports.fitting import FittingTable
+from taylorder.reports.fitting import dense_table
 from taylorder.reports.human import compact, layer_names, number, percent, percent_figure, size
 
 
 def error_by_order(analysis: Analysis, selection: Selection) -> Table:
     """Median error per order and expansion point, heads within the tolerance, and what the order costs."""
     causal = analysis.model.causal
-    table = _table()
+    table = dense_table()
     table.add_column("order", justify="right", no_wrap=True)
     for expansion in EXPANSIONS:
         table.add_column(expansion, justify="right")
@@ -37,7 +36,7 @@ def error_by_order(analysis: Analysis, selection: Selection) -> Table:
 
 def distances(analysis: Analysis, selection: Selection) -> Table:
     """Quantiles over heads of each head's least error, among orders that pay off and among all measured ones."""
-    table = _table()
+    table = dense_table()
     table.add_column("least error of a head")
     for title in ("lowest", "25%", "median", "75%", "highest"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -59,7 +58,7 @@ def nearest_heads(analysis: Analysis, selection: Selection) -> Table | None:
     if not nearest:
         return None
     names = layer_names([module.name for module in analysis.model.modules])
-    table = _table()
+    table = dense_table()
     table.add_column("heads that miss it by least")
     table.add_column("error", justify="right", no_wrap=True)
     table.add_column("with", no_wrap=True)
@@ -79,7 +78,7 @@ def near_field(analysis: Analysis, selection: Selection) -> Table | None:
     preview = analysis.preview
     if preview is None:
         return None
-    table = _table()
+    table = dense_table()
     table.add_column("order", justify="right")
     table.add_column("no near\nfield", justify="right")
     table.add_column("heads\nwithin", justify="right")
@@ -94,10 +93,6 @@ def near_field(analysis: Analysis, selection: Selection) -> Table | None:
             number(line.within_near),
         )
     return table
-
-
-def _table() -> Table:
-    return FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
 
 
 def _span(largest: int) -> str:

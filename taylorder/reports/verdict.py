@@ -75,21 +75,21 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
 
 def _cautions(analysis: Analysis) -> list[str]:
     """What makes the figures say less than they seem to."""
-    text, told = analysis.calibration, []
+    text, cautions = analysis.calibration, []
     if (caution := untrained(text.nll, text.vocabulary)) is not None:
-        told.append(caution)
+        cautions.append(caution)
     if text.unknown_share > MOST_UNKNOWN:
-        told.append(
+        cautions.append(
             f"{percent(text.unknown_share)} of the calibration text is unknown to the tokenizer: measure on text in a "
             "language that it knows."
         )
     if text.far_share < LEAST_FAR_SHARE:
-        told.append(
+        cautions.append(
             f"Only {number(text.far_rows)} of {counted(text.rows, 'measured query row')} have keys outside of the near "
             f"field, fewer than the {percent(LEAST_FAR_SHARE)} that an order is chosen by: measure longer sequences "
             "(--sequence-length), or a smaller near field."
         )
-    return told
+    return cautions
 
 
 def _within(chosen: LeverSummary) -> str:
