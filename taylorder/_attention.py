@@ -7,7 +7,7 @@ SDPA attention. Outside :func:`recording` the table is empty and no model refers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -105,10 +105,12 @@ def recording(model: nn.Module, sink: Sink | None, *, observe: Observer | None =
 
 
 @contextmanager
-def selected(model: nn.Module, name: str) -> Iterator[None]:
+def selected(model: nn.Module, name: str, modules: Collection[nn.Module] | None = None) -> Iterator[None]:
     """Have ``model`` attend through the implementation registered as ``name`` inside the block.
 
-    However the block is left, every config of the model selects the implementation it selected before.
+    Given ``modules``, what has a config that is neither theirs nor that of a module around them, such as the tower that
+    sees the images, goes on with its own implementation. However the block is left, every config of the model selects
+    the implementation it selected before.
 
     Raises:
         UnsupportedModelError: the class does not dispatch its attention.
@@ -120,10 +122,22 @@ def selected(model: nn.Module, name: str) -> Iterator[None]:
             model.set_attn_implementation(name)  # type: ignore[operator]
         # The setter only warns where it fails, and keeps the old implementation.
         refuse_class(model, selected=name)
+        if modules is not None:
+            taking_part = _configs_around(model, set(modules))
+            for config, implementation in implementations:
+                if id(config) not in taking_part:
+                    config._attn_implementation_internal = implementation
         yield
     finally:
         for config, implementation in implementations:
             config._attn_implementation_internal = implementation
+
+
+def _configs_around(model: Any, modules: Collection[nn.Module]) -> set[int]:
+    """Return the ids of the configs of a model's text part, of some of its modules and of all modules around those."""
+    around = [module for module in model.modules() if any(inner in modules for inner in module.modules())]
+    configs = [model.config.get_text_config(), *(vars(module).get("config") for module in around)]
+    return {id(config) for config in configs}
 
 
 @uncompiled

@@ -64,11 +64,19 @@ def longest_context(model: Any, name: str, seen: list[Lookup]) -> int:
     return min(longest)
 
 
+def token_embeddings(model: Any) -> torch.Tensor | None:
+    """Return the table of a row per token, or None where there is not one: bytes that are hashed, several tables."""
+    try:
+        weight = getattr(model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:
+        return None
+    return weight if isinstance(weight, torch.Tensor) else None
+
+
 def _table_lengths(model: Any, padding: int | None, seen: list[Lookup]) -> Iterator[int]:
     """Tokens that fit into every table whose rows were read one after the other, beginning with the first token's."""
-    try:
-        words = model.get_input_embeddings().weight
-    except (NotImplementedError, AttributeError):
+    words = token_embeddings(model)
+    if words is None:
         return  # nothing tells positions from token ids
     token_ids = [rows for table, rows in seen if table is words]
     for table, rows in seen:

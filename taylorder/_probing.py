@@ -85,7 +85,8 @@ def leaving_no_trace(model: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
         with torch.no_grad():
             for buffer, value in values:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # those of a model made in inference mode cannot be written at all
+                    buffer.copy_(value)
 
 
 def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
@@ -130,9 +131,19 @@ def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModul
         raise UnsupportedModelError(
             f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
             f"({attention}): hidden states differ by {off:.2g} of their norm, where rounding explains {allowed:.0e}. "
-            f"{OTHER_MODEL}."
+            f"{_way_out_of_other_numbers(model, plain.dtype)}."
         )
     _LOOKED_AT[model] = key
+
+
+def _way_out_of_other_numbers(model: Any, dtype: torch.dtype) -> str:
+    """What to do about numbers that differ; a router turns rounding into other experts, which no tolerance covers."""
+    if not getattr(model, "_supports_sdpa", False):
+        return OTHER_MODEL
+    half = (
+        "" if dtype in (torch.float32, torch.float64) else " or load it in float32, if experts are chosen by rounding"
+    )
+    return f"Call set_attn_implementation('sdpa') first to have it run as it is measured{half}"
 
 
 def same_bits(model: nn.Module) -> bool:

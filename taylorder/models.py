@@ -13,7 +13,7 @@ from taylorder import _support
 from taylorder._adapters import refuse_adapter_files, refuse_adapters
 from taylorder._attention import AttentionCall, recording
 from taylorder._checkpoint import auto_class, built_class, refuse_report
-from taylorder._positions import longest_context, lookups
+from taylorder._positions import longest_context, lookups, token_embeddings
 from taylorder._probing import PROBE_TOKENS, forward, leaving_no_trace, probe_ids, refuse_other_numbers
 from taylorder._sources import BUILTIN, explained, gguf_parsed_once, locate
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
@@ -174,12 +174,8 @@ def refuse_foreign_ids(model: Any, input_ids: torch.Tensor) -> None:
         UsageError: an id is too large.
 
     """
-    try:
-        embeddings = int(model.get_input_embeddings().weight.shape[0])
-    except (NotImplementedError, AttributeError):
-        return  # several tables, or none that the class names: the model itself says what it cannot look up
-    largest = int(input_ids.max())
-    if largest >= embeddings:
+    table = token_embeddings(model)
+    if table is not None and (largest := int(input_ids.max())) >= (embeddings := int(table.shape[0])):
         raise UsageError(
             f"the text has token id {largest}, the model {embeddings} embeddings (ids 0 to {embeddings - 1}): the "
             "tokenizer is another model's; use the one that the model was trained with"

@@ -6,7 +6,9 @@ import json
 import pathlib
 
 import pytest
+import tiny
 import torch
+import transformers as hf
 from generating import MODELS, in_pieces, mixed_config, padded_batch, positions, score_space, structure
 from tiny import TINY, tokens
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -481,3 +483,19 @@ def test_a_file_that_vouches_for_what_no_cache_holds_is_refused(saved, tmp_path,
     with pytest.raises(TaylorderError, match="does not hold what a cache of this model consists of") as caught:
         load_changed(saved, tmp_path / "changed.safetensors", header, tensors, vouched=True)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("encoder_layers", [2, 3, 5])
+def test_a_decoder_that_was_trained_with_a_deeper_encoder_has_a_cache_for_its_own_layers(encoder_layers):
+    """The config of BART and its kin counts the layers of the encoder, which no call of the decoder comes to."""
+    config = hf.BartConfig(
+        d_model=32, encoder_layers=encoder_layers, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=32,
+        max_position_embeddings=64, vocab_size=tiny.VOCAB, init_std=0.3, is_encoder_decoder=False, is_decoder=True,
+    )  # fmt: skip
+    model = tiny.build(hf.BartForCausalLM, config)
+    orders = OrderConfig.uniform(model, 2, "mean", 4, 1)
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    with taylorder.adapted(model, orders):
+        assert len(TaylorCache(model, orders).layers) == 2
+        cached, whole = (model.generate(tiny.tokens(2), use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached, whole)

@@ -8,6 +8,7 @@ import tiny
 import torch
 import transformers as hf
 
+import taylorder
 from taylorder.analysis import losses
 from taylorder.analysis.losses import (
     EXACT,
@@ -117,6 +118,20 @@ def test_unknown_treatment_of_logits_is_refused():
     model = tiny.build(Doubled, hf.LlamaConfig(**tiny._decoder()))
     with pytest.raises(UnsupportedModelError, match="Doubled does to its logits more than a linear head"):
         language_model_head(model)
+
+
+@pytest.mark.parametrize("width", [32, 16])
+def test_a_layer_between_hidden_states_and_head_is_refused_whatever_its_width(width, tiny_tokenizer):
+    """Electra predicts from vectors as wide as its embeddings; what it loses is not told, and nothing else suffers."""
+    config = hf.ElectraConfig(
+        vocab_size=tiny.VOCAB, embedding_size=width, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=32, max_position_embeddings=64, is_decoder=True,
+    )  # fmt: skip
+    model = tiny.build(hf.ElectraForCausalLM, config)
+    with pytest.raises(UnsupportedModelError, match="does to its logits more than a linear head"):
+        losses.language_model_head(model)
+    analysis = taylorder.analyze(model, tiny_tokenizer, max_tokens=64, sequence_length=32, rows=2, max_order=1)
+    assert analysis.calibration.nll is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

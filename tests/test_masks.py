@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 import taylorder
 from taylorder._attention import recording
 from taylorder._masks import key_validity, short_mask
+from taylorder.adapt import runtime
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import OrderConfig
 from taylorder.errors import UnsupportedModelError, UsageError
@@ -108,6 +109,72 @@ def test_generate_gives_attention_the_same_masks(factory, inputs, options, given
             found = model.generate(IDS, **inputs, **quiet, **options)
     assert_same_calls(given, untouched)
     assert torch.equal(found, expected)
+
+
+def seeing(start=3):
+    """Two rows with an image in each."""
+    ids = IDS.where(IDS != tiny.IMAGE, 8)
+    ids[:, start : start + 4] = tiny.IMAGE
+    return ids, {"pixel_values": torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize("factory", [tiny.gemma3_vlm, tiny.llava])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_what_sees_an_image_goes_on_with_its_own_attention(factory, mask):
+    model = factory()
+    ids, pixels = seeing(start=12)
+    inputs = {"input_ids": ids, "attention_mask": mask, **pixels}
+    quiet = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        expected, text = model(**inputs).logits, model(ids, attention_mask=mask).logits
+        generated = model.generate(**inputs, **quiet)
+        with taylorder.adapted(model, OrderConfig.uniform(model, "exact")):
+            assert torch.equal(model(**inputs).logits, expected)
+            assert torch.equal(model.generate(**inputs, **quiet), generated)
+        assert torch.equal(model(**inputs).logits, expected)
+    assert not torch.equal(expected, text)
+
+
+def test_truncated_heads_take_images_whose_mask_is_plain():
+    model = tiny.llava()
+    ids, pixels = seeing()
+    near, far = (OrderConfig.uniform(model, 2, "mean", window, 1) for window in (LENGTH + 8, 4))
+    quiet = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        expected = model(ids, **pixels).logits
+        with taylorder.adapted(model, near):
+            torch.testing.assert_close(model(ids, **pixels).logits, expected, rtol=1e-4, atol=1e-4)
+        with taylorder.adapted(model, far):
+            assert not torch.allclose(model(ids, **pixels).logits, expected, atol=1e-2)
+            cached, whole = (model.generate(ids, **pixels, **quiet, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, whole)
+
+
+def test_positions_of_images_are_not_taken_for_packed_sequences():
+    """Time, height and width: an image's tokens share some of them. A fourth row in front is the text's."""
+    image = torch.tensor([0, 1, 2, 2, 2, 2, 4, 5]).expand(3, 1, -1)
+    text, packed = torch.arange(8).expand(1, 1, -1), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]).expand(1, 1, -1)
+    runtime.refuse_packed("model", None, {"position_ids": image})
+    runtime.refuse_packed("model", None, {"position_ids": torch.cat([text, image])})
+    with pytest.raises(UsageError, match=r"position_ids that do not count up by one \(packed sequences\?\)"):
+        runtime.refuse_packed("model", None, {"position_ids": torch.cat([packed, image])})
+
+
+def test_a_mask_that_knows_fewer_tokens_than_there_are_keys_is_refused():
+    """MiniMax' own cache begins with a recurrence, so that transformers takes it for empty."""
+    config = hf.MiniMaxConfig(
+        **tiny._decoder(), head_dim=8, layer_types=["linear_attention", "full_attention"], num_local_experts=2,
+        num_experts_per_tok=1, block_size=4,
+    )  # fmt: skip
+    model = tiny.build(hf.MiniMaxForCausalLM, config)
+    quiet = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": None}
+    with taylorder.adapted(model, OrderConfig.uniform(model, 2, "mean", 4, 1)):
+        model.generate(IDS[:1], **quiet)
+        model.generate(IDS, attention_mask=MASK, use_cache=False, **quiet)
+        with pytest.raises(
+            UsageError, match=r"has 31 keys and is given a mask for 1, .*: run rows without padding, or"
+        ):
+            model.generate(IDS, attention_mask=MASK, **quiet)
 
 
 def test_truncated_heads_refuse_images_by_name_and_run_text_with_token_types():

@@ -56,6 +56,26 @@ def test_attention_that_sdpa_does_not_compute_is_refused():
         describe(model)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [(torch.float32, r"as it is measured\.$"), (torch.bfloat16, r"measured or load it in float32, if experts are")],
+)
+def test_the_way_out_of_other_numbers_is_the_attention_that_is_measured(dtype, words):
+    """A router turns the rounding of another attention function into other experts."""
+
+    def shifted(module, query, key, value, mask, **options):
+        output, weights = sdpa_attention_forward(module, query, key, value, mask, **options)
+        return output * 1.5, weights
+
+    hf.AttentionInterface.register("tested_shifted", shifted)
+    model = tiny.llama().to(dtype)
+    model.set_attn_implementation("tested_shifted")
+    with pytest.raises(UnsupportedModelError, match=r"Call set_attn_implementation\('sdpa'\) first .*" + words):
+        describe(model)
+    model.set_attn_implementation("sdpa")
+    assert describe(model).modules
+
+
 def test_a_model_that_does_not_run_by_its_own_attention_is_refused_with_the_way_out():
     def broken(*arguments, **options):
         raise OSError("no such kernel\nsecond line")
@@ -141,6 +161,15 @@ def test_looking_leaves_no_trace():
     assert [sorted(vars(module)) for module in model.modules()] == attributes
     assert len(model.model._forward_hooks) == 1
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_made_in_inference_mode_is_looked_at_like_any_other():
+    """Its buffers cannot be written outside of that mode."""
+    with torch.inference_mode():
+        model = tiny.llama()
+    config = OrderConfig.uniform(model, 2, "mean", 4, 1)
+    with torch.no_grad(), taylorder.adapted(model, config):
+        assert model(tiny.tokens()).logits.isfinite().all()
 
 
 def test_a_model_is_looked_at_once_in_each_dtype():

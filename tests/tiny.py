@@ -16,6 +16,8 @@ from tokenizers.processors import TemplateProcessing
 VOCAB = 128
 CONTEXT = 64
 STD = 0.3
+IMAGE = 100
+"""The token that stands for a part of an image, where pixels are given; four make one image."""
 
 
 def gpt2():
@@ -95,8 +97,20 @@ def vit():
 
 def gemma3_vlm():
     """The Gemma 3 above behind images, whose tokens see one another both ways: ``token_type_ids`` 1."""
-    config = hf.Gemma3Config(text_config=_gemma3_text(), vision_config=_vision())
+    config = hf.Gemma3Config(
+        text_config=_gemma3_text(), vision_config=_vision(), mm_tokens_per_image=4, image_token_index=IMAGE
+    )
     return build(hf.Gemma3ForConditionalGeneration, config)
+
+
+def llava():
+    """A Llama behind images, whose tokens are like those of text."""
+    text = hf.LlamaConfig(**_decoder())
+    config = hf.LlavaConfig(
+        text_config=text, vision_config=_vision(), vision_feature_layer=-1, image_token_index=IMAGE,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return build(hf.LlavaForConditionalGeneration, config)
 
 
 def paligemma():

@@ -37,7 +37,7 @@ def installed(
     register()
     suspended = {module: RUNS[module] for module in targets if module in RUNS}
     with ExitStack() as stack:
-        stack.enter_context(selected(model, ATTENTION_NAME))
+        stack.enter_context(selected(model, ATTENTION_NAME, targets))
         block = Block(targets, digest, guard, selections(model))
         for caller in {model, model.base_model}:
             stack.callback(caller.register_forward_pre_hook(block.check_call, with_kwargs=True).remove)

@@ -195,8 +195,10 @@ def _layers(model: Any, config: OrderConfig) -> list[Any]:
             f"{type(model).__name__} takes no cache but of a class of its own: leave past_key_values out, and it keeps "
             "every key in that"
         )
-    layers: list[Any] = DynamicCache(config=model.config).layers
     modules = dict(model.named_modules())
+    indices = [index for module in modules.values() if isinstance(index := getattr(module, "layer_idx", None), int)]
+    # The config of a decoder may count the layers of the encoder that it was trained with, and no call comes to those.
+    layers: list[Any] = DynamicCache(config=model.config).layers[: max(indices) + 1 if indices else None]
     for orders in config.layers:
         plan = plan_layer(config, orders, guard=True)
         if plan.heads is None:

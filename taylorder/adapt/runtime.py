@@ -189,6 +189,12 @@ def _attend(
     else:
         refuse_packed(name, attention_mask, kwargs)
         valid = honoured(name, attention_mask, query.shape[2], causal=causal)
+        if valid is not None and layer is None and valid.shape[1] != key.shape[2]:
+            raise UsageError(
+                f"{name} has {key.shape[2]} keys and is given a mask for {valid.shape[1]}, which cannot tell which are "
+                "padding (its cache is of another class than a TaylorCache): run rows without padding, or with "
+                "use_cache=False"
+            )
         output = _truncated(run, run.plan.heads, layer, query, key, value, valid, scaling, causal)
     if run.observe is not None:
         run.observe(name, query, key, value, output, scaling)
@@ -199,7 +205,8 @@ def outside_error(module: nn.Module) -> UsageError:
     """Say that a module has the attention of an adapted model, and is none."""
     return UsageError(
         f"{type(module).__name__} runs with the attention of `adapted` outside of a block (was the model or its config "
-        "copied inside adapted?): copy it outside, or call set_attn_implementation('sdpa') on the copy"
+        "copied inside adapted?): copy it outside, or call set_attn_implementation('sdpa') on the copy; if nothing was "
+        "copied, it attends to something beside the tokens, such as the states of an encoder: run text alone"
     )
 
 
@@ -317,6 +324,10 @@ def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> 
     if packed:
         raise UsageError(f"{name} was given packed sequences ({packed[0]}); run them as separate rows of a batch")
     positions = kwargs.get("position_ids")
+    if (
+        positions is not None and positions.ndim == 3
+    ):  # of images too: time, height and width, perhaps behind the text's
+        positions = positions[0] if len(positions) == 4 else None
     # Positions of padded rows jump as well. Where transformers takes note of packing, it makes a mask of it.
     if mask is None and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
         raise UsageError(
