@@ -68,7 +68,7 @@ def token_embeddings(model: Any) -> torch.Tensor | None:
     """Return the table of a row per token, or None where there is not one: bytes that are hashed, several tables."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         return None
     return weight if isinstance(weight, torch.Tensor) else None
 
