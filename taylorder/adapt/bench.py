@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taylorder._positions import token_embeddings
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.adapt.cost import config_bytes
@@ -175,7 +176,8 @@ def one_thread() -> Iterator[None]:
 
 def random_tokens(model: Any, count: int, seed: int) -> Tensor:
     """Draw tokens of the model's vocabulary, ``[1, count]``, on its device."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    table = token_embeddings(model)
+    vocabulary = int(model.config.get_text_config().vocab_size if table is None else table.shape[0])
     ids = torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(seed))
     return ids.to(next(model.parameters()).device)
 

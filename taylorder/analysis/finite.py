@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taylorder._positions import token_embeddings
 from taylorder.errors import NonFiniteError
 
 
@@ -31,10 +32,9 @@ def refuse_broken_weights(model: Any, name: str) -> None:
         NonFiniteError: there is one.
 
     """
-    embeddings = model.get_input_embeddings()
-    skipped = set() if embeddings is None else {id(weight) for weight in embeddings.parameters()}
+    embeddings = token_embeddings(model)
     for weight_name, weight in model.named_parameters():
-        if id(weight) in skipped or not weight.is_floating_point():
+        if weight is embeddings or not weight.is_floating_point():
             continue
         broken = weight.numel() - int(torch.isfinite(weight).sum())
         if broken:

@@ -92,7 +92,8 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
                 "values): check its weights, or run it in float32"
             )
         # Models that see leave out what the config of their text part states.
-        takes_hidden = getattr(linear, "in_features", hidden.shape[-1]) == hidden.shape[-1]  # ELECTRA projects first
+        weight = getattr(linear, "weight", None)  # MusicGen has several heads, and ELECTRA projects first
+        takes_hidden = isinstance(weight, Tensor) and weight.shape[-1] == hidden.shape[-1]
         for head in (stated, _head(linear, 1.0, None)) if takes_hidden else ():
             if torch.allclose(head(hidden), logits, rtol=rounding, atol=rounding * largest):
                 return head
