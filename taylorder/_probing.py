@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taylorder.models import AttentionModule
 
 PROBE_TOKENS = 8
+_SDPA_FIRST = "set_attn_implementation('sdpa') first, to have it run as it is measured"
 _PADDING = 3
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 _LOOKED_AT: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -102,17 +103,10 @@ def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModul
     if key == _LOOKED_AT.get(model):
         return
     ids, mask = probe_ids(model), probe_mask()
-    attention = ", ".join(sorted(map(str, selected)))
-    try:
-        with leaving_no_trace(model):
-            plain = forward(model, ids).last_hidden_state
-            padded = forward(model, ids, mask).last_hidden_state
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{name} does not run by its own attention ({attention}) on {PROBE_TOKENS} token ids "
-            f"({type(error).__name__}: {first_line(error)}), so nothing can be compared with it: "
-            "set_attn_implementation('sdpa') first."
-        ) from error
+    with running_untouched(model, name):
+        plain = forward(model, ids).last_hidden_state
+    with running_untouched(model, name):  # draws the same random numbers as the run before
+        padded = forward(model, ids, mask).last_hidden_state
     with leaving_no_trace(model), recording(model, None):
         recorded_padded = forward(model, ids, mask).last_hidden_state
     allowed = rounding(plain.dtype, len(modules))
@@ -130,20 +124,41 @@ def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModul
     if off > (0.0 if same_bits(model) else allowed):
         raise UnsupportedModelError(
             f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
-            f"({attention}): hidden states differ by {off:.2g} of their norm, where rounding explains {allowed:.0e}. "
-            f"{_way_out_of_other_numbers(model, plain.dtype)}."
+            f"({_attention(model)}): hidden states differ by {off:.2g} of their norm, where rounding explains "
+            f"{allowed:.0e}. {_way_out_of_other_numbers(model, plain.dtype)}."
         )
     _LOOKED_AT[model] = key
 
 
+@contextmanager
+def running_untouched(model: Any, name: str) -> Iterator[None]:
+    """:func:`leaving_no_trace`, for runs of a model as it is; where it fails by itself, that is said by name.
+
+    Raises:
+        UnsupportedModelError: anything was raised inside the block.
+
+    """
+    try:
+        with leaving_no_trace(model):
+            yield
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} does not run by its own attention ({_attention(model)}) on {PROBE_TOKENS} token ids "
+            f"({type(error).__name__}: {first_line(error)}), so nothing can be compared with it: "
+            f"{'mend the model or its config first' if _attention(model) == 'sdpa' else _SDPA_FIRST}."
+        ) from error
+
+
+def _attention(model: nn.Module) -> str:
+    return ", ".join(sorted({str(name) for _, name in selections(model)}))
+
+
 def _way_out_of_other_numbers(model: Any, dtype: torch.dtype) -> str:
     """What to do about numbers that differ; a router turns rounding into other experts, which no tolerance covers."""
-    if not getattr(model, "_supports_sdpa", False):
+    if _attention(model) == "sdpa" or not getattr(model, "_supports_sdpa", False):
         return OTHER_MODEL
-    half = (
-        "" if dtype in (torch.float32, torch.float64) else " or load it in float32, if experts are chosen by rounding"
-    )
-    return f"Call set_attn_implementation('sdpa') first to have it run as it is measured{half}"
+    half = dtype not in (torch.float32, torch.float64)
+    return f"Call {_SDPA_FIRST}{', or load it in float32, if experts are chosen by rounding' if half else ''}"
 
 
 def same_bits(model: nn.Module) -> bool:

@@ -58,7 +58,7 @@ def test_attention_that_sdpa_does_not_compute_is_refused():
 
 @pytest.mark.parametrize(
     ("dtype", "words"),
-    [(torch.float32, r"as it is measured\.$"), (torch.bfloat16, r"measured or load it in float32, if experts are")],
+    [(torch.float32, r"as it is measured\.$"), (torch.bfloat16, r"measured, or load it in float32, if experts are")],
 )
 def test_the_way_out_of_other_numbers_is_the_attention_that_is_measured(dtype, words):
     """A router turns the rounding of another attention function into other experts."""
@@ -70,7 +70,7 @@ def test_the_way_out_of_other_numbers_is_the_attention_that_is_measured(dtype, w
     hf.AttentionInterface.register("tested_shifted", shifted)
     model = tiny.llama().to(dtype)
     model.set_attn_implementation("tested_shifted")
-    with pytest.raises(UnsupportedModelError, match=r"Call set_attn_implementation\('sdpa'\) first .*" + words):
+    with pytest.raises(UnsupportedModelError, match=r"Call set_attn_implementation\('sdpa'\) first, .*" + words):
         describe(model)
     model.set_attn_implementation("sdpa")
     assert describe(model).modules
@@ -97,6 +97,31 @@ def test_rounding_is_no_difference(name, dtype, attention):
     model = tiny.TINY[name]().to(dtype)
     model.set_attn_implementation(attention)
     enter(model, OrderConfig.uniform(model, 2, "mean"))
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"), [("sdpa", "mend the model"), ("eager", r"set_attn_implementation\('sdpa'")]
+)
+def test_a_model_that_does_not_run_with_its_own_cache_is_refused_by_name(name, way_out, monkeypatch):
+    """As FlexAttention where it compiles for whole sequences only, or a decoder whose config counts too few layers."""
+    model = tiny.llama()
+    model.set_attn_implementation(name)
+    config = OrderConfig.uniform(model, 2, "mean")
+
+    def update(*_arguments, **_options):
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(hf.DynamicCache, "update", update)
+    words = rf"does not run by its own attention \({name}\) .*IndexError: list index out of range\).*: {way_out}"
+    with pytest.raises(UnsupportedModelError, match=words):
+        enter(model, config)
+
+
+def test_an_encoder_that_draws_random_numbers_draws_the_same_in_every_run():
+    """There is no cache, so that the untouched model runs twice as often."""
+    model = tiny.bert()
+    model.encoder.register_forward_pre_hook(lambda _, args: (args[0] + torch.randn(args[0].shape[1:]), *args[1:]))
+    enter(model, OrderConfig.uniform(model, "exact"))
 
 
 WRONG = {

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from taylorder._attention import attends_causally, selections
-from taylorder._probing import distance, forward, leaving_no_trace, probe_ids, probe_mask, rounding, same_bits
+from taylorder._probing import (
+    distance,
+    forward,
+    leaving_no_trace,
+    probe_ids,
+    probe_mask,
+    rounding,
+    running_untouched,
+    same_bits,
+)
 from taylorder.adapt.block import installed
 from taylorder.adapt.runtime import RUNS, Counts, LayerPlan, ModuleRun
 from taylorder.errors import UnsupportedModelError
@@ -37,7 +46,7 @@ def verify(model: Any, names: Sequence[str]) -> None:
     key = (weights.dtype, weights.device, [name for _, name in selections(model)], causal)
     if key == _VERIFIED.get(model):
         return
-    with leaving_no_trace(model):
+    with running_untouched(model, type(model).__name__):
         expected, cached = _runs(model, use_cache=True)
         if not cached:  # it may make a cache of its own that an adapted model does not read
             expected, _ = _runs(model, use_cache=False)
@@ -60,6 +69,7 @@ def _runs(model: Any, *, use_cache: bool) -> tuple[dict[str, Tensor], bool]:
     from transformers import DynamicCache, EncoderDecoderCache
 
     ids, mask = probe_ids(model), probe_mask()
+    torch.manual_seed(0)
     states = {"on whole sequences": forward(model, ids).last_hidden_state}
     torch.manual_seed(0)
     output = forward(model, ids[:, :-1], mask[:, :-1], use_cache=use_cache)
