@@ -17,6 +17,7 @@ from taylorder.commands._stopping import (
     TERMINATED,
     drop_output,
     ended,
+    let_standard_error_fail,
     termination_as_interrupt,
 )
 from taylorder.commands.analyze import analyze
@@ -77,6 +78,7 @@ app.command("compile-report")(compile_report)
 
 def main() -> None:
     """Run the command line; every failure a user can act on is one line on standard error and an exit code."""
+    let_standard_error_fail()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without these characters gets ? instead of a crash
