@@ -25,7 +25,7 @@ _SHOWN = 60
 """Characters of an argument that a message repeats."""
 
 Seed = Annotated[
-    int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Seed whatever is drawn: rows, sequences, tasks, tokens.")
+    int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed whatever is drawn: rows, sequences, tasks, tokens.")
 ]
 Model = Annotated[
     str | None,

@@ -23,7 +23,7 @@ from taylorder.commands._shared import (
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 
-_OF_LEVERS = ("--criterion", "--lever-length", "--fresh")
+_OF_LEVERS = ("--lever-length", "--fresh")
 """Options that do nothing where no levers are measured."""
 
 
@@ -142,9 +142,11 @@ def analyze(
 
     largest_error = parse_tolerance(tolerance)
     with_levers = budget is not None or levers is not None
-    idle = [name for name in _OF_LEVERS if _given(options, name)] if not with_levers else []
-    if idle:
-        raise UsageError(f"{idle[0]} is about levers, and none are asked for; add --budget or --levers")
+    if budget is None and _given(options, "--criterion"):
+        raise UsageError("--criterion says what is minimised within a budget, and there is none; add --budget")
+    for name in _OF_LEVERS:
+        if not with_levers and _given(options, name):
+            raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
     if with_levers and policy == "alpha":
         raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
 
