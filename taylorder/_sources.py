@@ -64,11 +64,13 @@ def locate(name: str) -> Source:
         if path.suffix != ".gguf" and (path.parent / "config.json").is_file():
             raise UsageError(f"{name} is a file of a model: name its folder, {path.parent}")
         if path.suffix != ".gguf":
-            raise UsageError(f"{name} is a file of type {path.suffix or '?'}: expected a .gguf file or a model folder.")
+            raise UsageError(f"{name} is a file, but no .gguf file: expected one, or a model folder.")
         return Source(name, str(path.parent), path.name)
     if path.is_dir():
         _check_folder(path, name)
         return Source(name, str(path))
+    if path.exists():
+        raise UsageError(f"{name} is neither a file nor a folder: expected a .gguf file or a model folder.")
     if path.suffix == ".gguf" or not _could_be_on_the_hub(name):
         raise UsageError(
             f"{name} does not exist: expected a model folder, a .gguf file, a Hub id (owner/name) or {BUILTIN}."

@@ -12,7 +12,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from taylorder.commands._stopping import INTERRUPTED, drop_output, ended, termination_as_interrupt
+from taylorder.commands._stopping import (
+    INTERRUPTED,
+    drop_output,
+    ended,
+    let_standard_error_fail,
+    termination_as_interrupt,
+)
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
 from taylorder.commands.claims import claims
@@ -71,6 +77,7 @@ app.command("compile-report")(compile_report)
 
 def main() -> None:
     """Run the command line; every failure a user can act on is one line on standard error and an exit code."""
+    let_standard_error_fail()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without these characters gets ? instead of a crash

@@ -182,9 +182,9 @@ def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "value", "way_out"),
     [
-        (["--budget", "12 furlongs"], "size is '12 furlongs'", "for example 65536B or 1.5MiB"),
-        (["--budget", "128"], "size is '128', which has no unit", "write 128KiB, 128MiB, or 128B"),
-        (["--budget", "0"], "size is '0'", "expected a positive number of bytes"),
+        (["--budget", "12 furlongs"], "--budget is '12 furlongs'", "for example 65536B or 1.5MiB"),
+        (["--budget", "128"], "--budget is '128', which has no unit", "write 128KiB, 128MiB, or 128B"),
+        (["--budget", "0"], "--budget is '0'", "expected a positive number of bytes"),
         (["--levers", "order,rank"], "--levers has 'rank'", "expected all, or some of order, expansion"),
         (["--levers", "all", "--policy", "alpha"], "--policy alpha knows no levers", "leave out --budget and --levers"),
         (["--budget", "1KiB", "--policy", "alpha"], "--policy alpha knows no levers", "or --policy"),

@@ -184,7 +184,7 @@ def test_without_a_run_the_way_out_is_named(run, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = run("claims")
     assert code == 1
-    assert "taylorder-out is not a directory; `taylorder analyze --out taylorder-out` makes one" in err
+    assert "taylorder-out does not exist; `taylorder analyze --out taylorder-out` makes one" in err
 
 
 def test_one_model_for_several_directories_is_refused(run, small, finished):

@@ -16,7 +16,7 @@ import taylorder
 from taylorder.adapt.cache import TaylorCache, nominal_cache_bytes
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.generate import _Text, compare, generated, stream
+from taylorder.adapt.generate import _chosen, _Text, compare, generated, stream
 from taylorder.adapt.hybrid_layer import HybridCacheLayer
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 from taylorder.models import describe
@@ -291,6 +291,13 @@ def test_the_stream_ends_where_the_model_ends_it_and_sampling_is_seeded(tiny_tok
     ended = generated(stream(model, tiny_tokenizer, "Once upon", config, seed=3, **options))
     assert ended.stopped == "end"
     assert ended.tokens == first.tokens[: first.tokens.index(first.tokens[4])]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+def test_no_temperature_breaks_the_draw(temperature):
+    logits = torch.tensor([-40.0, 3.0, 90.0, -torch.inf])
+    token = _chosen(logits, temperature, torch.Generator().manual_seed(0))
+    assert token in ((2,) if temperature < 1 else (0, 1, 2))
 
 
 def test_characters_of_several_tokens_come_out_whole():

@@ -222,7 +222,7 @@ def test_a_run_of_other_settings_is_announced(written):
     told = run_directory.replaces(written, model=other, **settings)
     assert told.endswith(": of smollm2-135m (sha256:0123456789abcdef), not other (sha256:89)")
     (written / "report.json").write_text("{")
-    assert run_directory.replaces(written, model=other, **settings) is None
+    assert "report.json is damaged (" in run_directory.replaces(written, model=other, **settings)
 
 
 def drop_last_line(path):
@@ -284,7 +284,7 @@ def test_a_config_of_another_model_is_refused(written):
 
 
 def test_a_missing_directory_is_refused_with_the_way_out(tmp_path):
-    with pytest.raises(TaylorderError, match=r"none is not a directory; `taylorder analyze --out .*none` makes one"):
+    with pytest.raises(TaylorderError, match=r"none does not exist; `taylorder analyze --out .*none` makes one"):
         run_directory.read(tmp_path / "none")
 
 
@@ -292,3 +292,31 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match=r"cannot be written .*; name another with --out"):
         run_directory.write(tmp_path / "file" / "run", *small())
+
+
+def test_a_config_edited_in_its_run_is_not_shown_with_the_figures_of_another(written):
+    path = written / "orders.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    entry = document["layers"][1]["kv_heads"][0]
+    entry.update(runs="window", window=7, sinks=1, heads=[{"order": None} for _ in entry["heads"]])
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(TaylorderError, match=r"not the config that this run wrote .*head 0 of .*1.*`taylorder eval`"):
+        run_directory.read(written)
+
+
+def test_a_run_of_another_version_is_announced_before_it_is_replaced(written):
+    path = written / "report.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("report@2", "report@1"), encoding="utf-8")
+    said = run_directory.replaces(written, model=small()[0].model)
+    assert said is not None
+    assert said.startswith(f"{written} holds another run, which this one replaces when it is finished: {path} has sch")
+
+
+def test_what_is_no_run_is_called_what_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TaylorderError, match=r"is a model, not a run; `taylorder analyze "):
+        run_directory.read(tmp_path)
+    with pytest.raises(
+        TaylorderError, match=r"config\.json is no run, nor a file in one; name what `taylorder analyze"
+    ):
+        run_directory.read(tmp_path / "config.json")

@@ -79,6 +79,28 @@ def test_full_output_is_one_sentence(written, arguments):
     assert done.stderr.startswith("error: standard output cannot be written (No space left on device); send it ")
 
 
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_progress_that_nobody_takes_ends_nothing(tmp_path, where):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\nfrom taylorder import cli\nfrom taylorder.reports.progress import StderrProgress\n"
+        "def show() -> None:\n"
+        "    with StderrProgress() as progress:\n"
+        "        for done in range(9):\n"
+        "            progress('heads', done, 9)\n"
+        "            time.sleep(0.05)\n"
+        "    print('measured')\n"
+        "cli.app.registered_commands[1].callback = show\nsys.argv[1:] = ['show']\ncli.main()\n"
+    )
+    done = shell(f"PYTHONPATH='{ROOT}' '{sys.executable}' '{script}' {where}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "measured\n", "")
+
+
+def test_an_error_goes_nowhere_else_where_standard_error_is_closed(written):
+    done = shell(f"taylorder show '{written}/nothing' 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
 def test_a_reader_that_has_enough_is_no_error(written):
     done = shell(f"taylorder show '{written}' | head -1")
     assert (done.stdout, done.stderr) == ("taylorder: smollm2-135m\n", "")
@@ -107,6 +129,42 @@ def test_empty_and_impossible_paths_are_refused_before_any_work(run, monkeypatch
     assert err.startswith("error: ")
     assert "is empty, perhaps an unset variable" in err or "File name too long" in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["analyze", "--out"], ["show"], ["eval", "--config"], ["claims"]])
+def test_a_loop_of_links_is_refused_before_any_work(run, monkeypatch, tmp_path, arguments):
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    code, _, err = run(*arguments, tmp_path / "loop")
+    assert code == 2
+    assert f" {tmp_path}/loop is no path here (Too many levels of symbolic links); choose another\n" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analyze", "--rows", "9" * 5000], "--rows is '9999"),
+        (["analyze", "--context", 10**30], "Invalid value for '--context'"),
+        (["analyze", "--levers", ""], "--levers has ''"),
+        (["analyze", "--criterion", "kl"], "minimised within a budget, and there is none; add"),
+        (["analyze", "--levers", "all", "--criterion", "kl"], "--criterion says what is minimised within a budget"),
+        (["analyze", "--lever-length", 16], "--lever-length is about levers"),
+        (["analyze", "--fresh"], "--fresh is about levers"),
+        (["eval", "--lengths", "9" * 5000], "--lengths is '9999"),
+        (["bench", "--lengths", "9" * 5000], "--lengths is '9999"),
+        (["bench", "--seed", 2**64], "Invalid value for '--seed'"),
+        (["generate", "hi", "--config", "a", "--seed", 2**64], "Invalid value for '--seed'"),
+    ],
+)  # fmt: skip
+def test_numbers_beyond_all_use_and_options_without_one_are_refused_first(
+    run, monkeypatch, tmp_path, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err) < 1000
 
 
 def test_a_folder_that_takes_no_file_is_refused_first(run, monkeypatch, tmp_path):

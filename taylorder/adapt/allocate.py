@@ -115,11 +115,11 @@ def parse_bytes(text: str) -> int:
     size = int(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()]) if match else 0
     if size < 1:
         raise UsageError(
-            f"size is {text!r}, expected a positive number of bytes with a unit: B, KiB, MiB, GiB (powers of 1024), "
-            "KB, MB or GB (powers of 1000), for example 65536B or 1.5MiB"
+            f"--budget is {text!r}, expected a positive number of bytes with a unit: B, KiB, MiB, GiB (powers of "
+            "1024), KB, MB or GB (powers of 1000), for example 65536B or 1.5MiB"
         )
     if match and match[2] is None:  # whoever writes 128 hardly means bytes
-        raise UsageError(f"size is {text!r}, which has no unit: write {match[1]}KiB, {match[1]}MiB, or {match[1]}B")
+        raise UsageError(f"--budget is {text!r}, which has no unit: write {match[1]}KiB, {match[1]}MiB, or {match[1]}B")
     return size
 
 

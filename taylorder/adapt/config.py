@@ -203,8 +203,13 @@ class OrderConfig(Strict):
             document = read_json(path)
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; `taylorder analyze` writes one") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); name an orders.json") from error
+        except ValueError as error:
+            raise ConfigError(
+                f"{path} cannot be read as JSON: {error}; mend it there (JSON knows no comments, and no comma before a "
+                "closing bracket), or name an orders.json"
+            ) from error
         if not isinstance(document, dict):
             raise ConfigError(f"{path} holds a {type(document).__name__}, expected an object with schema '{SCHEMA}'")
         try:

@@ -262,4 +262,5 @@ def _next_logits(model: Any, ids: Tensor, cache: Any) -> Tensor:
 def _chosen(logits: Tensor, temperature: float, draw: torch.Generator) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw))
+    scaled = (logits - logits.max()).double() / temperature  # no temperature is so low that this overflows upwards
+    return int(torch.multinomial(scaled.softmax(-1).float(), 1, generator=draw))

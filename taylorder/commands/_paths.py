@@ -19,6 +19,9 @@ _LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 _LONGEST = 255
 """Bytes of a name that file systems take."""
 
+_SHOWN = 200
+"""Characters of a path that a message repeats."""
+
 
 def path_of(option: str) -> Callable[[str | Path], Path]:
     """A parser for the paths of one option that refuses what no file can be called."""
@@ -29,13 +32,13 @@ def path_of(option: str) -> Callable[[str | Path], Path]:
         try:
             if any(len(os.fsencode(part)) > _LONGEST for part in Path(text).parts):
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-            os.lstat(text)
+            os.stat(text)
         except OSError as error:
             if error.errno not in _LATER:
-                shown = f"{str(text)[:30]}... of {len(os.fsencode(text))} bytes"
-                raise UsageError(
-                    f"{option} {shown} is no path here ({error.strerror}); choose a shorter one"
-                ) from error
+                shown = str(text)
+                if len(shown) > _SHOWN:
+                    shown = f"{shown[:30]}... of {len(os.fsencode(shown))} bytes"
+                raise UsageError(f"{option} {shown} is no path here ({error.strerror}); choose another") from error
         return Path(text)
 
     return parse

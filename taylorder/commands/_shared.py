@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from taylorder.adapt.select import Selection
     from taylorder.analysis.results import Analysis
 
+_DIGITS = 18
+_SHOWN = 60
+"""Characters of an argument that a message repeats."""
+
+Seed = Annotated[
+    int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed whatever is drawn: rows, sequences, tasks, tokens.")
+]
 Model = Annotated[
     str | None,
     typer.Argument(
@@ -33,6 +40,28 @@ Format = Annotated[
     Literal["human", "json"],
     typer.Option("--format", help="Print a report, or one JSON document and nothing else."),
 ]
+
+
+def parse_numbers(option: str, text: str | None, least: int) -> tuple[int, ...] | None:
+    """The whole numbers of a list with commas, each once, in order; None for None."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(is_whole_number(word, least) for word in words):
+        raise UsageError(
+            f"{option} is {shortly(text)}, expected whole numbers from {least} on with commas between them"
+        )
+    return tuple(sorted({int(word) for word in words}))
+
+
+def is_whole_number(text: str, least: int) -> bool:
+    """Whether a text is a whole number from ``least`` on, of no more digits than anything can be counted with."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) >= least
+
+
+def shortly(text: str) -> str:
+    """A text in quotes, as much of it as fits into a sentence."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def check_texts(files: Sequence[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from taylorder.errors import StoppedError, TaylorderError, Terminated
 
@@ -55,6 +56,25 @@ def ended(stop: BaseException | None) -> tuple[str, int]:
     while stop is not None and not isinstance(stop, Terminated):
         stop = stop.__cause__ or stop.__context__
     return ("interrupted", INTERRUPTED) if stop is None else ("terminated", TERMINATED)
+
+
+class _Lossy(io.FileIO):
+    """A file in which what cannot be written is lost without a word."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def let_standard_error_fail() -> None:
+    """Where standard error is closed, full or read by nobody, progress is lost, and not what is being measured."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+    elif sys.stderr is sys.__stderr__ and sys.__stderr__ is not None:
+        lossy = _Lossy(sys.__stderr__.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(lossy), sys.__stderr__.encoding, "replace", line_buffering=True)
 
 
 def drop_output() -> None:

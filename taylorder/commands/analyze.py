@@ -8,12 +8,27 @@ from typing import Annotated, Literal
 import typer
 
 from taylorder.commands._paths import path_of
-from taylorder.commands._shared import Device, Dtype, Format, Model, check_texts, check_writable, print_analysis
+from taylorder.commands._shared import (
+    Device,
+    Dtype,
+    Format,
+    Model,
+    Seed,
+    check_texts,
+    check_writable,
+    is_whole_number,
+    print_analysis,
+    shortly,
+)
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 
+_OF_LEVERS = ("--lever-length", "--fresh")
+"""Options that do nothing where no levers are measured."""
+
 
 def analyze(
+    options: typer.Context,
     model: Model = None,
     text: Annotated[
         list[Path] | None,
@@ -46,6 +61,7 @@ def analyze(
         typer.Option(
             metavar="N",
             min=1,
+            max=2**31,
             show_default="the model's maximum",
             help="Choose only orders whose state is no larger than the KV cache at N tokens.",
         ),
@@ -92,7 +108,7 @@ def analyze(
             parser=path_of("--out"),
         ),
     ] = Path("taylorder-out"),
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of query rows.")] = 0,
+    seed: Seed = 0,
     per_head_alpha: Annotated[
         bool, typer.Option("--per-head-alpha", help="Fit alpha to every head's slice too: noisy, and slow.")
     ] = False,
@@ -126,6 +142,11 @@ def analyze(
 
     largest_error = parse_tolerance(tolerance)
     with_levers = budget is not None or levers is not None
+    if budget is None and _given(options, "--criterion"):
+        raise UsageError("--criterion says what is minimised within a budget, and there is none; add --budget")
+    for name in _OF_LEVERS:
+        if not with_levers and _given(options, name):
+            raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
     if with_levers and policy == "alpha":
         raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
 
@@ -133,7 +154,7 @@ def analyze(
     from taylorder.analysis.candidates import parse_levers
 
     bytes_per_head = None if budget is None else parse_bytes(budget)
-    chosen_levers = parse_levers(levers or "all")
+    chosen_levers = parse_levers("all" if levers is None else levers)
 
     from taylorder.reports.progress import StderrProgress
 
@@ -248,10 +269,16 @@ def analyze(
     print_analysis(analysis, selection, evaluation, out, output)
 
 
+def _given(options: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = options.get_parameter_source(option.removeprefix("--").replace("-", "_"))
+    return source is not None and source.name != "DEFAULT"
+
+
 def _parse_rows(text: str) -> int | None:
     """Return a number of query rows, or None for all of them."""
     if text == "all":
         return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UsageError(f"--rows is {text!r}, expected a whole number from 1 on, or all")
+    if not is_whole_number(text, 1):
+        raise UsageError(f"--rows is {shortly(text)}, expected a whole number from 1 on, or all")
     return int(text)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
-from taylorder.commands._shared import Device, Dtype, Format, Model, print_report
+from taylorder.commands._shared import Device, Dtype, Format, Model, Seed, parse_numbers, print_report
 from taylorder.errors import UsageError
 
 _LENGTHS = (256, 1024, 4096)
@@ -37,7 +37,7 @@ def bench(
     new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Feed N tokens one by one after each context.")
     ] = 16,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of tokens.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     output: Format = "human",
@@ -46,7 +46,7 @@ def bench(
 
     Example: [bold]taylorder bench --config taylorder-out/orders.json --lengths 256,1024[/bold]
     """
-    asked = _parse_lengths(lengths)
+    asked = parse_numbers("--lengths", lengths, 1)
 
     from taylorder.adapt.config import OrderConfig
 
@@ -93,15 +93,6 @@ def bench(
             dtype=description.dtype,
         )
     print_report(output, lambda: generation.as_document(report), lambda console: generation.render(report, console))
-
-
-def _parse_lengths(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and int(word) >= 1 for word in words):
-        raise UsageError(f"--lengths is {text!r}, expected whole numbers from 1 on with commas between them")
-    return tuple(sorted({int(word) for word in words}))
 
 
 def _lengths(asked: tuple[int, ...] | None, max_context: int, new_tokens: int) -> tuple[int, ...]:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
-from taylorder.commands._shared import Device, Dtype, Format, Model, check_texts, check_writable, print_report
+from taylorder.commands._shared import (
+    Device,
+    Dtype,
+    Format,
+    Model,
+    Seed,
+    check_texts,
+    check_writable,
+    parse_numbers,
+    print_report,
+)
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +79,7 @@ def evaluate(
             metavar="FILE", help="Also write the JSON document here.", show_default=False, parser=path_of("--out")
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed the draw of sequences and tasks.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     output: Format = "human",
@@ -79,7 +89,7 @@ def evaluate(
     Example: [bold]taylorder eval gpt2 --config gpt2-out/orders.json --lengths 1024[/bold]
     """
     files = text or []
-    asked = _parse_lengths(lengths)
+    asked = parse_numbers("--lengths", lengths, 2)
     check_texts(files)
     if max_kl is not None and not 0 <= max_kl < math.inf:
         raise UsageError(f"--max-kl is {max_kl}, expected a number of nats from 0 on")
@@ -141,15 +151,6 @@ def evaluate(
             dtype=description.dtype,
         )
     _print(report, out, output)
-
-
-def _parse_lengths(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and int(word) >= 2 for word in words):
-        raise UsageError(f"--lengths is {text!r}, expected whole numbers from 2 on with commas between them")
-    return tuple(sorted({int(word) for word in words}))
 
 
 def _lengths(asked: tuple[int, ...] | None, max_context: int, tokens: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taylorder.commands._paths import config_file, path_of
-from taylorder.commands._shared import Device, Dtype
+from taylorder.commands._shared import Device, Dtype, Seed
 from taylorder.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def generate(
     temperature: Annotated[
         float, typer.Option(metavar="X", help="Draw tokens at this temperature; 0 takes the likeliest.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed that draw.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:

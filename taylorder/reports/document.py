@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from taylorder.adapt.decisions import HeadOrder
 from taylorder.adapt.evaluate import Evaluation
 from taylorder.adapt.lever_summary import LeverSummary
 from taylorder.adapt.select import HeadVerdict, Policy, Selection
@@ -52,6 +53,7 @@ class HeadRecord:
     module: str
     head: int
     kv_head: int
+    choice: dict[str, Any]
     best: Best | None
     needed_order: int | None
     predicted_order: int | None
@@ -140,13 +142,19 @@ def _json(value: Any, indent: str) -> str:
     return json.dumps(value, allow_nan=False)
 
 
+def choice_record(choice: HeadOrder) -> dict[str, Any]:
+    """What was chosen for a head, as ``report.json`` repeats it."""
+    made: dict[str, Any] = finite(choice.model_dump(mode="json", exclude_defaults=True))
+    return made
+
+
 def _head_record(head: HeadVerdict) -> dict[str, Any]:
     best = head.best
     return {
         "module": head.module,
         "head": head.head,
         "kv_head": head.kv_head,
-        "choice": head.choice.model_dump(mode="json", exclude_defaults=True),
+        "choice": choice_record(head.choice),
         "best": None
         if best is None
         else {"order": best.order, "expansion": best.expansion, "relative_l2": best.relative_l2},

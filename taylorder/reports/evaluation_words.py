@@ -72,7 +72,8 @@ def untrained(nll: float | None, vocabulary: int | None) -> str | None:
         return None
     return (
         f"The model as it is loses {nll:.2f} nats per token, where guessing among its {counted(vocabulary, 'token')} "
-        f"loses {math.log(vocabulary):.2f}: it looks untrained, and its figures say nothing about a trained model."
+        f"loses {math.log(vocabulary):.2f}: it looks untrained, or given another model's tokens, and its figures "
+        "say nothing about a trained model."
     )
 
 

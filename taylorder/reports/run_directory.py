@@ -29,7 +29,7 @@ from taylorder.errors import TaylorderError
 from taylorder.files import replacing_together
 from taylorder.models import ModelDescription
 from taylorder.reports import html, run_files
-from taylorder.reports.document import SCHEMA, ReportDocument, as_document, as_json
+from taylorder.reports.document import SCHEMA, ReportDocument, as_document, as_json, choice_record
 from taylorder.reports.run_files import CLAIMS_FILE, FILES, LEVERS_FILE
 from taylorder.strict_json import brief, explain, read_json
 
@@ -85,8 +85,10 @@ def read(directory: str | Path) -> tuple[Analysis, Selection]:
 
     """
     directory = Path(directory)
+    if not directory.exists():
+        raise RunDirectoryError(f"{directory} does not exist; `taylorder analyze --out {directory}` makes one")
     if not directory.is_dir():
-        raise RunDirectoryError(f"{directory} is not a directory; `taylorder analyze --out {directory}` makes one")
+        raise RunDirectoryError(f"{directory} is no run, nor a file in one; name what `taylorder analyze --out` wrote")
     report = _read_report(directory / FILES["report"])
     config = OrderConfig.load(directory / FILES["orders"], report.model)
     candidates = _read_rows(directory / FILES["heads"], CandidateRow)
@@ -128,10 +130,14 @@ def replaces(directory: str | Path, *, model: ModelDescription, **settings: Any)
         None where there is no run, or one that these settings would give again.
 
     """
-    try:
-        report = _read_report(Path(directory) / FILES["report"])
-    except TaylorderError:
+    path = Path(directory) / FILES["report"]
+    if not path.exists():
         return None
+    replaced = f"{directory} holds another run, which this one replaces when it is finished"
+    try:
+        report = _read_report(path)
+    except TaylorderError as error:
+        return f"{replaced}: {str(error).partition(';')[0]}"
     there = {f.name: getattr(part, f.name) for part in (report.calibration, report.settings) for f in fields(part)}
     there["budget"] = None if report.levers is None else report.levers.budget
     names = {"text_sha256": "text"}
@@ -145,7 +151,7 @@ def replaces(directory: str | Path, *, model: ModelDescription, **settings: Any)
         changes.insert(0, what)
     if not changes:
         return None
-    return f"{directory} holds another run, which this one replaces when it is finished: {'; '.join(changes)}"
+    return f"{replaced}: {'; '.join(changes)}"
 
 
 def _shortly(value: Any) -> str:
@@ -249,9 +255,17 @@ def _read_report(path: Path) -> ReportDocument:
 
 def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report: ReportDocument) -> Selection:
     """Put the verdicts together again: choices from the config, candidates from the table."""
+    made = {(head.module, head.head): head.choice for head in report.heads}
     choices = {(layer.module, head): each for layer in config.layers for head, each in enumerate(layer.heads)}
     if {(head.module, head.head) for head in report.heads} != set(choices):
         raise _damaged(directory / FILES["report"], "its heads are not those of the model")
+    for (module, number), choice in choices.items():
+        if choice_record(choice) != made[module, number]:
+            raise RunDirectoryError(
+                f"{directory / FILES['orders']} is not the config that this run wrote (the first to differ is head "
+                f"{number} of {module}), and the report would be about another; `taylorder eval` measures an edited "
+                "config: keep it in a folder of its own"
+            )
     rows = {(row.module, row.head, row.order, row.expansion): row for row in analysis.candidates}
     expected = len(choices) * len(EXPANSIONS) * analysis.max_order
     if len(rows) != expected:
@@ -290,6 +304,8 @@ def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report:
 
 
 def _incomplete(path: Path) -> RunDirectoryError:
+    if (path.parent / "config.json").is_file():
+        return RunDirectoryError(f"{path.parent} is a model, not a run; `taylorder analyze {path.parent}` makes a run")
     return RunDirectoryError(
         f"{path.parent} has no {path.name}, so no run was finished there; "
         f"`taylorder analyze --out {path.parent}` makes one"

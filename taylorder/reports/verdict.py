@@ -94,9 +94,9 @@ def _cautions(analysis: Analysis) -> list[str]:
 
 def _within(chosen: LeverSummary) -> str:
     """What the KV heads run."""
-    ways = len(chosen.chosen)
+    ways = f"run {len(chosen.chosen)} different ways" if len(chosen.chosen) > 1 else "all run the same way"
     return (
-        f"The {counted(chosen.kv_heads, 'KV head')} run {ways} different ways, {size(chosen.nominal_bytes)} each on "
+        f"The {counted(chosen.kv_heads, 'KV head')} {ways}, {size(chosen.nominal_bytes)} each on "
         f"average (exact: {size(chosen.exact_bytes)})."
     )
 
