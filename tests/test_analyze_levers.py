@@ -19,7 +19,7 @@ from taylorder.models import describe
 
 WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
 SMALL = (
-    "--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2, "--lever-length", 48,
+    "--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2,
 )  # fmt: skip
 
 
@@ -40,6 +40,8 @@ def analyze(run, saved, tmp_path, monkeypatch):
 
     def call(*arguments, evaluate=False):
         rest = () if evaluate else ("--no-eval",)
+        if {"--budget", "--levers"} & set(arguments):
+            rest = (*rest, "--lever-length", 48)
         out = ("--text", saved / "words.txt", "--out", tmp_path / "out")
         return run("analyze", saved, *out, *SMALL, *rest, *arguments)
 
@@ -222,7 +224,7 @@ def test_sequences_shorter_than_every_window_are_refused(analyze, criterion):
 def test_no_window_is_offered_that_hides_the_far_keys_of_a_longer_context(analyze, tmp_path):
     """On sequences of 48 tokens a near field of over 24 leaves too few rows with far keys to speak for 64 tokens."""
     for context, largest in ((48, 32), (64, 16)):
-        code, _, err = analyze("--budget", 1200, "--criterion", "gradient", "--context", context)
+        code, _, err = analyze("--budget", "1200B", "--criterion", "gradient", "--context", context)
         assert code == 0, err
         assert max(int(row["window"]) + int(row["sinks"]) for row in lever_rows(tmp_path / "out")) == largest
 
