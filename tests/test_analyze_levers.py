@@ -19,7 +19,7 @@ from taylorder.models import describe
 
 WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
 SMALL = (
-    "--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2, "--lever-length", 48,
+    "--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2,
 )  # fmt: skip
 
 
@@ -40,6 +40,8 @@ def analyze(run, saved, tmp_path, monkeypatch):
 
     def call(*arguments, evaluate=False):
         rest = () if evaluate else ("--no-eval",)
+        if {"--budget", "--levers"} & set(arguments):
+            rest = (*rest, "--lever-length", 48)
         out = ("--text", saved / "words.txt", "--out", tmp_path / "out")
         return run("analyze", saved, *out, *SMALL, *rest, *arguments)
 
