@@ -30,6 +30,8 @@ def load(examination: Examination, model: Any) -> None:
         if examination.untouched("load", save) is None:
             return
         loaded = examination.product("load", lambda: taylorder.load(folder).model)
+        for refusal in examination.record["refused"]:  # the folder has another name in each run
+            refusal["message"] = refusal["message"].replace(folder, "FOLDER")
         if loaded is not None:
             examination.record["load"] = {
                 "class": type(loaded).__name__,
