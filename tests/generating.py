@@ -8,8 +8,19 @@ from test_adapted import mixed_config
 from tiny import TINY, _common, build, tokens
 
 import taylorder
+from taylorder.adapt.cache import TaylorCache
+from taylorder.adapt.config import OrderConfig
+from taylorder.models import describe
 
-__all__ = ["MODELS", "PADDED", "in_pieces", "mixed_config", "padded_batch", "positions", "score_space", "structure"]
+__all__ = [
+    "LENGTH", "MODELS", "MODES", "PADDED", "SIZES", "generate", "in_pieces", "mixed_config", "padded_batch",
+    "positions", "run", "score_space", "structure", "uniform",
+]  # fmt: skip
+
+SIZES = (70, 1, 1, 1, 20, 1, 16)
+"""Tokens fed at a time, :data:`LENGTH` in all."""
+
+LENGTH = sum(SIZES)
 
 PADDED = 23
 """Padding tokens at the start of the second row of :func:`padded_batch`."""
@@ -61,3 +72,29 @@ def structure(model):
     """Everything an adapted block touches: attributes, hooks, and the attention selected."""
     hooks = {n: (sorted(vars(m)), len(m._forward_pre_hooks), len(m._forward_hooks)) for n, m in model.named_modules()}
     return hooks, model.config._attn_implementation
+
+
+MODES = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "num_return_sequences": 3},
+    "beams": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+    "sampled beams": {"do_sample": True, "num_beams": 2},
+    "chunked prefill": {"do_sample": False, "prefill_chunk_size": 17},
+}
+
+
+def generate(model, ids, mask, new=8, **options):
+    torch.manual_seed(0)
+    quiet = {"pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
+    return model.generate(ids, attention_mask=mask, max_new_tokens=new, **{**quiet, **options})
+
+
+def uniform(model, *arguments):
+    return OrderConfig.uniform(describe(model, "tiny"), *arguments)
+
+
+def run(model, config, ids, mask, sizes=SIZES, cache=None):
+    """A cache (a new one unless given) after these tokens, and the logits on the way."""
+    cache = TaylorCache(model, config) if cache is None else cache
+    with torch.no_grad(), taylorder.adapted(model, config):
+        return cache, in_pieces(model, cache, ids, mask, sizes)

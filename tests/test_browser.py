@@ -90,9 +90,7 @@ def files(tmp_path_factory):
     html.write(folder / "small.html", MEASURED, CHOSEN, None, {"claims": [asdict(CLAIM)]})
     html.write(folder / "wide.html", wide, synthetic.selection(wide), None, {"claims": [asdict(CLAIM)]})
     document = {"models": ["one", "another"], "claims": [asdict(CLAIM)], "software": {"torch": "2"}}
-    (folder / "claims.html").write_text(
-        html_claims.render(document, [Path("a b"), Path("c")], folder), encoding="utf-8"
-    )
+    (folder / "claims.html").write_text(html_claims.render(document, [Path("a b"), Path("c")], folder), "utf-8")
     return folder
 
 
