@@ -27,8 +27,8 @@ import transformers as hf
 import taylorder
 from taylorder.adapt.cache import TaylorCache, cache_bytes, nominal_cache_bytes
 from taylorder.adapt.cost import break_even_tokens
-from taylorder.models import describe
-from taylorder.provenance import software_versions
+from taylorder.models.describe import describe
+from taylorder.storage.provenance import software_versions
 
 HEAD_DIM = 16
 ORDER, WINDOW, SINKS = 3, 64, 4

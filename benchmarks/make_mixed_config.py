@@ -16,7 +16,7 @@ import numpy as np
 
 import taylorder
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.provenance import software_versions
+from taylorder.storage.provenance import software_versions
 
 SEED = 20260204
 EXACT_SHARE = 0.15

@@ -26,34 +26,38 @@ from typing import Any
 
 import numpy as np
 import torch
+from policy_rules import policies
+from policy_rules.ablation import without_lever
 from pydantic import TypeAdapter
 
-from taylorder.adapt import lever_summary, policies, rivals
-from taylorder.adapt.ablation import without_lever
-from taylorder.adapt.allocate import parse_bytes
-from taylorder.adapt.choice import window_instead
-from taylorder.adapt.choosing import Chosen, Limit, choose, windows_alone
+from taylorder.adapt.attention import execution_digest
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
-from taylorder.adapt.criteria import CRITERIA, DEFAULT_CRITERION
-from taylorder.adapt.judge import losses_of_states
-from taylorder.adapt.rivals import Contender
-from taylorder.adapt.runtime import execution_digest
-from taylorder.adapt.screening import SCREENING_TOKENS
-from taylorder.analysis.candidates import LEVERS, SINKS, candidates
-from taylorder.analysis.evaluation_text import evaluation_text
-from taylorder.analysis.intervals import paired_difference
-from taylorder.analysis.levers import LeverTable, measure
 from taylorder.analysis.losses import EXACT, language_model_head
-from taylorder.analysis.task_prompts import make_tasks
-from taylorder.analysis.tasks import Outcome, run_tasks, summarise
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.tokens import tokenise
-from taylorder.files import replacing
-from taylorder.models import describe, load
-from taylorder.provenance import software_versions
-from taylorder.records import Records
+from taylorder.evaluation import rivals
+from taylorder.evaluation.comparison import losses_of_states
+from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.evaluation.intervals import paired_difference
+from taylorder.evaluation.rivals import Contender
+from taylorder.evaluation.task_prompts import make_tasks
+from taylorder.evaluation.tasks import Outcome, run_tasks, summarise
+from taylorder.kernels.spec import SINKS
+from taylorder.models.describe import describe
+from taylorder.models.loading import load
 from taylorder.reports.document import as_json
+from taylorder.selection import lever_summary
+from taylorder.selection.candidates import LEVERS, candidates
+from taylorder.selection.config_of import window_instead
+from taylorder.selection.criteria import CRITERIA, DEFAULT_CRITERION
+from taylorder.selection.knapsack import parse_bytes
+from taylorder.selection.lever_table import LeverTable, measure
+from taylorder.selection.screening import SCREENING_TOKENS
+from taylorder.selection.under_limit import Chosen, Limit, choose, windows_alone
+from taylorder.storage.files import replacing
+from taylorder.storage.provenance import software_versions
+from taylorder.storage.records import Records
 
 WINDOW, ORDER_WINDOW, WINDOWS_ONLY, DEFAULT = "uniform window", "uniform order + window", "windows only", "default"
 SCREENING_SEQUENCES = 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from taylorder.adapt.cost import features, kv_bytes
-from taylorder.kernels.triton_backend.book import Kind, book
+from taylorder.kernels.triton_backend.layout_tables import Kind, book
 from taylorder.kernels.triton_backend.tiles import Layout
 
 CASES = [

@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taylorder.adapt.cache import TaylorCache
-    from taylorder.adapt.choosing import Limit
     from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.context import adapted
-    from taylorder.adapt.lever_run import run_levers
-    from taylorder.adapt.select import select
-    from taylorder.analysis.run import analyze
-    from taylorder.models import describe, load
+    from taylorder.analysis.analyze import analyze
+    from taylorder.models.describe import describe
+    from taylorder.models.loading import load
+    from taylorder.selection.by_tolerance import select
+    from taylorder.selection.run_levers import run_levers
+    from taylorder.selection.under_limit import Limit
 
 __version__ = "0.1.0"
 
 # Imported on first use: torch, transformers and WeightWatcher take seconds, `taylorder --help` must not.
 _HOMES = {
-    "Limit": "taylorder.adapt.choosing",
+    "Limit": "taylorder.selection.under_limit",
     "OrderConfig": "taylorder.adapt.config",
     "TaylorCache": "taylorder.adapt.cache",
     "adapted": "taylorder.adapt.context",
-    "analyze": "taylorder.analysis.run",
-    "describe": "taylorder.models",
-    "load": "taylorder.models",
-    "run_levers": "taylorder.adapt.lever_run",
-    "select": "taylorder.adapt.select",
+    "analyze": "taylorder.analysis.analyze",
+    "describe": "taylorder.models.describe",
+    "load": "taylorder.models.loading",
+    "run_levers": "taylorder.selection.run_levers",
+    "select": "taylorder.selection.by_tolerance",
 }
 
 __all__ = [

@@ -27,7 +27,7 @@ from taylorder.commands.evaluate import evaluate
 from taylorder.commands.generate import generate
 from taylorder.commands.show import show
 from taylorder.errors import TaylorderError
-from taylorder.provenance import software_versions
+from taylorder.storage.provenance import software_versions
 
 _WAY_OUT = "send it to a terminal, a pipe, a file with room or /dev/null"
 

@@ -47,3 +47,8 @@ class ConfigError(TaylorderError):
 
 class NonFiniteError(TaylorderError):
     """A model has or makes NaN or infinities: in its weights, queries, keys, values, logits or losses."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, to be quoted in one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -13,8 +13,10 @@ import sys
 import pytest
 import tiny
 
-from taylorder import cli, models
+from taylorder import cli
 from taylorder.adapt.config import OrderConfig
+from taylorder.models.describe import describe
+from taylorder.models.loading import load
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +25,7 @@ def builtin():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", _no_network)
         patch.setattr(socket, "getaddrinfo", _no_network)
-        return models.load()
+        return load()
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +70,7 @@ def orders(tmp_path):
     """Write a uniform config for the tiny Llama: ``orders(order, **options)`` gives its path."""
 
     def write(order, **options):
-        OrderConfig.uniform(models.describe(tiny.llama(), "tiny"), order, **options).save(tmp_path / "orders.json")
+        OrderConfig.uniform(describe(tiny.llama(), "tiny"), order, **options).save(tmp_path / "orders.json")
         return tmp_path / "orders.json"
 
     return write

@@ -10,7 +10,7 @@ from tiny import TINY, _common, build, tokens
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import OrderConfig
-from taylorder.models import describe
+from taylorder.models.describe import describe
 
 __all__ = [
     "LENGTH", "MODELS", "MODES", "PADDED", "SIZES", "generate", "in_pieces", "mixed_config", "padded_batch",

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from taylorder.kernels import HeadSpec, products, rows, taylor_attention, torch_backend
+from taylorder.kernels import HeadSpec, taylor_attention, torch_backend
+from taylorder.kernels import attend as rows
+from taylorder.kernels import state_products as products
 from taylorder.kernels.torch_backend import Output
 
 SCALING = 0.4

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 
-from taylorder.adapt.select import Selection, select
 from taylorder.analysis.results import (
     EXPANSIONS,
     Analysis,
@@ -19,7 +18,8 @@ from taylorder.analysis.results import (
     NearFieldPreview,
     SpectralRow,
 )
-from taylorder.models import AttentionModule, ModelDescription
+from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.selection.by_tolerance import Selection, select
 
 NOTE = "weights dequantised from Q4_1 (GGUF): alphas differ from the original checkpoint's"
 

@@ -18,7 +18,7 @@ from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.errors import ConfigError, NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, reference_attention
-from taylorder.models import describe
+from taylorder.models.describe import describe
 
 ARCHITECTURES = ["gpt2", "llama", "qwen3", "pythia", "opt", "gemma3", "phi3", "bert"]
 
@@ -292,8 +292,8 @@ def test_broken_activations_are_named():
 @pytest.mark.builtin
 def test_the_mixed_config_on_the_built_in_model_agrees_with_float64(builtin):
     """The committed mixed config: negative log-likelihood of other text, float32 against the float64 reference."""
-    from taylorder.analysis.evaluation_text import evaluation_text
     from taylorder.analysis.tokens import tokenise
+    from taylorder.evaluation.evaluation_text import evaluation_text
 
     ids = tokenise(builtin.tokenizer, evaluation_text()).first(320, 320)
     config = OrderConfig.load(pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json", builtin.model)

@@ -13,17 +13,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import sdpa_mask
 
 import taylorder
-from taylorder.adapt import runtime
+from taylorder.adapt import attention as runtime
+from taylorder.adapt.attention import plan_layer
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.runtime import plan_layer
 from taylorder.analysis.capture import run_layers
-from taylorder.analysis.rotations import balanced_rotations
 from taylorder.analysis.truncation import key_centres
 from taylorder.errors import ConfigError, UsageError
 from taylorder.kernels import HeadSpec, reference_attention
-from taylorder.models import describe
+from taylorder.models.describe import describe
+from taylorder.selection.rotations import balanced_rotations
 
 SIZES = (70, 1, 1, 1, 20, 1, 16)
 LENGTH = sum(SIZES)

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import taylorder
-from taylorder import models
 from taylorder.errors import UnsupportedModelError
+from taylorder.models.describe import describe
+from taylorder.models.loading import load
 
 _SENTENCE = (
     r"subject has an adapter that is not merged into its weights \(.*{}.*\), so alphas .*"
@@ -105,7 +106,7 @@ def of_peft(layer):
 def test_an_adapter_in_memory_is_refused(model, found, tiny_tokenizer):
     model = model().eval()
     with pytest.raises(UnsupportedModelError, match=_SENTENCE.format(found)) as caught:
-        models.describe(model, "subject")
+        describe(model, "subject")
     assert caught.value.exit_code == 3
     with pytest.raises(UnsupportedModelError, match=r"merge_and_unload\(\)"):
         taylorder.analyze(model, tiny_tokenizer)
@@ -119,13 +120,13 @@ def test_a_merged_adapter_leaves_nothing_to_refuse():
         merged.weight += layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     model.model.layers[1].self_attn.q_proj = merged
     model.peft_config = {}
-    assert models.describe(model).modules
+    assert describe(model).modules
 
 
 def refused(path, found):
     sentence = _SENTENCE.replace("subject", re.escape(str(path))).format(found)
     with pytest.raises(UnsupportedModelError, match=sentence):
-        models.load(str(path))
+        load(str(path))
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorder.adapt.allocate import Option, allocate, allocate_within, parse_bytes
 from taylorder.errors import UsageError
+from taylorder.selection.knapsack import Option, allocate, allocate_within, parse_bytes
 
 # Multiples of a power of two near the size of real losses: every sum of them is exact, so results compare with ==.
 LOSSES = st.integers(-50, 50).map(lambda steps: steps * 2.0**-30)

@@ -12,8 +12,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from taylorder.analysis.analyze import analyze
 from taylorder.analysis.capture import run_layers
-from taylorder.analysis.run import analyze
 from taylorder.analysis.text import Text, calibration_text, query_rows
 from taylorder.analysis.tokens import tokenise
 from taylorder.analysis.truncation import key_centres
@@ -110,8 +110,8 @@ def test_same_seed_same_numbers_other_seed_other_rows(tiny_tokenizer):
 
 
 def test_the_preview_is_what_a_run_with_that_near_field_measures(tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr("taylorder.analysis.run.PREVIEW_WINDOW", 6)
-    monkeypatch.setattr("taylorder.analysis.run.PREVIEW_SINKS", 2)
+    monkeypatch.setattr("taylorder.analysis.analyze.PREVIEW_WINDOW", 6)
+    monkeypatch.setattr("taylorder.analysis.analyze.PREVIEW_SINKS", 2)
     model = TINY["llama"]()
     preview = analyze(model, tiny_tokenizer, **SETTINGS).preview
     real = analyze(model, tiny_tokenizer, window=6, sinks=2, **SETTINGS)
@@ -248,7 +248,7 @@ def test_a_near_field_that_leaves_nothing_far_is_refused(window, sinks, tiny_tok
 
 
 def test_no_preview_is_given_where_its_near_field_holds_most_rows(tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr("taylorder.analysis.run.PREVIEW_WINDOW", 24)
+    monkeypatch.setattr("taylorder.analysis.analyze.PREVIEW_WINDOW", 24)
     assert analyze(TINY["llama"](), tiny_tokenizer, **SETTINGS).preview is None
 
 
@@ -288,7 +288,7 @@ def test_a_broken_weight_is_named_before_anything_is_measured(tiny_tokenizer, mo
     model = TINY["llama"]()
     with torch.no_grad():
         model.get_parameter(name).view(-1)[5] = value
-    monkeypatch.setattr("taylorder.analysis.run._spectra", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("taylorder.analysis.analyze._spectra", lambda *_: pytest.fail("measured"))
     with pytest.raises(NonFiniteError, match=f"^tiny has 1 NaN or infinite of .* values in the weight {name}: .*fetch"):
         analyze(model, tiny_tokenizer, name="tiny")
 

@@ -10,12 +10,12 @@ import pytest
 import tiny
 import torch
 
-from taylorder import models
-from taylorder.adapt import refine as refining
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.analysis import levers as measuring
-from taylorder.models import describe
+from taylorder.models.describe import describe
+from taylorder.models.loading import LoadedModel, load
+from taylorder.selection import lever_table as measuring
+from taylorder.selection import refine as refining
 
 WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
 SMALL = (
@@ -36,7 +36,7 @@ def saved(tmp_path_factory, tiny_tokenizer):
 @pytest.fixture
 def analyze(run, saved, tmp_path, monkeypatch):
     """Call ``taylorder analyze`` on it, into ``tmp_path / "out"``, without fits of alphas."""
-    monkeypatch.setattr("taylorder.analysis.run.fit_spectra", lambda *_, **__: [])
+    monkeypatch.setattr("taylorder.analysis.analyze.fit_spectra", lambda *_, **__: [])
 
     def call(*arguments, evaluate=False):
         rest = () if evaluate else ("--no-eval",)
@@ -50,7 +50,7 @@ def analyze(run, saved, tmp_path, monkeypatch):
 
 def loaded(saved):
     with torch.random.fork_rng(devices=[]):
-        return models.load(str(saved))
+        return load(str(saved))
 
 
 def config_in(directory, saved):
@@ -105,7 +105,7 @@ def test_show_prints_the_same_report(analyze, run, saved, tmp_path, monkeypatch)
     from taylorder.analysis.text import Text
 
     held_out = Text("a few words", WORDS)
-    monkeypatch.setattr("taylorder.analysis.evaluation_text.evaluation_text", lambda files=(): held_out)
+    monkeypatch.setattr("taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): held_out)
     code, out, err = analyze("--budget", "900B", "--criterion", "gradient", evaluate=True)
     assert code == 0, err
     assert run("show", tmp_path / "out") == (0, out, "")
@@ -195,7 +195,7 @@ def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(analyze, tmp_path, monkeypatch, arguments, value, way_out):
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     code, out, err = analyze(*arguments)
     assert (code, out) == (2, "")
     assert value in err
@@ -268,8 +268,8 @@ def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, mon
 
 
 def test_a_bidirectional_model_is_refused(analyze, tmp_path, monkeypatch, tiny_tokenizer):
-    bert = models.LoadedModel(tiny.bert(), tiny_tokenizer, "tiny/bert", None)
-    monkeypatch.setattr(models, "load", lambda *_, **__: bert)
+    bert = LoadedModel(tiny.bert(), tiny_tokenizer, "tiny/bert", None)
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: bert)
     code, out, err = analyze("--budget", "1KiB")
     assert (code, out) == (3, "")
     last = err.splitlines()[-1]

@@ -8,9 +8,9 @@ import tiny
 import torch
 import transformers as hf
 
-from taylorder import _attention
-from taylorder._attention import ATTENTION_NAME, recording
 from taylorder.errors import UnsupportedModelError
+from taylorder.models import attention as _attention
+from taylorder.models.attention import ATTENTION_NAME, recording
 
 
 @pytest.fixture(params=tiny.TINY)

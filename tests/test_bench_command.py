@@ -13,13 +13,13 @@ from generating import structure
 from test_cli import HEAVY
 from typer.main import get_command
 
-import taylorder.models
 from taylorder import cli
-from taylorder.adapt.bench import Bench, Reading, Row, bench, predicted_break_even
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import break_even_tokens, config_bytes
 from taylorder.errors import UnsupportedModelError, UsageError
-from taylorder.models import describe
+from taylorder.evaluation.timing import Bench, Reading, Row, bench, predicted_break_even
+from taylorder.models.describe import describe
+from taylorder.models.loading import LoadedModel
 from taylorder.reports import generation
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +32,9 @@ def loaded(monkeypatch):
 
     def load(name, **_):
         names.append(name)
-        return taylorder.models.LoadedModel(tiny.llama(), None, name or "tiny", "weights dequantised from Q4_0")
+        return LoadedModel(tiny.llama(), None, name or "tiny", "weights dequantised from Q4_0")
 
-    monkeypatch.setattr(taylorder.models, "load", load)
+    monkeypatch.setattr("taylorder.models.loading.load", load)
     return names
 
 
@@ -68,9 +68,9 @@ def test_json_is_one_document_on_stdout(run, monkeypatch, tmp_path):
 
     def load(name, **_):
         loaded.append(name)
-        return taylorder.models.LoadedModel(model, None, name)
+        return LoadedModel(model, None, name)
 
-    monkeypatch.setattr(taylorder.models, "load", load)
+    monkeypatch.setattr("taylorder.models.loading.load", load)
     options = ("--lengths", "200,8", "--new-tokens", 3, "--format", "json")
     code, out, err = run("bench", "some/model", "--config", path, *options)
     assert code == 0, err
@@ -142,9 +142,7 @@ def test_what_the_model_does_not_allow_is_refused(run, loaded, tmp_path, monkeyp
     code, out, err = run("bench", "--config", tmp_path / "none.json")
     assert (code, out) == (1, "")
     assert "none.json does not exist" in err
-    monkeypatch.setattr(
-        taylorder.models, "load", lambda *_, **__: taylorder.models.LoadedModel(tiny.bert(), None, "bert")
-    )
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: LoadedModel(tiny.bert(), None, "bert"))
     code, out, err = run("bench", "--lengths", "8")
     assert (code, out) == (3, "")
     assert "error: bert generates no text" in err

@@ -17,10 +17,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from taylorder.adapt.select import layer_alpha
+from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.claims.claim import Claim, Plot, Series, Table
 from taylorder.reports import html, html_claims
-from taylorder.reports.human import percent, percent_cell
+from taylorder.reports.numbers import percent, percent_cell
 
 DRIVER = Path("/usr/bin/chromedriver")
 FLAGS = (

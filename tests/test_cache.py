@@ -25,13 +25,14 @@ from tiny import TINY, tokens
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import taylorder
-from taylorder.adapt import runtime
+from taylorder.adapt import attention as runtime
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.cost import config_bytes
+from taylorder.analysis.text import calibration_text
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError, UsageError
-from taylorder.models import describe
+from taylorder.models.describe import describe
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_half_precision_models_run_from_the_cache(dtype, tolerance):
 def test_the_mixed_config_on_the_built_in_model_is_the_same_in_linear_time(builtin, linear_calls):
     path = pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json"
     config = OrderConfig.load(path, builtin.model)
-    text = pathlib.Path(taylorder.__file__).with_name("models.py").read_text()
+    text = calibration_text().content[:5000]
     ids = builtin.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, :260]
     expected = score_space(builtin.model, config, ids, torch.ones_like(ids))
     with torch.no_grad(), taylorder.adapted(builtin.model, config):
@@ -287,7 +288,7 @@ def held(thing, seen):
                 held(item, seen)
         case TaylorCacheLayer() | DynamicLayer():
             held(list(vars(thing).values()), seen)
-        case _ if type(thing).__module__ in ("taylorder.kernels.state", "taylorder.kernels.recent"):
+        case _ if type(thing).__module__ in ("taylorder.kernels.state", "taylorder.kernels.token_buffer"):
             held([item for name, item in vars(thing).items() if name != "guarded"], seen)
     return seen
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from taylorder.analysis.candidates import LEVERS, MORE_SINKS, MOST, SINKS, Candidate, candidates, parse_levers
 from taylorder.errors import UsageError
 from taylorder.kernels import HeadSpec
+from taylorder.kernels.spec import SINKS
+from taylorder.selection.candidates import LEVERS, MORE_SINKS, MOST, Candidate, candidates, parse_levers
 
 LONG = (128, 512, 1024, 2048, 3072, 4096, 8192, 20_000)
 """Tokens of a sequence."""

@@ -11,9 +11,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 import taylorder
-from taylorder import models
 from taylorder.analysis.losses import has_language_model_head, language_model_head
 from taylorder.errors import TaylorderError
+from taylorder.models.fingerprint import fingerprint
+from taylorder.models.loading import load
 
 _TEXT = {
     "vocab_size": tiny.VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -66,9 +67,9 @@ def test_a_model_that_sees_is_loaded_with_the_head_that_its_user_generates_with(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         users = factory().eval()
-    loaded = models.load(str(tiny.saved(users, tiny_tokenizer, tmp_path))).model
+    loaded = load(str(tiny.saved(users, tiny_tokenizer, tmp_path))).model
     assert type(loaded) is type(users)
-    assert models.fingerprint(loaded) == models.fingerprint(users)
+    assert fingerprint(loaded) == fingerprint(users)
     assert has_language_model_head(loaded)
     assert language_model_head(loaded)
     config = taylorder.OrderConfig.uniform(loaded, 2, "mean", window=2, sinks=1)
@@ -108,7 +109,7 @@ def test_the_command_line_goes_from_a_folder_that_sees_to_text(tmp_path, tiny_to
 )
 def test_what_generates_no_text_is_loaded_without_a_head(saved, loaded, tmp_path, tiny_tokenizer):
     path = tiny.saved(saved().eval(), tiny_tokenizer, tmp_path)
-    assert type(models.load(str(path)).model) is loaded
+    assert type(load(str(path)).model) is loaded
 
 
 # Weights that do not fit.
@@ -125,7 +126,7 @@ def edit(folder, weights=lambda values: None, **settings):
 
 def refused(folder, words):
     with pytest.raises(TaylorderError, match=words) as caught:
-        models.load(str(folder))
+        load(str(folder))
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
 
@@ -176,4 +177,4 @@ def test_heads_buffers_and_layers_that_predict_ahead_may_be_left_out(folder):
         values["model.layers.2.self_attn.q_proj.weight"] = torch.ones(32, 32)
 
     edit(folder, add, num_nextn_predict_layers=1)
-    assert models.load(str(folder)).model.config.num_hidden_layers == 2
+    assert load(str(folder)).model.config.num_hidden_layers == 2

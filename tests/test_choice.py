@@ -6,20 +6,21 @@ import itertools
 
 import pytest
 import torch
+from policy_rules.ablation import without_lever
 from tiny import gemma3, llama, tokens
 
-from taylorder._attention import recording
-from taylorder.adapt.ablation import without_lever
-from taylorder.adapt.choice import candidate_bytes, config_of, table_bytes, window_instead
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.adapt.cost import config_bytes, kv_bytes
-from taylorder.analysis.candidates import LEVERS, Candidate
-from taylorder.analysis.levers import LeverTable, measure
 from taylorder.analysis.losses import hidden_states
 from taylorder.errors import ConfigError
-from taylorder.models import AttentionModule, describe
-from taylorder.records import Records
+from taylorder.models.attention import recording
+from taylorder.models.describe import describe
+from taylorder.models.description import AttentionModule
+from taylorder.selection.candidates import LEVERS, Candidate
+from taylorder.selection.config_of import candidate_bytes, config_of, table_bytes, window_instead
+from taylorder.selection.lever_table import LeverTable, measure
+from taylorder.storage.records import Records
 
 LENGTH = 48
 EXACT, DROPPED, FITTED_1, RANKED, EVEN, FITTED_2, CENTRE_3, LONG, SINKS_16, TAYLOR_1 = range(10)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import synthetic
 
-from taylorder.analysis.intervals import Interval
-from taylorder.claims import alpha, association
-from taylorder.claims.alpha import ORDER, alpha_claim
+from taylorder.claims import association
 from taylorder.claims.association import Association
-from taylorder.claims.invariance import Invariance, Scaled
 from taylorder.claims.layers import Layers
+from taylorder.claims.measurements.invariance import Invariance, Scaled
 from taylorder.claims.predictors import left_out_errors
+from taylorder.claims.verdicts import alpha
+from taylorder.claims.verdicts.alpha import ORDER, alpha_claim
+from taylorder.evaluation.intervals import Interval
 
 
 @pytest.fixture(autouse=True)

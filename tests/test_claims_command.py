@@ -9,14 +9,14 @@ from collections import Counter
 import pytest
 import tiny
 
-import taylorder.models
-from taylorder.adapt.select import select
-from taylorder.analysis.run import analyze
-from taylorder.claims import gaussian, measure, order_losses, state_times
+from taylorder.analysis.analyze import analyze
+from taylorder.claims import measure
+from taylorder.claims.measurements import gaussian, order_losses, state_times
 from taylorder.commands import claims as claims_command
-from taylorder.models import LoadedModel
+from taylorder.models.loading import LoadedModel
 from taylorder.reports import claims as report
 from taylorder.reports import run_directory
+from taylorder.selection.by_tolerance import select
 
 KEYS = ["alpha", "precision", "cost", "similar", "distance", "ranges", "degree", "lookup"]
 
@@ -38,7 +38,7 @@ def small(monkeypatch, tiny_tokenizer):
         loaded.append(name)
         return LoadedModel(tiny.TINY[name](), tiny_tokenizer, name, None)
 
-    monkeypatch.setattr(taylorder.models, "load", load)
+    monkeypatch.setattr("taylorder.models.loading.load", load)
     return loaded
 
 

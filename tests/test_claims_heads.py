@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from taylorder.analysis.truncation import LayerTensors
-from taylorder.claims import heads as module
-from taylorder.claims.heads import DISTANCES, ORDERS, SINKS, TIES, measure_heads
+from taylorder.claims.measurements import heads as module
+from taylorder.claims.measurements.heads import DISTANCES, ORDERS, SINKS, TIES, measure_heads
 from taylorder.claims.rounding import PRECISIONS, rounded
-from taylorder.models import describe
-from taylorder.records import Records
+from taylorder.models.describe import describe
+from taylorder.storage.records import Records
 
 H, G, T, D, DV, SCALING = 4, 2, 90, 6, 5, 0.5
 ROWS = [torch.tensor([0, 5, 63, 64, 80, 89]), torch.tensor([70, 71])]

@@ -11,15 +11,15 @@ import torch
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.analysis.losses import hidden_states
-from taylorder.claims import gaussian, order_losses, state_times
-from taylorder.claims.gaussian import measure_gaussian
-from taylorder.claims.invariance import FACTORS, scale_queries
-from taylorder.claims.order_losses import NEAR, measure_order_losses
+from taylorder.claims.measurements import gaussian, order_losses, state_times
+from taylorder.claims.measurements.gaussian import measure_gaussian
+from taylorder.claims.measurements.invariance import FACTORS, scale_queries
+from taylorder.claims.measurements.order_losses import NEAR, measure_order_losses
+from taylorder.claims.measurements.score_ranges import measure_ranges
+from taylorder.claims.measurements.state_times import measure_times
 from taylorder.claims.rounding import PRECISIONS, rounded
-from taylorder.claims.score_ranges import measure_ranges
-from taylorder.claims.state_times import measure_times
-from taylorder.models import describe
-from taylorder.records import Records
+from taylorder.models.describe import describe
+from taylorder.storage.records import Records
 
 
 def quiet(*_):

@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 import synthetic
 
-from taylorder.analysis.intervals import Interval
-from taylorder.analysis.tasks import TaskRow
-from taylorder.claims import heads
-from taylorder.claims.constant_cost import constant_cost_claim
-from taylorder.claims.degree import degree_claim
-from taylorder.claims.distance import distance_claim
 from taylorder.claims.evidence import Evidence, Measured, above, below, over_layers, overall
-from taylorder.claims.gaussian import GaussianHead
-from taylorder.claims.heads import DISTANCES, MOST, ORDERS, TIES, HeadSums
 from taylorder.claims.layers import Layers
-from taylorder.claims.lookup import lookup_claim
-from taylorder.claims.order_losses import OrderLosses
-from taylorder.claims.precision import precision_claim
-from taylorder.claims.ranges import ranges_claim, tolerated_std
+from taylorder.claims.measurements import heads
+from taylorder.claims.measurements.gaussian import GaussianHead
+from taylorder.claims.measurements.heads import DISTANCES, MOST, ORDERS, TIES, HeadSums
+from taylorder.claims.measurements.order_losses import OrderLosses
+from taylorder.claims.measurements.score_ranges import RangesByLength
+from taylorder.claims.measurements.state_times import StateTimes
+from taylorder.claims.measurements.task_scores import TaskScore
 from taylorder.claims.rounding import PRECISIONS
-from taylorder.claims.score_ranges import RangesByLength
-from taylorder.claims.similar import similar_claim
-from taylorder.claims.state_times import StateTimes
-from taylorder.claims.task_scores import TaskScore
+from taylorder.claims.verdicts.constant_cost import constant_cost_claim
+from taylorder.claims.verdicts.degree import degree_claim
+from taylorder.claims.verdicts.distance import distance_claim
+from taylorder.claims.verdicts.lookup import lookup_claim
+from taylorder.claims.verdicts.precision import precision_claim
+from taylorder.claims.verdicts.ranges import ranges_claim, tolerated_std
+from taylorder.claims.verdicts.similar import similar_claim
+from taylorder.evaluation.intervals import Interval
+from taylorder.evaluation.tasks import TaskRow
 
 HEADS = 2
 
@@ -344,6 +344,6 @@ class TestLookup:
 
 
 def test_orders_asked_about_are_measured():
-    from taylorder.claims import distance, precision, similar
+    from taylorder.claims.verdicts import distance, precision, similar
 
     assert {distance.ORDER, precision.ORDER, similar.ORDER} <= set(heads.ORDERS)

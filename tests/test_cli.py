@@ -13,11 +13,12 @@ import synthetic
 import tiny
 from typer.main import get_command
 
-import taylorder.models
 from taylorder import cli
 from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.text import Text
 from taylorder.errors import UnsupportedModelError
+from taylorder.models.describe import describe
+from taylorder.models.loading import LoadedModel
 from taylorder.reports import run_directory
 from taylorder.reports.progress import StderrProgress
 
@@ -42,9 +43,9 @@ def tiny_model(monkeypatch):
 
     def load(name, **_):
         loaded.append(name)
-        return taylorder.models.LoadedModel(tiny.llama(), tokenizer, name or "tiny", "weights dequantised from Q4_0")
+        return LoadedModel(tiny.llama(), tokenizer, name or "tiny", "weights dequantised from Q4_0")
 
-    monkeypatch.setattr(taylorder.models, "load", load)
+    monkeypatch.setattr("taylorder.models.loading.load", load)
     return loaded
 
 
@@ -52,7 +53,7 @@ def tiny_model(monkeypatch):
 def held_out(monkeypatch):
     """The evaluation text is a few words, without a look at numpy and scipy."""
     text = Text("a few words", "All work and no play makes Jack a dull boy. " * 80)
-    monkeypatch.setattr("taylorder.analysis.evaluation_text.evaluation_text", lambda files=(): text)
+    monkeypatch.setattr("taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): text)
 
 
 SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
@@ -74,7 +75,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
 
 
 def test_a_budget_is_shared_out_by_the_default_criterion():
-    from taylorder.adapt.criteria import DEFAULT_CRITERION
+    from taylorder.selection.criteria import DEFAULT_CRITERION
 
     parameters = get_command(cli.app).commands["analyze"].params
     assert next(each.default for each in parameters if each.name == "criterion") == DEFAULT_CRITERION
@@ -233,8 +234,8 @@ def test_unsupported_models_stop_before_anything_long(run, tiny_model, monkeypat
     def refuse(*_, **__):
         raise UnsupportedModelError("this model caps its scores")
 
-    monkeypatch.setattr(taylorder.models, "describe", refuse)
-    monkeypatch.setattr("taylorder.analysis.run.analyze", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("taylorder.models.describe.describe", refuse)
+    monkeypatch.setattr("taylorder.analysis.analyze.analyze", lambda *_, **__: pytest.fail("measured"))
     code, out, err = run("analyze", "--out", tmp_path / "out")
     assert code == 3
     assert out == ""
@@ -242,7 +243,7 @@ def test_unsupported_models_stop_before_anything_long(run, tiny_model, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("moment", ["taylorder.models.load", "taylorder.analysis.run.analyze"])
+@pytest.mark.parametrize("moment", ["taylorder.models.loading.load", "taylorder.analysis.analyze.analyze"])
 def test_an_interrupt_is_one_line_and_130(run, tiny_model, monkeypatch, tmp_path, moment):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -260,7 +261,7 @@ def orders(tmp_path):
     """Writes a config for the tiny model: ``orders(order, **options)`` gives its path."""
 
     def write(order, **options):
-        config = OrderConfig.uniform(taylorder.models.describe(tiny.llama(), "tiny"), order, **options)
+        config = OrderConfig.uniform(describe(tiny.llama(), "tiny"), order, **options)
         config.save(tmp_path / "config" / "orders.json")
         return tmp_path / "config" / "orders.json"
 
@@ -324,7 +325,7 @@ def test_eval_of_an_exact_config_says_so(run, tiny_model, held_out, orders):
 
 def test_eval_reads_the_alphas_of_the_run_beside_the_config(run, tiny_model, held_out, tmp_path, monkeypatch):
     assert run("analyze", "--out", tmp_path, "--no-eval", "--policy", "alpha", *SMALL)[0] == 0
-    monkeypatch.setattr("taylorder.adapt.rivals.fitted_alphas", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("taylorder.evaluation.rivals.fitted_alphas", lambda *_: pytest.fail("fitted again"))
     options = ("--lengths", 32, "--tokens", 64, "--no-tasks", "--format", "json")
     code, out, err = run("eval", "--config", tmp_path / "orders.json", *options)
     assert code == 0, err
@@ -363,16 +364,14 @@ def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, held_out, o
     code, _, err = run("eval", "--config", orders(2), "--lengths", "65")
     assert code == 2
     assert "--lengths has 65, but the model sees 64 tokens at most" in err
-    monkeypatch.setattr(
-        taylorder.models, "load", lambda *_, **__: taylorder.models.LoadedModel(tiny.bert(), None, "bert")
-    )
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: LoadedModel(tiny.bert(), None, "bert"))
     code, _, err = run("eval", "--config", orders(2))
     assert code == 1
     assert err.splitlines()[-1] == (
         "error: the config was made for tiny, with architecture = LlamaForCausalLM, and the model is bert, with "
         "architecture = BertModel; name the model it was made for, or run `taylorder analyze` on this model"
     )
-    OrderConfig.uniform(taylorder.models.describe(tiny.bert(), "bert"), 3).save(tmp_path / "bert.json")
+    OrderConfig.uniform(describe(tiny.bert(), "bert"), 3).save(tmp_path / "bert.json")
     code, _, err = run("eval", "--config", tmp_path / "bert.json", "--max-kl", 1)
     assert code == 2
     assert "--max-kl is 1, but bert predicts no next token, so there is no KL; leave it out" in err

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.errors import ConfigError
-from taylorder.models import AttentionModule, ModelDescription
+from taylorder.models.description import AttentionModule, ModelDescription
 
 
 def module(name="layers.0.attn", **changes):
@@ -216,7 +216,7 @@ def test_saving_without_tensors_removes_those_of_an_earlier_config(tmp_path):
 def test_a_model_itself_serves_as_well_as_its_description(tmp_path):
     from tiny import TINY
 
-    from taylorder.models import describe
+    from taylorder.models.describe import describe
 
     model = TINY["llama"]()
     config = OrderConfig.uniform(model, 3, "mean", 4, 1)

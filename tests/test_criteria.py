@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from taylorder.adapt.allocate import Option
-from taylorder.adapt.criteria import CRITERIA, DEFAULT_CRITERION, eligible, losses, options
-from taylorder.analysis.candidates import Candidate
-from taylorder.analysis.lever_errors import LayerLevers, LeverRow
-from taylorder.analysis.levers import LeverTable
-from taylorder.models import AttentionModule, ModelDescription
+from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.criteria import CRITERIA, DEFAULT_CRITERION, eligible, losses, options
+from taylorder.selection.knapsack import Option
+from taylorder.selection.lever_errors import LayerLevers, LeverRow
+from taylorder.selection.lever_table import LeverTable
 
 CANDIDATES = (
     Candidate(None),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tolerances import TOLERANCE, relative_error
 
-from taylorder.adapt.differentiable import differentiable_attention
 from taylorder.kernels import (
     HeadSpec,
     reference_attention,
@@ -17,6 +16,7 @@ from taylorder.kernels import (
     torch_backend,
     windowed_attention,
 )
+from taylorder.kernels.differentiable import differentiable_attention
 
 SCALING = 0.4
 
@@ -121,7 +121,7 @@ def test_a_constant_far_field_needs_no_scores(monkeypatch, window, sinks):
     # The last two are guarded: a constant that is too small, and one that is negative.
     heads = [HeadSpec(1, "zero", window, sinks, None, (c,)) for c in (1.0, 2.5, 1e-4, -1.0)]
     expected, hits = gradients(lambda q, k, v: score_space_attention(q, k, v, heads, scaling=SCALING), inputs, weights)
-    monkeypatch.setattr("taylorder.adapt.differentiable.score_space_attention", None)
+    monkeypatch.setattr("taylorder.kernels.differentiable.score_space_attention", None)
     found, guarded = gradients(
         lambda q, k, v: differentiable_attention(q, k, v, heads, scaling=SCALING), inputs, weights
     )

@@ -10,12 +10,13 @@ import tiny
 import torch
 
 import taylorder
-from taylorder import models
-from taylorder.adapt.select import select
 from taylorder.claims.measure import measure, measured_before
 from taylorder.errors import ConfigError, TaylorderError
+from taylorder.models.describe import describe
+from taylorder.models.loading import load
 from taylorder.reports import run_directory
 from taylorder.reports.reproduce import analyze_command
+from taylorder.selection.by_tolerance import select
 
 _SIZES = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 2, "--no-eval")
 
@@ -63,20 +64,19 @@ def test_every_command_runs_in_the_dtype_asked_for(folder, tmp_path, run, asked,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", "auto"])
 def test_a_dtype_may_be_named(folder, dtype):
-    loaded = models.load(str(folder), dtype=dtype)
+    loaded = load(str(folder), dtype=dtype)
     assert loaded.model.dtype == torch.bfloat16
-    assert models.describe(loaded.model).dtype == "bfloat16"
+    assert describe(loaded.model).dtype == "bfloat16"
 
 
 def test_an_unknown_dtype_is_named(folder):
     with pytest.raises(TaylorderError, match="float17 is none of .*expected float32"):
-        models.load(str(folder), dtype="float17")
+        load(str(folder), dtype="float17")
 
 
 def test_float16_says_so_where_the_weights_differ(folder):
     described = {
-        dtype: models.describe(models.load(str(folder), dtype=dtype).model, "tiny")
-        for dtype in ("float32", "bfloat16", "float16")
+        dtype: describe(load(str(folder), dtype=dtype).model, "tiny") for dtype in ("float32", "bfloat16", "float16")
     }
     assert described["float32"].fingerprint == described["bfloat16"].fingerprint
     config = {dtype: taylorder.OrderConfig.uniform(model, 2, "mean") for dtype, model in described.items()}
@@ -92,7 +92,7 @@ def test_float16_says_so_where_the_weights_differ(folder):
 
 
 def test_a_config_that_states_no_dtype_is_taken_for_float32(folder):
-    described = models.describe(models.load(str(folder), dtype="float16").model)
+    described = describe(load(str(folder), dtype="float16").model)
     config = taylorder.OrderConfig.uniform(replace(described, fingerprint="sha256:0"), 2, "mean")
     with pytest.raises(ConfigError, match="the model is in float16"):
         config.model_copy(update={"calibration": {}}).check(described)
@@ -126,7 +126,7 @@ def test_claims_load_the_model_as_it_was_analysed(analysed, tmp_path, run, monke
     def load(name, **options):
         raise TaylorderError(f"asked for {name} in {options['dtype']}")
 
-    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr("taylorder.models.loading.load", load)
     code, _, err = run("claims", tmp_path, *option)
     assert code == 1
     assert f"asked for tiny in {dtype}" in err
@@ -139,4 +139,4 @@ def test_claims_measured_in_another_dtype_are_measured_anew(analysed, tmp_path, 
     assert measured_before(analysis, tmp_path, "cpu", "bfloat16") is None
     assert (tmp_path / "measured" / "settings.json").read_text() != settings
     with pytest.raises(ConfigError, match=r"weights differ; that was in float16.*--dtype float16"):
-        measure(analysis, models.load(str(folder)), tmp_path)
+        measure(analysis, load(str(folder)), tmp_path)

@@ -25,8 +25,8 @@ from taylorder.adapt import cache_file
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.errors import TaylorderError
-from taylorder.models import describe
-from taylorder.records import Records
+from taylorder.models.describe import describe
+from taylorder.storage.records import Records
 
 SETTINGS = {"seed": 0, "text": "prose"}
 PIECES = {"first": {"rows": [0.1, -0.0, float("inf")], "fitted": {"2": [[1.0, 0.5]]}}, "second": [1, None, "x"]}

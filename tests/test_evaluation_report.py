@@ -10,10 +10,10 @@ import synthetic
 from synthetic import replaced
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.evaluate import Evaluation, TaskResults
-from taylorder.adapt.judge import Comparison, Standing
-from taylorder.analysis.intervals import Interval
-from taylorder.analysis.tasks import TaskRow
+from taylorder.evaluation.comparison import Comparison, Standing
+from taylorder.evaluation.evaluate import Evaluation, TaskResults
+from taylorder.evaluation.intervals import Interval
+from taylorder.evaluation.tasks import TaskRow
 from taylorder.reports import evaluation, evaluation_tables, run_directory, terminal, verdict
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.document import as_document, as_json

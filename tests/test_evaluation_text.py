@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taylorder.analysis import evaluation_text as evaluation
-from taylorder.analysis.evaluation_text import evaluation_text
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import UsageError
+from taylorder.evaluation import evaluation_text as evaluation
+from taylorder.evaluation.evaluation_text import evaluation_text
 
 PINNED = {"numpy": "2.4.6", "scipy": "1.17.1"}
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taylorder.analysis.candidates import Candidate
-from taylorder.analysis.fitting import HeadRows, Moments, fit, moments
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
 
 T, D, DV = 30, 6, 5
 ROWS = torch.tensor([0, 3, 9, 17, 18, 29])

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from taylorder import models
-from taylorder._folders import models_inside
 from taylorder.errors import UsageError
+from taylorder.models.folders import models_inside
+from taylorder.models.loading import load
 
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
 
@@ -58,14 +58,14 @@ def test_hidden_unreadable_and_linked_folders_do_no_harm(tmp_path):
 
 
 def test_the_search_ends_in_large_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("taylorder._folders._MOST", 5)
+    monkeypatch.setattr("taylorder.models.folders._MOST", 5)
     make(tmp_path, *(f"model-{place}" for place in range(9)))
     assert len(inside(tmp_path)) == 5
 
 
 def refused(name):
     with pytest.raises(UsageError) as caught:
-        models.load(str(name))
+        load(str(name))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

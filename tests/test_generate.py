@@ -16,8 +16,9 @@ from taylorder.adapt.cache import TaylorCache, nominal_cache_bytes
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.generate import _chosen, _Text, compare, generated, stream
+from taylorder.analysis.text import calibration_text
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
-from taylorder.models import describe
+from taylorder.models.describe import describe
 
 
 def scored(model, config, output, mask):
@@ -225,7 +226,7 @@ def test_assisted_decoding_works_with_a_cache_that_keeps_every_key():
 def test_the_mixed_config_generates_on_the_built_in_model(builtin):
     path = pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json"
     config = OrderConfig.load(path, builtin.model)
-    text = pathlib.Path(taylorder.__file__).with_name("models.py").read_text()
+    text = calibration_text().content[:5000]
     ids = builtin.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, :300]
     mask = torch.ones_like(ids)
     with taylorder.adapted(builtin.model, config):

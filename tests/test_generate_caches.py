@@ -15,7 +15,7 @@ from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.hybrid_layer import HybridCacheLayer
 from taylorder.errors import UnsupportedModelError
-from taylorder.models import describe
+from taylorder.models.describe import describe
 
 
 def ctrl():

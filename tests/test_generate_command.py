@@ -16,15 +16,16 @@ from test_evaluation_report import REPORTS
 from typer.main import get_command
 
 import taylorder
-import taylorder.models
 from taylorder import cli
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.evaluate import Continuations, _draw, _repetition, evaluate
 from taylorder.adapt.generate import Comparison, Generated, generated, stream
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError
+from taylorder.evaluation.evaluate import Continuations, _draw, _repetition, evaluate
+from taylorder.models.describe import describe
+from taylorder.models.loading import LoadedModel
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_document import as_document
@@ -42,9 +43,9 @@ def model(monkeypatch, tiny_tokenizer):
 
     def load(name, **_):
         made.loaded.append(name)
-        return taylorder.models.LoadedModel(made, tiny_tokenizer, name or "tiny")
+        return LoadedModel(made, tiny_tokenizer, name or "tiny")
 
-    monkeypatch.setattr(taylorder.models, "load", load)
+    monkeypatch.setattr("taylorder.models.loading.load", load)
     return made
 
 
@@ -174,15 +175,13 @@ def test_configs_that_are_missing_or_of_other_models_are_refused(run, model, tmp
     assert (code, out) == (1, "")
     assert "none.json does not exist" in err
     assert model.loaded == []
-    OrderConfig.uniform(taylorder.models.describe(tiny.qwen3(), "other"), 2).save(tmp_path / "other.json")
+    OrderConfig.uniform(describe(tiny.qwen3(), "other"), 2).save(tmp_path / "other.json")
     code, out, err = run("generate", "x", "--config", tmp_path / "other.json")
     assert (code, out) == (1, "")
     assert "the config was made for" in err
     bert = tiny.bert()
-    OrderConfig.uniform(taylorder.models.describe(bert, "bert"), 2).save(tmp_path / "bert.json")
-    monkeypatch.setattr(
-        taylorder.models, "load", lambda *_, **__: taylorder.models.LoadedModel(bert, tiny_tokenizer, "bert")
-    )
+    OrderConfig.uniform(describe(bert, "bert"), 2).save(tmp_path / "bert.json")
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: LoadedModel(bert, tiny_tokenizer, "bert"))
     code, out, err = run("generate", "x", "--config", tmp_path / "bert.json")
     assert (code, out) == (3, "")
     assert "error: bert generates no text" in err
@@ -218,7 +217,7 @@ def test_the_words():
 def test_eval_continues_prompts_greedily(model, tiny_tokenizer):
     text = Text("a night", PROMPT * 40)
     config = mixed_config(model, 1)
-    description = taylorder.models.describe(model, "tiny")
+    description = describe(model, "tiny")
 
     def measured(config):
         options = {"text": text, "lengths": [32], "tokens": 64, "alphas": {}}

@@ -12,10 +12,11 @@ import torch
 import taylorder
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.analysis import losses
-from taylorder.analysis.gradients import exactly, observe_sequence
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head, nll_gradient
 from taylorder.errors import NonFiniteError
-from taylorder.models import describe, run_base
+from taylorder.models.describe import describe
+from taylorder.models.running import run_base
+from taylorder.selection.gradients import exactly, observe_sequence
 
 IDS = tiny.tokens(seed=5)[0]
 

@@ -17,15 +17,15 @@ from synthetic import replaced
 
 from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
-from taylorder.adapt.evaluate import Evaluation
-from taylorder.adapt.judge import Comparison, Standing
-from taylorder.adapt.lever_summary import BesideWindow, LeverSummary, MeasuredRound
-from taylorder.adapt.select import with_levers
-from taylorder.analysis.intervals import Interval
 from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
+from taylorder.evaluation.comparison import Comparison, Standing
+from taylorder.evaluation.evaluate import Evaluation
+from taylorder.evaluation.intervals import Interval
 from taylorder.reports import grids, html, html_claims, html_data, levers, run_directory, summary, terminal, verdict
 from taylorder.reports.document import as_document
+from taylorder.selection.by_tolerance import with_levers
+from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
 

@@ -48,7 +48,7 @@ def variants(repository):
 def test_every_variant_is_the_whole_package(repository):
     assert sorted(path.name for path in repository.iterdir()) == ["LICENSE", "README.md", "build"]
     assert [variant.name for variant in variants(repository)] == ["torch-cpu", "torch-cuda", "torch-rocm"]
-    assert Path("triton_backend/call.py") in SOURCES
+    assert Path("triton_backend/attention.py") in SOURCES
     for variant in variants(repository):
         found = {path.relative_to(variant) for path in variant.rglob("*") if path.is_file()}
         assert found == {*SOURCES, Path("metadata.json")}

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from taylorder.analysis.intervals import (
+from taylorder.errors import NonFiniteError
+from taylorder.evaluation.intervals import (
     FEW,
     Interval,
     mean_interval,
@@ -15,7 +16,6 @@ from taylorder.analysis.intervals import (
     share_difference,
     share_interval,
 )
-from taylorder.errors import NonFiniteError
 
 INTERVALS = (mean_interval, share_interval)
 

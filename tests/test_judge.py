@@ -9,20 +9,20 @@ import pytest
 import tiny
 import torch
 
-from taylorder.adapt import evaluate as evaluation
-from taylorder.adapt import rivals
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.context import adapted
-from taylorder.adapt.evaluate import Evaluation, evaluate, evaluate_shortly, evaluate_tasks
-from taylorder.adapt.judge import compare
-from taylorder.adapt.rivals import Contender, per_layer
-from taylorder.analysis.intervals import mean_interval, paired_difference
 from taylorder.analysis.losses import EXACT, hidden_states
-from taylorder.analysis.tasks import Question, Task, run_tasks, summarise
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
-from taylorder.models import describe
+from taylorder.evaluation import evaluate as evaluation
+from taylorder.evaluation import rivals
+from taylorder.evaluation.comparison import compare
+from taylorder.evaluation.evaluate import Evaluation, evaluate, evaluate_shortly, evaluate_tasks
+from taylorder.evaluation.intervals import mean_interval, paired_difference
+from taylorder.evaluation.rivals import Contender, per_layer
+from taylorder.evaluation.tasks import Question, Task, run_tasks, summarise
+from taylorder.models.describe import describe
 from taylorder.reports.evaluation_words import loss_of_config
 
 TEXT = Text("made up", "words")
@@ -88,7 +88,7 @@ def test_figures_are_those_of_the_adapted_model(llama):
 
 
 def test_losses_by_position_add_up(llama, monkeypatch):
-    monkeypatch.setattr("taylorder.adapt.judge.BUCKET_EDGES", (0, 5, 20, 1000))
+    monkeypatch.setattr("taylorder.evaluation.comparison.BUCKET_EDGES", (0, 5, 20, 1000))
     model, description = llama
     exact = judged(model, description, []).standing(EXACT)
     assert [bucket[:2] for bucket in exact.buckets] == [(0, 4), (5, 19), (20, LENGTH - 2)]
@@ -148,7 +148,7 @@ def test_a_contender_that_breaks_down_late_has_no_figures(llama, monkeypatch):
         hidden = hidden_states(model, ids)
         return hidden * math.nan if len(calls) == 4 else hidden  # the contender's second sequence
 
-    monkeypatch.setattr("taylorder.adapt.judge.hidden_states", states)
+    monkeypatch.setattr("taylorder.evaluation.comparison.hidden_states", states)
     found = judged(model, description, [Contender("late", OrderConfig.uniform(description, 3, "mean"))])
     assert found.standing("late").failure == "its final hidden states hold NaN or infinite values"
     assert found.sequences == 3
@@ -158,7 +158,7 @@ def test_a_contender_that_breaks_down_late_has_no_figures(llama, monkeypatch):
 @pytest.mark.parametrize("factor", [math.nan, 1e38])
 def test_a_model_that_breaks_down_by_itself_is_an_error(llama, monkeypatch, factor):
     model, description = llama
-    monkeypatch.setattr("taylorder.adapt.judge.hidden_states", lambda *_: factor * hidden_states(*_))
+    monkeypatch.setattr("taylorder.evaluation.comparison.hidden_states", lambda *_: factor * hidden_states(*_))
     with pytest.raises(NonFiniteError, match=r"tiny breaks down without any config \(its .*\): check its weights"):
         judged(model, description, [Contender("config", OrderConfig.uniform(description, 1))])
 
@@ -223,12 +223,12 @@ class Clock:
 def test_no_sequence_is_begun_that_would_end_too_late(llama, monkeypatch):
     model, description = llama
     contenders = [Contender("a", OrderConfig.uniform(description, 1)), *rivals.paper(description)]
-    monkeypatch.setattr("taylorder.adapt.judge.time.monotonic", Clock(1.0))
+    monkeypatch.setattr("taylorder.evaluation.comparison.time.monotonic", Clock(1.0))
     found = judged(model, description, contenders, tiny.tokens(6, LENGTH), seconds=17.0)
     assert found.sequences == 3
     assert found.standing(rivals.PAPER_RAW).failure == "left out, to save time"
     assert found.standing(rivals.PAPER).nll is not None
-    monkeypatch.setattr("taylorder.adapt.judge.time.monotonic", Clock(1.0))
+    monkeypatch.setattr("taylorder.evaluation.comparison.time.monotonic", Clock(1.0))
     assert judged(model, description, contenders, seconds=1000.0).standing(rivals.PAPER_RAW).nll is not None
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taylorder.analysis.candidates import Candidate
-from taylorder.analysis.gradients import Observed
-from taylorder.analysis.lever_errors import FIT_ROWS, Prepared, Runner, group_specs, measure_levers
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.gradients import Observed
+from taylorder.selection.lever_errors import FIT_ROWS, Prepared, Runner, group_specs, measure_levers
 
 H, G, T, D, DV, SCALING = 4, 2, 40, 6, 5, 0.4
 SEQUENCES = 2

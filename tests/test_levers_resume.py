@@ -9,11 +9,11 @@ import tiny
 import torch
 import transformers as hf
 
-from taylorder.analysis import levers
-from taylorder.analysis.candidates import Candidate
 from taylorder.errors import UnsupportedModelError
-from taylorder.models import describe
-from taylorder.records import Records
+from taylorder.models.describe import describe
+from taylorder.selection import lever_table as levers
+from taylorder.selection.candidates import Candidate
+from taylorder.storage.records import Records
 
 CANDIDATES = (
     Candidate(None),
@@ -144,7 +144,7 @@ def test_a_piece_that_is_not_whole_is_measured_again(model, whole, counted, tmp_
 
 
 def test_the_seed_decides_the_rows_of_the_fit_alone(model, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("taylorder.analysis.lever_errors.FIT_ROWS", 8)
+    monkeypatch.setattr("taylorder.selection.lever_errors.FIT_ROWS", 8)
     first, again, other = (
         measure(model, Records(tmp_path / name, SETTINGS), seed=seed)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))

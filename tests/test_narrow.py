@@ -7,7 +7,7 @@ import synthetic
 from rich.console import Console
 
 from taylorder.reports import terminal
-from taylorder.reports.fitting import FittingTable, dense_table
+from taylorder.reports.fitting_tables import FittingTable, dense_table
 from taylorder.reports.parts import title
 from taylorder.reports.plain import plain_text
 

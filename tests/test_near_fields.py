@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorder.analysis.near_fields import NearField, attend_near_fields
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.kernels.near_fields import NearField, attend_near_fields
 
 HEADS, T, D, DV, SCALING = 3, 300, 6, 5, 0.4  # more rows than a block has
 DROP = (0.0,)

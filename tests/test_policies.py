@@ -7,10 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rivals import model
-
-from taylorder.adapt import cost
-from taylorder.adapt.policies import (
+from policy_rules.policies import (
     ALPHA,
     ALPHA_MINUS_2,
     DEPTH,
@@ -19,8 +16,11 @@ from taylorder.adapt.policies import (
     random_windows,
     shared_windows,
 )
-from taylorder.adapt.rivals import bytes_per_kv_head
-from taylorder.analysis.candidates import SINKS
+from test_rivals import model
+
+from taylorder.adapt import cost
+from taylorder.evaluation.rivals import bytes_per_kv_head
+from taylorder.kernels.spec import SINKS
 
 TOKEN = cost.kv_bytes(16, 16, 1)
 CONTEXT = 4096

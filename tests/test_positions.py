@@ -8,8 +8,9 @@ import torch
 import transformers as hf
 
 import taylorder
-from taylorder import models
-from taylorder._positions import longest_context, lookups
+from taylorder.models.describe import describe
+from taylorder.models.positions import longest_context, lookups
+from taylorder.models.running import run_base
 
 _SIZES = {
     "vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -34,7 +35,7 @@ _BEHIND_PADDING = {
 def runs(model, length):
     """Whether a model takes so many tokens; the reason for which it does not is the architecture's own."""
     try:
-        models.run_base(model, tiny.tokens(length=length))
+        run_base(model, tiny.tokens(length=length))
     except (IndexError, RuntimeError, ValueError):
         return False
     return True
@@ -43,7 +44,7 @@ def runs(model, length):
 @pytest.mark.parametrize("kind", _BEHIND_PADDING)
 def test_positions_that_begin_behind_the_padding_leave_fewer_tokens(kind):
     model = encoder(kind, **_BEHIND_PADDING[kind])
-    longest = models.describe(model).max_context
+    longest = describe(model).max_context
     assert longest == 64
     assert runs(model, longest)
     assert not runs(model, longest + 1)
@@ -52,7 +53,7 @@ def test_positions_that_begin_behind_the_padding_leave_fewer_tokens(kind):
 @pytest.mark.parametrize("padding", [0, 1, 20])
 def test_the_padding_may_have_any_id_even_one_of_the_probe(padding):
     config = hf.RobertaConfig(**_SIZES, max_position_embeddings=66, pad_token_id=padding)
-    assert models.describe(hf.RobertaModel(config).eval()).max_context == 66 - padding - 1
+    assert describe(hf.RobertaModel(config).eval()).max_context == 66 - padding - 1
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_the_padding_may_have_any_id_even_one_of_the_probe(padding):
 def test_positions_that_a_table_adds_by_itself_are_not_taken_off(model):
     """OPT's table has two rows more than it states, and the first two are never read."""
     model = model().eval()
-    assert models.describe(model).max_context == 66
+    assert describe(model).max_context == 66
     assert runs(model, 66)
     assert not runs(model, 67)
 
@@ -78,20 +79,20 @@ def test_positions_that_a_table_adds_by_itself_are_not_taken_off(model):
 def test_a_table_that_is_shorter_than_stated_counts():
     model = tiny.gpt2()
     model.config.n_positions = 4 * tiny.CONTEXT
-    assert models.describe(model).max_context == tiny.CONTEXT
+    assert describe(model).max_context == tiny.CONTEXT
 
 
 def test_a_context_that_is_not_stated_is_that_of_the_table():
     model = tiny.gpt2()
     model.config.n_positions = 0
-    assert models.describe(model).max_context == tiny.CONTEXT
+    assert describe(model).max_context == tiny.CONTEXT
 
 
 def test_a_vocabulary_is_no_table_of_positions():
     """The probe's token ids are consecutive, as positions are, and a model of bytes has more context than words."""
     model = tiny.llama()
     model.config.max_position_embeddings = 50 * tiny.VOCAB
-    assert models.describe(model).max_context == 50 * tiny.VOCAB
+    assert describe(model).max_context == 50 * tiny.VOCAB
 
 
 def test_a_model_whose_attention_is_its_own_is_seen_too():

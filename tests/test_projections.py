@@ -7,8 +7,8 @@ import tiny
 import torch
 import transformers as hf
 
-from taylorder._attention import recording
 from taylorder.analysis.projections import head_slices, projection_weights
+from taylorder.models.attention import recording
 
 _GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1, "hidden_size": 32}
 _EQUAL = {"num_attention_heads": 4, "num_hidden_layers": 1, "hidden_size": 32}

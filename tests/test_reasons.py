@@ -11,11 +11,11 @@ import synthetic
 
 import taylorder
 from taylorder.adapt.config import HeadOrder
-from taylorder.adapt.reasons import REASONS, Reason, explained
 from taylorder.reports import grids, html_data
+from taylorder.selection.reasons import REASONS, Reason, explained
 
 ROOT = Path(__file__).parent.parent
-TYPED = {("select.py", "pick"), ("choice.py", "reason")}
+TYPED = {("by_tolerance.py", "pick"), ("config_of.py", "reason")}
 """Variables of type ``Reason``, which mypy checks."""
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taylorder.errors import TaylorderError
-from taylorder.records import Records
+from taylorder.storage.records import Records
 
 SETTINGS = {"seed": 0, "text": "prose", "lengths": [64, 128]}
 AWKWARD = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, float("inf"), float("nan"), 2.0**-1074 * 3]

@@ -24,16 +24,16 @@ from test_choice import (
 from test_criteria import hand_table
 from tiny import llama
 
-from taylorder.adapt import refine as module
-from taylorder.adapt.choice import config_of, table_bytes
-from taylorder.adapt.choosing import uniform_start
 from taylorder.adapt.context import adapted
-from taylorder.adapt.criteria import eligible
-from taylorder.adapt.refine import Refinement, Round, Slopes, measure_slopes, refine, sensitivities
-from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.losses import hidden_states, language_model_head
 from taylorder.errors import UsageError
-from taylorder.records import Records
+from taylorder.selection import refine as module
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.config_of import config_of, table_bytes
+from taylorder.selection.criteria import eligible
+from taylorder.selection.refine import Refinement, Round, Slopes, measure_slopes, refine, sensitivities
+from taylorder.selection.under_limit import uniform_start
+from taylorder.storage.records import Records
 
 LENGTH = 48
 

@@ -16,7 +16,7 @@ from typer.main import get_command
 from taylorder.adapt import cost
 from taylorder.cli import app
 from taylorder.reports import grids, savings, summary, tables, terminal, verdict
-from taylorder.reports.human import compact, layer_names, percent, percent_cell, size
+from taylorder.reports.numbers import compact, layer_names, percent, percent_cell, size
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

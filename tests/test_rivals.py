@@ -7,9 +7,11 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorder.adapt import cost, rivals
+from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, OrderConfig
-from taylorder.adapt.rivals import (
+from taylorder.analysis.spectral import Matrix, fit_spectra
+from taylorder.evaluation import rivals
+from taylorder.evaluation.rivals import (
     SINKS,
     alpha_policy,
     at_equal_bytes,
@@ -21,8 +23,8 @@ from taylorder.adapt.rivals import (
     sliding_window,
     uniform_order,
 )
-from taylorder.analysis.spectral import Matrix, fit_spectra
-from taylorder.models import AttentionModule, ModelDescription, describe
+from taylorder.models.describe import describe
+from taylorder.models.description import AttentionModule, ModelDescription
 
 
 def model(layers=4, heads=4, kv_heads=2, d=16, d_v=16, sliding=(), causal=True):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 
-from taylorder.analysis.rotations import RIDGE, balanced_rotations
 from taylorder.analysis.truncation import LayerTensors, key_centres
+from taylorder.selection.rotations import RIDGE, balanced_rotations
 
 G, GROUP = 2, 3
 

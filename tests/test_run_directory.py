@@ -11,12 +11,12 @@ import pytest
 import synthetic
 import torch
 
-from taylorder.adapt.evaluate import Evaluation
 from taylorder.errors import ConfigError, TaylorderError
+from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import run_directory, terminal
 from taylorder.reports.document import as_document, as_json
 from taylorder.reports.run_directory import RunDirectoryError
-from taylorder.reports.run_files import FILES
+from taylorder.runs.run_files import FILES
 
 CONTRACT_HEADS = [
     "module",
@@ -158,7 +158,7 @@ def stop_after(renames, directory, monkeypatch):
                 raise KeyboardInterrupt
         rename(made, there)
 
-    monkeypatch.setattr("taylorder.files.os.replace", stop)
+    monkeypatch.setattr("taylorder.storage.files.os.replace", stop)
 
 
 @pytest.mark.parametrize("renames", range(3))

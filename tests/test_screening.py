@@ -9,13 +9,13 @@ import torch
 from test_choice import CANDIDATES, LENGTH, measured
 from tiny import gemma3, llama
 
-from taylorder.adapt import screening
-from taylorder.adapt.choice import config_of
 from taylorder.adapt.context import adapted
-from taylorder.adapt.screening import screen, screening_reference
-from taylorder.analysis.candidates import Candidate
 from taylorder.analysis.losses import hidden_states, language_model_head, token_losses
-from taylorder.records import Records
+from taylorder.selection import screening
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.config_of import config_of
+from taylorder.selection.screening import screen, screening_reference
+from taylorder.storage.records import Records
 
 SEQUENCES = 2
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taylorder.adapt.select import TIERS, parse_tolerance, select
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
 from taylorder.errors import UsageError
-from taylorder.models import AttentionModule, ModelDescription
+from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.selection.by_tolerance import TIERS, parse_tolerance, select
 
 CONTEXT = 65_536  # at d = 64 orders up to 4 pay off
 

@@ -9,12 +9,12 @@ import torch
 from test_choice import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LONG, SINKS_16, TAYLOR_1, measured
 from tiny import llama
 
-from taylorder.adapt import refine as module
-from taylorder.adapt.choice import table_bytes
-from taylorder.adapt.choosing import Limit, choose, windows_alone
-from taylorder.adapt.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
-from taylorder.analysis.candidates import Candidate
-from taylorder.records import Records
+from taylorder.selection import refine as module
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.config_of import table_bytes
+from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
+from taylorder.selection.under_limit import Limit, choose, windows_alone
+from taylorder.storage.records import Records
 
 LENGTH = 48
 PLAIN = [EXACT, DROPPED, LONG]

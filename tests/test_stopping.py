@@ -16,12 +16,13 @@ import synthetic
 import tiny
 import torch
 
-from taylorder import models
 from taylorder.analysis.text import Text
 from taylorder.commands._stopping import kept, termination_as_interrupt
 from taylorder.errors import NonFiniteError, StoppedError, Terminated
-from taylorder.files import replacing
+from taylorder.models import loading
+from taylorder.models.loading import LoadedModel
 from taylorder.reports import run_directory
+from taylorder.storage.files import replacing
 
 ROOT = Path(__file__).parent.parent
 WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
@@ -40,13 +41,13 @@ def written(tmp_path_factory):
 @pytest.fixture
 def analyze(run, tiny_tokenizer, monkeypatch, tmp_path):
     """Call ``taylorder analyze`` on a tiny model, into ``tmp_path / "out"``."""
-    monkeypatch.setattr("taylorder.analysis.run.fit_spectra", lambda *_, **__: [])
+    monkeypatch.setattr("taylorder.analysis.analyze.fit_spectra", lambda *_, **__: [])
     monkeypatch.setattr(
-        "taylorder.analysis.evaluation_text.evaluation_text", lambda files=(): Text("a few words", WORDS)
+        "taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): Text("a few words", WORDS)
     )
     model = tiny.llama()
     monkeypatch.setattr(
-        models, "load", lambda name, **_: models.LoadedModel(model, tiny_tokenizer, name or "tiny", None)
+        "taylorder.models.loading.load", lambda name, **_: LoadedModel(model, tiny_tokenizer, name or "tiny", None)
     )
 
     def call(*arguments):
@@ -123,7 +124,7 @@ def test_a_run_is_named_by_any_of_its_files(run, written, file):
 )  # fmt: skip
 def test_empty_and_impossible_paths_are_refused_before_any_work(run, monkeypatch, tmp_path, arguments):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     code, out, err = run(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
@@ -133,7 +134,7 @@ def test_empty_and_impossible_paths_are_refused_before_any_work(run, monkeypatch
 
 @pytest.mark.parametrize("arguments", [["analyze", "--out"], ["show"], ["eval", "--config"], ["claims"]])
 def test_a_loop_of_links_is_refused_before_any_work(run, monkeypatch, tmp_path, arguments):
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     code, _, err = run(*arguments, tmp_path / "loop")
     assert code == 2
@@ -160,7 +161,7 @@ def test_numbers_beyond_all_use_and_options_without_one_are_refused_first(
     run, monkeypatch, tmp_path, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert message in err
@@ -171,7 +172,7 @@ def test_a_folder_that_takes_no_file_is_refused_first(run, monkeypatch, tmp_path
     def refuse(**_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     code, _, err = run("analyze", "--out", tmp_path / "new" / "run")
     assert code == 2
@@ -214,7 +215,7 @@ def test_a_finished_analysis_is_kept_whatever_ends_its_evaluation(
     def stop(*_, **__):
         raise end("tiny breaks down")
 
-    monkeypatch.setattr("taylorder.adapt.evaluate.evaluate_shortly", stop)
+    monkeypatch.setattr("taylorder.evaluation.evaluate.evaluate_shortly", stop)
     out = tmp_path / "out"
     found, printed, err = analyze(*budget)
     assert (found, printed) == (code, "")
@@ -245,7 +246,7 @@ def test_the_evaluation_is_added(analyze, run, tmp_path):
 
 
 def test_weights_of_nan_are_refused_before_the_spectra(analyze, monkeypatch, tmp_path):
-    loaded = models.load("tiny")
+    loaded = loading.load("tiny")
     with torch.no_grad():
         loaded.model.model.layers[-1].self_attn.o_proj.weight[3, 3] = torch.nan
     code, out, err = analyze()
@@ -273,7 +274,7 @@ def test_a_resumed_run_says_what_it_found(analyze, tmp_path):
 
 
 def test_a_budget_below_the_cheapest_is_refused_before_the_analysis(analyze, monkeypatch):
-    monkeypatch.setattr("taylorder.analysis.run.analyze", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("taylorder.analysis.analyze.analyze", lambda *_, **__: pytest.fail("measured"))
     assert "raise --budget to at least that" in analyze("--budget", "1B", "--lever-length", 48)[2]
 
 
@@ -289,7 +290,7 @@ def test_a_terminated_command_says_so(run, monkeypatch, tmp_path):
     def stop(*_, **__):
         raise Terminated
 
-    monkeypatch.setattr(models, "load", stop)
+    monkeypatch.setattr("taylorder.models.loading.load", stop)
     code, _, err = run("analyze", "--out", tmp_path / "out")
     assert (code, err.splitlines()[-1]) == (143, "error: terminated")
 
@@ -300,8 +301,13 @@ def test_a_terminated_command_says_so(run, monkeypatch, tmp_path):
 def test_a_run_stands_where_a_model_does(analyze, run, tmp_path, monkeypatch):
     assert analyze("some/model", "--no-eval", "--policy", "alpha")[0] == 0
     names = []
-    load = models.load
-    monkeypatch.setattr(models, "load", lambda name, **options: names.append(name) or load(name, **options))
+    substitute = loading.load  # what the fixture put there
+
+    def loaded(name, **options):
+        names.append(name)
+        return substitute(name, **options)
+
+    monkeypatch.setattr("taylorder.models.loading.load", loaded)
     out, options = tmp_path / "out", ("--lengths", 32, "--no-tasks", "--tokens", 64, "--format", "json")
     whole = [run("eval", *place, *options) for place in (
         [out], [out / "orders.json"], [out / "report.json"], ["some/model", "--config", out],

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorder import strict_json
-from taylorder.strict_json import brief, in_line, parse_json, read_json
+from taylorder.storage import strict_json
+from taylorder.storage.strict_json import brief, in_line, parse_json, read_json
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])),

@@ -12,12 +12,12 @@ import pytest
 import tiny
 import torch
 
-from taylorder.analysis import task_prompts
-from taylorder.analysis.evaluation_text import evaluation_text
-from taylorder.analysis.task_prompts import KINDS, make_tasks
-from taylorder.analysis.tasks import Outcome, Question, Task, answer_logits, run_tasks, score, summarise
 from taylorder.analysis.text import Text
 from taylorder.errors import NonFiniteError, UsageError
+from taylorder.evaluation import task_prompts
+from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.evaluation.task_prompts import KINDS, make_tasks
+from taylorder.evaluation.tasks import Outcome, Question, Task, answer_logits, run_tasks, score, summarise
 
 LENGTHS = (192, 320)
 DEPTHS = 4

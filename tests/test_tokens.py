@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import beginning_with
 
-from taylorder.analysis.task_source import Source
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, beginning, tokenise
 from taylorder.errors import UsageError
+from taylorder.evaluation.task_source import Source
 
 NUMBERS = Text("numbers", "")
 PROSE = Text("prose", "Whatever is worth doing at all is worth doing well. " * 20)

@@ -17,7 +17,8 @@ import taylorder
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import BACKEND_VARIABLE, HeadSpec, TritonUnavailableError, triton_backend
 from taylorder.kernels.dispatch import choose_backend
-from taylorder.kernels.triton_backend import call, fold, launch
+from taylorder.kernels.triton_backend import attention as call
+from taylorder.kernels.triton_backend import fold, launch
 from taylorder.kernels.triton_backend.settings import Setting
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

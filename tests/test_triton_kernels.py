@@ -14,7 +14,8 @@ from tolerances import TOLERANCE, relative_error
 from triton_cases import EAGER, LAYOUTS, altering, backward_error, layouts, sized, sizes
 
 from taylorder.kernels import HeadSpec, reference_sums, taylor_attention
-from taylorder.kernels.triton_backend import call, plan
+from taylorder.kernels.triton_backend import attention as call
+from taylorder.kernels.triton_backend import plan
 from taylorder.kernels.triton_backend.launch import KERNELS
 from taylorder.kernels.triton_backend.tiles import Layout
 

@@ -14,7 +14,9 @@ from triton_cases import EAGER, sized
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.errors import UsageError
-from taylorder.kernels.triton_backend import call, fold, part, plan
+from taylorder.kernels.triton_backend import attention as call
+from taylorder.kernels.triton_backend import fold, plan
+from taylorder.kernels.triton_backend import kv_head_states as part
 from taylorder.kernels.triton_backend.launch import KERNELS
 from taylorder.kernels.triton_backend.tiles import Layout
 

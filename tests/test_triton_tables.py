@@ -17,8 +17,8 @@ from taylorder.compile_report.ahead_of_time import state_overhead
 from taylorder.kernels import HeadSpec
 from taylorder.kernels.tables import count
 from taylorder.kernels.triton_backend import plan as work
-from taylorder.kernels.triton_backend.book import Kind, book
-from taylorder.kernels.triton_backend.heads import head_tables, state_coefficients
+from taylorder.kernels.triton_backend.head_tables import head_tables, state_coefficients
+from taylorder.kernels.triton_backend.layout_tables import Kind, book
 from taylorder.kernels.triton_backend.plan import Rows
 from taylorder.kernels.triton_backend.tiles import CONSTANT, TOP, Layout, groups
 

@@ -10,9 +10,10 @@ import torch
 import transformers as hf
 from torch import nn
 
-from taylorder import _support, models
 from taylorder.analysis.projections import projection_weights
 from taylorder.errors import UnsupportedModelError
+from taylorder.models.describe import describe
+from taylorder.models.refusals import refuse_terms
 
 _SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _IDS = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -214,7 +215,7 @@ _REFUSED = [
 def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
     model = factory().eval()
     with pytest.raises(UnsupportedModelError, match=words) as caught:
-        models.describe(model, "subject")
+        describe(model, "subject")
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert getattr(model, "config", hf.LlamaConfig())._attn_implementation != "taylorder_record"
@@ -234,8 +235,8 @@ def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
 )
 def test_a_call_with_more_than_scaled_products_is_refused(call, words):
     with pytest.raises(UnsupportedModelError, match=rf"layer\.3 \(Linear\) .*{words}.*Choose a model"):
-        _support.refuse_terms("layer.3", nn.Linear(1, 1), call)
-    _support.refuse_terms("layer.3", nn.Linear(1, 1), dict.fromkeys(call))
+        refuse_terms("layer.3", nn.Linear(1, 1), call)
+    refuse_terms("layer.3", nn.Linear(1, 1), dict.fromkeys(call))
 
 
 @pytest.mark.parametrize(
@@ -244,13 +245,13 @@ def test_a_call_with_more_than_scaled_products_is_refused(call, words):
 def test_sparse_and_compressed_layers_are_refused(layer_type, llama):
     llama.config.layer_types = ["full_attention", layer_type]
     with pytest.raises(UnsupportedModelError, match=f"layers of type {layer_type}: it"):
-        models.describe(llama, "llama")
+        describe(llama, "llama")
 
 
 def test_a_forward_pass_that_fails_is_named(llama):
     llama.model.norm = nn.Linear(7, 7)
     with pytest.raises(UnsupportedModelError, match=r"did not run on 8 token ids alone \(RuntimeError: mat1"):
-        models.describe(llama, "llama")
+        describe(llama, "llama")
     assert llama.config._attn_implementation == "sdpa"
 
 
@@ -313,12 +314,12 @@ def claiming():
 )
 def test_weights_that_no_parameter_shows_are_refused(build, words):
     with pytest.raises(UnsupportedModelError, match=rf"{words}.*without quantisation, or dequantise"):
-        models.describe(build().eval(), "subject")
+        describe(build().eval(), "subject")
 
 
 def test_a_stack_of_matrices_is_no_packed_weight():
     """Experts and convolutions lie in such stacks; what is no matrix has no alpha, and that is all."""
     model = packed(Stacked)()
-    assert len(models.describe(model).modules) == 2
+    assert len(describe(model).modules) == 2
     assert "k" not in projection_weights(model, "model.layers.1.self_attn")
     assert "q" in projection_weights(model, "model.layers.1.self_attn")

@@ -9,10 +9,10 @@ import transformers as hf
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import taylorder
-from taylorder.adapt import runtime
+from taylorder.adapt import attention as runtime
 from taylorder.adapt.config import OrderConfig
 from taylorder.errors import UnsupportedModelError
-from taylorder.models import describe
+from taylorder.models.describe import describe
 
 
 def enter(model, config):

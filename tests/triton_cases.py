@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from kernel_cases import SCALING
 
 from taylorder.kernels import reference_sums
-from taylorder.kernels.triton_backend import call, fold, heads, part, plan
+from taylorder.kernels.triton_backend import attention as call
+from taylorder.kernels.triton_backend import fold, plan
+from taylorder.kernels.triton_backend import head_tables as heads
+from taylorder.kernels.triton_backend import kv_head_states as part
 from taylorder.kernels.triton_backend.settings import Setting
 from taylorder.kernels.triton_backend.tiles import Layout
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from taylorder.files import replacing
+from taylorder.storage.files import replacing
 
 Key = tuple[str, str]
 

@@ -1,1 +1,1 @@
-"""From measurements to a config: what a choice costs, which one is made, and the file that holds it."""
+"""From a config to a running model: the file, its cost, the attention, the cache, and generation."""

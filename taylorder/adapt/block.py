@@ -9,9 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from taylorder._attention import selected, selections
-from taylorder._support import refuse_block_mask, uncompiled
-from taylorder.adapt.runtime import (
+from taylorder.adapt.attention import (
     ATTENTION_NAME,
     RUNS,
     ModuleRun,
@@ -21,6 +19,9 @@ from taylorder.adapt.runtime import (
     register,
 )
 from taylorder.errors import UsageError
+from taylorder.models.attention import selected, selections
+from taylorder.models.quiet import uncompiled
+from taylorder.models.refusals import refuse_block_mask
 
 _PREPARE = "_prepare_cache_for_generation"
 
@@ -31,7 +32,7 @@ def installed(
 ) -> Iterator[None]:
     """Have the modules of ``model`` run as ``targets`` says inside the block; nothing is left afterwards.
 
-    ``digest`` is of the config, see :func:`taylorder.adapt.runtime.execution_digest`, and ``new_cache`` makes what
+    ``digest`` is of the config, see :func:`taylorder.adapt.attention.execution_digest`, and ``new_cache`` makes what
     ``generate`` keeps where it would keep a cache of its own.
     """
     register()

@@ -5,7 +5,7 @@ those of a ``DynamicCache``. The others hold a :class:`taylorder.kernels.State`:
 of features, or ordinary keys and values where a group is exact.
 
 ``Cache.update`` is called before attention, without the mask and the scaling that folding a key needs. State layers
-therefore only count there and hand the new chunk back; the attention function of :mod:`taylorder.adapt.runtime`, told
+therefore only count there and hand the new chunk back; the attention function of :mod:`taylorder.adapt.attention`, told
 by a forward pre-hook which layer it works for, does the rest.
 """
 
@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
-from taylorder._attention import attends_causally
+from taylorder.adapt.attention import execution_digest, plan_layer
 from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
 from taylorder.adapt.hybrid_layer import HybridCacheLayer
-from taylorder.adapt.runtime import execution_digest, plan_layer
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
+from taylorder.models.attention import attends_causally
 
 
 class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -38,7 +38,7 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     Attributes:
         fingerprint: of the weights it is for.
-        digest: of the config it is for, see :func:`taylorder.adapt.runtime.execution_digest`.
+        digest: of the config it is for, see :func:`taylorder.adapt.attention.execution_digest`.
 
     """
 

@@ -19,15 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from taylorder.adapt.attention import attend_causally
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.cache_layer import TaylorCacheLayer
-from taylorder.adapt.runtime import attend_causally
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
-from taylorder.files import replacing
 from taylorder.kernels import HeadSpec, State
 from taylorder.kernels.state import check_names
-from taylorder.strict_json import brief, parse_json
-from taylorder.tensor_files import FLOATS
+from taylorder.storage.files import replacing
+from taylorder.storage.strict_json import brief, parse_json
+from taylorder.storage.tensor_files import FLOATS
 
 SCHEMA = "taylorder/cache@2"
 _HEADER, _CHECKSUM = "taylorder", "sha256"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from taylorder._support import uncompiled
-from taylorder.adapt.runtime import attend_causally, needs_gradient
+from taylorder.adapt.attention import attend_causally, needs_gradient
 from taylorder.errors import UsageError
 from taylorder.kernels import HeadSpec, State
+from taylorder.models.quiet import uncompiled
 
 
 class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not typed

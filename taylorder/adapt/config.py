@@ -35,9 +35,11 @@ from taylorder.adapt.decisions import (
 )
 from taylorder.analysis.results import Expansion
 from taylorder.errors import ConfigError
-from taylorder.files import replacing, sha256
-from taylorder.models import ModelDescription, describe, way_out_of_rounding
-from taylorder.strict_json import explain, in_line, read_json
+from taylorder.models.describe import describe
+from taylorder.models.description import ModelDescription
+from taylorder.models.fingerprint import way_out_of_rounding
+from taylorder.storage.files import replacing, sha256
+from taylorder.storage.strict_json import explain, in_line, read_json
 
 __all__ = ["MAX_ORDER", "Expansion", "HeadOrder", "LayerOrders", "ModelIdentity", "OrderConfig", "described"]
 

@@ -32,7 +32,7 @@ from taylorder.adapt.decisions import (
     Window,
 )
 from taylorder.analysis.results import Expansion
-from taylorder.strict_json import brief, explain
+from taylorder.storage.strict_json import brief, explain
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from taylorder.errors import ConfigError
-from taylorder.files import sha256
-from taylorder.strict_json import in_line
-from taylorder.tensor_files import FLOATS, tensors_as_bytes, tensors_of
+from taylorder.storage.files import sha256
+from taylorder.storage.strict_json import in_line
+from taylorder.storage.tensor_files import FLOATS, tensors_as_bytes, tensors_of
 
 Centres = Mapping[str, Tensor]
 RotationPairs = Mapping[str, tuple[Tensor, Tensor]]

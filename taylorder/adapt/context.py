@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from taylorder._attention import Observer
+from taylorder.adapt.attention import Counts, ModuleRun, execution_digest, plan_layer
 from taylorder.adapt.block import installed
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.runtime import Counts, ModuleRun, execution_digest, plan_layer
 from taylorder.adapt.verification import verify
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import TritonUnavailableError
 from taylorder.kernels.dispatch import choose_backend
+from taylorder.models.attention import Observer
 
 
 @contextmanager
@@ -40,10 +40,10 @@ def adapted(
         backend: of the kernels, ``triton`` or ``torch``; None chooses by device, see ``taylor_attention``. What no
             kernel does (gradients, both directions, ``guard=False``) is computed otherwise either way.
         observe: called by every attention module with what it was given and what it put out, see
-            :data:`taylorder._attention.Observer`.
+            :data:`taylorder.models.attention.Observer`.
 
     Yields:
-        :class:`~taylorder.adapt.runtime.Counts` of guarded rows, filled while the model runs.
+        :class:`~taylorder.adapt.attention.Counts` of guarded rows, filled while the model runs.
 
     Raises:
         ConfigError: the config does not belong to the model; says what differs.

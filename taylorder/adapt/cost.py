@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
-    from taylorder.models import ModelDescription
+    from taylorder.models.description import ModelDescription
 
 KV_BYTES = 2
 STATE_BYTES = 4

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from taylorder.analysis.results import Expansion
-from taylorder.models import ModelDescription
+from taylorder.models.description import ModelDescription
 
 MAX_ORDER = 8
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.errors import UnsupportedModelError, UsageError
-from taylorder.models import refuse_foreign_ids
+from taylorder.models.running import refuse_foreign_ids
 
 PROMPT_CHUNK = 512
 """Prompt tokens run at a time; more would only hold more activations."""

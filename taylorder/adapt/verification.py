@@ -9,20 +9,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from taylorder._attention import attends_causally, selections
-from taylorder._probing import (
-    distance,
-    forward,
-    leaving_no_trace,
-    probe_ids,
-    probe_mask,
-    rounding,
-    running_untouched,
-    same_bits,
-)
+from taylorder.adapt.attention import RUNS, Counts, LayerPlan, ModuleRun
 from taylorder.adapt.block import installed
-from taylorder.adapt.runtime import RUNS, Counts, LayerPlan, ModuleRun
 from taylorder.errors import UnsupportedModelError
+from taylorder.models.attention import attends_causally, selections
+from taylorder.models.probing import distance, rounding, running_untouched, same_bits
+from taylorder.models.running import forward, leaving_no_trace, probe_ids, probe_mask
 
 _VERIFIED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from taylorder._attention import AttentionCall, recording
 from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.analysis.truncation import LayerTensors
-from taylorder.models import run_base
+from taylorder.models.attention import AttentionCall, recording
+from taylorder.models.running import run_base
 
 _WAY_OUT = "nothing can be measured there: load the model in float32, or check its weights"
 
@@ -35,7 +35,7 @@ def run_layers(
 
     Raises:
         NonFiniteError: a module's queries, keys or values hold NaN or infinities.
-        UnsupportedModelError: as :func:`taylorder._attention.recording`.
+        UnsupportedModelError: as :func:`taylorder.models.attention.recording`.
 
     """
 

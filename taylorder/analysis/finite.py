@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taylorder._positions import token_embeddings
 from taylorder.errors import NonFiniteError
+from taylorder.models.positions import token_embeddings
 
 
 def refuse_broken_tensors(name: str, query: Tensor, key: Tensor, value: Tensor, way_out: str) -> None:

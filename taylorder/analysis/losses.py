@@ -17,7 +17,7 @@ from torch import Tensor
 
 from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.errors import NonFiniteError, UnsupportedModelError
-from taylorder.models import run_base
+from taylorder.models.running import run_base
 
 EXACT = "exact"
 

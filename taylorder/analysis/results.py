@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from taylorder.models import ModelDescription
+from taylorder.models.description import ModelDescription
 
 Expansion: TypeAlias = Literal["zero", "centre", "mean"]
 Projection: TypeAlias = Literal["q", "k", "v", "o"]
@@ -90,8 +90,8 @@ class Calibration:
     ``bos`` is the token that every sequence begins with, None where the tokenizer puts none in front of a text;
     ``unknown_share`` the share of tokens that the tokenizer did not know; ``far_share`` the share of measured query
     rows that have keys outside of the near field. ``nll`` is the loss of the model as it is, in nats per token, on the
-    first :data:`~taylorder.analysis.run.LOSS_TOKENS` tokens, and ``vocabulary`` the number of its tokens; None without
-    a language-model head.
+    first :data:`~taylorder.analysis.analyze.LOSS_TOKENS` tokens, and ``vocabulary`` the number of its tokens; None
+    without a language-model head.
     """
 
     source: str

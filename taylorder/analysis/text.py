@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from taylorder.errors import UsageError
-from taylorder.files import sha256
+from taylorder.storage.files import sha256
 
 CALIBRATION_SOURCE = "pydoc_data.topics"
 

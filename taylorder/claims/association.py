@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from taylorder.analysis.intervals import Interval
+from taylorder.evaluation.intervals import Interval
 
 Floats = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from taylorder.analysis.intervals import Interval
+from taylorder.evaluation.intervals import Interval
 
 Verdict: TypeAlias = Literal["supported", "contradicted", "undecided", "not applicable"]
 Cell: TypeAlias = str | float | int | None

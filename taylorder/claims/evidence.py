@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taylorder.analysis.intervals import Interval, mean_interval
 from taylorder.claims.association import Floats
 from taylorder.claims.claim import Verdict
-from taylorder.claims.heads import HeadSums
-from taylorder.claims.invariance import Invariance
 from taylorder.claims.layers import Layers
-from taylorder.claims.order_losses import OrderLosses
-from taylorder.claims.score_ranges import RangesByLength
-from taylorder.claims.state_times import StateTimes
-from taylorder.claims.task_scores import TaskScore
-from taylorder.models import ModelDescription
+from taylorder.claims.measurements.heads import HeadSums
+from taylorder.claims.measurements.invariance import Invariance
+from taylorder.claims.measurements.order_losses import OrderLosses
+from taylorder.claims.measurements.score_ranges import RangesByLength
+from taylorder.claims.measurements.state_times import StateTimes
+from taylorder.claims.measurements.task_scores import TaskScore
+from taylorder.evaluation.intervals import Interval, mean_interval
+from taylorder.models.description import ModelDescription
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,26 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from taylorder._support import dtype_name
-from taylorder.analysis.evaluation_text import evaluation_text
 from taylorder.analysis.losses import has_language_model_head
 from taylorder.analysis.results import Analysis
 from taylorder.analysis.text import calibration_text, query_rows
 from taylorder.analysis.tokens import tokenise
-from taylorder.claims import heads, invariance, order_losses, state_times, task_scores
 from taylorder.claims.evidence import Measured
-from taylorder.claims.heads import measure_heads
-from taylorder.claims.invariance import scale_queries
-from taylorder.claims.order_losses import measure_order_losses
+from taylorder.claims.measurements import heads, invariance, order_losses, state_times, task_scores
+from taylorder.claims.measurements.heads import measure_heads
+from taylorder.claims.measurements.invariance import scale_queries
+from taylorder.claims.measurements.order_losses import measure_order_losses
+from taylorder.claims.measurements.score_ranges import measure_ranges
+from taylorder.claims.measurements.state_times import measure_times
+from taylorder.claims.measurements.task_scores import TaskScore, measure_task_scores
 from taylorder.claims.rounding import PRECISIONS
-from taylorder.claims.score_ranges import measure_ranges
-from taylorder.claims.state_times import measure_times
-from taylorder.claims.task_scores import TaskScore, measure_task_scores
 from taylorder.errors import ConfigError, UsageError
-from taylorder.models import LoadedModel, fingerprint, way_out_of_rounding
-from taylorder.provenance import software_versions
-from taylorder.records import Records
+from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.models.fingerprint import fingerprint, way_out_of_rounding
+from taylorder.models.loading import LoadedModel
+from taylorder.models.refusals import dtype_name
+from taylorder.storage.provenance import software_versions
+from taylorder.storage.records import Records
 
 LENGTH, SEQUENCES, ROWS = 1024, 4, 32
 """Sequences of the calibration text that heads are measured on, and query rows of each."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taylorder.errors import TaylorderError, UsageError
-from taylorder.reports import run_files
+from taylorder.runs import run_files
 
 _CONFIG = run_files.FILES["orders"]
 

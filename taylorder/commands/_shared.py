@@ -16,9 +16,9 @@ from taylorder.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from taylorder.adapt.evaluate import Evaluation
-    from taylorder.adapt.select import Selection
     from taylorder.analysis.results import Analysis
+    from taylorder.evaluation.evaluate import Evaluation
+    from taylorder.selection.by_tolerance import Selection
 
 _DIGITS = 18
 _SHOWN = 60

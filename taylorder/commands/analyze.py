@@ -138,7 +138,7 @@ def analyze(
     check_texts(files)
     check_writable(out)
 
-    from taylorder.adapt.select import parse_tolerance, select
+    from taylorder.selection.by_tolerance import parse_tolerance, select
 
     largest_error = parse_tolerance(tolerance)
     with_levers = budget is not None or levers is not None
@@ -150,8 +150,8 @@ def analyze(
     if with_levers and policy == "alpha":
         raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
 
-    from taylorder.adapt.allocate import parse_bytes
-    from taylorder.analysis.candidates import parse_levers
+    from taylorder.selection.candidates import parse_levers
+    from taylorder.selection.knapsack import parse_bytes
 
     bytes_per_head = None if budget is None else parse_bytes(budget)
     chosen_levers = parse_levers("all" if levers is None else levers)
@@ -161,10 +161,11 @@ def analyze(
     with StderrProgress() as progress:
         progress.say(f"loading {model or 'the built-in model'}")
 
-        from taylorder.analysis.run import analyze as measure
+        from taylorder.analysis.analyze import analyze as measure
         from taylorder.analysis.text import calibration_text
         from taylorder.analysis.tokens import tokenise
-        from taylorder.models import describe, load
+        from taylorder.models.describe import describe
+        from taylorder.models.loading import load
         from taylorder.reports import run_directory
 
         words = calibration_text(files)
@@ -172,9 +173,9 @@ def analyze(
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         limit = None
         if with_levers:
-            from taylorder.adapt.choosing import Limit
-            from taylorder.adapt.lever_run import offer
-            from taylorder.analysis.levers import refuse_unsupported
+            from taylorder.selection.lever_table import refuse_unsupported
+            from taylorder.selection.run_levers import offer
+            from taylorder.selection.under_limit import Limit
 
             refuse_unsupported(description)
             tolerated = None if bytes_per_head is not None else largest_error
@@ -221,8 +222,8 @@ def analyze(
         selection = select(analysis, policy=policy, tolerance=largest_error, context=context or description.max_context)
         run = None
         if limit is not None:
-            from taylorder.adapt.lever_run import run_levers
-            from taylorder.adapt.select import with_levers as relying_on
+            from taylorder.selection.by_tolerance import with_levers as relying_on
+            from taylorder.selection.run_levers import run_levers
 
             progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
             records = out / "records"
@@ -248,8 +249,8 @@ def analyze(
         run_directory.write(out, analysis, selection, None, run)
         evaluation = None
         if not no_eval:
-            from taylorder.adapt.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
-            from taylorder.analysis.evaluation_text import evaluation_text
+            from taylorder.evaluation.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
+            from taylorder.evaluation.evaluation_text import evaluation_text
 
             progress.say(f"the analysis is in {out}; measuring what the model loses (--no-eval skips this)")
             with kept(f"the analysis is kept in {out}, without losses: `taylorder show {out}` prints it"):

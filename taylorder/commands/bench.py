@@ -60,8 +60,9 @@ def bench(
     with StderrProgress() as progress:
         progress.say(f"loading {model or 'the built-in model'}")
 
-        from taylorder.adapt.bench import bench as measure
-        from taylorder.models import describe, load
+        from taylorder.evaluation.timing import bench as measure
+        from taylorder.models.describe import describe
+        from taylorder.models.loading import load
         from taylorder.reports import generation
 
         with named_by(run, model, "name the model itself, and the run with --config"):

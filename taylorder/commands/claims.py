@@ -76,8 +76,8 @@ def claims(
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        from taylorder.claims.gaussian import kept_draws
         from taylorder.claims.judge import judge
+        from taylorder.claims.measurements.gaussian import kept_draws
 
         analyses = [run_directory.read(directory)[0] for directory in chosen]
         _check_models(chosen, analyses)
@@ -138,7 +138,7 @@ def _evidence(
     used = dtype or analysis.model.dtype
     measured = None if fresh or used == "auto" else measured_before(analysis, records, device, used)
     if measured is None:
-        from taylorder.models import load
+        from taylorder.models.loading import load
 
         source = model or analysis.model.name
         progress.say(f"loading {source}")

@@ -26,8 +26,9 @@ from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
-    from taylorder.adapt.evaluate import TaskResults
-    from taylorder.models import LoadedModel, ModelDescription
+    from taylorder.evaluation.evaluate import TaskResults
+    from taylorder.models.description import ModelDescription
+    from taylorder.models.loading import LoadedModel
     from taylorder.reports.evaluation import EvalReport
     from taylorder.reports.progress import StderrProgress
 
@@ -115,9 +116,10 @@ def evaluate(
     with StderrProgress() as progress:
         progress.say(f"loading {model or 'the built-in model'}")
 
-        from taylorder.adapt.evaluate import evaluate as measure
-        from taylorder.analysis.evaluation_text import evaluation_text
-        from taylorder.models import describe, load
+        from taylorder.evaluation.evaluate import evaluate as measure
+        from taylorder.evaluation.evaluation_text import evaluation_text
+        from taylorder.models.describe import describe
+        from taylorder.models.loading import load
         from taylorder.reports.evaluation import EvalReport
 
         with named_by(run, model, "name the model itself, and the run with --config"):
@@ -176,8 +178,8 @@ def _alphas(
     path: Path, config: OrderConfig, loaded: LoadedModel, description: ModelDescription, progress: StderrProgress
 ) -> dict[str, float | None]:
     """The alphas the run beside the config measured on the same weights, or else fitted now."""
-    from taylorder.adapt.rivals import exact_everywhere, fitted_alphas
-    from taylorder.adapt.select import layer_alpha
+    from taylorder.analysis.alpha_ranks import layer_alpha
+    from taylorder.evaluation.rivals import exact_everywhere, fitted_alphas
     from taylorder.reports import run_directory
 
     if exact_everywhere(config) or not description.causal:
@@ -194,8 +196,8 @@ def _alphas(
 def _tasks(
     loaded: LoadedModel, description: ModelDescription, config: OrderConfig, seed: int, progress: StderrProgress
 ) -> tuple[tuple[TaskResults, ...], str | None]:
-    from taylorder.adapt.evaluate import evaluate_tasks
     from taylorder.analysis.losses import has_language_model_head
+    from taylorder.evaluation.evaluate import evaluate_tasks
 
     if not (description.causal and has_language_model_head(loaded.model)):
         return (), "the model predicts no next token"
@@ -207,11 +209,11 @@ def _tasks(
 
 def _print(report: EvalReport, out: Path | None, output: str) -> None:
     """Print everything, write the file, and only then say that a bound was missed."""
-    from taylorder.files import replacing
     from taylorder.reports import evaluation
     from taylorder.reports.document import as_json
     from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
+    from taylorder.storage.files import replacing
 
     document = as_document(report)
     print_report(output, lambda: document, lambda console: evaluation.render(report, console))

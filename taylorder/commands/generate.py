@@ -17,7 +17,8 @@ from taylorder.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from taylorder.adapt.generate import Generated
-    from taylorder.models import LoadedModel, ModelDescription
+    from taylorder.models.description import ModelDescription
+    from taylorder.models.loading import LoadedModel
 
 
 def generate(
@@ -70,7 +71,8 @@ def generate(
 
         from taylorder.adapt.cost import config_bytes
         from taylorder.adapt.generate import compared, stream
-        from taylorder.models import describe, load
+        from taylorder.models.describe import describe
+        from taylorder.models.loading import load
         from taylorder.reports import generation
 
         loaded = load(model, device=device, dtype=dtype)

@@ -18,8 +18,8 @@ import torch
 
 from taylorder.compile_report import TARGETS
 from taylorder.compile_report.sass import Loop, loops
-from taylorder.kernels.triton_backend.book import Kind, book
 from taylorder.kernels.triton_backend.launch import kernel, triton_type
+from taylorder.kernels.triton_backend.layout_tables import Kind, book
 from taylorder.kernels.triton_backend.plan import TOGETHER
 from taylorder.kernels.triton_backend.settings import (
     Precision,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from . import torch_backend, triton_backend
-from .recent import Recent
 from .score_space import score_space_attention
 from .spec import HeadSpec, check_heads
 from .state import ExactPart, State, StateShape
+from .token_buffer import Recent
 
 BACKENDS = ("triton", "torch", "score-space")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .recent import selection
 from .state import ExactPart
+from .token_buffer import selection
 
 _MASK_ENTRIES = 1 << 20
 """Entries of one block's mask: rows of queries are taken a few at a time where a mask has to be spelled out."""

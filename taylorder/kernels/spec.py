@@ -10,6 +10,9 @@ EXPANSIONS = ("zero", "mean")
 
 MAX_ORDER = 8
 
+SINKS = 4
+"""First tokens that are kept where nothing else is said (arXiv 2309.17453)."""
+
 GUARD = 1e-3
 """A row whose far denominator (relative to ``e^mu``) is not above this share of its far keys falls back to order 1."""
 

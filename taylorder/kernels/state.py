@@ -13,9 +13,9 @@ from typing import Callable, Optional, Protocol, Union
 import torch
 from torch import Tensor
 
-from .recent import Recent
 from .spec import HeadSpec
 from .tables import FeatureTable
+from .token_buffer import Recent
 
 Change = Callable[[Tensor], Tensor]
 

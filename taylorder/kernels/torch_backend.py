@@ -22,14 +22,14 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .attend import Extent, Memory, Sinks, Sums, Tokens, attend
 from .exact import attend_exact_part, windowed_attention
 from .polynomial import Polynomials
-from .products import Chunk, fold
-from .recent import Joined, Piece, Recent, selection
-from .rows import Extent, Memory, Sinks, Sums, Tokens, attend
 from .spec import HeadSpec
 from .state import ExactPart, Part, State, StateShape, TaylorPart
+from .state_products import Chunk, fold
 from .tables import FeatureTable, count
+from .token_buffer import Joined, Piece, Recent, selection
 
 FOLD_BLOCK = 64
 """Fewest tokens folded at a time once a state exists: a decode step folds nothing 63 times out of 64."""

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from taylorder.analysis.results import Analysis, Projection, SpectralRow
 from taylorder.reports import summary
-from taylorder.reports.human import layer_names
-from taylorder.reports.layout import heading, row_label
+from taylorder.reports.grid_columns import heading, row_label
+from taylorder.reports.numbers import layer_names
 
 WIDE = 0.5
 """Where the alphas of near-tied tail starts span more than this, the printed one is one of several."""

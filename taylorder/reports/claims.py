@@ -13,11 +13,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from taylorder.claims.claim import Cell, Claim, Effect, Table
-from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
-from taylorder.reports.fitting import FittingTable
+from taylorder.reports.fitting_tables import FittingTable
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
+from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/claims@1"
 WIDTH = 100

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taylorder.files import replacing_together
 from taylorder.reports import html_claims
 from taylorder.reports.document import as_json
 from taylorder.reports.run_directory import unwritable
-from taylorder.reports.run_files import CLAIMS_FILE, CLAIMS_PAGE
+from taylorder.runs.run_files import CLAIMS_FILE, CLAIMS_PAGE
+from taylorder.storage.files import replacing_together
 
 
 def write(directory: str | Path, document: Mapping[str, Any], runs: Sequence[Path]) -> None:

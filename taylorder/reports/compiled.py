@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
-from taylorder.provenance import software_versions
 from taylorder.reports.document import finite
-from taylorder.reports.fitting import FittingTable
-from taylorder.reports.human import counted, number, size
+from taylorder.reports.fitting_tables import FittingTable
+from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
+from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/compile-report@1"
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taylorder.adapt.decisions import HeadOrder
-from taylorder.adapt.evaluate import Evaluation
-from taylorder.adapt.lever_summary import LeverSummary
-from taylorder.adapt.select import HeadVerdict, Policy, Selection
 from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
-from taylorder.models import ModelDescription
+from taylorder.evaluation.evaluate import Evaluation
+from taylorder.models.description import ModelDescription
 from taylorder.reports import summary, verdict
-from taylorder.reports.run_files import FILES, LEVERS_FILE
+from taylorder.runs.run_files import FILES, LEVERS_FILE
+from taylorder.selection.by_tolerance import HeadVerdict, Policy, Selection
+from taylorder.selection.lever_summary import LeverSummary
 
 SCHEMA = "taylorder/report@2"
 

@@ -10,18 +10,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from taylorder.adapt import rivals
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.evaluate import Evaluation, TaskResults
-from taylorder.adapt.judge import Comparison
 from taylorder.analysis.losses import EXACT
-from taylorder.analysis.tasks import CANNOT
-from taylorder.models import ModelDescription
+from taylorder.evaluation import rivals
+from taylorder.evaluation.comparison import Comparison
+from taylorder.evaluation.evaluate import Evaluation, TaskResults
+from taylorder.evaluation.tasks import CANNOT
+from taylorder.models.description import ModelDescription
 from taylorder.reports import evaluation_tables as tables
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_tables import Lookup
-from taylorder.reports.human import counted, number, percent
+from taylorder.reports.numbers import counted, number, percent
 from taylorder.reports.parts import INDENT, note, title
 from taylorder.reports.plain import plain_text
 

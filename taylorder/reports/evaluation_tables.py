@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from taylorder.adapt import rivals
-from taylorder.adapt.evaluate import TaskResults
-from taylorder.adapt.judge import Comparison, Standing
-from taylorder.analysis.intervals import Interval
 from taylorder.analysis.losses import EXACT
-from taylorder.analysis.tasks import TaskRow
+from taylorder.evaluation import rivals
+from taylorder.evaluation.comparison import Comparison, Standing
+from taylorder.evaluation.evaluate import TaskResults
+from taylorder.evaluation.intervals import Interval
+from taylorder.evaluation.tasks import TaskRow
 from taylorder.reports.evaluation_words import figure, with_bracket
-from taylorder.reports.fitting import dense_table
-from taylorder.reports.human import compact, number, percent, size
+from taylorder.reports.fitting_tables import dense_table
+from taylorder.reports.numbers import compact, number, percent, size
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from taylorder.adapt import rivals
-from taylorder.adapt.evaluate import Continuations, Evaluation
-from taylorder.adapt.judge import Comparison, Standing
-from taylorder.analysis.intervals import Interval
 from taylorder.analysis.losses import EXACT, looks_untrained
-from taylorder.reports.human import counted, percent, size
+from taylorder.evaluation import rivals
+from taylorder.evaluation.comparison import Comparison, Standing
+from taylorder.evaluation.evaluate import Continuations, Evaluation
+from taylorder.evaluation.intervals import Interval
+from taylorder.reports.numbers import counted, percent, size
 
 ENOUGH = 6
 """With fewer sequences, all of them differ in the same direction by chance more often than one time in twenty."""

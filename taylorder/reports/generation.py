@@ -12,17 +12,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from taylorder.adapt.bench import Bench, Row
 from taylorder.adapt.config import ModelIdentity, OrderConfig
 from taylorder.adapt.generate import Comparison, Generated
-from taylorder.adapt.rivals import exact_everywhere
-from taylorder.models import ModelDescription
-from taylorder.provenance import software_versions
+from taylorder.evaluation.rivals import exact_everywhere
+from taylorder.evaluation.timing import Bench, Row
+from taylorder.models.description import ModelDescription
 from taylorder.reports.document import finite
-from taylorder.reports.fitting import FittingTable
-from taylorder.reports.human import counted, number, size
+from taylorder.reports.fitting_tables import FittingTable
+from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
+from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/bench@1"
 

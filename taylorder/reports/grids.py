@@ -14,13 +14,13 @@ from rich.style import Style
 from rich.text import Text
 
 from taylorder.adapt.config import HeadOrder
-from taylorder.adapt.reasons import explained
-from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.reports import summary
 from taylorder.reports.alphas import NARROWEST, fitting_columns
-from taylorder.reports.human import counted, layer_names, percent_cell
-from taylorder.reports.layout import heading, label_width, row_label, widest_row
+from taylorder.reports.grid_columns import heading, label_width, row_label, widest_row
+from taylorder.reports.numbers import counted, layer_names, percent_cell
+from taylorder.selection.by_tolerance import Selection
+from taylorder.selection.reasons import explained
 
 GRID_ORDER = 3
 

@@ -16,14 +16,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from taylorder.adapt.evaluate import Evaluation
-from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
-from taylorder.files import replacing
+from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, html_claims, html_data, summary, terminal, verdict
 from taylorder.reports.html_page import Block, Column, fill
 from taylorder.reports.parts import About, Heading
 from taylorder.reports.reproduce import analyze_command
+from taylorder.selection.by_tolerance import Selection
+from taylorder.storage.files import replacing
 
 _WIDTH = 80
 """Of the terminal that tables are made for."""

@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from taylorder.adapt.config import HeadOrder
-from taylorder.adapt.reasons import explained
-from taylorder.adapt.select import HeadVerdict, Selection, layer_alpha
+from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
-from taylorder.models import AttentionModule
+from taylorder.models.description import AttentionModule
 from taylorder.reports import alphas, grids, html_claims, savings, summary
 from taylorder.reports.document import finite
-from taylorder.reports.human import counted, layer_names, number, percent, size
+from taylorder.reports.numbers import counted, layer_names, number, percent, size
+from taylorder.selection.by_tolerance import HeadVerdict, Selection
+from taylorder.selection.reasons import explained
 
 _HeadKey = tuple[str, int]
 

@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from taylorder.adapt.config import HeadOrder
-from taylorder.adapt.lever_summary import LeverSummary
-from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
 from taylorder.reports.evaluation_words import figure
-from taylorder.reports.fitting import dense_table
-from taylorder.reports.human import LayerNames, compact, counted, layer_names, number, percent, size
-from taylorder.reports.layout import SLIDING_MARK
+from taylorder.reports.fitting_tables import dense_table
+from taylorder.reports.grid_columns import SLIDING_MARK
+from taylorder.reports.numbers import LayerNames, compact, counted, layer_names, number, percent, size
 from taylorder.reports.parts import INDENT, note
+from taylorder.selection.by_tolerance import Selection
+from taylorder.selection.lever_summary import LeverSummary
 
 _NAMED = 6
 """KV heads named in a sentence before it says how many others there are."""

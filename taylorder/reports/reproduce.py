@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from taylorder.adapt.criteria import DEFAULT_CRITERION
-from taylorder.adapt.select import TIERS, Selection
 from taylorder.analysis.results import Analysis, Calibration
 from taylorder.analysis.text import CALIBRATION_SOURCE
+from taylorder.selection.by_tolerance import TIERS, Selection
+from taylorder.selection.criteria import DEFAULT_CRITERION
 
 
 def analyze_command(

@@ -17,21 +17,22 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from taylorder.adapt.choice import table_bytes
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.evaluate import Evaluation
-from taylorder.adapt.lever_run import LeverRun
-from taylorder.adapt.select import HeadVerdict, Selection
-from taylorder.analysis.candidates import Candidate
-from taylorder.analysis.lever_errors import LeverRow
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
-from taylorder.files import replacing_together
-from taylorder.models import ModelDescription
-from taylorder.reports import html, run_files
+from taylorder.evaluation.evaluate import Evaluation
+from taylorder.models.description import ModelDescription
+from taylorder.reports import html
 from taylorder.reports.document import SCHEMA, ReportDocument, as_document, as_json, choice_record
-from taylorder.reports.run_files import CLAIMS_FILE, FILES, LEVERS_FILE
-from taylorder.strict_json import brief, explain, read_json
+from taylorder.runs import run_files
+from taylorder.runs.run_files import CLAIMS_FILE, FILES, LEVERS_FILE
+from taylorder.selection.by_tolerance import HeadVerdict, Selection
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.config_of import table_bytes
+from taylorder.selection.lever_errors import LeverRow
+from taylorder.selection.run_levers import LeverRun
+from taylorder.storage.files import replacing_together
+from taylorder.storage.strict_json import brief, explain, read_json
 
 _HEADS_COLUMNS = (
     "module", "head", "kv_head", "order", "expansion", "window", "sinks", "relative_l2", "rmse", "cosine", "max_error",

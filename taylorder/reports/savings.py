@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, OrderConfig
-from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
-from taylorder.models import AttentionModule
+from taylorder.models.description import AttentionModule
+from taylorder.selection.by_tolerance import Selection
 
 
 def _groups(analysis: Analysis, selection: Selection) -> Iterator[tuple[AttentionModule, Sequence[HeadOrder]]]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taylorder.adapt import cost
-from taylorder.adapt.select import HeadVerdict, Selection, eligible
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, Expansion
-from taylorder.models import AttentionModule
+from taylorder.models.description import AttentionModule
+from taylorder.selection.by_tolerance import HeadVerdict, Selection, eligible
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from taylorder.adapt.select import Selection
 from taylorder.analysis.results import EXPANSIONS, Analysis
 from taylorder.reports import summary
-from taylorder.reports.fitting import dense_table
-from taylorder.reports.human import compact, layer_names, number, percent, percent_figure, size
+from taylorder.reports.fitting_tables import dense_table
+from taylorder.reports.numbers import compact, layer_names, number, percent, percent_figure, size
+from taylorder.selection.by_tolerance import Selection
 
 
 def error_by_order(analysis: Analysis, selection: Selection) -> Table:

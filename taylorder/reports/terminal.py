@@ -13,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from taylorder.adapt import cost
-from taylorder.adapt.evaluate import Evaluation
-from taylorder.adapt.select import Selection
 from taylorder.analysis.results import Analysis
-from taylorder.files import replacing
+from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, grids, levers, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
-from taylorder.reports.human import compact, counted, layer_names, number, percent, size
+from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.parts import INDENT, note, title
 from taylorder.reports.plain import plain_text
+from taylorder.selection.by_tolerance import Selection
+from taylorder.storage.files import replacing
 
 
 def render(

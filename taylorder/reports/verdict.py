@@ -5,15 +5,15 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from taylorder.adapt.evaluate import Evaluation
-from taylorder.adapt.lever_summary import LeverSummary
-from taylorder.adapt.select import TIERS, Selection
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
+from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
-from taylorder.reports.human import compact, counted, layer_names, number, percent, size
+from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.reproduce import analyze_command
+from taylorder.selection.by_tolerance import TIERS, Selection
+from taylorder.selection.lever_summary import LeverSummary
 
 _ADVISED_WINDOW, _ADVISED_SINKS = 64, 4
 

@@ -4,8 +4,8 @@ Read in this order: ``tiles`` (what the rows of a state are), ``book`` (that as 
 ``plan`` (the work list), ``state_kernels`` and ``token_kernels`` (what runs on the GPU), ``call`` (one call).
 """
 
-from .call import new_state, run
+from .attention import new_state, run
+from .kv_head_states import TritonPart
 from .launch import TritonUnavailableError, triton_problem
-from .part import TritonPart
 
 __all__ = ["TritonPart", "TritonUnavailableError", "new_state", "run", "triton_problem"]

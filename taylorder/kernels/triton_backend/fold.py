@@ -9,9 +9,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .book import Book, Kind
+from .kv_head_states import TritonPart
 from .launch import launch, triton_type
-from .part import TritonPart
+from .layout_tables import Book, Kind
 from .settings import Precision, fold_settings, power_of_two
 
 FOLD_TOKENS = 4096

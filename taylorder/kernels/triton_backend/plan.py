@@ -16,8 +16,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .book import Book, Run
-from .heads import HeadTables
+from .head_tables import HeadTables
+from .layout_tables import Book, Run
 from .tiles import Layout
 
 PROGRAMS = 264

@@ -1,0 +1,356 @@
+"""The attention of an adapted model: truncated heads through the kernels, exact layers through transformers' SDPA.
+
+transformers calls one registered function for every attention module; it finds the module's plan in a table filled by
+:func:`taylorder.adapt.block.installed`. The mask function registered with it hands over plain masks as the validity of
+keys, so that nothing of size tokens x tokens is built for truncated heads, and all others as they are. A truncated
+layer runs in linear time, from the state in its cache layer if there is one; score space (quadratic) is left for
+gradients, for raw denominators, and for keys that somebody else's cache has kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from taylorder.adapt.config import LayerOrders, OrderConfig
+from taylorder.analysis.finite import refuse_broken_tensors
+from taylorder.errors import TaylorderError, UsageError
+from taylorder.kernels import HeadSpec, State, TritonUnavailableError, score_space_attention, taylor_attention
+from taylorder.kernels.differentiable import differentiable_attention
+from taylorder.models.attention import Observer, attends_causally
+from taylorder.models.masks import causal_mask, key_validity, short_mask
+from taylorder.models.quiet import uncompiled
+from taylorder.models.refusals import refuse_block_mask, refuse_terms
+
+# transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
+ATTENTION_NAME = "taylorder"
+
+_OVERFLOWED = (
+    "the layers before it overflowed or the weights are broken: run in float32, or check the model without a config"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What one attention module runs.
+
+    ``heads`` is None where every head is exact. ``centre`` ``[G, d]`` is what is taken from the keys of each KV head
+    (zero for groups expanded around ``zero``); None takes nothing. ``backend`` is that of ``taylor_attention``.
+    ``rotations`` are what queries and centred keys of each KV head are multiplied by, ``A_q`` and ``A_k`` ``[G, d, d]``
+    (the identity for groups without ranks); None where no head has ranks.
+    """
+
+    name: str
+    heads: tuple[HeadSpec, ...] | None
+    centre: Tensor | None
+    guard: bool = True
+    backend: str | None = None
+    rotations: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened while a model ran adapted: guarded rows per module and query head, int64 ``[H]``."""
+
+    guarded_rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, guarded: Tensor) -> None:
+        """Add one call's guarded rows."""
+        known = self.guarded_rows.get(name)
+        self.guarded_rows[name] = guarded if known is None else known + guarded
+
+
+class StateLayer(Protocol):
+    """A cache layer that attends from its own state (:class:`taylorder.adapt.cache_layer.TaylorCacheLayer`)."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, valid: Tensor | None, backend: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend with the new tokens and take them in; output ``[B, H, T, d_v]`` and guarded rows, int64 ``[H]``."""
+        ...
+
+
+@dataclass(slots=True)
+class ModuleRun:
+    """One attention module inside an ``adapted`` block.
+
+    ``layer`` is the cache layer of the call under way, noted by a forward pre-hook because transformers does not hand
+    the cache to attention functions; None without one, or where the layer keeps keys and values. ``observe`` is told
+    of every call, as in :func:`taylorder.models.attention.recording`.
+    """
+
+    plan: LayerPlan
+    counts: Counts
+    layer: StateLayer | None = None
+    observe: Observer | None = None
+
+
+RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
+
+
+def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool, backend: str | None = None) -> LayerPlan:
+    """Turn the decisions for one layer into kernel specs.
+
+    ``centre`` in a config means centred keys and powers of the centred score, which the kernels know as ``zero``.
+    """
+    if all(head.order == "exact" for head in layer.heads):
+        return LayerPlan(layer.module, None, None, guard, backend)
+    specs = []
+    for head in layer.heads:
+        if head.order == "exact":
+            specs.append(HeadSpec(None))
+            continue
+        expansion = "mean" if head.expansion == "mean" else "zero"
+        specs.append(HeadSpec(head.order, expansion, head.window, head.sinks, head.ranks, head.coefficients))
+    firsts = layer.heads[:: config.model.heads // config.model.kv_heads]  # of each KV head
+    centre = config.key_centres.get(layer.module)
+    if centre is not None:
+        plain = [head.expansion == "zero" for head in firsts]
+        centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
+    rotations = _planned_rotations(config, layer.module, [head.ranks is not None for head in firsts])
+    return LayerPlan(layer.module, tuple(specs), centre, guard, backend, rotations)
+
+
+def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> tuple[Tensor, Tensor] | None:
+    """``A_q`` and ``A_k`` of the KV heads that are ``ranked``, and the identity for the others."""
+    if not any(ranked):
+        return None
+    query, key = config.rotations[module]
+    chosen = torch.tensor(ranked)[:, None, None]
+    identity = torch.eye(query.shape[-1])
+    return torch.where(chosen, query, identity), torch.where(chosen, key, identity)
+
+
+def execution_digest(config: OrderConfig) -> str:
+    """``"sha256:..."`` over everything in a config that changes what the model computes, and the weights it is for.
+
+    A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count.
+    """
+    layers = [[layer.module, *(head.executed() for head in layer.heads)] for layer in config.layers]
+    digest = hashlib.sha256(json.dumps([config.model.fingerprint, layers]).encode())
+    for name, tensors in sorted(config.tensors().items()):
+        digest.update(name.encode())
+        for tensor in tensors:
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def register() -> None:
+    """Make the name known to transformers; idempotent, and there is no way to unregister."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION_NAME, _attend)
+    AttentionMaskInterface.register(ATTENTION_NAME, _checked_mask)
+
+
+@uncompiled
+def _checked_mask(
+    *, attention_mask: Tensor | None = None, kv_length: int = 0, kv_offset: int = 0, **options: Any
+) -> Tensor | None:
+    """:func:`taylorder.models.masks.short_mask`, but for a mask with fewer columns than tokens,
+    which it would fill up.
+    """
+    if attention_mask is not None and attention_mask.shape[-1] < kv_offset + kv_length:
+        raise UsageError(
+            f"attention_mask has {attention_mask.shape[-1]} columns, expected one per token so far, those in the cache "
+            f"included: {kv_offset + kv_length}"
+        )
+    return short_mask(attention_mask=attention_mask, kv_length=kv_length, kv_offset=kv_offset, **options)
+
+
+@uncompiled
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend: query ``[B, H, T, d]``, key and value ``[B, G, S, .]``; output ``[B, T, H, d_v]``."""
+    run = RUNS.get(module)
+    if run is None:
+        raise outside_error(module)
+    name, layer = run.plan.name, run.layer
+    run.layer = None
+    refuse_block_mask(name, attention_mask)
+    _refuse(name, module, query, key, value, dropout, kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    causal = attends_causally(module, kwargs)
+    if run.plan.heads is None:
+        output = _exact(module, query, key, value, attention_mask, scaling, causal)
+    else:
+        refuse_packed(name, attention_mask, kwargs)
+        valid = honoured(name, attention_mask, query.shape[2], causal=causal)
+        if valid is not None and layer is None and valid.shape[1] != key.shape[2]:
+            raise UsageError(
+                f"{name} has {key.shape[2]} keys and is given a mask for {valid.shape[1]}, which cannot tell which are "
+                "padding (its cache is of another class than a TaylorCache): run rows without padding, or with "
+                "use_cache=False"
+            )
+        output = _truncated(run, run.plan.heads, layer, query, key, value, valid, scaling, causal)
+    if run.observe is not None:
+        run.observe(name, query, key, value, output, scaling)
+    return output, None
+
+
+def outside_error(module: nn.Module) -> UsageError:
+    """Say that a module has the attention of an adapted model, and is none."""
+    return UsageError(
+        f"{type(module).__name__} runs with the attention of `adapted` outside of a block (was the model or its config "
+        "copied inside adapted?): copy it outside, or call set_attn_implementation('sdpa') on the copy; if nothing was "
+        "copied, it attends to something beside the tokens, such as the states of an encoder: run text alone"
+    )
+
+
+def _truncated(
+    run: ModuleRun,
+    heads: tuple[HeadSpec, ...],
+    layer: StateLayer | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    valid: Tensor | None,
+    scaling: float,
+    causal: bool,
+) -> Tensor:
+    """Attend as the plan says, from the state of ``layer`` if there is one; ``valid`` is bool ``[B, S]``, or None."""
+    plan = run.plan
+    if plan.centre is not None:
+        key = key - plan.centre.to(key)[:, None]
+    if plan.rotations is not None:
+        query, key = (_rotated(x, each) for x, each in zip((query, key), plan.rotations, strict=True))
+    if layer is not None:
+        # The mask has a column for every token so far; those of earlier calls are in the state already.
+        valid = None if valid is None else valid[:, -key.shape[2] :]
+        output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid, backend=plan.backend)
+    elif plan.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
+        output, state = attend_causally(query, key, value, heads, scaling=scaling, valid=valid, backend=plan.backend)
+        guarded = state.guarded
+    elif plan.guard and causal and query.shape[2] == key.shape[2] and valid is None:
+        output, guarded = differentiable_attention(query, key, value, heads, scaling=scaling)
+    else:
+        # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
+        output, guarded = score_space_attention(
+            query, key, value, heads, scaling=scaling, causal=causal, valid=valid, guard=plan.guard
+        )
+    run.counts.add(plan.name, guarded)
+    return output.transpose(1, 2).contiguous()
+
+
+def _rotated(vectors: Tensor, rotation: Tensor) -> Tensor:
+    """``x @ A.T`` of vectors ``[B, H or G, T, d]``, each head by the rotation ``[G, d, d]`` of its KV head.
+
+    Half precisions are rotated in float32 and rounded once; on the identity that changes nothing.
+    """
+    B, heads, T, d = vectors.shape
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    groups = vectors.to(dtype).reshape(
+        B, len(rotation), heads // len(rotation) * T, d
+    )  # the heads of a group follow one another
+    turned = groups @ rotation.to(vectors.device, dtype).mT
+    return turned.view(B, heads, T, d).to(vectors.dtype)
+
+
+def attend_causally(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: tuple[HeadSpec, ...],
+    *,
+    scaling: float,
+    valid: Tensor | None,
+    state: State | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, State]:
+    """``taylor_attention`` in one direction, where there always is a state afterwards.
+
+    Raises:
+        TaylorderError: the backend cannot run where the tensors are.
+
+    """
+    try:
+        output, after = taylor_attention(
+            query, key, value, heads, scaling=scaling, valid=valid, state=state, backend=backend
+        )
+    except TritonUnavailableError as error:
+        raise TaylorderError(str(error)) from error
+    if after is None:
+        raise RuntimeError("taylor_attention returned no state for causal attention")
+    return output, after
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd is recording and any of the tensors takes part."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _exact(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, causal: bool
+) -> Tensor:
+    """Attend as the unadapted model does; ``mask`` is the validity of keys ``[B, S]``, or a whole mask, or None."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if mask is not None and mask.ndim == 2:
+        mask = causal_mask(mask, query.shape[2])
+    output: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=causal)[0]
+    return output
+
+
+def _refuse(
+    name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, dropout: float, kwargs: dict[str, Any]
+) -> None:
+    """Refuse what would come out silently wrong."""
+    if dropout:
+        raise UsageError(
+            f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
+        )
+    refuse_terms(name, module, kwargs)
+    refuse_broken_tensors(name, query, key, value, _OVERFLOWED)
+
+
+def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+    """Refuse several sequences in one row; ``name`` is the module's or the model's, ``kwargs`` what it was given."""
+    packed = [
+        argument for argument in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(argument) is not None
+    ]
+    if packed:
+        raise UsageError(f"{name} was given packed sequences ({packed[0]}); run them as separate rows of a batch")
+    positions = kwargs.get("position_ids")
+    if (
+        positions is not None and positions.ndim == 3
+    ):  # of images too: time, height and width, perhaps behind the text's
+        positions = positions[0] if len(positions) == 4 else None
+    # Positions of padded rows jump as well. Where transformers takes note of packing, it makes a mask of it.
+    if mask is None and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
+        raise UsageError(
+            f"{name} was given position_ids that do not count up by one (packed sequences?); run them as separate rows "
+            "of a batch"
+        )
+
+
+def honoured(name: str, mask: Tensor | None, queries: int, *, causal: bool) -> Tensor | None:
+    """Which keys are real, ``[B, S]``; refuse a mask that says more than truncated heads can follow.
+
+    Raises:
+        UsageError: the mask is not plain, see :func:`taylorder.models.masks.key_validity`.
+
+    """
+    try:
+        return key_validity(mask, queries, causal=causal)
+    except ValueError as error:
+        rule = "each token sees all earlier ones" if causal else "each token sees all others"
+        raise UsageError(
+            f"{name} was given a mask that {error}, and its truncated heads honour padding only ({rule}): make all "
+            "heads of this layer exact, or run text alone, one sequence a row, without images or a prefix"
+        ) from error

@@ -1,0 +1,1 @@
+"""What is measured for the claims alone, each kept in records under its own settings."""

@@ -1,0 +1,1 @@
+"""One claim a file: from evidence to a verdict with the figures it rests on."""

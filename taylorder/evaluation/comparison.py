@@ -1,0 +1,300 @@
+"""Judge configs by what the model can still do: losses of every contender on the same sequences, against exact."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
+from taylorder.analysis.losses import (
+    EXACT,
+    HiddenDistance,
+    TokenLosses,
+    has_language_model_head,
+    hidden_distance,
+    hidden_states,
+    language_model_head,
+    token_losses,
+)
+from taylorder.analysis.tokens import Tokens
+from taylorder.errors import NonFiniteError
+from taylorder.evaluation import rivals
+from taylorder.evaluation.intervals import Interval, mean_interval, paired_difference
+from taylorder.evaluation.rivals import Contender
+from taylorder.models.description import ModelDescription
+
+Progress = Callable[[str, int, int], None]
+"""Called with what runs, the passes over a sequence that are done, and their number."""
+
+BUCKET_EDGES = (0, 64, 256, 1024, 4096, 1 << 62)
+"""Positions at which losses are reported separately: a state matters where the context is long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one contender did at one length.
+
+    ``nominal_bytes`` is per KV head that sees the whole context (None for encoders). ``nll`` and ``kl`` are means in
+    nats per token with intervals over sequences, ``delta_exact`` and ``delta_window`` paired differences of ``nll``.
+    Rivals of the config have ``config_less``, the paired difference of the config's figure (``nll``, or
+    ``hidden_relative_l2``) to theirs: below zero it speaks for the config. ``buckets`` holds ``(first position, last
+    position, nll)``. ``guarded_share`` is the share that needed the guard of the query rows with a truncated far part.
+    Models without a language-model head have ``hidden_*`` instead. Where the contender could not be evaluated,
+    ``failure`` says why and the figures are None.
+    """
+
+    name: str
+    note: str
+    nominal_bytes: int | None
+    nll: Interval | None = None
+    delta_exact: Interval | None = None
+    delta_window: Interval | None = None
+    config_less: Interval | None = None
+    perplexity: float | None = None
+    kl: Interval | None = None
+    agreement: float | None = None
+    buckets: tuple[tuple[int, int, float], ...] = ()
+    guarded_share: float | None = None
+    hidden_relative_l2: float | None = None
+    hidden_cosine: float | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All contenders at one sequence length, exact first.
+
+    ``bos`` is the token that every sequence begins with, None where the tokenizer puts none in front of a text;
+    ``vocabulary`` the number of the model's tokens, None without a language-model head.
+    """
+
+    length: int
+    sequences: int
+    text_source: str
+    text_sha256: str
+    seed: int
+    standings: tuple[Standing, ...]
+    bos: int | None = None
+    vocabulary: int | None = None
+
+    def standing(self, name: str) -> Standing | None:
+        """The standing of that name, if there is one."""
+        return next((standing for standing in self.standings if standing.name == name), None)
+
+
+def compare(
+    model: Any,
+    description: ModelDescription,
+    sequences: Tensor,
+    contenders: Sequence[Contender],
+    *,
+    tokens: Tokens,
+    seed: int,
+    progress: Progress | None = None,
+    seconds: float | None = None,
+) -> Comparison:
+    """Run every contender over the same sequences ``[N, T]``: losses, or hidden states without a language-model head.
+
+    The exact model comes first and need not be among the contenders. A contender that breaks down (overflow) is
+    reported as failed, and the others go on. All contenders see the same sequences, fewer than N only if ``seconds``
+    are over before the last; optional contenders are left out if they would cost a sequence. ``tokens`` are those that
+    the sequences were cut from.
+
+    Raises:
+        ConfigError: a contender's config does not belong to the model.
+        NonFiniteError: the exact model breaks down.
+        UnsupportedModelError: the model's losses cannot be computed.
+
+    """
+    report = progress or (lambda stage, done, total: None)
+    stage = f"runs of {sequences.shape[1]:,} tokens"
+    head = language_model_head(model) if description.causal and has_language_model_head(model) else None
+    results = {
+        contender.name: _Result(contender) for contender in (Contender(EXACT, None, "the model as it is"), *contenders)
+    }
+    passes = len(sequences) * len(results)
+    hidden: dict[str, Tensor] = {}
+    began = time.monotonic()
+    for done, sequence in enumerate(sequences):
+        spent = time.monotonic() - began
+        if seconds is not None and done and spent * (done + 1) > seconds * done:
+            sequences = sequences[:done]
+            report(stage, passes, passes)
+            break
+        hidden = {}
+        for place, result in enumerate(results.values(), start=1):
+            spent, before = time.monotonic() - began, spent
+            if seconds is not None and not done and result.contender.config is not None:
+                # An optional contender takes about as long as the one before it, for every sequence.
+                needed = (2 * spent - before) * len(sequences) if result.contender.optional else spent
+                if needed > seconds:
+                    result.failure = result.failure or "left out, to save time"
+            if result.failure is None:
+                result.run(model, sequence, hidden)
+            _refuse_broken(results[EXACT], description)
+            report(stage, done * len(results) + place, passes)
+        if head is None:
+            for name, states in hidden.items():
+                results[name].distances.append(hidden_distance(hidden[EXACT], states))
+        else:
+            for name, losses in token_losses(head, sequence, hidden).items():
+                results[name].add_losses(losses)
+        _refuse_broken(results[EXACT], description)
+    standings = tuple(_standing(result, description, sequences, results) for result in results.values())
+    vocabulary = None if head is None else head(hidden[EXACT][:1]).shape[-1]
+    text = tokens.text
+    return Comparison(
+        sequences.shape[1], len(sequences), text.source, text.sha256, seed, standings, tokens.bos, vocabulary
+    )
+
+
+def losses_of_states(
+    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig]
+) -> dict[str, TokenLosses]:
+    """Losses of one sequence ``[T]`` for the exact model (``"exact"``) and for every config by its name.
+
+    Configs under which the model overflows are missing. ``head`` is that of
+    :func:`~taylorder.analysis.losses.language_model_head`.
+    """
+    hidden = {EXACT: hidden_states(model, sequence)}
+    for name, config in states.items():
+        try:
+            with adapted(model, config):
+                found = hidden_states(model, sequence)
+        except NonFiniteError:
+            continue
+        if torch.isfinite(found).all():
+            hidden[name] = found
+    losses = token_losses(head, sequence, hidden)
+    return {name: own for name, own in losses.items() if np.isfinite(own.nll).all() and np.isfinite(own.kl).all()}
+
+
+class _Result:
+    """What one contender gave so far."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self.failure = contender.absent or None
+        self.losses: list[TokenLosses] = []
+        self.distances: list[HiddenDistance] = []
+        self.guarded_rows = 0
+
+    def run(self, model: Any, sequence: Tensor, hidden: dict[str, Tensor]) -> None:
+        """Add the contender's final hidden states to ``hidden``, unless they overflow."""
+        contender = self.contender
+        if contender.config is None and EXACT in hidden:
+            hidden[contender.name] = hidden[EXACT]
+            return
+        running = nullcontext() if contender.config is None else adapted(model, contender.config, guard=contender.guard)
+        try:
+            with running as counts:
+                states = hidden_states(model, sequence)
+        except NonFiniteError as error:
+            self.failure = str(error)
+            return
+        if not torch.isfinite(states).all():
+            self.failure = "its final hidden states hold NaN or infinite values"
+            return
+        hidden[contender.name] = states
+        if counts is not None:
+            self.guarded_rows += sum(int(rows.sum()) for rows in counts.guarded_rows.values())
+
+    def add_losses(self, losses: TokenLosses) -> None:
+        """Keep one sequence's losses, unless logits overflowed."""
+        if np.isfinite(losses.nll).all() and np.isfinite(losses.kl).all():
+            self.losses.append(losses)
+        else:
+            self.failure = "its logits overflow"
+
+    @property
+    def per_sequence(self) -> np.ndarray:
+        """Mean NLL of every sequence, or the relative L2 of its final hidden states, float64 ``[N]``."""
+        if self.distances:
+            return np.array([distance.relative_l2 for distance in self.distances])
+        return _means([losses.nll for losses in self.losses])
+
+
+def _refuse_broken(exact: _Result, model: ModelDescription) -> None:
+    if exact.failure is not None:
+        raise NonFiniteError(
+            f"{model.name} breaks down without any config ({exact.failure}): check its weights, or run it in float32"
+        )
+
+
+def _standing(result: _Result, model: ModelDescription, sequences: Tensor, results: Mapping[str, _Result]) -> Standing:
+    contender, length = result.contender, sequences.shape[1]
+    exact, window, config = results[EXACT], results.get(rivals.WINDOW), results.get(rivals.CONFIG)
+    config_less = None
+    if config is not None and config.failure is None and result.failure is None and result not in (exact, config):
+        config_less = paired_difference(config.per_sequence, result.per_sequence)
+    size = rivals.bytes_per_kv_head(contender.config, model, length) if model.causal else None
+    if result.failure is not None:
+        size = None if contender.absent else size
+        return Standing(contender.name, contender.note, size, failure=result.failure)
+    guarded = None if contender.config is None else _guarded_share(result, model, sequences)
+    if result.distances:
+        return Standing(
+            name=contender.name,
+            note=_note(contender, length),
+            nominal_bytes=size,
+            config_less=config_less,
+            guarded_share=guarded,
+            hidden_relative_l2=float(np.mean([distance.relative_l2 for distance in result.distances])),
+            hidden_cosine=float(np.mean([distance.cosine for distance in result.distances])),
+        )
+    nll = result.per_sequence
+    against_window = window is not None and window.failure is None and result not in (window, exact)
+    together = np.stack([losses.nll for losses in result.losses])
+    buckets = []
+    for low, high in pairwise(BUCKET_EDGES):
+        part = together[:, low:high]
+        if part.size:
+            buckets.append((low, low + part.shape[1] - 1, float(part.mean(dtype=np.float64))))
+    return Standing(
+        name=contender.name,
+        note=_note(contender, length),
+        nominal_bytes=size,
+        nll=mean_interval(nll),
+        delta_exact=None if result is exact else paired_difference(nll, exact.per_sequence),
+        delta_window=paired_difference(nll, window.per_sequence) if window is not None and against_window else None,
+        config_less=config_less,
+        perplexity=math.exp(nll.mean()) if nll.mean() < 700 else math.inf,
+        kl=None if result is exact else mean_interval(_means([losses.kl for losses in result.losses])),
+        agreement=None if result is exact else float(_means([losses.agrees for losses in result.losses]).mean()),
+        buckets=tuple(buckets),
+        guarded_share=guarded,
+    )
+
+
+def _note(contender: Contender, length: int) -> str:
+    """The contender's note, with a warning where its near fields leave nothing to truncate or to drop."""
+    layers = () if contender.config is None else contender.config.layers
+    near = [head.window + head.sinks for layer in layers for head in layer.heads if head.order != "exact"]
+    if not near or min(near) < length:
+        return contender.note
+    all_near = f"its near fields hold all {length:,} tokens, so that it runs as exact at this length"
+    return f"{contender.note}; {all_near}" if contender.note else all_near
+
+
+def _guarded_share(result: _Result, model: ModelDescription, sequences: Tensor) -> float | None:
+    """Of the query rows that have far keys, in heads that truncate them; None if there are none."""
+    rows = 0
+    for layer in result.contender.config.layers if result.contender.config is not None else ():
+        for head in layer.heads:
+            if head.order != "exact" and not head.drops_far:
+                rows += len(sequences) * max(0, sequences.shape[1] - head.window - head.sinks)
+    return result.guarded_rows / rows if rows else None
+
+
+def _means(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([row.mean(dtype=np.float64) for row in rows])

@@ -1,0 +1,322 @@
+"""A block of query rows against everything they may attend to: the state, the tokens not in it yet, and the sinks.
+
+``out = (e^-M sum_near e^s v + e^(mu-M) sum_far w v) / (the same with v = 1)``, the far sum partly read from the state
+and partly evaluated in score space with the same polynomial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .polynomial import Polynomials, partial_scores
+from .spec import GUARD
+from .state_products import Chunk, read
+
+_BLOCK_ROWS = 128
+"""Rows treated together in score space: few, because a block computes scores above the diagonal in vain."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens not folded into the state, of N KV heads.
+
+    Attributes:
+        keys: ``[N, L, d]``; those that must not count are zero.
+        values: ``[N, L, d_v]``, the same.
+        keep: bool ``[N, L]``, False for those; None if all count.
+
+    """
+
+    keys: Tensor
+    values: Tensor
+    keep: Optional[Tensor]
+
+    @staticmethod
+    def build(
+        keys: Tensor, values: Tensor, keep: Optional[Tensor], dtype: torch.dtype, origin: Optional[Tensor] = None
+    ) -> Tokens:
+        """From keys ``[b, G, L, d]``, values ``[b, G, L, d_v]``, keep ``[b, L]``; N = b G; origin as in ``Memory``."""
+        G = keys.shape[1]
+        keys, values = keys.flatten(0, 1).to(dtype), values.flatten(0, 1).to(dtype)
+        if origin is not None:
+            keys = keys - origin[:, None]
+        if keep is None:
+            return Tokens(keys, values, None)
+        keep = keep.repeat_interleave(G, 0)
+        # Not a product: whatever padding holds, infinities included, must leave no trace.
+        return Tokens(keys.masked_fill(~keep[..., None], 0.0), values.masked_fill(~keep[..., None], 0.0), keep)
+
+    def counted(self) -> Tensor:
+        """How many count: ``[N]``."""
+        if self.keep is None:
+            return self.keys.new_full((self.keys.shape[0],), float(self.keys.shape[1]))
+        return self.keep.sum(-1).to(self.keys.dtype)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Folded tokens of N KV heads.
+
+    Attributes:
+        features: ``[N, D, d_v]``.
+        sums: ``[N, D]``.
+        chunk: room to compute in.
+        origin: ``[N, d]``, what is subtracted from every key, or None. Weights around the mean do not change when all
+            scores of a row move together, but powers around zero cancel less when keys are near the origin.
+
+    """
+
+    features: Tensor
+    sums: Tensor
+    chunk: Chunk
+    origin: Optional[Tensor] = None
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Sinks of N KV heads: keys ``[N, s, d]``, values ``[N, s, d_v]``, ``visible`` bool ``[N, C, s]`` (None: all)."""
+
+    keys: Tensor
+    values: Tensor
+    visible: Optional[Tensor]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Numerator ``[N, g, C, d_v]``, denominator ``[N, g, C]`` and, where the guard took effect, True ``[N, g, C]``."""
+
+    numerator: Tensor
+    denominator: Tensor
+    guarded: Tensor
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which of L tokens C rows see: row r is token ``L - C + r``; everything if attention is bidirectional.
+
+    Its far field is tokens ``<= L - C + r - window``, its window those after that up to itself.
+    """
+
+    rows: int
+    tokens: int
+    window: int
+    causal: bool
+
+    def blocks(self) -> Iterator[tuple[slice, Extent]]:
+        """Rows a few at a time, each with the tokens they see."""
+        size = _BLOCK_ROWS if self.causal else self.rows
+        for start in range(0, self.rows, size):
+            stop = min(start + size, self.rows)
+            tokens = self.tokens - self.rows + stop if self.causal else self.tokens
+            yield slice(start, stop), Extent(stop - start, tokens, self.window, self.causal)
+
+    @property
+    def far(self) -> int:
+        """How many of the first tokens are far for at least one row."""
+        return max(0, self.tokens - self.window)
+
+    @property
+    def diagonal(self) -> int:
+        """Far tokens of row 0, minus one; negative if it has none."""
+        return self.tokens - self.rows - self.window
+
+    def far_sums(self, per_token: Tensor) -> Tensor:
+        """Sum ``[N, L, *]`` over each row's far tokens: ``[N, C, *]``."""
+        if not self.causal:
+            return per_token.sum(1, keepdim=True).expand(-1, self.rows, -1)
+        before = max(0, min(self.diagonal, self.far))
+        running = per_token[:, before : self.far].cumsum(1)
+        if before:
+            running = running + per_token[:, :before].sum(1, keepdim=True)
+        missing = self.rows - running.shape[1]
+        if missing > 0:  # rows so early that nothing is far
+            running = torch.cat([running.new_zeros(running.shape[0], missing, running.shape[2]), running], 1)
+        return running[:, -self.rows :]
+
+
+def attend(
+    queries: Tensor,
+    tokens: Tokens,
+    memory: Optional[Memory],
+    sinks: Optional[Sinks],
+    polynomials: Polynomials,
+    extent: Extent,
+) -> Sums:
+    """Attend; ``queries`` ``[N, g, C, d]`` are scaled and of the dtype to compute in."""
+    count = _far_counts(tokens, memory, extent)
+    means, point = _expansion(queries, tokens, memory, polynomials, extent, count)
+    numerator, denominator = _from_memory(queries, tokens, memory, polynomials, means)
+    for rows, block in extent.blocks():
+        if block.far:
+            part = None if means is None else [mean[:, :, rows] for mean in means]
+            _add_far(
+                queries[:, :, rows], tokens, polynomials, block, part, numerator[:, :, rows], denominator[:, :, rows]
+            )
+    guarded = (denominator <= GUARD * count) & (count > 0)
+    if polynomials.drops_far is not None:
+        guarded &= ~polynomials.drops_far
+    if bool(guarded.any()):
+        plain = extent.far_sums(tokens.values)
+        if memory is not None:
+            plain = plain + memory.features[:, :1]
+        numerator = torch.where(guarded[..., None], plain[:, None], numerator)
+        denominator = torch.where(guarded, count.expand_as(denominator), denominator)
+    if extent.window or sinks is not None:
+        point = torch.where(count > 0, point, -math.inf)
+        if polynomials.drops_far is not None:
+            point = point.masked_fill(polynomials.drops_far, -math.inf)
+        point = point.expand_as(denominator)
+        for rows, block in extent.blocks():
+            visible = None if sinks is None or sinks.visible is None else sinks.visible[:, rows]
+            own_sinks = None if sinks is None else Sinks(sinks.keys, sinks.values, visible)
+            _add_near(
+                queries[:, :, rows],
+                tokens,
+                own_sinks,
+                block,
+                point[:, :, rows],
+                numerator[:, :, rows],
+                denominator[:, :, rows],
+            )
+    return Sums(numerator, denominator, guarded)
+
+
+def _far_counts(tokens: Tokens, memory: Optional[Memory], extent: Extent) -> Tensor:
+    """``[N, 1, C]``, how many tokens are far from each row."""
+    if tokens.keep is None:
+        N, L, _ = tokens.keys.shape
+        if extent.causal:
+            first = extent.diagonal + 1
+            count = torch.arange(first, first + extent.rows, device=tokens.keys.device).clamp_(min=0)
+            count = count.to(tokens.keys.dtype).expand(N, 1, -1)
+        else:
+            count = tokens.keys.new_full((N, 1, extent.rows), float(L))
+    else:
+        count = extent.far_sums(tokens.keep[..., None].to(tokens.keys.dtype)).transpose(1, 2)
+    return count if memory is None else count + memory.sums[:, None, :1]
+
+
+def _expansion(
+    queries: Tensor,
+    tokens: Tokens,
+    memory: Optional[Memory],
+    polynomials: Polynomials,
+    extent: Extent,
+    count: Tensor,
+) -> tuple[Optional[list[Tensor]], Tensor]:
+    """Means of each degree's scores, ``[N, g, C]`` each (None if zero is expanded around), and the expansion point."""
+    if polynomials.around_mean is None:
+        return None, queries.new_zeros(1)
+    d = queries.shape[-1]
+    centre = extent.far_sums(tokens.keys)
+    if memory is not None:
+        centre = centre + memory.sums[:, None, 1 : d + 1]
+    centre = centre / count.transpose(1, 2).clamp(min=1.0)
+    terms = queries * centre[:, None]
+    by_rank: dict[int, Tensor] = {}
+    for rank in {d, *polynomials.ranks[1:]}:
+        by_rank[rank] = terms[..., :rank].sum(-1) * polynomials.around_mean
+    return [by_rank[d], *(by_rank[rank] for rank in polynomials.ranks[1:])], by_rank[d]
+
+
+def _from_memory(
+    queries: Tensor,
+    tokens: Tokens,
+    memory: Optional[Memory],
+    polynomials: Polynomials,
+    means: Optional[Sequence[Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """What the folded tokens contribute: numerators ``[N, g, C, d_v]`` and denominators ``[N, g, C]``."""
+    N, g, C, d = queries.shape
+    d_v = tokens.values.shape[-1]
+    if memory is None:
+        return queries.new_zeros(N, g, C, d_v), queries.new_zeros(N, g, C)
+    columns = queries.permute(0, 3, 1, 2).reshape(N, d, g * C)
+    coefficients = [
+        b.permute(0, 3, 1, 2).expand(-1, -1, -1, C).reshape(N, b.shape[-1], g * C)
+        for b in polynomials.state_coefficients(means)
+    ]
+    numerator, denominator = read(memory.chunk, columns, coefficients, memory.features, memory.sums, polynomials.ranks)
+    return numerator.view(N, g, C, d_v), denominator.view(N, g, C)
+
+
+def _add_far(
+    queries: Tensor,
+    tokens: Tokens,
+    polynomials: Polynomials,
+    extent: Extent,
+    means: Optional[Sequence[Tensor]],
+    numerator: Tensor,
+    denominator: Tensor,
+) -> None:
+    """Add the far tokens that are not folded, in score space."""
+    N, g, C, _ = queries.shape
+    weights = polynomials.weights(queries, tokens.keys[:, : extent.far], means)
+    if extent.causal and C > 1:
+        # Only the last columns have a diagonal in them.
+        before = max(0, min(extent.diagonal + 1, extent.far))
+        corner = weights[..., before:]
+        # A product, because filling under a mask takes ten times as long; weights are finite where keys are.
+        corner.mul_(_below(C, corner.shape[-1], extent.diagonal - before, corner.dtype, corner.device))
+    if tokens.keep is not None:
+        weights.mul_(tokens.keep[:, None, None, : extent.far])
+    values = tokens.values[:, : extent.far]
+    if g == 1:
+        numerator[:, 0].baddbmm_(weights[:, 0], values)
+    else:
+        numerator += torch.bmm(weights.view(N, g * C, -1), values).view(N, g, C, -1)
+    denominator += weights.sum(-1)
+
+
+def _add_near(
+    queries: Tensor,
+    tokens: Tokens,
+    sinks: Optional[Sinks],
+    extent: Extent,
+    point: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+) -> None:
+    """Bring the far sums to the common scale ``e^-M`` and add the true exponentials of window and sinks."""
+    N, g, C, _ = queries.shape
+    first = max(0, extent.tokens - extent.rows - extent.window + 1) if extent.window else extent.tokens
+    seen = slice(first, extent.tokens)
+    scores = partial_scores(queries, tokens.keys[:, seen])
+    if C > 1 and extent.window:
+        own = extent.tokens - extent.rows - first  # column of row 0's own token
+        scores.add_(_window_bias(C, scores.shape[-1], own, extent.window, scores.dtype, scores.device))
+    if tokens.keep is not None:
+        scores.masked_fill_(~tokens.keep[:, None, None, seen], -math.inf)
+    values = tokens.values[:, seen]
+    if sinks is not None:
+        sink_scores = partial_scores(queries, sinks.keys)
+        if sinks.visible is not None:
+            sink_scores.masked_fill_(~sinks.visible[:, None], -math.inf)
+        scores, values = torch.cat([sink_scores, scores], -1), torch.cat([sinks.values, values], 1)
+    top = torch.maximum(scores.amax(-1), point)
+    top = torch.where(top == -math.inf, 0.0, top)  # a row without any key: its sums are empty
+    weights = scores.sub_(top[..., None]).exp_()
+    scale = (point - top).exp_()
+    near = torch.bmm(weights.view(N, g * C, -1), values).view(N, g, C, -1)
+    numerator.mul_(scale[..., None]).add_(near)
+    denominator.mul_(scale).add_(weights.sum(-1))
+
+
+@lru_cache(maxsize=32)
+def _below(rows: int, columns: int, diagonal: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[rows, columns]``: 1 up to a diagonal, 0 above it."""
+    return torch.ones(rows, columns, dtype=dtype, device=device).tril_(diagonal)
+
+
+@lru_cache(maxsize=32)
+def _window_bias(rows: int, columns: int, own: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[rows, columns]``: 0 on the ``window`` columns that end at column ``own + row``, minus infinity elsewhere."""
+    inside = torch.ones(rows, columns, dtype=torch.bool, device=device).tril_(own).triu_(own - window + 1)
+    return torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(~inside, -math.inf)

@@ -1,0 +1,79 @@
+"""Attention of an adapted layer with gradients, at lengths where score space would not fit into memory.
+
+The linear-time kernels pass no gradients. Exact KV heads and those whose far field is dropped are ordinary attention to
+some of the keys, which torch differentiates well; at order 1 far keys need no scores; the others go through score
+space. Weights are computed again on the way back instead of being kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .exact import far_sums, near_blocks, windowed_attention
+from .near_fields import NearField
+from .score_space import score_space_attention
+from .spec import HeadSpec
+
+
+def differentiable_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: Sequence[HeadSpec], *, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attend causally to T keys without padding, through which gradients flow; the guard is applied.
+
+    Args:
+        query: ``[B, H, T, d]``.
+        key: ``[B, G, T, d]``, prepared as for ``taylor_attention``.
+        value: ``[B, G, T, d_v]``.
+        heads: one spec per query head.
+        scaling: factor of q.k.
+
+    Returns:
+        Output ``[B, H, T, d_v]``, and guarded rows per query head, int64 ``[H]``.
+
+    """
+    T, group = query.shape[2], query.shape[1] // key.shape[1]
+    outputs, guarded = [], []
+    for kv_head in range(key.shape[1]):
+        own = slice(kv_head * group, (kv_head + 1) * group)
+        q, k, v = query[:, own], key[:, kv_head : kv_head + 1], value[:, kv_head : kv_head + 1]
+        specs = heads[own]
+        field = NearField(T, 0, None) if specs[0].order is None else NearField.of(specs)
+        if field is None:
+            output, hits = checkpoint(_score_space, q, k, v, specs, scaling, use_reentrant=False)
+        else:
+            if field.constants is None:
+                output = windowed_attention(q, k, v, field.window, field.sinks, scaling=scaling)
+            else:
+                output = checkpoint(_window_and_constant, q, k, v, field, scaling, use_reentrant=False)
+            rows = field.guarded(T) or [0] * group
+            hits = query.shape[0] * torch.tensor(rows, dtype=torch.int64, device=query.device)
+        outputs.append(output)
+        guarded.append(hits)
+    return torch.cat(outputs, 1), torch.cat(guarded)
+
+
+def _score_space(q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], scaling: float) -> tuple[Tensor, Tensor]:
+    return score_space_attention(q, k, v, specs, scaling=scaling)
+
+
+def _window_and_constant(q: Tensor, k: Tensor, v: Tensor, field: NearField, scaling: float) -> Tensor:
+    """Heads of one KV head at order 1 around zero: far keys all weigh the same, so that only near ones need scores."""
+    window, sinks = field.window, field.sinks
+    weight = q.new_tensor(field.weights)[:, None, None]
+    before = torch.cat([torch.zeros_like(v[:, :, :1]), v.cumsum(2)], 2)  # sums of the values before each token
+    outputs = []
+    for rows, keys, values, near in near_blocks(k, v, window, sinks):
+        row = torch.arange(rows.start, rows.stop, device=q.device)
+        far_values, far = far_sums(before, row, window, sinks)
+        scores = (q[:, :, rows] * scaling @ keys.mT).masked_fill(~near, -math.inf)
+        top = scores.detach().amax(-1, keepdim=True)
+        top = torch.where(far > 0, top.clamp(min=0.0), top)
+        weights, scale = (scores - top).exp(), weight * (-top).exp()
+        numerator = weights @ values + scale * far_values
+        outputs.append(numerator / (weights.sum(-1, keepdim=True) + scale * far))
+    return torch.cat(outputs, 2)

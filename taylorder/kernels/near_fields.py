@@ -1,0 +1,146 @@
+"""Attention to many near fields at once: one pass over the scores for all windows of a KV head.
+
+A window and some sinks, with the rest dropped or weighed by one constant (order 1), differ only in which keys are near.
+So the true exponential is taken once for every key, and the sums over a window grow from those over the next smaller
+one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .exact import far_sums
+from .spec import GUARD, HeadSpec
+
+_ROWS = 128
+"""Query rows of a block: few, so that the edges of a band of keys, computed and masked, are a small part of it."""
+
+_LEAST_SUM = 1e-30
+"""Weights are relative to the greatest of all keys; a near field whose sum is less than this has lost digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearField:
+    """The last ``window`` keys, the first ``sinks``, and what each query head gives a far key: ``constants``, or None.
+
+    ``window`` counts the query's own key and is at least 1. Constants are relative to exp(0).
+    """
+
+    window: int
+    sinks: int
+    constants: tuple[float, ...] | None
+
+    @staticmethod
+    def of(specs: Sequence[HeadSpec]) -> NearField | None:
+        """Return what the query heads of one KV head run, or None where that is more than a near field."""
+        window, sinks = specs[0].window, specs[0].sinks
+        if not window or any((spec.window, spec.sinks) != (window, sinks) for spec in specs):
+            return None
+        if all(spec.drops_far for spec in specs):
+            return NearField(window, sinks, None)
+        if any(spec.order != 1 or spec.drops_far or spec.expansion != "zero" for spec in specs):
+            return None
+        return NearField(window, sinks, tuple(spec.polynomial[0] for spec in specs))
+
+    @property
+    def weights(self) -> list[float]:
+        """What a far key weighs for each query head; 1 where the constant is too small, as the guard has it."""
+        return [constant if constant > GUARD else 1.0 for constant in self.constants or ()]
+
+    def guarded(self, tokens: int) -> list[int]:
+        """Guarded rows of each query head; a constant that is too small is so for every row with far keys."""
+        truncated = max(0, tokens - self.window - self.sinks)
+        return [truncated if constant <= GUARD else 0 for constant in self.constants or ()]
+
+
+def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearField], *, scaling: float) -> Tensor:
+    """Attend causally with the query heads of one KV head, once for every near field.
+
+    Args:
+        q: ``[h, T, d]``, float32.
+        k: ``[T, d]``, float32, centred where there are constants.
+        v: ``[T, d_v]``, float32.
+        fields: what to run, at least one.
+        scaling: factor of q.k.
+
+    Returns:
+        Outputs ``[len(fields), h, T, d_v]``. NaN in rows whose near field weighs nothing beside other keys.
+
+    """
+    T = q.shape[1]
+    windows = sorted({min(field.window, T) for field in fields})
+    most_sinks = min(max(field.sinks for field in fields), T)
+    constant = any(field.constants for field in fields)
+    within, sinks, top = _sums_by_window(
+        q * scaling, k, v, windows, most_sinks, at_least=0.0 if constant else -math.inf
+    )
+    row = torch.arange(T, device=q.device)
+    before = torch.cat([torch.zeros_like(v[:1]), v.cumsum(0)])  # sums of the values before each token
+    outputs = q.new_empty(len(fields), *q.shape[:2], v.shape[-1])
+    for field, output in zip(fields, outputs, strict=True):
+        total = within[windows.index(min(field.window, T))]
+        if field.sinks:
+            outside = row[:, None] - row[: field.sinks] >= field.window
+            total = total + _sums(sinks[..., : field.sinks] * outside, v[: field.sinks])
+        total = total.where(total[..., -1:] > _LEAST_SUM, math.nan)
+        if field.constants is not None:
+            far = torch.cat(far_sums(before, row, field.window, field.sinks), -1)
+            total = total + (-top).exp() * q.new_tensor(field.weights)[:, None, None] * far
+        torch.div(total[..., :-1], total[..., -1:], out=output)
+    return outputs
+
+
+def _sums_by_window(
+    q: Tensor, k: Tensor, v: Tensor, windows: Sequence[int], most_sinks: int, *, at_least: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the last keys, by number of keys; weights of the first keys; and the score all weights are relative to.
+
+    Args:
+        q: ``[h, T, d]``, scaled.
+        k: ``[T, d]``.
+        v: ``[T, d_v]``.
+        windows: numbers of keys, ascending.
+        most_sinks: of how many first keys to return the weights.
+        at_least: lower bound of the score that weights are relative to.
+
+    Returns:
+        ``[len(windows), h, T, d_v + 1]`` with the sum of the weights last, ``[h, T, most_sinks]`` and ``[h, T, 1]``.
+
+    """
+    h, T, d = q.shape
+    within = q.new_empty(len(windows), h, T, v.shape[-1] + 1)
+    tops, sinks = q.new_empty(h, T, 1), q.new_empty(h, T, most_sinks)
+    positions = torch.arange(T, device=q.device)
+    for start in range(0, T, _ROWS):
+        rows = slice(start, min(start + _ROWS, T))
+        first = max(0, start - windows[-1] + 1)
+        distance = positions[rows, None] - positions[first : rows.stop]  # 0 is the query's own key
+        queries = q[:, rows].reshape(-1, d)
+        scores = (queries @ k[first : rows.stop].mT).view(h, *distance.shape).masked_fill_(distance < 0, -math.inf)
+        top = scores.amax(-1, keepdim=True).clamp(min=at_least)
+        if most_sinks:
+            own = (queries @ k[:most_sinks].mT).view(h, -1, most_sinks)
+            own.masked_fill_(positions[:most_sinks] > positions[rows, None], -math.inf)
+            top = torch.maximum(top, own.amax(-1, keepdim=True))
+            sinks[:, rows] = (own - top).exp()
+        tops[:, rows] = top
+        weights = scores.sub_(top).exp_()
+        sums = q.new_zeros(h, len(distance), v.shape[-1] + 1)
+        for place, (near, end) in enumerate(pairwise([0, *windows])):
+            # Keys at distances near ... end - 1 from any of the rows; the edges are masked.
+            band = slice(max(first, start - end + 1), max(first, rows.stop - near))
+            columns = slice(band.start - first, band.stop - first)
+            inside = (distance[:, columns] >= near) & (distance[:, columns] < end)
+            sums = within[place, :, rows] = sums + _sums(weights[..., columns] * inside, v[band])
+    return within, sinks, tops
+
+
+def _sums(weights: Tensor, values: Tensor) -> Tensor:
+    """``weights @ values``, and the sum of the weights as one more column."""
+    return torch.cat([weights @ values, weights.sum(-1, keepdim=True)], -1)

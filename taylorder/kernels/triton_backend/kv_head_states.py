@@ -1,0 +1,203 @@
+"""What the Triton backend remembers of the tokens it has seen: states of all truncated KV heads, one behind another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ..spec import HeadSpec
+from ..state import check_names
+from .far_sums import FarSums
+from .head_tables import HeadTables, head_tables
+from .layout_tables import Book, Kind, book
+from .pending import PendingTokens
+from .tiles import Layout
+
+FOLD_BLOCK = 64
+"""Fewest tokens folded at a time once a KV head has a state: a decode step folds nothing 63 times out of 64."""
+
+RAW_SHARE = 0.8
+"""Tokens are kept as they are until they hold this share of the numbers of the state they would become."""
+
+
+class TritonPart:
+    """All truncated KV heads of a call, whatever their orders, ranks and near fields.
+
+    Features of the KV heads that have folded tokens lie in one tensor, one head's tiles behind another's.
+
+    Attributes:
+        kv_heads: which KV heads, ascending; G of them.
+        specs: the specs of each one's query heads.
+        pending: tokens that are not folded.
+        features: float32 ``[B, rows, d_v]``, sum of multiplicity x feature x value over the folded tokens.
+        sums: float32 ``[B, rows]``, the same with value 1.
+        state_rows: first row of each KV head's features; None until it has folded something.
+        folded_values, folded_counts: float32 ``[B, G, d_v]`` and ``[B, G]``, degree 0 of the folded tokens.
+        far: sums over the far tokens of the last row, folded or not: its mean, and what it falls back to if guarded.
+        origin: float32 ``[B, G, d]``, subtracted from keys when they are folded, see ``torch_backend``.
+        sink_keys, sink_values: ``[B, G, sinks, *]``, the first valid tokens.
+        seen: int64 ``[B]``, valid tokens so far.
+        sinks_filled: whether every sequence has all sinks.
+
+    """
+
+    def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
+        self.kv_heads, self.specs = tuple(kv_heads), tuple(tuple(group) for group in specs)
+        B, G, d, d_v = k.shape[0], len(kv_heads), k.shape[-1], v.shape[-1]
+        device = k.device
+        self.pending = PendingTokens(G, k, v)
+        self.features = torch.zeros(B, 0, d_v, device=device)
+        self.sums = torch.zeros(B, 0, device=device)
+        self.state_rows: list[Optional[int]] = [None] * G
+        self.folded_values = torch.zeros(B, G, d_v, device=device)
+        self.folded_counts = torch.zeros(B, G, device=device)
+        tables = head_tables(self.specs, d, device)
+        self.far = FarSums.none(B, G, 0 if tables.around_mean is None else d, d_v, device)
+        self.origin = torch.zeros(B, G, d if bool(tables.shifts.any()) else 0, device=device)
+        sinks = max(tables.sinks)
+        self.sink_keys, self.sink_values = k.new_zeros(B, G, sinks, d), v.new_zeros(B, G, sinks, d_v)
+        self.seen = torch.zeros(B, dtype=torch.int64, device=device)
+        self.sinks_filled = sinks == 0
+
+    @cached_property
+    def tables(self) -> HeadTables:
+        """Tables of the heads, on their device."""
+        return head_tables(self.specs, self.pending.keys.shape[-1], self.seen.device)
+
+    @cached_property
+    def books(self) -> dict[Layout, Book]:
+        """Tables of every layout there is."""
+        kinds: dict[Layout, list[Kind]] = {}
+        for layout, kind in zip(self.tables.layouts, self.tables.kinds):
+            if layout is not None and kind not in kinds.setdefault(layout, []):
+                kinds[layout].append(kind)
+        d = self.pending.keys.shape[-1]
+        return {layout: book(layout, d, tuple(own), self.seen.device) for layout, own in kinds.items()}
+
+    def rows_needed(self, kv_head: int) -> int:
+        """Rows of a KV head's features."""
+        layout = self.tables.layouts[kv_head]
+        return 0 if layout is None else self.books[layout].tiles(self.tables.kinds[kv_head]) * layout.tile
+
+    @property
+    def settled(self) -> list[bool]:
+        """KV heads that hold few tokens from now on, because older ones are folded or forgotten."""
+        return [drop or row is not None for drop, row in zip(self.tables.drops, self.state_rows)]
+
+    def state_origins(self, layout: Layout) -> Tensor:
+        """Row where tile 0 of the layout's book would lie, per sequence and KV head: int64 ``[B * G]``."""
+        book, own = self.books[layout], []
+        for g, row in enumerate(self.state_rows):
+            mine = row is not None and self.tables.layouts[g] == layout
+            own.append(row - book.first_tile(self.tables.kinds[g]) * layout.tile if mine and row is not None else 0)
+        B, rows, _ = self.features.shape
+        return (torch.arange(B)[:, None] * rows + torch.tensor(own)).flatten().to(self.features.device)
+
+    def foldable(self) -> list[int]:
+        """How many tokens of each KV head to fold now: those far for the last row, once they are worth it.
+
+        A KV head without a far field forgets them instead.
+        """
+        d, d_v = self.pending.keys.shape[-1], self.pending.values.shape[-1]
+        counts = []
+        for g, length in enumerate(self.pending.lengths):
+            far = length - self.tables.windows[g]
+            worth = FOLD_BLOCK
+            if not self.settled[g]:
+                worth = max(FOLD_BLOCK, int(RAW_SHARE * self.rows_needed(g) * (d_v + 1) / (d + d_v)))
+            counts.append(far if far >= worth else 0)
+        return counts
+
+    def start(self, kv_heads: Sequence[int]) -> None:
+        """Make room for the features of KV heads that fold for the first time."""
+        total = self.features.shape[1]
+        for g in kv_heads:
+            self.state_rows[g] = total
+            total += self.rows_needed(g)
+        more = total - self.features.shape[1]
+        self.features = torch.nn.functional.pad(self.features, (0, 0, 0, more))
+        self.sums = torch.nn.functional.pad(self.sums, (0, more))
+
+    def take_sinks(self, k: Tensor, v: Tensor, valid: Optional[Tensor]) -> tuple[Optional[Tensor], Optional[Tensor]]:
+        """Store new sinks ``k`` ``[B, G, T, d]``, ``v``.
+
+        Returns:
+            Which tokens remain, bool ``[B, G, T]`` (None: all), and the rank of the last valid token so far, int32
+            ``[B, T]`` (None: every sink is visible).
+
+        """
+        if self.sinks_filled:
+            return None if valid is None else valid[:, None].expand(-1, k.shape[1], -1), None
+        B, _, T, _ = k.shape
+        known = torch.ones(B, T, dtype=torch.bool, device=k.device) if valid is None else valid
+        rank = self.seen[:, None] + known.cumsum(1)
+        slots = self.sink_keys.shape[2]
+        for b in range(B):
+            index = (known[b] & (rank[b] <= slots)).nonzero()[:, 0]
+            place = rank[b, index] - 1
+            self.sink_keys[b, :, place] = k[b][:, index]
+            self.sink_values[b, :, place] = v[b][:, index]
+        self.seen = rank[:, -1].clone()  # a view would keep the whole prefill alive
+        self.sinks_filled = bool((self.seen >= slots).all())
+        remains = known[:, None] & (rank[:, None] > self.tables.sink_counts[None, :, None])
+        return remains, rank.int()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TritonPart:
+        """Return a copy with ``change``, which keeps the order of dimensions, applied to every tensor."""
+        copy = TritonPart.__new__(TritonPart)
+        copy.__dict__.update(self.__dict__)
+        for name in ("tables", "books"):
+            copy.__dict__.pop(name, None)  # looked up again: the copy may be on another device
+        copy.pending, copy.far = self.pending.map(change), self.far.map(change)
+        for name, value in self.own_tensors().items():
+            setattr(copy, name, change(value))
+        copy.state_rows = list(self.state_rows)
+        return copy
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What is held besides pending tokens and far sums, by name; the first dimension of each is the batch."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def held(self) -> dict[str, Tensor]:
+        """Return everything held, by name; pending tokens without the spare room between KV heads."""
+        device = self.seen.device
+        rows = [torch.arange(first, first + n) for first, n in zip(self.pending.starts, self.pending.lengths)]
+        used = torch.cat(rows).to(device)
+        held = {f"pending.{name}": tensor[:, used] for name, tensor in self.pending.tensors().items()}
+        held |= {f"far.{name}": tensor for name, tensor in self.far.tensors().items()}
+        held["pending.lengths"] = torch.tensor(self.pending.lengths)
+        held["state_rows"] = torch.tensor([-1 if row is None else row for row in self.state_rows])
+        return {**held, **self.own_tensors()}
+
+    def put(self, held: dict[str, Tensor]) -> None:
+        """Fill an empty part with what ``held`` returned."""
+        order = held.get("state_rows", torch.zeros(0)).tolist()
+        self.start(sorted((g for g, row in enumerate(order) if row >= 0), key=lambda g: order[g]))
+        lengths = held.get("pending.lengths", torch.zeros(0, dtype=torch.int64)).tolist()
+        self.pending.reset(lengths)
+        check_names(held, self.held())
+        for name, tensor in self.pending.tensors().items():
+            tensor.copy_(held[f"pending.{name}"])
+        self.far = FarSums(**{name: held[f"far.{name}"] for name in self.far.tensors()})
+        for name in self.own_tensors():
+            setattr(self, name, held[name])
+        self.sinks_filled = bool((self.seen >= self.sink_keys.shape[2]).all())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held."""
+        own = (tensor.numel() * tensor.element_size() for tensor in self.own_tensors().values())
+        return self.pending.nbytes + self.far.nbytes + sum(own)
+
+    @property
+    def nominal_bytes(self) -> int:
+        """Bytes with keys and values counted in 16 bits and sums in 32: states, sinks and pending tokens."""
+        B, _, d = self.pending.keys.shape
+        d_v = self.pending.values.shape[-1]
+        kept = sum(self.pending.lengths) + sum(self.tables.sinks)
+        folded = sum(1 for row in self.state_rows if row is not None) * (d_v + 1)
+        return 2 * B * kept * (d + d_v) + 4 * (self.features.numel() + self.sums.numel() + B * folded)

@@ -1,0 +1,127 @@
+"""Describe a model by what its attention modules do in one short forward pass; say what is unsupported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from taylorder.errors import TaylorderError, UnsupportedModelError, first_line
+from taylorder.models.adapters import refuse_adapters
+from taylorder.models.attention import AttentionCall, recording
+from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.models.fingerprint import fingerprint
+from taylorder.models.positions import longest_context, lookups
+from taylorder.models.probing import refuse_other_numbers
+from taylorder.models.refusals import dtype_name, refuse_class, refuse_config, refuse_projections, refuse_weights
+from taylorder.models.running import PROBE_TOKENS, leaving_no_trace, probe_ids, run_base
+
+
+def describe(model: nn.Module, name: str | None = None, *, weights_note: str | None = None) -> ModelDescription:
+    """Describe a model's attention modules as one short forward pass calls them; the model is left as it was.
+
+    ``model`` is a transformers model, ``name`` (default: what its config calls it) and ``weights_note`` go into the
+    description. Raises UnsupportedModelError, naming what was found and the way out, for every model that cannot be
+    measured truthfully.
+    """
+    refuse_adapters(model, name or type(model).__name__)
+    refuse_class(model)
+    config: Any = model.config
+    name = name or getattr(config, "name_or_path", "") or type(model).__name__
+    refuse_config(config, name)
+    refuse_weights(model, name)
+    with lookups() as seen:
+        calls, hidden = _probe(model, name)
+    max_context = longest_context(model, name, seen)
+    modules = tuple(_module(call) for call in calls)
+    for call in calls:
+        refuse_projections(call.name, call.module)
+    _refuse_mixture(modules, name)
+    refuse_other_numbers(model, name, modules, hidden)
+    dtype = dtype_name(model)
+    return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note, dtype)
+
+
+def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tensor]:
+    """Run a few tokens; return the attention calls in order, one per module, and the hidden states ``[2, 8, hidden]``.
+
+    Refuses what the calls give away.
+    """
+    base: Any = getattr(model, "base_model", model)
+    if getattr(base, "main_input_name", "input_ids") != "input_ids":
+        raise UnsupportedModelError(
+            f"{name} takes {base.main_input_name}, where token ids are expected: calibration text cannot be run "
+            "through it. Choose a language model or a text encoder."
+        )
+    calls: list[AttentionCall] = []
+    try:
+        with leaving_no_trace(model), recording(model, calls.append):
+            hidden = run_base(model, probe_ids(model))
+    except TaylorderError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} ({type(model).__name__}) did not run on {PROBE_TOKENS} token ids alone "
+            f"({type(error).__name__}: {first_line(error)}). Choose a model that takes nothing else."
+        ) from error
+    _refuse_calls(calls, name)
+    return calls, hidden
+
+
+def _refuse_calls(calls: list[AttentionCall], name: str) -> None:
+    if not calls:
+        raise UnsupportedModelError(
+            f"{name} made no attention call on {PROBE_TOKENS} tokens: it has linear attention, convolution or "
+            "recurrence only, or attention that bypasses transformers' AttentionInterface. Choose a model with "
+            "at least one layer of softmax attention."
+        )
+    seen: dict[str, str] = {}
+    for call in calls:
+        if call.name in seen.values():
+            raise UnsupportedModelError(
+                f"{name} calls {call.name} more than once in a forward pass (shared layers, differential "
+                "attention): its heads have no single order. Choose a model whose modules each attend once."
+            )
+        # All calls are alive, so equal addresses are one tensor.
+        origin = seen.setdefault(f"{call.k.data_ptr()}", call.name)
+        if origin != call.name:
+            raise UnsupportedModelError(
+                f"{call.name} uses the keys of {origin} (layers sharing a KV cache): it has no state of its own to "
+                "truncate. Choose a model whose layers have their own keys and values."
+            )
+        if call.k.shape[2] != call.q.shape[2]:
+            raise UnsupportedModelError(
+                f"{call.name} attends from {call.q.shape[2]} queries to {call.k.shape[2]} keys (cross attention), "
+                "where equally many are expected: choose a model with self attention only."
+            )
+
+
+def _module(call: AttentionCall) -> AttentionModule:
+    return AttentionModule(
+        name=call.name,
+        heads=call.q.shape[1],
+        kv_heads=call.k.shape[1],
+        head_dim=call.q.shape[3],
+        value_dim=call.v.shape[3],
+        scaling=call.scaling,
+        causal=call.is_causal,
+        sliding_window=call.sliding_window,
+    )
+
+
+def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:
+    """One table of heads describes a model only if all modules have the same number and kind of them."""
+    kinds = {
+        (module.heads, module.kv_heads, module.head_dim, module.value_dim, module.causal): module for module in modules
+    }
+    if len(kinds) > 1:
+        found = ", ".join(
+            f"{module.name} has {module.heads} heads on {module.kv_heads} KV heads of dimension {module.head_dim} "
+            f"(values {module.value_dim}, {'causal' if module.causal else 'bidirectional'})"
+            for module in kinds.values()
+        )
+        raise UnsupportedModelError(
+            f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {found}. Choose a model whose "
+            "layers all have the same heads."
+        )

@@ -1,0 +1,57 @@
+"""A model as far as this tool is concerned: its attention modules, and what identifies it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionModule:
+    """One attention module, as seen in a probe forward pass.
+
+    ``name`` is the qualified module name; ``heads`` H query heads share ``kv_heads`` G KV heads; ``head_dim`` d and
+    ``value_dim`` d_v; ``scaling`` is what the model multiplies q.k with; ``sliding_window`` is None where the module
+    sees the whole context.
+    """
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scaling: float
+    causal: bool
+    sliding_window: int | None
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A model as far as this tool is concerned.
+
+    ``fingerprint`` identifies the weights whatever dtype they are held in; ``max_context`` is the longest context in
+    tokens; ``weights_note`` tells the reader when the weights are not the original ones (dequantised); ``dtype`` is
+    what the model ran in, as torch calls it.
+    """
+
+    name: str
+    architecture: str
+    modules: tuple[AttentionModule, ...]
+    max_context: int
+    fingerprint: str
+    weights_note: str | None = None
+    dtype: str = "float32"
+
+    @property
+    def open_modules(self) -> tuple[AttentionModule, ...]:
+        """The modules that see the whole context; those with a sliding window of their own stay as they are."""
+        return tuple(module for module in self.modules if module.sliding_window is None)
+
+    @property
+    def causal(self) -> bool:
+        """False for encoders, whose attention sees both sides."""
+        return all(module.causal for module in self.modules)

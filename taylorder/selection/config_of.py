@@ -1,0 +1,142 @@
+"""From a choice of one candidate for every KV head to a config, and to what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from taylorder.adapt import cost
+from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.models.description import AttentionModule
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.lever_errors import LayerLevers, LeverRow
+from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.reasons import Reason
+from taylorder.storage.provenance import software_versions
+
+
+def candidate_bytes(candidate: Candidate, module: AttentionModule, context: int) -> int:
+    """Nominal bytes of one KV head at ``context`` tokens."""
+    d, d_v = module.head_dim, module.value_dim
+    if candidate.order is None:
+        return cost.kv_bytes(d, d_v, context)
+    near = cost.kv_bytes(d, d_v, min(context, candidate.near))
+    return near + (cost.state_bytes(d, d_v, candidate.order, candidate.ranks) if candidate.truncates else 0)
+
+
+def window_instead(candidate: Candidate, module: AttentionModule) -> Candidate | None:
+    """The candidate that spends the bytes of the state on the window, rounded up to whole tokens; None without one."""
+    if candidate.order is None or not candidate.truncates:
+        return None
+    d, d_v = module.head_dim, module.value_dim
+    state = cost.state_bytes(d, d_v, candidate.order, candidate.ranks)
+    more = -(-state // cost.kv_bytes(d, d_v, 1))
+    return Candidate(1, window=candidate.window + more, sinks=candidate.sinks, coefficients="dropped")
+
+
+def table_bytes(table: LeverTable, context: int) -> list[list[int]]:
+    """Nominal bytes of every candidate, for every KV head in the order of ``table.kv_heads``."""
+    return [
+        [candidate_bytes(candidate, module, context) for candidate in table.candidates]
+        for module in table.modules
+        for _ in range(module.kv_heads)
+    ]
+
+
+def config_of(
+    table: LeverTable,
+    choice: Sequence[int],
+    *,
+    context: int,
+    criterion: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    reason: Reason = "budget",
+) -> OrderConfig:
+    """Return the config in which every KV head runs its choice; modules not in the table stay exact.
+
+    Args:
+        table: the candidates and what belongs to them.
+        choice: place of the candidate of each KV head, in the order of ``table.kv_heads``.
+        context: tokens at which bytes are counted.
+        criterion: provenance.
+        calibration: provenance.
+        reason: of KV heads whose choice is exact attention.
+
+    """
+    chosen = dict(zip(table.kv_heads, choice, strict=True))
+    measured = {layer.module: layer for layer in table.layers}
+    layers = []
+    for module in table.model.modules:
+        if module.name in measured:
+            places = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
+            layers.append(_layer(table, measured[module.name], module, places, context, reason))
+        else:
+            cached = cost.kv_bytes(module.head_dim, module.value_dim, min(context, module.sliding_window or context))
+            exact = HeadOrder(order="exact", error=0.0, reason="sliding", nominal_bytes=cached)
+            layers.append(LayerOrders(module=module.name, heads=(exact,) * module.heads))
+    config = OrderConfig(
+        model=ModelIdentity.of(table.model),
+        calibration=dict(calibration or {}),
+        criterion=dict(criterion or {}),
+        software=software_versions(),
+        layers=tuple(layers),
+    )
+    # A config has centres for all layers or for none; where every head is exact, nothing is centred.
+    centres = {module.name: torch.zeros(module.kv_heads, module.head_dim) for module in table.model.modules}
+    config = config.with_key_centres(centres | {name: layer.prepared.centres for name, layer in measured.items()})
+    ranked = {
+        name: measured[name].prepared.rotations
+        for name in {name for (name, _), place in chosen.items() if table.candidates[place].ranks is not None}
+    }
+    return config.with_rotations({name: pair for name, pair in ranked.items() if pair is not None})
+
+
+def _layer(
+    table: LeverTable,
+    measured: LayerLevers,
+    module: AttentionModule,
+    places: Sequence[int],
+    context: int,
+    reason: Reason,
+) -> LayerOrders:
+    rows = {(row.kv_head, row.candidate): row for row in measured.rows}
+    heads = []
+    for head in range(module.heads):
+        kv_head = head // module.group
+        place = places[kv_head]
+        fitted = measured.fitted.get(place)
+        own = None if fitted is None else fitted[head]
+        heads.append(_head(table.candidates[place], own, rows[kv_head, place], module, context, reason))
+    return LayerOrders(module=module.name, heads=tuple(heads))
+
+
+def _head(
+    candidate: Candidate,
+    fitted: tuple[float, ...] | None,
+    row: LeverRow,
+    module: AttentionModule,
+    context: int,
+    reason: Reason,
+) -> HeadOrder:
+    size = candidate_bytes(candidate, module, context)
+    if candidate.order is None:
+        return HeadOrder(order="exact", error=0.0, reason=reason, nominal_bytes=size)
+    d, d_v = module.head_dim, module.value_dim
+    break_even = candidate.near
+    if candidate.truncates:
+        break_even = cost.break_even_tokens(d, d_v, candidate.order, candidate.ranks, near=candidate.near)
+    spec = candidate.spec(fitted)
+    return HeadOrder(
+        order=candidate.order,
+        error=row.relative_l2,
+        # Without a far field nothing is expanded, and keys need no centring.
+        expansion=candidate.expansion if candidate.truncates else "zero",
+        window=candidate.window,
+        sinks=candidate.sinks,
+        ranks=spec.ranks,
+        coefficients=spec.coefficients,
+        nominal_bytes=size,
+        break_even=break_even,
+    )

@@ -1,0 +1,119 @@
+"""What the levers came to, as a report tells it: the choice, its program, and polynomials beside windows."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+
+from taylorder.selection.config_of import table_bytes
+from taylorder.selection.criteria import Criterion, eligible
+from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.refine import Among
+from taylorder.selection.under_limit import Chosen
+
+
+@dataclass(frozen=True, slots=True)
+class BesideWindow:
+    """One candidate with a polynomial, beside the same bytes of window, over all KV heads.
+
+    Errors are the median KV head's; ``better`` names the KV heads (module and number) on which its gradient-weighted
+    error is the smaller one, those left out on which it may not be chosen.
+    """
+
+    label: str
+    order: int
+    nominal_bytes: int
+    relative_l2: float
+    window_relative_l2: float
+    better: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRound:
+    """A config the iterative scheme measured: mean KL in nats per token, what was promised of it, and among what."""
+
+    kl: float
+    promised: float | None
+    price: float | None
+    among: Among = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class LeverSummary:
+    """How the candidates were measured and what was chosen.
+
+    ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``chosen`` counts KV heads by candidate,
+    ``chosen_better`` names those with a polynomial that serves them better than the same bytes of window, and
+    ``chosen_worse`` those that it serves worse.
+    """
+
+    levers: tuple[str, ...]
+    sequences: int
+    sequence_length: int
+    kv_heads: int
+    criterion: Criterion
+    budget: int | None
+    tolerance: float | None
+    context: int
+    nominal_bytes: int
+    exact_bytes: int
+    objective: float
+    bound: float
+    gap: float
+    rounds: tuple[MeasuredRound, ...]
+    chosen: tuple[tuple[str, int], ...]
+    chosen_better: tuple[tuple[str, int], ...]
+    chosen_worse: tuple[tuple[str, int], ...]
+    beside_window: tuple[BesideWindow, ...]
+
+
+def summarise(
+    table: LeverTable, chosen: Chosen, *, levers: tuple[str, ...], sequences: tuple[int, int]
+) -> LeverSummary:
+    """Summarise a choice; ``sequences`` is their number and length."""
+    rows, names = table.rows(), table.kv_heads
+    sizes = table_bytes(table, chosen.limit.context)
+    beside = []
+    for place, candidate in enumerate(table.candidates):
+        own = [(name, each[place]) for name, each in zip(names, rows, strict=True)]
+        windows = [row.window_relative_l2 for _, row in own if row.window_relative_l2 is not None]
+        if candidate.order is None or len(windows) < len(own):
+            continue
+        better = tuple(
+            name
+            for name, row in own
+            if eligible(candidate, row) and row.gradient_error < (row.window_gradient_error or 0.0)
+        )
+        error = statistics.median(row.relative_l2 for _, row in own)
+        beside.append(
+            BesideWindow(candidate.label(), candidate.order, sizes[0][place], error, statistics.median(windows), better)
+        )
+    counts = Counter(chosen.choice)
+    polynomial = [
+        (name, each[place])
+        for name, each, place in zip(names, rows, chosen.choice, strict=True)
+        if each[place].window_gradient_error is not None
+    ]
+    serves = {name: row.gradient_error < (row.window_gradient_error or 0.0) for name, row in polynomial}
+    limit = chosen.limit
+    return LeverSummary(
+        levers=levers,
+        sequences=sequences[0],
+        sequence_length=sequences[1],
+        kv_heads=len(names),
+        criterion=chosen.criterion,
+        budget=limit.budget,
+        tolerance=limit.tolerance,
+        context=limit.context,
+        nominal_bytes=chosen.nominal_bytes,
+        exact_bytes=sum(size[0] for size in sizes) // len(sizes),
+        objective=chosen.objective,
+        bound=chosen.bound,
+        gap=chosen.gap,
+        rounds=tuple(MeasuredRound(each.kl, each.promised, each.price, each.among) for each in chosen.rounds),
+        chosen=tuple((table.candidates[place].label(), counts[place]) for place in sorted(counts)),
+        chosen_better=tuple(name for name, better in serves.items() if better),
+        chosen_worse=tuple(name for name, better in serves.items() if not better),
+        beside_window=tuple(beside),
+    )

@@ -1,0 +1,256 @@
+"""The iterative scheme: move bytes between KV heads, measure the whole model, move again.
+
+Criteria that look at one head at a time miss that heads make up for each other, and that errors of early layers move
+what later layers see. So the loss is modelled around where the model *is*. With the present config running, one
+backward pass of the KL to the exact model gives, for every KV head and every candidate in reach, the change ``delta``
+of its output and ``gradient . delta``. To that comes what the change costs by itself, ``s |delta|^2 / 2``, with the
+sensitivity ``s`` of the head that the gradient-weighted errors tell (a block-diagonal Gauss-Newton model). An integer
+program moves bytes along the model, no KV head further than a factor of its present bytes; then the whole model is
+measured. After a step that did not help, the next starts from the best config again and pays more for every change, as
+in the method of Levenberg and Marquardt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.context import adapted
+from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head
+from taylorder.models.attention import Observer
+from taylorder.selection.config_of import config_of
+from taylorder.selection.criteria import eligible, options
+from taylorder.selection.gradients import Observed, observe_sequence
+from taylorder.selection.knapsack import allocate
+from taylorder.selection.lever_errors import LayerLevers, Runner, group_specs
+from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.records import Records
+
+REACH = 2.0
+"""A step changes the bytes of a KV head by no more than this factor."""
+
+Among: TypeAlias = Literal["windows", "all"]
+"""Candidates that a step may choose from: exact attention and plain windows, or all."""
+
+ROUNDS, MORE_ROUNDS = 6, 3
+"""Configs measured at most, the first included; and those measured when more candidates join, the first not."""
+
+_HARDER, _EASIER, _LEAST_PRICE, _MOST_PRICE = 4.0, 2.0, 0.5, 64.0
+"""What a step that failed or helped does to the price of changes, 1 in the Gauss-Newton model."""
+
+_WORTHWHILE = 0.005
+"""A step that promises less than this share of the KL is not tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One config that was measured.
+
+    ``choice`` is the candidate of every KV head, ``kl`` the mean KL to exact in nats per token on the calibration
+    sequences, ``promised`` the change of it that the model had promised, at ``price``; both None for the first. No
+    choice in reach had a better promise than ``bound``; ``gap`` is what the solver left of that. ``among`` says which
+    candidates the step was chosen from.
+    """
+
+    choice: tuple[int, ...]
+    kl: float
+    promised: float | None = None
+    price: float | None = None
+    bound: float = 0.0
+    gap: float = 0.0
+    among: Among = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """The rounds in order."""
+
+    rounds: tuple[Round, ...]
+
+    @property
+    def best(self) -> Round:
+        """The config of least KL."""
+        return min(self.rounds, key=lambda each: each.kl)
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """Around one config, per KV head and candidate: ``gradient . delta``, and ``|delta|^2`` relative to the output.
+
+    Both are None for candidates out of reach.
+    """
+
+    first_order: list[list[float | None]]
+    squared: list[list[float | None]]
+
+    def model(self, sensitivity: Sequence[float], price: float) -> list[list[float]]:
+        """Modelled change of the KL for every candidate; infinite out of reach."""
+        return [
+            [
+                math.inf if slope is None or square is None else slope + price * own * square / 2
+                for slope, square in zip(slopes, squares, strict=True)
+            ]
+            for slopes, squares, own in zip(self.first_order, self.squared, sensitivity, strict=True)
+        ]
+
+
+def refine(
+    model: Any,
+    table: LeverTable,
+    sizes: Sequence[Sequence[int]],
+    budget: int,
+    sequences: Tensor,
+    start: Sequence[int],
+    *,
+    rounds: int = ROUNDS,
+    name: str,
+    records: Records,
+    progress: Callable[[str, int, int], None],
+) -> Refinement:
+    """Improve a choice that fits the budget.
+
+    Args:
+        model: the model.
+        table: its candidates.
+        sizes: nominal bytes of every candidate, for every KV head.
+        budget: nominal bytes of all KV heads together.
+        sequences: calibration sequences ``[N, T]``.
+        start: the choice to begin with.
+        rounds: configs measured at most, the first included.
+        name: of the records, in which finished rounds are found again.
+        records: where they are kept.
+        progress: called with the stage, rounds done, and their number.
+
+    """
+    sensitivity = sensitivities(table)
+    exact: list[Tensor] = []
+    head = language_model_head(model)
+    done: list[Round] = []
+    best, around = None, None
+    step = Round(tuple(start), math.nan)
+    price = 1.0
+    for place in range(rounds):
+        progress(f"moving bytes, {name}", place, rounds)
+        kept = records.get(f"{name}-{place}")
+        if kept is None:
+            exact = exact or [hidden_states(model, sequence).clone() for sequence in sequences]
+            kl, slopes = measure_slopes(model, table, sizes, step.choice, sequences, exact, head)
+            kept = {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
+            records.put(f"{name}-{place}", kept)
+        measured = Round(**kept["round"] | {"choice": tuple(kept["round"]["choice"])})
+        done.append(measured)
+        if best is None or measured.kl < best.kl:
+            price = max(_LEAST_PRICE, price / _EASIER) if best else price
+            best, around = measured, Slopes(**kept["slopes"])
+        else:
+            price *= _HARDER
+        if around is None:
+            break
+        step = _next(around.model(sensitivity, price), sizes, budget, price)
+        while step.choice in {each.choice for each in done} and price <= _MOST_PRICE:
+            price *= _HARDER  # measured before, and no better
+            step = _next(around.model(sensitivity, price), sizes, budget, price)
+        if price > _MOST_PRICE or (step.promised or 0.0) > -_WORTHWHILE * best.kl:
+            break
+    progress(f"moving bytes, {name}", rounds, rounds)
+    return Refinement(tuple(done))
+
+
+def _next(values: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int, price: float) -> Round:
+    """The step that the model promises most of."""
+    found, places = options(values, sizes)
+    allocation = allocate(found, budget)
+    choice = tuple(own[taken] for own, taken in zip(places, allocation.choice, strict=True))
+    return Round(choice, math.nan, allocation.loss, price, allocation.bound, allocation.gap)
+
+
+def sensitivities(table: LeverTable) -> list[float]:
+    """What a squared relative error of one costs, in nats squared per token, for every KV head."""
+    found = []
+    for rows in table.rows():
+        errors = sum(row.relative_l2**2 for row in rows)
+        found.append(sum(row.gradient_error for row in rows) / errors if errors else 0.0)
+    return found
+
+
+def measure_slopes(
+    model: Any,
+    table: LeverTable,
+    sizes: Sequence[Sequence[int]],
+    choice: Sequence[int],
+    sequences: Tensor,
+    exact: Sequence[Tensor],
+    head: Callable[[Tensor], Tensor],
+) -> tuple[float, Slopes]:
+    """Mean KL of the config of a choice, and what the candidates in reach would change.
+
+    Args:
+        model: the model.
+        table: its candidates.
+        sizes: nominal bytes of every candidate, for every KV head.
+        choice: place of the candidate of every KV head.
+        sequences: ``[N, T]``.
+        exact: final hidden states of the exact model on each of them.
+        head: from :func:`~taylorder.analysis.losses.language_model_head`.
+
+    """
+    config = config_of(table, choice, context=sequences.shape[1])
+    reach = _in_reach(table, sizes, choice)
+    first: list[list[float | None]] = [
+        [0.0 if place in own else None for place in range(len(table.candidates))] for own in reach
+    ]
+    squared = [list(own) for own in first]
+    loss = 0.0
+    for sequence, hidden in zip(sequences, exact, strict=True):
+        kl, observed = observe_sequence(model, sequence, partial(kl_gradient, head, hidden), partial(_running, config))
+        loss += kl / len(sequences)
+        start = 0
+        for layer, module in zip(table.layers, table.modules, strict=True):
+            own = slice(start, start + module.kv_heads)
+            for kv_head, place, slope, square in _changes(
+                observed.pop(layer.module), table, layer, reach[own], choice[own]
+            ):
+                for totals, value in ((first, slope), (squared, square)):
+                    totals[start + kv_head][place] = (totals[start + kv_head][place] or 0.0) + value / len(sequences)
+            start += module.kv_heads
+    return loss, Slopes(first, squared)
+
+
+def _running(config: OrderConfig, model: Any, observe: Observer) -> AbstractContextManager[Any]:
+    return adapted(model, config, observe=observe)
+
+
+def _in_reach(table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int]) -> list[list[int]]:
+    """Candidates that may be chosen and whose bytes are within the factor of the present ones, per KV head."""
+    return [
+        [
+            place
+            for place, (candidate, row) in enumerate(zip(table.candidates, rows, strict=True))
+            if place == now
+            or (eligible(candidate, row) and size[now] <= size[place] * REACH and size[place] <= size[now] * REACH)
+        ]
+        for rows, size, now in zip(table.rows(), sizes, choice, strict=True)
+    ]
+
+
+def _changes(
+    observed: Observed, table: LeverTable, layer: LayerLevers, reach: Sequence[Sequence[int]], choice: Sequence[int]
+) -> list[tuple[int, int, float, float]]:
+    """KV head, candidate, ``gradient . delta`` and relative ``|delta|^2`` for the candidates in reach, one module."""
+    runner = Runner(observed, layer.prepared)
+    found = []
+    for kv_head, (own, now) in enumerate(zip(reach, choice, strict=True)):
+        others = [place for place in own if place != now]
+        size = runner.squared_output(kv_head)
+        runs = [group_specs(table.candidates, layer.fitted, place, kv_head, runner.group) for place in others]
+        for index, output, _ in runner.run(kv_head, runs):
+            first_order, change = runner.change(kv_head, output)
+            found.append((kv_head, others[index], float(first_order.sum()), change / size))
+    return found

@@ -1,0 +1,1 @@
+"""Atomic files, resumable records, strict JSON, tensors and the versions that made them."""
