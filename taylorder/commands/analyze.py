@@ -84,10 +84,6 @@ def analyze(
             "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
         ),
     ] = None,
-    criterion: Annotated[
-        Literal["relative-l2", "gradient", "kl", "sqrt-kl", "iterative"],
-        typer.Option(help="Minimise this within --budget (docs/choosing.md says what each measures)."),
-    ] = "iterative",
     lever_length: Annotated[
         int | None,
         typer.Option(
@@ -142,8 +138,6 @@ def analyze(
 
     largest_error = parse_tolerance(tolerance)
     with_levers = budget is not None or levers is not None
-    if budget is None and _given(options, "--criterion"):
-        raise UsageError("--criterion says what is minimised within a budget, and there is none; add --budget")
     for name in _OF_LEVERS:
         if not with_levers and _given(options, name):
             raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
@@ -235,7 +229,6 @@ def analyze(
                     text=words,
                     levers=chosen_levers,
                     limit=limit,
-                    criterion=criterion,
                     records=records,
                     fresh=fresh,
                     near=near,

@@ -8,7 +8,6 @@ from typing import Any
 from taylorder.analysis.results import Analysis, Calibration
 from taylorder.analysis.text import CALIBRATION_SOURCE
 from taylorder.selection.by_tolerance import TIERS, Selection
-from taylorder.selection.criteria import DEFAULT_CRITERION
 
 
 def analyze_command(
@@ -61,7 +60,6 @@ def analyze_command(
         options += [
             ("--levers", ",".join(levers.levers), None),
             ("--budget", None if levers.budget is None else f"{levers.budget}B", None),
-            ("--criterion", levers.criterion, DEFAULT_CRITERION if levers.budget is not None else levers.criterion),
             ("--lever-length", levers.sequence_length, min(context, 4096)),
         ]
     words += [word for option, value, usual in options if value != usual for word in (option, str(value))]

@@ -16,10 +16,8 @@ from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table as measuring
 from taylorder.selection.candidates import LEVERS, Candidate, Lever, candidates
 from taylorder.selection.config_of import candidate_bytes, window_instead
-from taylorder.selection.criteria import Criterion
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
-from taylorder.selection.screening import SCREENING_TOKENS
 from taylorder.selection.under_limit import Chosen, Limit, Progress, choose
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
@@ -45,7 +43,6 @@ def run_levers(
     text: Text,
     levers: Collection[Lever],
     limit: Limit,
-    criterion: Criterion,
     records: Path,
     fresh: bool = False,
     near: tuple[int, int] | None = None,
@@ -64,7 +61,6 @@ def run_levers(
         text: calibration text.
         levers: what may differ between KV heads.
         limit: bytes or error.
-        criterion: what is minimised within a budget.
         records: directory of finished pieces; those measured under other settings are forgotten.
         fresh: forget them in any case.
         near: window and sinks where they are not to be chosen; default a 64th of the sequence, and 4.
@@ -83,7 +79,6 @@ def run_levers(
     offered, length = offer(description, levers, limit, near, sequence_length)
     tokens = tokenise(tokenizer, text)
     ids = tokens.first(length, max(length, max_tokens))
-    screening = tokens.first(min(SCREENING_TOKENS, length), min(SCREENING_TOKENS, length))
     settings = {
         "model": description.fingerprint,
         "dtype": description.dtype,
@@ -105,9 +100,7 @@ def run_levers(
         model,
         table,
         limit,
-        criterion,
         sequences=ids,
-        screening=screening,
         records=kept,
         progress=progress,
         calibration={
