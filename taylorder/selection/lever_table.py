@@ -121,16 +121,21 @@ def measure(
     return LeverTable(description, tuple(candidates), tuple(layer for layer in layers if layer is not None))
 
 
+def record_name(module: str) -> str:
+    """Name of the record that a module's measurements are kept in."""
+    return f"levers-{module}"
+
+
 def _write(records: Records, layer: LayerLevers) -> None:
     tensors = {"centres": layer.prepared.centres}
     if layer.prepared.rotations is not None:
         tensors |= dict(zip(("query", "key"), layer.prepared.rotations, strict=True))
     value = {"rows": [asdict(row) for row in layer.rows], "fitted": layer.fitted}
-    records.put(f"levers-{layer.module}", value, tensors)
+    records.put(record_name(layer.module), value, tensors)
 
 
 def _read(records: Records, module: str) -> LayerLevers | None:
-    name = f"levers-{module}"
+    name = record_name(module)
     value = records.get(name)
     if value is None:
         return None

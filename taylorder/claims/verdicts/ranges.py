@@ -12,7 +12,7 @@ from taylorder.analysis.statistics import gaussian_prediction
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, above, overall
 from taylorder.evaluation.intervals import share_interval
-from taylorder.selection.by_tolerance import TIERS
+from taylorder.selection.settings import TIERS
 
 ORDER = 4
 TOLERANCES = (TIERS["int4"], 0.2, 0.5)
