@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.context import adapted
     from taylorder.analysis.analyze import analyze
+    from taylorder.claims.judge import judge_claims
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
     from taylorder.selection.by_tolerance import select
@@ -30,6 +31,7 @@ _HOMES = {
     "adapted": "taylorder.adapt.context",
     "analyze": "taylorder.analysis.analyze",
     "describe": "taylorder.models.describe",
+    "judge_claims": "taylorder.claims.judge",
     "load": "taylorder.models.loading",
     "run_levers": "taylorder.selection.run_levers",
     "select": "taylorder.selection.by_tolerance",
@@ -43,6 +45,7 @@ __all__ = [
     "adapted",
     "analyze",
     "describe",
+    "judge_claims",
     "load",
     "run_levers",
     "select",
