@@ -11,7 +11,10 @@ from typing import Any, get_args
 from taylorder.claims.claim import Verdict
 from taylorder.reports.claims import cell
 from taylorder.reports.document import finite
-from taylorder.reports.html_page import Block, Column, fill
+from taylorder.reports.html_page import fill
+from taylorder.reports.sections import Column
+from taylorder.reports.sections import Table as TableBlock
+from taylorder.reports.sections import table as table_block
 
 _SCRIPTS = ("format.js", "palette.js", "chart.js", "theme.js", "plots.js", "claims.js")
 _MARKS = {"supported": "\u2713", "contradicted": "\u2715", "undecided": "?", "not applicable": "\u2013"}
@@ -63,10 +66,10 @@ def _interval(low: Any, high: Any) -> str:
     return "exact, by formula" if low is None or high is None else f"[{cell(low)}, {cell(high)}]"
 
 
-def _figures(table: Mapping[str, Any]) -> Block:
+def _figures(table: Mapping[str, Any]) -> TableBlock:
     rows: Sequence[Sequence[Any]] = table["rows"]
     columns = tuple(
         Column(title, not any(isinstance(row[place], str) and row[place] not in ("nan", "inf", "-inf") for row in rows))
         for place, title in enumerate(table["columns"])
     )
-    return Block(columns=columns, rows=tuple(tuple(cell(value) for value in row) for row in rows))
+    return table_block(columns, [[cell(value) for value in row] for row in rows])
