@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from taylorder.reports.fitting_tables import fold
 from taylorder.reports.sections import Paragraph, Table
 
 _FOLDER = Path(__file__).parent / "page"
+_WIDTH = 80
+"""Characters that a table which folds has room for."""
 
 
 def fill(
@@ -37,6 +40,7 @@ def fill(
     )
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["paragraph"] = lambda block: isinstance(block, Paragraph)
+    environment.filters["folded"] = lambda block: fold(block, _WIDTH) if block.folds else block
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template(template).render(
         title=title,
