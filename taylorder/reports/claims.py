@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
@@ -27,33 +27,40 @@ _STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow", "
 _MOST_ROWS = 12
 
 
-def as_document(claims: Sequence[Claim], models: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ClaimsReport:
+    """The claims, judged, and the models they were judged on."""
+
+    models: tuple[str, ...]
+    claims: tuple[Claim, ...]
+
+
+def as_document(report: ClaimsReport) -> dict[str, Any]:
     """All claims as one JSON document, schema ``taylorder/claims@1``."""
     made: dict[str, Any] = finite(
         {
             "schema": SCHEMA,
-            "models": list(models),
-            "claims": [asdict(claim) for claim in claims],
+            **asdict(report),
             "software": software_versions(),
         }
     )
     return made
 
 
-def render(claims: Sequence[Claim], models: Sequence[str], console: Console, *, tables: bool = False) -> None:
+def render(report: ClaimsReport, console: Console, *, tables: bool = False) -> None:
     """Print the verdicts, and with ``tables`` all figures."""
-    for part in _parts(claims, models, tables):
+    for part in _parts(report, tables):
         console.print(part)
 
 
-def as_text(claims: Sequence[Claim], models: Sequence[str], *, tables: bool = False, width: int = WIDTH) -> str:
+def as_text(report: ClaimsReport, *, tables: bool = False, width: int = WIDTH) -> str:
     """The report as plain text: no colour, no trailing blanks."""
-    return plain_text(lambda console: render(claims, models, console, tables=tables), width)
+    return plain_text(lambda console: render(report, console, tables=tables), width)
 
 
-def _parts(claims: Sequence[Claim], models: Sequence[str], tables: bool) -> Iterable[RenderableType]:
-    yield Text(f"taylorder claims: {', '.join(models)}", style="bold")
-    for number, claim in enumerate(claims, start=1):
+def _parts(report: ClaimsReport, tables: bool) -> Iterable[RenderableType]:
+    yield Text(f"taylorder claims: {', '.join(report.models)}", style="bold")
+    for number, claim in enumerate(report.claims, start=1):
         yield Text()
         yield Text.assemble(
             f"{number}. ", (claim.statement, "bold"), "  ", (claim.verdict.upper(), f"bold {_STYLES[claim.verdict]}")
@@ -76,9 +83,11 @@ def _parts(claims: Sequence[Claim], models: Sequence[str], tables: bool) -> Iter
 def _effects(effects: Sequence[Effect]) -> RichTable:
     table = RichTable.grid(padding=(0, 2, 0, 0))
     for effect in effects[:_MOST_ROWS]:
-        interval = "" if effect.low is None or effect.high is None else f"[{cell(effect.low)}, {cell(effect.high)}]"
         table.add_row(
-            Text(effect.name), Text(cell(effect.estimate), justify="right"), Text(interval), Text(effect.meaning, "dim")
+            Text(effect.name),
+            Text(cell(effect.estimate), justify="right"),
+            Text(interval(effect)),
+            Text(effect.meaning, "dim"),
         )
     if len(effects) > _MOST_ROWS:
         table.add_row(Text(f"and {len(effects) - _MOST_ROWS} more", "dim"))
@@ -93,6 +102,11 @@ def _table(found: Table) -> FittingTable:
     for row in found.rows:
         table.add_row(*map(cell, row))
     return table
+
+
+def interval(effect: Effect) -> str:
+    """``[low, high]``, nothing where the figure is exact."""
+    return "" if effect.low is None or effect.high is None else f"[{cell(effect.low)}, {cell(effect.high)}]"
 
 
 def cell(value: Cell) -> str:

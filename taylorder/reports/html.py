@@ -7,16 +7,16 @@ script of the page draws the figures of :mod:`taylorder.reports.html_data`. Noth
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from taylorder.analysis.results import Analysis
+from taylorder.claims.claim import Claim
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, html_claims, html_data, summary, terminal, verdict
 from taylorder.reports.html_page import Block, Column, fill
@@ -28,10 +28,7 @@ from taylorder.storage.files import replacing
 _WIDTH = 80
 """Of the terminal that tables are made for."""
 
-_SCRIPTS = (
-    *("format.js", "palette.js", "chart.js", "theme.js", "plots.js", "views.js", "heatmap.js", "detail.js"),
-    "report.js",
-)
+_SCRIPTS = (*("theme.js", "format.js", "palette.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js"),)
 
 
 @dataclass(slots=True)
@@ -47,7 +44,7 @@ def render(
     analysis: Analysis,
     selection: Selection,
     evaluation: Evaluation | None = None,
-    claims: Mapping[str, Any] | None = None,
+    claims: Sequence[Claim] | None = None,
     directory: Path | None = None,
 ) -> str:
     """The whole page as one string.
@@ -56,7 +53,7 @@ def render(
         analysis: the measurements.
         selection: the choice.
         evaluation: the short evaluation, None if it was skipped.
-        claims: a document of :func:`taylorder.reports.claims.as_document`, None if no claims were judged.
+        claims: claims judged on this model alone, None if none were.
         directory: where the files of this run lie, for the commands.
 
     """
@@ -68,7 +65,7 @@ def render(
         _SCRIPTS,
         title=analysis.model.name,
         verdict=" ".join(verdict.sentences(analysis, selection, evaluation)),
-        data=html_data.as_data(analysis, selection, claims),
+        data=html_data.as_data(analysis, selection),
         model=analysis.model,
         facts=[row for block in header.blocks for row in block.rows],
         counts=summary.outcome(analysis, selection),
@@ -76,7 +73,7 @@ def render(
         overall=[each for each in sections if each.about == "all heads"],
         saved=[each for each in sections if each.about == "config"],
         shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
-        claims=None if claims is None else html_claims.in_words(claims),
+        claims=None if claims is None else html_claims.on_page(claims),
         commands=_commands(analysis, selection, evaluation, directory),
         next=command,
         reason=reason,
@@ -90,7 +87,7 @@ def write(
     analysis: Analysis,
     selection: Selection,
     evaluation: Evaluation | None = None,
-    claims: Mapping[str, Any] | None = None,
+    claims: Sequence[Claim] | None = None,
     directory: Path | None = None,
 ) -> None:
     """Write the page; the arguments are those of :func:`render`."""
