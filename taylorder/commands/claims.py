@@ -74,6 +74,7 @@ def claims(
     from taylorder.reports import claims as report
     from taylorder.reports import claims_directory, run_directory
     from taylorder.reports.progress import StderrProgress
+    from taylorder.reports.render import print_sections
 
     with StderrProgress() as progress:
         from taylorder.claims.judge import judge
@@ -95,7 +96,7 @@ def claims(
     print_report(
         output,
         lambda: report.as_document(made),
-        lambda console: report.render(made, console, tables=tables),
+        lambda console: print_sections(report.sections(made, tables=tables), console),
         report.WIDTH,
     )
 

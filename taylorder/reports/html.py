@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.padding import Padding
@@ -19,9 +19,10 @@ from taylorder.analysis.results import Analysis
 from taylorder.claims.claim import Claim
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, html_claims, html_data, summary, terminal, verdict
-from taylorder.reports.html_page import Block, Column, fill
+from taylorder.reports.html_page import fill
 from taylorder.reports.parts import About, Heading
 from taylorder.reports.reproduce import analyze_command
+from taylorder.reports.sections import Block, Column, paragraph, table
 from taylorder.selection.by_tolerance import Selection
 from taylorder.storage.files import replacing
 
@@ -67,7 +68,7 @@ def render(
         verdict=" ".join(verdict.sentences(analysis, selection, evaluation)),
         data=html_data.as_data(analysis, selection),
         model=analysis.model,
-        facts=[row for block in header.blocks for row in block.rows],
+        facts=[row for block in header.blocks for row in getattr(block, "rows", ())],
         counts=summary.outcome(analysis, selection),
         alphas_note=alphas.legend(analysis),
         overall=[each for each in sections if each.about == "all heads"],
@@ -106,14 +107,14 @@ def _sections(analysis: Analysis, selection: Selection, evaluation: Evaluation |
             case Table():
                 sections[-1].blocks.append(_block(inner))
             case Text() if inner is not part:  # others are blank lines, or laid out by hand
-                sections[-1].blocks.append(Block(text=inner.plain))
+                sections[-1].blocks.append(paragraph(inner.plain))
     return sections
 
 
-def _block(table: Table) -> Block:
-    columns = tuple(Column(str(each.header).replace("\n", " "), each.justify == "right") for each in table.columns)
-    cells = [[str(found) for found in each.cells] for each in table.columns]
-    return Block(columns=columns if table.show_header else (), rows=tuple(zip(*cells, strict=True)))
+def _block(found: Table) -> Block:
+    columns = [Column(str(each.header), each.justify == "right") for each in found.columns]
+    rows = list(zip(*([str(cell) for cell in each.cells] for each in found.columns), strict=True))
+    return replace(table(columns, rows), headed=found.show_header)
 
 
 def _commands(

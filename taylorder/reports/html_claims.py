@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from taylorder.claims.claim import Claim, Effect, Table, Verdict
+from taylorder.claims.claim import Claim, Verdict
 from taylorder.reports.charts import Chart, chart
-from taylorder.reports.claims import ClaimsReport, cell, interval
-from taylorder.reports.html_page import Block, Column, fill
+from taylorder.reports.claims import ClaimsReport, effects, figures
+from taylorder.reports.html_page import fill
+from taylorder.reports.sections import Table
 from taylorder.storage.provenance import software_versions
 
 _MARKS: dict[Verdict, str] = {
@@ -29,9 +30,9 @@ class ClaimOnPage:
 
     claim: Claim
     mark: str
-    effects: Block
+    effects: Table
     charts: list[Chart]
-    tables: list[tuple[str, Block, str]]
+    tables: list[tuple[str, Table, str]]
 
 
 def render(report: ClaimsReport, directories: Sequence[Path], out: Path) -> str:
@@ -58,26 +59,9 @@ def on_page(claims: Sequence[Claim]) -> list[ClaimOnPage]:
         ClaimOnPage(
             claim,
             _MARKS[claim.verdict],
-            _effects(claim.effects),
+            effects(claim.effects, exact="exact, by formula"),
             [chart(plot) for plot in claim.plots],
-            [(table.title, _figures(table), table.note) for table in claim.tables],
+            [(table.title, figures(table), table.note) for table in claim.tables],
         )
         for claim in claims
     ]
-
-
-def _effects(effects: Sequence[Effect]) -> Block:
-    titles = (("effect", False), ("estimate", True), ("interval", False), ("the claim expects", False))
-    rows = [
-        (effect.name, cell(effect.estimate), interval(effect) or "exact, by formula", effect.meaning)
-        for effect in effects
-    ]
-    return Block(columns=tuple(Column(*title) for title in titles), rows=tuple(rows))
-
-
-def _figures(table: Table) -> Block:
-    columns = tuple(
-        Column(title, not any(isinstance(row[place], str) for row in table.rows))
-        for place, title in enumerate(table.columns)
-    )
-    return Block(columns=columns, rows=tuple(tuple(map(cell, row)) for row in table.rows))

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from taylorder.reports.sections import Paragraph, Table
 
 _FOLDER = Path(__file__).parent / "page"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Heading of a column, and whether its cells are figures."""
-
-    title: str
-    figures: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A paragraph, or a table with or without headings."""
-
-    text: str = ""
-    columns: tuple[Column, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
-def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **values: Any) -> str:
+def fill(
+    template: str, scripts: Sequence[str], *, title: str, verdict: str, data: Mapping[str, Any], **values: Any
+) -> str:
     """Return a page as one string.
 
     Args:
@@ -48,6 +34,8 @@ def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **v
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.tests["table"] = lambda block: isinstance(block, Table)
+    environment.tests["paragraph"] = lambda block: isinstance(block, Paragraph)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template(template).render(
         title=title,
