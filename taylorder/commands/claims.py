@@ -74,6 +74,7 @@ def claims(
     from taylorder.reports import claims as report
     from taylorder.reports import claims_directory, run_directory
     from taylorder.reports.progress import StderrProgress
+    from taylorder.reports.render import print_sections
 
     with StderrProgress() as progress:
         from taylorder.claims.judge import judge
@@ -87,15 +88,16 @@ def claims(
         ]
         draws = kept_draws(target / "records-normal", fresh=fresh, progress=progress)
         progress.say("judging")
-        found = judge(models, draws)
-        names = [each.name for each in models]
-        document = report.as_document(found, names)
+        made = report.ClaimsReport(tuple(each.name for each in models), judge(models, draws))
         if [target] == chosen:
-            run_directory.write_claims(target, document)
+            run_directory.write_claims(target, made)
         else:
-            claims_directory.write(target, document, chosen)
+            claims_directory.write(target, made, chosen)
     print_report(
-        output, lambda: document, lambda console: report.render(found, names, console, tables=tables), report.WIDTH
+        output,
+        lambda: report.as_document(made),
+        lambda console: print_sections(report.sections(made, tables=tables), console),
+        report.WIDTH,
     )
 
 

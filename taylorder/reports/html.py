@@ -7,11 +7,11 @@ the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loa
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from taylorder.analysis.results import Analysis
+from taylorder.claims.claim import Claim
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, html_claims, html_data, summary, terminal, verdict
 from taylorder.reports.html_page import fill
@@ -19,17 +19,14 @@ from taylorder.reports.reproduce import analyze_command
 from taylorder.selection.by_tolerance import Selection
 from taylorder.storage.files import replacing
 
-_SCRIPTS = (
-    *("format.js", "palette.js", "chart.js", "theme.js", "plots.js", "views.js", "heatmap.js", "detail.js"),
-    "report.js",
-)
+_SCRIPTS = ("theme.js", "format.js", "palette.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
 
 
 def render(
     analysis: Analysis,
     selection: Selection,
     evaluation: Evaluation | None = None,
-    claims: Mapping[str, Any] | None = None,
+    claims: Sequence[Claim] | None = None,
     directory: Path | None = None,
 ) -> str:
     """The whole page as one string.
@@ -38,7 +35,7 @@ def render(
         analysis: the measurements.
         selection: the choice.
         evaluation: the short evaluation, None if it was skipped.
-        claims: a document of :func:`taylorder.reports.claims.as_document`, None if no claims were judged.
+        claims: claims judged on this model alone, None if none were.
         directory: where the files of this run lie, for the commands.
 
     """
@@ -50,7 +47,7 @@ def render(
         _SCRIPTS,
         title=analysis.model.name,
         verdict=" ".join(verdict.sentences(analysis, selection, evaluation)),
-        data=html_data.as_data(analysis, selection, claims),
+        data=html_data.as_data(analysis, selection),
         model=analysis.model,
         facts=header.blocks[0],
         counts=summary.outcome(analysis, selection),
@@ -58,7 +55,7 @@ def render(
         overall=[section for section in sections if section.about == "all heads"],
         saved=[section for section in sections if section.about == "config"],
         shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
-        claims=None if claims is None else html_claims.in_words(claims),
+        claims=None if claims is None else html_claims.on_page(claims),
         commands=_commands(analysis, selection, evaluation, directory),
         next=command,
         reason=reason,
@@ -72,7 +69,7 @@ def write(
     analysis: Analysis,
     selection: Selection,
     evaluation: Evaluation | None = None,
-    claims: Mapping[str, Any] | None = None,
+    claims: Sequence[Claim] | None = None,
     directory: Path | None = None,
 ) -> None:
     """Write the page; the arguments are those of :func:`render`."""

@@ -13,7 +13,7 @@ from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.models.description import AttentionModule
-from taylorder.reports import alphas, grids, html_claims, savings, summary
+from taylorder.reports import alphas, charts, grids, savings, summary
 from taylorder.reports.document import finite
 from taylorder.reports.numbers import counted, layer_names, number, percent, size
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
@@ -22,8 +22,8 @@ from taylorder.selection.reasons import explained
 _HeadKey = tuple[str, int]
 
 
-def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything the script needs, JSON-ready; plots of claims are those of the document ``claims``."""
+def as_data(analysis: Analysis, selection: Selection) -> dict[str, Any]:
+    """Everything the script needs, JSON-ready."""
     names = layer_names([module.name for module in analysis.model.modules])
     preview = analysis.preview
     made: dict[str, Any] = finite(
@@ -36,7 +36,7 @@ def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] 
             "legend": _legend(selection),
             "start": _start(analysis, selection),
             "layers": _layers(analysis, selection, names.labels),
-            "plots": html_claims.plots(claims),
+            "across": charts.across(analysis.max_order),
         }
     )
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ _WIDTH = 80
 """Characters that a table which folds has room for."""
 
 
-def fill(
-    template: str, scripts: Sequence[str], *, title: str, verdict: str, data: Mapping[str, Any], **values: Any
-) -> str:
+def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **values: Any) -> str:
     """Return a page as one string.
 
     Args:
@@ -24,7 +22,6 @@ def fill(
         scripts: files there, in the order in which they run, as one module.
         title: heading of the page.
         verdict: what stands below it.
-        data: what the script reads, JSON-ready.
         values: what else the template asks for.
 
     """
@@ -45,7 +42,6 @@ def fill(
     return environment.get_template(template).render(
         title=title,
         verdict=verdict,
-        data=data,
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in scripts)),
         **values,

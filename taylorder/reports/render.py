@@ -67,7 +67,8 @@ def renderables(sections: Iterable[Section], width: int) -> Iterator[RenderableT
             case 2 if section.title:
                 yield Padding(Heading(section.title), (1, 0))
             case 3:
-                yield from (Text(), Text(section.title, style="bold"))
+                title = Text(section.title, style="bold")
+                yield from (Text(), title if section.badge is None else title + "  " + styled(section.badge))
         for place, block in enumerate(section.blocks):
             if place and not block.tight:
                 yield Text()

@@ -158,12 +158,14 @@ class Section:
 
     ``about`` decides where a section stands on the page. A ``level`` of 1 is the title of a whole report, 2 a heading
     with a rule, 3 a line above what belongs to it. Without a title the blocks follow those of the section before.
+    ``badge`` is a word behind such a line.
     """
 
     title: str
     blocks: tuple[Block, ...]
     about: About = "all heads"
     level: Literal[1, 2, 3] = 2
+    badge: Cell | None = None
 
 
 def paragraph(*lines: str, style: Style = "", tight: bool = False) -> Paragraph:
