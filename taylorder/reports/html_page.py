@@ -11,9 +11,7 @@ from taylorder.reports.sections import Paragraph, Table
 _FOLDER = Path(__file__).parent / "page"
 
 
-def fill(
-    template: str, scripts: Sequence[str], *, title: str, verdict: str, data: Mapping[str, Any], **values: Any
-) -> str:
+def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **values: Any) -> str:
     """Return a page as one string.
 
     Args:
