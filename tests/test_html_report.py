@@ -349,12 +349,11 @@ def test_windows_without_a_polynomial_are_no_order():
     assert not any(
         line.startswith("w: ") for line in html_data.as_data(measured, synthetic.selection(measured))["legend"]
     )
-    grid = [line.plain for line in grids.order_grid(measured, chosen, 80)]
-    assert "2 2 2" in grid[1]
-    assert "w w w" in grid[2]
-    legend = [line.plain for line in grids.order_legend(chosen)]
-    assert legend[0] == "2  the order chosen (3 heads)"
-    assert legend[1] == "w  a window and sinks, all other keys dropped: no polynomial (6 heads)"
+    grid = [[cell.text for cell in row.heads] for row in grids.order_grid(measured, chosen).rows]
+    assert grid == [["2"] * 3, ["w"] * 3, ["w"] * 3]
+    legend = [(*(cell.text for cell in key.marks), key.meaning) for key in grids.order_legend(chosen).keys]
+    assert legend[0] == ("2", "the order chosen (3 heads)")
+    assert legend[1] == ("w", "a window and sinks, all other keys dropped: no polynomial (6 heads)")
     counts = summary.outcome(measured, chosen)
     assert (counts.orders, counts.windows, counts.adapted) == ({2: 3}, 6, 9)
     verdict = as_document(measured, chosen)["verdict"]

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from taylorder.reports.fitting_tables import fold
 from taylorder.reports.sections import Paragraph, Table
 
 _FOLDER = Path(__file__).parent / "page"
+_WIDTH = 80
+"""Characters that a table which folds has room for."""
 
 
 def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **values: Any) -> str:
@@ -34,6 +37,7 @@ def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **v
     )
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["paragraph"] = lambda block: isinstance(block, Paragraph)
+    environment.filters["folded"] = lambda block: fold(block, _WIDTH) if block.folds else block
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template(template).render(
         title=title,

@@ -105,7 +105,10 @@ def _(block: Table, width: int) -> Iterator[RenderableType]:
     shown = fold(block, width) if block.folds else block
     for column in shown.columns:
         made.add_column(
-            column.title, justify="right" if column.figures else "left", no_wrap=not column.wraps, overflow="fold"
+            column.title,
+            justify="right" if column.figures else "left",
+            no_wrap=not column.wraps,
+            overflow="fold" if column.wraps else "ellipsis",
         )
     for row in shown.rows:
         made.add_row(*map(styled, row))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-About: TypeAlias = Literal["each head", "all heads", "config", "verdict"]
+About: TypeAlias = Literal["run", "each head", "all heads", "config", "verdict"]
 Style: TypeAlias = Literal["", "strong", "faint", "caption", "good", "bad", "doubtful"]
 
 
