@@ -14,37 +14,34 @@ if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.context import adapted
     from taylorder.analysis.analyze import analyze
+    from taylorder.evaluation.whole_evaluation import evaluate
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
     from taylorder.selection.by_tolerance import select
-    from taylorder.selection.run_levers import run_levers
-    from taylorder.selection.under_limit import Limit
 
 __version__ = "0.1.0"
 
 # Imported on first use: torch, transformers and WeightWatcher take seconds, `taylorder --help` must not.
 _HOMES = {
-    "Limit": "taylorder.selection.under_limit",
     "OrderConfig": "taylorder.adapt.config",
     "TaylorCache": "taylorder.adapt.cache",
     "adapted": "taylorder.adapt.context",
     "analyze": "taylorder.analysis.analyze",
     "describe": "taylorder.models.describe",
+    "evaluate": "taylorder.evaluation.whole_evaluation",
     "load": "taylorder.models.loading",
-    "run_levers": "taylorder.selection.run_levers",
     "select": "taylorder.selection.by_tolerance",
 }
 
 __all__ = [
-    "Limit",
     "OrderConfig",
     "TaylorCache",
     "__version__",
     "adapted",
     "analyze",
     "describe",
+    "evaluate",
     "load",
-    "run_levers",
     "select",
 ]
 

@@ -32,6 +32,15 @@ def adapted(
     (the inner config holds) or on several. The model is for inference then; gradients do flow. Before a model runs
     adapted for the first time, a short probe shows that it computes what it does by itself when every head is exact.
 
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> config = taylorder.OrderConfig.uniform(loaded.model, order=3, expansion="mean", window=64, sinks=4)
+    >>> prompt = loaded.tokenizer("The capital of France is", return_tensors="pt")
+    >>> with taylorder.adapted(loaded.model, config) as counts:
+    ...     ids = loaded.model.generate(**prompt, max_new_tokens=8)  # [1, T]
+    >>> sum(int(rows.sum()) for rows in counts.guarded_rows.values())  # odd orders around the mean never need it
+    0
+
     Args:
         model: the transformers model the config was made for.
         config: per-head decisions.
