@@ -82,7 +82,8 @@ def test_a_config_and_a_selection_have_a_row_per_head():
     assert len(table) == len(chosen) == 270
     heads = [head for layer in CHOSEN.config.layers for head in layer.heads]
     for row, head in zip(table.to_dict("records"), heads, strict=True):
-        assert row["order"] == head.order
+        assert row["runs"] == ("exact" if head.order == "exact" else "taylor")
+        assert row["runs"] == "exact" or row["order"] == head.order
         assert row["expansion"] == head.expansion
     verdict, row = CHOSEN.heads[100], chosen.iloc[100]
     assert (row.module, row["head"], row.kv_head) == (verdict.module, verdict.head, verdict.kv_head)

@@ -37,7 +37,7 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
     ``DynamicCache``. Nothing can be taken back (``crop``), which rules out assisted decoding.
 
     The state of a KV head is that of Heinsen & Kozachkov (arXiv 2602.00294): sums of features times values, float32
-    ``[D, d_v + 1]``, whatever the length of the context (docs/math.md, section 3).
+    ``[D, d_v + 1]``, whatever the length of the context (docs/math.md#3-features-and-the-state).
 
     >>> import taylorder, torch
     >>> loaded = taylorder.load()

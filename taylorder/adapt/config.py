@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
@@ -320,11 +320,9 @@ class OrderConfig(Strict):
 
     def counts(self) -> dict[str, int]:
         """Heads by what they run: ``exact``, ``order N``, or ``window only`` where far keys are dropped."""
-        heads = [head for layer in self.layers for head in layer.heads]
-        kinds = Counter(
-            "exact" if head.order == "exact" else "window only" if head.drops_far else f"order {head.order}"
-            for head in heads
-        )
+        heads = [_cells(head) for layer in self.layers for head in layer.heads]
+        words = {"exact": "exact", "window": "window only"}
+        kinds = Counter(words.get(head["runs"], f"order {head['order']}") for head in heads)
         return dict(sorted(kinds.items()))
 
     def __repr__(self) -> str:
@@ -338,17 +336,22 @@ class OrderConfig(Strict):
         return as_html(self)
 
     def to_frame(self) -> DataFrame:
-        """One row per head: its module and number, and what was decided for it.
+        """One row per head: its module and number, and what was decided for it, by the names that ``orders.json`` has.
 
-        >>> table = config.to_frame()
-        >>> table.columns.tolist()[:5], table.order.unique().tolist()
-        (['module', 'head', 'order', 'error', 'expansion'], [3])
+        >>> config.to_frame().query("runs == 'taylor'").order.unique().tolist()
+        [3]
         """
         return frame(
-            {"module": layer.module, "head": number, **head.model_dump()}
+            {"module": layer.module, "head": number, **_cells(head)}
             for layer in self.layers
             for number, head in enumerate(layer.heads)
         )
+
+
+def _cells(head: HeadOrder) -> dict[str, Any]:
+    """A decision as cells of a table: what runs first."""
+    runs = "exact" if head.order == "exact" else "window" if head.drops_far else "taylor"
+    return {"runs": runs, **head.model_dump(), "order": head.order if runs == "taylor" else None}
 
 
 def described(model: ModelDescription | nn.Module) -> ModelDescription:

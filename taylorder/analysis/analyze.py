@@ -68,9 +68,10 @@ def analyze(
     """Measure every attention head of a pretrained transformer.
 
     For every query head, every order P from 1 to ``max_order`` and three expansion points: the error of the head's
-    output when the exponential of its far scores is cut to P Taylor terms (Heinsen & Kozachkov, arXiv 2602.00294),
-    against exact attention, both in float64 from the q, k, v that the model computes. Beside them what would predict
-    it (docs/math.md, section 13), and the alpha of every projection by WeightWatcher (SETOL, arXiv 2507.17912).
+    output when the exponential of its far scores is cut to P Taylor terms, ``exp(s) ~ sum of s^p / p! for p < P``
+    (Heinsen & Kozachkov, arXiv 2602.00294; docs/math.md#2-order), against exact attention, both in float64 from the q,
+    k, v that the model computes. Beside it what would predict it (docs/math.md#13-predictors), and the alpha of every
+    projection by WeightWatcher (SETOL, arXiv 2507.17912).
 
     >>> import taylorder
     >>> loaded = taylorder.load()

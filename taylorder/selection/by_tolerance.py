@@ -95,7 +95,7 @@ class Selection:
         """One row per head: what was decided (:meth:`OrderConfig.to_frame`), and what it would need.
 
         >>> selection.to_frame().columns.tolist()[:5]
-        ['module', 'head', 'kv_head', 'order', 'error']
+        ['module', 'head', 'kv_head', 'runs', 'order']
         """
         needs = [{name: getattr(head, name) for name in ("needed_order", "predicted_order")} for head in self.heads]
         table = self.config.to_frame()
@@ -114,7 +114,7 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
     """Choose an order for every head from its measured errors alone.
 
     A head gets the smallest order whose error meets the tolerance and whose state is no larger than the KV cache at
-    ``context`` (docs/math.md, section 11); otherwise it stays exact, and so does the whole group that shares its KV
+    ``context`` (docs/math.md#11-cost); otherwise it stays exact, and so does the whole group that shares its KV
     head. ``taylorder.budget`` shares out bytes instead, by measured losses.
 
     >>> import taylorder
