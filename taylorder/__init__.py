@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.context import adapted
     from taylorder.analysis.analyze import analyze
+    from taylorder.claims.judge import judge_claims
     from taylorder.evaluation.whole_evaluation import evaluate
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
@@ -29,6 +30,7 @@ _HOMES = {
     "analyze": "taylorder.analysis.analyze",
     "describe": "taylorder.models.describe",
     "evaluate": "taylorder.evaluation.whole_evaluation",
+    "judge_claims": "taylorder.claims.judge",
     "load": "taylorder.models.loading",
     "select": "taylorder.selection.by_tolerance",
 }
@@ -41,6 +43,7 @@ __all__ = [
     "analyze",
     "describe",
     "evaluate",
+    "judge_claims",
     "load",
     "select",
 ]
