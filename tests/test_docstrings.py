@@ -8,12 +8,15 @@ import inspect
 import re
 from pathlib import Path
 
+import claims_cases
 import pytest
 import tiny
 import transformers as hf
 
 import taylorder
 from taylorder.analysis.results import Analysis
+from taylorder.claims import measure as claims_measure
+from taylorder.claims import registry
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.models.loading import LoadedModel
 from taylorder.selection.by_tolerance import Selection
@@ -54,17 +57,19 @@ def shown(tiny_tokenizer):
 def namespace(shown, monkeypatch, tmp_path):
     """The names of an example, in a folder of its own; what was measured above is not measured again."""
 
-    def once(name, value):
-        signature = inspect.signature(getattr(taylorder, name))
+    def once(module, name, value):
+        signature = inspect.signature(getattr(module, name))
 
         def measured_before(*args, **options):
             signature.bind(*args, **options)
             return value
 
-        monkeypatch.setattr(taylorder, name, measured_before, raising=False)
+        monkeypatch.setattr(module, name, measured_before, raising=False)
 
-    once("analyze", shown["analysis"])
-    once("evaluate", shown["evaluation"])
+    monkeypatch.setattr(registry, "NORMAL_INPUTS", claims_cases.SMALL_NORMAL)
+    once(claims_measure, "measure", claims_cases.model())
+    once(taylorder, "analyze", shown["analysis"])
+    once(taylorder, "evaluate", shown["evaluation"])
     monkeypatch.setattr(taylorder, "load", lambda name=None, **_: shown["loaded"], raising=False)
     monkeypatch.chdir(tmp_path)
     return {"taylorder": taylorder, **shown}

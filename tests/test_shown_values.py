@@ -3,6 +3,7 @@
 import dataclasses
 import html
 
+import claims_cases
 import pandas
 import pytest
 import synthetic
@@ -10,6 +11,7 @@ import tiny
 from pandas.testing import assert_frame_equal
 
 import taylorder
+from taylorder.claims.verdicts.degree import degree_claim
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
@@ -36,6 +38,8 @@ def test_a_repr_is_one_short_line():
         "LoadedModel": LoadedModel(model, None, "tiny"),
         "TaylorCache:": taylorder.TaylorCache(model, config),
         "Evaluation without figures:": Evaluation(True, (), "every layer has a sliding window of its own"),
+        "Claim": degree_claim(claims_cases.evidence(claims_cases.model())),
+        "ModelEvidence": claims_cases.model(),
     }
     for name, value in (TABULAR | others).items():
         line = repr(value)
