@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taylorder.adapt.cache import TaylorCache
     from taylorder.adapt.config import OrderConfig
-    from taylorder.adapt.context import adapted
+    from taylorder.adapt.handle import adapted, attach
     from taylorder.analysis.analyze import analyze
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
@@ -27,8 +27,9 @@ _HOMES = {
     "Limit": "taylorder.selection.under_limit",
     "OrderConfig": "taylorder.adapt.config",
     "TaylorCache": "taylorder.adapt.cache",
-    "adapted": "taylorder.adapt.context",
+    "adapted": "taylorder.adapt.handle",
     "analyze": "taylorder.analysis.analyze",
+    "attach": "taylorder.adapt.handle",
     "describe": "taylorder.models.describe",
     "load": "taylorder.models.loading",
     "run_levers": "taylorder.selection.run_levers",
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "adapted",
     "analyze",
+    "attach",
     "describe",
     "load",
     "run_levers",

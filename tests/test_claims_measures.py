@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states
 from taylorder.claims.measurements import gaussian, order_losses, state_times
 from taylorder.claims.measurements.gaussian import measure_gaussian

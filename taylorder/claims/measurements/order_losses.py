@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.evaluation.comparison import losses_of_states
 from taylorder.models.description import ModelDescription
@@ -45,12 +46,13 @@ def measure_order_losses(
     head = language_model_head(model)
     states = {f"near-{order}": OrderConfig.uniform(description, order, "mean", *NEAR) for order in ORDERS}
     states |= {f"plain-{order}": OrderConfig.uniform(description, order, "mean") for order in ORDERS}
+    prepared = {name: prepare(model, config, description) for name, config in states.items()}
     losses: dict[str, list[float]] = {}
     for place, sequence in enumerate(sequences):
         kept = records.get(f"losses-{place}")
         if kept is None:
             progress("losses by order", place, len(sequences))
-            found = losses_of_states(model, head, sequence, states)
+            found = losses_of_states(model, head, sequence, prepared)
             kept = {name: float(own.nll.mean(dtype=np.float64)) for name, own in found.items()}
             records.put(f"losses-{place}", kept)
         for name, value in kept.items():

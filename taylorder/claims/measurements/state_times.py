@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import Prepared, prepare
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
 from taylorder.models.description import ModelDescription
 from taylorder.storage.records import Records
@@ -90,10 +91,12 @@ def _new_tokens() -> int:
 def _measure(model: Any, description: ModelDescription, progress: Callable[[str, int, int], None]) -> StateTimes:
     from transformers import DynamicCache
 
-    from taylorder.adapt.cache import TaylorCache, cache_bytes, replaced_bytes
+    from taylorder.adapt.cache import cache_bytes, replaced_bytes
 
-    configs: dict[str, OrderConfig | None] = {EXACT: None}
-    configs |= {f"order {order}": OrderConfig.uniform(description, order, "mean", WINDOW, SINKS) for order in ORDERS}
+    configs: dict[str, Prepared | None] = {EXACT: None}
+    for order in ORDERS:
+        config = OrderConfig.uniform(description, order, "mean", WINDOW, SINKS)
+        configs[f"order {order}"] = prepare(model, config, description)
     new_tokens = _new_tokens()
     longest = description.max_context - new_tokens
     lengths = tuple(length for length in LENGTHS if length <= longest) or (longest,)
@@ -101,16 +104,15 @@ def _measure(model: Any, description: ModelDescription, progress: Callable[[str,
     ids = random_tokens(model, lengths[-1] + new_tokens, 0)
 
     def running(name: str) -> Any:
-        config = configs[name]
-        return nullcontext() if config is None else adapted(model, config)
+        prepared = configs[name]
+        return nullcontext() if prepared is None else attach(model, prepared)
 
     caches, times = {}, {turn: list[float]() for turn in turns}
     with one_thread():
         for done, (name, length) in enumerate(turns):
             progress("time per token", done, len(turns) + 1)
-            config = configs[name]
-            with running(name):
-                cache = DynamicCache(config=model.config) if config is None else TaylorCache.unchecked(model, config)
+            with running(name) as handle:
+                cache = DynamicCache(config=model.config) if handle is None else handle.new_cache()
                 seconds_to_read(model, ids[:, :length], cache)
             caches[name, length] = cache
         held, replaced = (

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from taylorder.adapt.config import HeadOrder, OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import prepare
 from taylorder.errors import NonFiniteError
 from taylorder.evaluation.rivals import bytes_per_kv_head, per_layer
 from taylorder.evaluation.task_prompts import make_tasks
@@ -69,7 +70,7 @@ def measure_task_scores(
         progress("tasks", done, len(contenders))
         kept = records.get(f"tasks-{name}")
         if kept is None:
-            kept = [asdict(each) for each in _run(model, tasks, config)]
+            kept = [asdict(each) for each in _run(model, description, tasks, config)]
             records.put(f"tasks-{name}", kept)
         outcomes[name] = adapter.validate_python(kept)
     progress("tasks", len(contenders), len(contenders))
@@ -101,12 +102,12 @@ def _contenders(description: ModelDescription) -> dict[str, tuple[str, OrderConf
     return found
 
 
-def _run(model: Any, tasks: Any, config: OrderConfig | None) -> list[Outcome]:
+def _run(model: Any, description: ModelDescription, tasks: Any, config: OrderConfig | None) -> list[Outcome]:
     """Outcomes of all tasks; none where the state breaks down."""
     if config is None:
         return list(run_tasks(model, tasks))
     try:
-        with adapted(model, config):
+        with attach(model, prepare(model, config, description)):
             return list(run_tasks(model, tasks))
     except NonFiniteError:
         return []
