@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taylorder.adapt.cache import TaylorCache
     from taylorder.adapt.config import OrderConfig
-    from taylorder.adapt.context import adapted
+    from taylorder.adapt.handle import adapted, attach
     from taylorder.analysis.analyze import analyze
     from taylorder.claims.judge import judge_claims
     from taylorder.evaluation.whole_evaluation import evaluate
@@ -26,8 +26,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "OrderConfig": "taylorder.adapt.config",
     "TaylorCache": "taylorder.adapt.cache",
-    "adapted": "taylorder.adapt.context",
+    "adapted": "taylorder.adapt.handle",
     "analyze": "taylorder.analysis.analyze",
+    "attach": "taylorder.adapt.handle",
     "describe": "taylorder.models.describe",
     "evaluate": "taylorder.evaluation.whole_evaluation",
     "judge_claims": "taylorder.claims.judge",
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "adapted",
     "analyze",
+    "attach",
     "describe",
     "evaluate",
     "judge_claims",

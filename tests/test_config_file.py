@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from taylorder.adapt.attention import execution_digest
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.config_file import as_text, document_of
+from taylorder.adapt.prepared import execution_digest
 from taylorder.errors import ConfigError
 
 MIXED = Path(__file__).parents[1] / "benchmarks/configs/mixed.json"

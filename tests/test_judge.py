@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from taylorder.adapt.config import HeadOrder, OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import EXACT, hidden_states
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens

@@ -9,7 +9,7 @@ import torch
 from test_choice import CANDIDATES, LENGTH, measured
 from tiny import gemma3, llama
 
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head, token_losses
 from taylorder.selection import screening
 from taylorder.selection.candidates import Candidate

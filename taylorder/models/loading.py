@@ -12,6 +12,7 @@ from taylorder.models.adapters import refuse_adapter_files
 from taylorder.models.checkpoint import auto_class, built_class, refuse_report
 from taylorder.models.quiet import quiet_transformers
 from taylorder.models.refusals import refuse_class, refuse_config
+from taylorder.models.running import input_device
 from taylorder.models.sources import BUILTIN, explained, gguf_parsed_once, locate
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class LoadedModel:
     def __repr__(self) -> str:
         """One line; printing ``model`` itself shows its modules."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return f"<LoadedModel {self.name}: {type(self.model).__name__}, {dtype} on {self.model.device}>"
+        return f"<LoadedModel {self.name}: {type(self.model).__name__}, {dtype} on {input_device(self.model)}>"
 
 
 def load(
