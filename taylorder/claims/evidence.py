@@ -50,6 +50,10 @@ class ModelEvidence:
         by_module = self.result(HeadMeasurement) or {}
         return [np.array(getattr(by_module[module], field_name)) for module in self.layers.modules]
 
+    def __repr__(self) -> str:
+        """One line; ``results`` has the figures."""
+        return f"<ModelEvidence of {self.name}: {', '.join(self.results)}>"
+
 
 @dataclass(frozen=True)
 class Evidence:
