@@ -32,9 +32,9 @@ from policy_rules.criteria import criteria
 from policy_rules.screening import SCREENING_TOKENS
 from pydantic import TypeAdapter
 
-from taylorder.adapt.attention import execution_digest
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
+from taylorder.adapt.prepared import execution_digest
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.tokens import tokenise

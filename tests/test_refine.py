@@ -24,7 +24,7 @@ from test_choice import (
 from test_criteria import hand_table
 from tiny import llama
 
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head
 from taylorder.errors import UsageError
 from taylorder.selection import refine as module

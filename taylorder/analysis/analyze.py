@@ -78,7 +78,7 @@ def analyze(
     *,
     name: str | None = None,
     description: ModelDescription | None = None,
-    text: Text | Tokens | None = None,
+    text: Text | Tokens | str | None = None,
     max_tokens: int = DEFAULTS.max_tokens,
     sequence_length: int = DEFAULTS.sequence_length,
     rows: int | None = DEFAULTS.rows,
@@ -91,12 +91,29 @@ def analyze(
 ) -> Analysis:
     """Measure every attention head of a pretrained transformer.
 
+    For every query head, every order P from 1 to ``max_order`` and three expansion points: the error of the head's
+    output when the exponential of its far scores is cut to P Taylor terms, ``exp(s) ~ sum of s^p / p! for p < P``
+    (Heinsen & Kozachkov, arXiv 2602.00294; docs/math.md#2-order), against exact attention, both in float64 from the q,
+    k, v that the model computes. Beside it what would predict it (docs/math.md#13-predictors), and the alpha of every
+    projection by WeightWatcher (SETOL, arXiv 2507.17912).
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
+    >>> analysis
+    <Analysis of smollm2-135m: ... layers x ... heads, orders 1 to 8>
+    >>> row = analysis.candidates[0]  # as in heads.csv
+    >>> row.head, row.order, row.expansion
+    (0, 1, 'zero')
+    >>> share = row.relative_l2  # 0.07 is an error of 7 % of the output's length
+    >>> table = analysis.to_frame()  # pandas, one row per head and candidate
+
     Args:
         model: a transformers model that dispatches its attention through ``AttentionInterface``.
         tokenizer: its tokenizer.
-        name: what to call the model in the results; default the config's name.
-        description: ``taylorder.models.describe.describe(model)``, if it was made already.
-        text: calibration text, or its tokens if they were made already; default the English that Python ships.
+        name: what to call the model in the results; default as ``taylorder.describe`` has it.
+        description: ``taylorder.describe(model)``, if it was made already.
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
         max_tokens: tokens used, cut into sequences of ``sequence_length``. Memory grows with it.
         sequence_length: tokens per sequence; models with fewer positions use as many as they have.
         rows: query rows measured per sequence, drawn at random; None measures all.
@@ -106,6 +123,11 @@ def analyze(
         seed: of the draw of query rows.
         per_head_alpha: also fit alpha to each head's slice of q, k, v and o (noisy: few eigenvalues).
         progress: see :data:`Progress`.
+
+    Returns:
+        Plain values; ``candidates`` are the rows of ``heads.csv``, ``spectral`` those of ``spectral.csv``,
+        ``key_centres`` the mean keys, float32 ``[G, d]`` per module. Errors are shares (relative L2), scores natural
+        logarithms, losses nats per token.
 
     Raises:
         UnsupportedModelError: the model cannot be measured truthfully.
@@ -126,7 +148,9 @@ def analyze(
             f"{sinks}, expected 0 and 0"
         )
     refuse_broken_weights(model, description.name)
-    tokens = text if isinstance(text, Tokens) else tokenise(tokenizer, text or calibration_text())
+    if not isinstance(text, Tokens):
+        text = tokenise(tokenizer, calibration_text() if text is None else Text.of(text))
+    tokens = text
     length = min(sequence_length, description.max_context)
     input_ids = tokens.first(length, max_tokens)
     refuse_foreign_ids(model, input_ids)

@@ -13,9 +13,12 @@ from taylorder.analysis.statistics import order_for
 from taylorder.models.description import AttentionModule
 from taylorder.selection.policies import POLICIES, Layer, Pick, Policy, eligible
 from taylorder.selection.settings import DEFAULTS, ChosenBy, PolicyName
+from taylorder.storage.frames import as_html, frame
 from taylorder.storage.provenance import software_versions
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from taylorder.selection.lever_summary import LeverSummary
 
 
@@ -68,9 +71,42 @@ class Selection:
         heads = tuple(replace(head, choice=choices[head.module, head.head]) for head in self.heads)
         return replace(self, config=config, why=summary, heads=heads)
 
+    def __repr__(self) -> str:
+        """One line; ``config`` is what was chosen, ``heads`` says why."""
+        heads = ", ".join(f"{count} {kind}" for kind, count in self.config.counts().items())
+        return f"<Selection for {self.config.model.name} by {self.policy}: {heads}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_frame(self) -> DataFrame:
+        """One row per head: what was decided (:meth:`OrderConfig.to_frame`), and what it would need.
+
+        >>> selection.to_frame().columns.tolist()[:5]
+        ['module', 'head', 'kv_head', 'runs', 'order']
+        """
+        needs = [{name: getattr(head, name) for name in ("needed_order", "predicted_order")} for head in self.heads]
+        table = self.config.to_frame()
+        table.insert(2, "kv_head", [head.kv_head for head in self.heads])
+        return table.join(frame(needs))
+
 
 def select(analysis: Analysis, *, policy: PolicyName = DEFAULTS.policy, tolerance: float, context: int) -> Selection:
-    """Choose an order for every head.
+    """Choose an order for every head from its measured errors alone.
+
+    A head gets the smallest order whose error meets the tolerance and whose state is no larger than the KV cache at
+    ``context`` (docs/math.md#11-cost); otherwise it stays exact, and so does the whole group that shares its KV
+    head. ``taylorder.budget`` shares out bytes instead, by measured losses.
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
+    >>> selection = taylorder.select(analysis, tolerance=0.07, context=8192)
+    >>> selection
+    <Selection for smollm2-135m by error: ...>
+    >>> selection.config.save("orders.json")
+    >>> len(selection.heads) == len(loaded.model.model.layers) * loaded.model.config.num_attention_heads
+    True
 
     Args:
         analysis: the measurements.
@@ -78,6 +114,9 @@ def select(analysis: Analysis, *, policy: PolicyName = DEFAULTS.policy, toleranc
         tolerance: largest relative L2 error of a head's output.
         context: context length, in tokens, at which a state must not be larger than the KV cache (for encoders: the
             sequence length at which Taylor attention must not need more FLOPs).
+
+    Returns:
+        The config, and the reason for every head's decision; nominal bytes are per KV head at ``context``.
 
     """
     first = analysis.model.modules[0]

@@ -64,6 +64,10 @@ class LeverTable:
             layers.append(replace(layer, rows=tuple(rows), fitted=fitted))
         return replace(self, candidates=tuple(self.candidates[index] for index in indices), layers=tuple(layers))
 
+    def __repr__(self) -> str:
+        """One line; ``rows`` has the figures."""
+        return f"<LeverTable of {self.model.name}: {len(self.kv_heads)} KV heads, {len(self.candidates)} candidates>"
+
 
 def refuse_unsupported(description: ModelDescription) -> None:
     """Refuse models without a cache that could be exchanged for something else.

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import Handle, attach
+from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head
 from taylorder.models.attention import Observer
 from taylorder.selection.config_of import config_of
@@ -194,7 +193,11 @@ def measure_slopes(
         head: from :func:`~taylorder.analysis.losses.language_model_head`.
 
     """
-    config = config_of(table, choice, context=sequences.shape[1])
+    prepared = prepare(model, config_of(table, choice, context=sequences.shape[1]), table.model)
+
+    def running(model: Any, observe: Observer) -> Handle:
+        return attach(model, prepared, observe=observe)
+
     reach = _in_reach(table, sizes, choice)
     first_order: list[list[float | None]] = [
         [0.0 if index in candidates else None for index in range(len(table.candidates))] for candidates in reach
@@ -202,7 +205,7 @@ def measure_slopes(
     squared = [list(of_head) for of_head in first_order]
     loss = 0.0
     for sequence, hidden in zip(sequences, exact, strict=True):
-        kl, observed = observe_sequence(model, sequence, partial(kl_gradient, head, hidden), partial(_running, config))
+        kl, observed = observe_sequence(model, sequence, partial(kl_gradient, head, hidden), running)
         loss += kl / len(sequences)
         start = 0  # the layer's first KV head among those of all layers
         for layer, module in zip(table.layers, table.modules, strict=True):
@@ -213,10 +216,6 @@ def measure_slopes(
                     totals[start + kv_head][index] = (totals[start + kv_head][index] or 0.0) + value / len(sequences)
             start += module.kv_heads
     return loss, Slopes(first_order, squared)
-
-
-def _running(config: OrderConfig, model: Any, observe: Observer) -> AbstractContextManager[Any]:
-    return adapted(model, config, observe=observe)
 
 
 def _in_reach(table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int]) -> list[list[int]]:

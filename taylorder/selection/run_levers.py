@@ -36,6 +36,10 @@ class LeverRun:
     chosen: Chosen
     summary: LeverSummary
 
+    def __repr__(self) -> str:
+        """One line; ``summary`` has the figures."""
+        return f"<LeverRun: {self.table!r}, {self.chosen.nominal_bytes:,} bytes per KV head>"
+
 
 def run_levers(
     model: Any,
