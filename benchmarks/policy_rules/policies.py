@@ -101,9 +101,9 @@ def alpha_windows(
         sign = -1 if name == ALPHA else 1
         weights = {}
         for module in model.open_modules:
-            place = (known[module.name] - low) / (high - low) if module.name in known and high > low else 0.5
+            position = (known[module.name] - low) / (high - low) if module.name in known and high > low else 0.5
             for kv_head in range(module.kv_heads):
-                weights[module.name, kv_head] = 1 + sign * _SPREAD * (2 * place - 1)
+                weights[module.name, kv_head] = 1 + sign * _SPREAD * (2 * position - 1)
         contenders.append(weighted_windows(name, note, model, weights, budget, context))
     return contenders
 

@@ -59,15 +59,15 @@ def screen(
             name: torch.zeros(module.kv_heads, dtype=torch.float64) for name, module in zip(done, modules, strict=True)
         }
         runs = [_exact_run(model, blocks, sequence) for sequence in sequences]
-        for place, module in enumerate(modules):
-            progress("screening", place, len(modules))
+        for index, module in enumerate(modules):
+            progress("screening", index, len(modules))
             if done[module.name] is not None:
                 continue
             for kv_head in range(module.kv_heads):
-                choice = [reference if each == (module.name, kv_head) else 0 for each in table.kv_heads]
+                choice = [reference if other == (module.name, kv_head) else 0 for other in table.kv_heads]
                 prepared = prepare(model, config_of(table, choice, context=sequences.shape[1]), table.model)
                 for sequence, (exact, outputs) in zip(sequences, runs, strict=True):
-                    with attach(model, prepared), _replaying(blocks[:place], outputs):
+                    with attach(model, prepared), _replaying(blocks[:index], outputs):
                         hidden = {EXACT: exact, "changed": hidden_states(model, sequence)}
                     kl = token_losses(head, sequence, hidden)["changed"].kl
                     totals[module.name][kv_head] += float(kl.mean(dtype="float64")) / len(sequences)
@@ -79,8 +79,8 @@ def screen(
 
 def _block(model: nn.Module, module: str) -> nn.Module | None:
     """The element of the model's list of layers that an attention module is part of."""
-    found = re.match(r"(.*?\.\d+)\.", module)
-    return None if found is None else model.get_submodule(found[1])
+    match = re.match(r"(.*?\.\d+)\.", module)
+    return None if match is None else model.get_submodule(match[1])
 
 
 def _exact_run(model: Any, blocks: Sequence[nn.Module | None], sequence: Tensor) -> tuple[Tensor, dict[nn.Module, Any]]:

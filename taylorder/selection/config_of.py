@@ -58,7 +58,7 @@ def config_of(
 
     Args:
         table: the candidates and what belongs to them.
-        choice: place of the candidate of each KV head, in the order of ``table.kv_heads``.
+        choice: index of the candidate of each KV head, in the order of ``table.kv_heads``.
         context: tokens at which bytes are counted.
         criterion: provenance.
         calibration: provenance.
@@ -70,8 +70,8 @@ def config_of(
     layers = []
     for module in table.model.modules:
         if module.name in measured:
-            places = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
-            layers.append(_layer(table, measured[module.name], module, places, context, reason))
+            indices = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
+            layers.append(_layer(table, measured[module.name], module, indices, context, reason))
         else:
             cached = cost.kv_bytes(module.head_dim, module.value_dim, min(context, module.sliding_window or context))
             exact = HeadOrder(order="exact", error=0.0, reason="sliding", nominal_bytes=cached)
@@ -97,7 +97,7 @@ def _layer(
     table: LeverTable,
     measured: LayerLevers,
     module: AttentionModule,
-    places: Sequence[int],
+    indices: Sequence[int],
     context: int,
     reason: Reason,
 ) -> LayerOrders:
@@ -105,10 +105,10 @@ def _layer(
     heads = []
     for head in range(module.heads):
         kv_head = head // module.group
-        place = places[kv_head]
-        fitted = measured.fitted.get(place)
-        own = None if fitted is None else fitted[head]
-        heads.append(_head(table.candidates[place], own, rows[kv_head, place], module, context, reason))
+        index = indices[kv_head]
+        fitted = measured.fitted.get(index)
+        coefficients = None if fitted is None else fitted[head]
+        heads.append(_head(table.candidates[index], coefficients, rows[kv_head, index], module, context, reason))
     return LayerOrders(module=module.name, heads=tuple(heads))
 
 

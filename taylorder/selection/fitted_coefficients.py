@@ -123,14 +123,14 @@ def fit(parts: Sequence[Moments], order: int) -> tuple[float, ...]:
         return difference.ravel()
 
     def derivative(scale: NDArray[Any]) -> NDArray[Any]:
-        found, denominator, guarded = output(scale)
-        columns: NDArray[Any] = (powers[..., :-1] - found[:, None] * powers[..., -1:]) / denominator[:, None]
+        outputs, denominator, guarded = output(scale)
+        columns: NDArray[Any] = (powers[..., :-1] - outputs[:, None] * powers[..., -1:]) / denominator[:, None]
         columns[guarded] = 0.0
         columns *= taylor[:, None]
         return columns.transpose(0, 2, 1).reshape(-1, order)
 
     # In units of 1 / p!, and as unlike each other as the powers are: the solver scales by the columns.
     start = np.ones(order)
-    found = least_squares(residual, start, derivative, method="lm", x_scale="jac", max_nfev=_EVALUATIONS).x
-    better = np.isfinite(found).all() and np.square(residual(found)).sum() < np.square(residual(start)).sum()
-    return tuple((taylor * (found if better else start)).tolist())
+    solved = least_squares(residual, start, derivative, method="lm", x_scale="jac", max_nfev=_EVALUATIONS).x
+    better = np.isfinite(solved).all() and np.square(residual(solved)).sum() < np.square(residual(start)).sum()
+    return tuple((taylor * (solved if better else start)).tolist())

@@ -101,38 +101,38 @@ class Runner:
     def run(self, kv_head: int, runs: Sequence[Sequence[HeadSpec]]) -> Iterator[tuple[int, Tensor, Sequence[int]]]:
         """Run the query heads of a KV head several times, each time with one spec for each of them.
 
-        Yields, in whatever order is quickest, the place in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
+        Yields, in whatever order is quickest, the index in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
         of each query head. Near fields share a pass over the scores; all else runs through the kernels.
         """
-        own = self._heads(kv_head)
-        fields = {place: field for place, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
-        rest = [place for place in range(len(runs)) if place not in fields]
+        heads = self._heads(kv_head)
+        fields = {index: field for index, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
+        rest = [index for index in range(len(runs)) if index not in fields]
         if fields:
             q, k = self.tensors(rotated=False)
             v = self.observed.v[kv_head].float()
-            outputs = attend_near_fields(q[own], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
-            for (place, field), output in zip(fields.items(), outputs, strict=True):
+            outputs = attend_near_fields(q[heads], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
+            for (index, field), output in zip(fields.items(), outputs, strict=True):
                 if torch.isfinite(output).all():
-                    yield place, output, field.guarded(output.shape[1])
+                    yield index, output, field.guarded(output.shape[1])
                 else:
-                    rest.append(place)
-        for place in rest:
-            specs = list(runs[place])
+                    rest.append(index)
+        for index in rest:
+            specs = list(runs[index])
             q, k = self.tensors(rotated=any(spec.ranks is not None for spec in specs))
             keys, values = k[None, kv_head, None], self.observed.v[None, kv_head, None].float()
-            output, state = taylor_attention(q[None, own], keys, values, specs, scaling=self.observed.scaling)
+            output, state = taylor_attention(q[None, heads], keys, values, specs, scaling=self.observed.scaling)
             if state is None:
                 raise RuntimeError("taylor_attention returned no state for causal attention")
-            yield place, output[0], state.guarded.tolist()
+            yield index, output[0], state.guarded.tolist()
 
     def change(self, kv_head: int, output: Tensor) -> tuple[Tensor, float]:
         """What another output ``[h, T, d_v]`` of a KV head would change.
 
         ``gradient . change``, summed over the group, for each token, float64 ``[T]``, and the squared change.
         """
-        own = self._heads(kv_head)
-        change = output - self.observed.output[own]
-        first_order = (change * self.observed.gradient[own]).sum(-1, dtype=torch.float64).sum(0)
+        heads = self._heads(kv_head)
+        change = output - self.observed.output[heads]
+        first_order = (change * self.observed.gradient[heads]).sum(-1, dtype=torch.float64).sum(0)
         return first_order, float(change.square().sum(dtype=torch.float64))
 
     def squared_output(self, kv_head: int) -> float:
@@ -147,17 +147,17 @@ class Runner:
 def prepare(sequences: Sequence[Observed], *, rotate: bool) -> Prepared:
     """Calibrate key centres and, if asked for, rotations on all sequences of one module."""
     layer = LayerTensors(
-        torch.stack([each.q for each in sequences]).cpu(),
-        torch.stack([each.k for each in sequences]).cpu(),
-        torch.stack([each.v for each in sequences]).cpu(),
+        torch.stack([observed.q for observed in sequences]).cpu(),
+        torch.stack([observed.k for observed in sequences]).cpu(),
+        torch.stack([observed.v for observed in sequences]).cpu(),
         None,
         sequences[0].scaling,
         True,
     )
     centres = key_centres(layer)
-    found: Rotations | None = balanced_rotations(layer, centres) if rotate else None
-    rotations = None if found is None else (found.query.float(), found.key.float())
-    return Prepared(centres.float(), rotations)
+    rotations: Rotations | None = balanced_rotations(layer, centres) if rotate else None
+    pair = None if rotations is None else (rotations.query.float(), rotations.key.float())
+    return Prepared(centres.float(), pair)
 
 
 def measure_levers(
@@ -206,12 +206,12 @@ def measure_levers(
     errors = relative(squared, reference[:, None])
     rows = []
     for kv_head in range(G):
-        for place in range(len(candidates)):
-            own, other = errors[place, kv_head].tolist()
-            own_weighted, other_weighted = (weighted[place, kv_head] / tokens).tolist()
-            of_window = (other, other_weighted) if instead[place] is not None else (None, None)
-            share = float(guarded[place, kv_head]) / tokens
-            rows.append(LeverRow(module, kv_head, place, own, own_weighted, share, *of_window))
+        for index in range(len(candidates)):
+            error, window_error = errors[index, kv_head].tolist()
+            gradient_error, window_gradient_error = (weighted[index, kv_head] / tokens).tolist()
+            of_window = (window_error, window_gradient_error) if instead[index] is not None else (None, None)
+            share = float(guarded[index, kv_head]) / tokens
+            rows.append(LeverRow(module, kv_head, index, error, gradient_error, share, *of_window))
     return LayerLevers(module, tuple(rows), fitted, prepared)
 
 
