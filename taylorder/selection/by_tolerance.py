@@ -15,7 +15,6 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow
 from taylorder.analysis.statistics import order_for
-from taylorder.errors import UsageError
 from taylorder.models.description import AttentionModule
 from taylorder.selection.reasons import Reason
 from taylorder.storage.frames import as_html, frame
@@ -26,30 +25,9 @@ if TYPE_CHECKING:
 
     from taylorder.selection.lever_summary import LeverSummary
 
-TIERS = {"fp16": 3e-4, "bf16": 2e-3, "int4": 7e-2}
-"""Relative L2 errors, named after a format of about that precision (docs/reading-a-report.md says how near)."""
-
 Policy = Literal["error", "alpha", "levers"]
 """By what a config was chosen; ``levers`` is :mod:`taylorder.selection.run_levers`."""
 _FAMILIES = (("zero",), ("centre", "mean"))
-
-
-def parse_tolerance(text: str) -> float:
-    """Return a relative L2 error from a number or a tier name.
-
-    Raises:
-        UsageError: neither, or not between 0 and 1.
-
-    """
-    if text in TIERS:
-        return TIERS[text]
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < 1:
-        raise UsageError(f"tolerance is {text!r}, expected a number between 0 and 1 or one of {', '.join(TIERS)}")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +61,12 @@ class Selection:
     heads: tuple[HeadVerdict, ...]
     levers: LeverSummary | None = None
 
+    def with_levers(self, config: OrderConfig, summary: LeverSummary) -> Selection:
+        """The selection with another config, which the levers led to."""
+        choices = {(layer.module, head): choice for layer in config.layers for head, choice in enumerate(layer.heads)}
+        heads = tuple(replace(head, choice=choices[head.module, head.head]) for head in self.heads)
+        return replace(self, config=config, policy="levers", heads=heads, levers=summary)
+
     def __repr__(self) -> str:
         """One line; ``config`` is what was chosen, ``heads`` says why."""
         heads = ", ".join(f"{count} {kind}" for kind, count in self.config.counts().items())
@@ -101,13 +85,6 @@ class Selection:
         table = self.config.to_frame()
         table.insert(2, "kv_head", [head.kv_head for head in self.heads])
         return table.join(frame(needs))
-
-
-def with_levers(selection: Selection, config: OrderConfig, summary: LeverSummary) -> Selection:
-    """Return the selection with another config, which the levers led to."""
-    choices = {(layer.module, head): each for layer in config.layers for head, each in enumerate(layer.heads)}
-    heads = tuple(replace(head, choice=choices[head.module, head.head]) for head in selection.heads)
-    return replace(selection, config=config, policy="levers", heads=heads, levers=summary)
 
 
 def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, context: int) -> Selection:
