@@ -113,7 +113,7 @@ def analyze(
         tokenizer: its tokenizer.
         name: what to call the model in the results; default as ``taylorder.describe`` has it.
         description: ``taylorder.describe(model)``, if it was made already.
-        text: calibration text, or its tokens if they were made already; default the English that Python ships (465 kB).
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
         max_tokens: tokens used, cut into sequences of ``sequence_length``. Memory grows with it.
         sequence_length: tokens per sequence; models with fewer positions use as many as they have.
         rows: query rows measured per sequence, drawn at random; None measures all.
@@ -148,8 +148,9 @@ def analyze(
             f"{sinks}, expected 0 and 0"
         )
     refuse_broken_weights(model, description.name)
-    given = calibration_text() if text is None else text
-    tokens = given if isinstance(given, Tokens) else tokenise(tokenizer, Text.of(given))
+    if not isinstance(text, Tokens):
+        text = tokenise(tokenizer, calibration_text() if text is None else Text.of(text))
+    tokens = text
     length = min(sequence_length, description.max_context)
     input_ids = tokens.first(length, max_tokens)
     refuse_foreign_ids(model, input_ids)

@@ -178,10 +178,11 @@ def _print(report: EvalReport, out: Path | None, output: str) -> None:
     from taylorder.reports.document import as_json
     from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
+    from taylorder.reports.render import print_sections
     from taylorder.storage.files import replacing
 
     document = as_document(report)
-    print_report(output, lambda: document, lambda console: evaluation.render(report, console))
+    print_report(output, lambda: document, lambda console: print_sections(evaluation.sections(report), console))
     if out is not None:
         try:
             with replacing(out) as temporary:
