@@ -19,8 +19,9 @@ from taylorder.evaluation.evaluate import Evaluation
 from taylorder.models.description import ModelDescription
 from taylorder.reports import summary, verdict
 from taylorder.runs.run_files import FILES, LEVERS_FILE
-from taylorder.selection.by_tolerance import HeadVerdict, Policy, Selection
+from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.lever_summary import LeverSummary
+from taylorder.selection.settings import ChosenBy
 
 SCHEMA = "taylorder/report@2"
 
@@ -32,7 +33,7 @@ class Settings:
     max_order: int
     window: int
     sinks: int
-    policy: Policy
+    policy: ChosenBy
     tolerance: float
     context: int
     largest_order: int

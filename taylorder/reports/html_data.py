@@ -171,13 +171,8 @@ def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
     """By what rule a head has an order, its error, and what it costs."""
     limit, where = percent(selection.tolerance, 3), f"at {counted(selection.context, 'token')}"
     error = "not measured" if choice.error is None else percent(choice.error, 3)
-    if selection.policy == "levers":
-        told = "Chosen together with all other KV heads, for the least loss or the fewest bytes"
-    elif selection.policy == "alpha":
-        told = "From the alphas of the layer alone, without looking at any error"
-    elif choice.error is not None and choice.error <= selection.tolerance:
-        told = f"The smallest order that pays off {where} and meets {limit}, as all heads of its KV cache do"
-    else:
+    told = selection.why.rule.format(where=where, limit=limit)
+    if selection.why.bounded and (choice.error is None or choice.error > selection.tolerance):
         told = "As the config has it"
     told += f"; error {error}"
     if analysis.model.causal and choice.nominal_bytes is not None:

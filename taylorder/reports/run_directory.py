@@ -31,6 +31,7 @@ from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.lever_errors import LeverRow
+from taylorder.selection.policies import POLICIES
 from taylorder.selection.run_levers import LeverRun
 from taylorder.storage.files import replacing_together
 from taylorder.storage.strict_json import brief, explain, read_json
@@ -294,14 +295,16 @@ def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report:
             )
         )
     settings = report.settings
+    why = report.levers or (None if settings.policy == "levers" else POLICIES[settings.policy])
+    if why is None:
+        raise _damaged(directory / FILES["report"], "its policy is levers, and it has none")
     return Selection(
         config=config,
-        policy=settings.policy,
+        why=why,
         tolerance=settings.tolerance,
         context=settings.context,
         largest_order=settings.largest_order,
         heads=tuple(heads),
-        levers=report.levers,
     )
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from taylorder.adapt import cost
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, Expansion
 from taylorder.models.description import AttentionModule
-from taylorder.selection.by_tolerance import HeadVerdict, Selection, eligible
+from taylorder.selection.by_tolerance import HeadVerdict, Selection
+from taylorder.selection.policies import eligible
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

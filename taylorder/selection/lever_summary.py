@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import eligible
@@ -45,8 +46,14 @@ class LeverSummary:
 
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``chosen`` counts KV heads by candidate,
     ``chosen_better`` names those with a polynomial that serves them better than the same bytes of window, and
-    ``chosen_worse`` those that it serves worse.
+    ``chosen_worse`` those that it serves worse. Class attributes are as in
+    :class:`~taylorder.selection.policies.Policy`.
     """
+
+    name: ClassVar[Literal["levers"]] = "levers"
+    bounded: ClassVar[bool] = False
+    chooser: ClassVar[str] = "The levers"
+    rule: ClassVar[str] = "Chosen together with all other KV heads, for the least loss or the fewest bytes"
 
     levers: tuple[str, ...]
     sequences: int
