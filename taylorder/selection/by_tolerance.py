@@ -118,7 +118,7 @@ def select(
     Args:
         analysis: the measurements.
         policy: name of an entry of :data:`~taylorder.selection.policies.POLICIES`.
-        tolerance: largest relative L2 error of a head's output, default 7 %, that of rounding to int4.
+        tolerance: largest relative L2 error of a head's output, default 7 %, about that of int4.
         context: context length, in tokens, at which a state must not be larger than the KV cache (for encoders: the
             sequence length at which Taylor attention must not need more FLOPs); default the model's maximum.
 
