@@ -237,11 +237,9 @@ def _refuse_unfit(options: typer.Context, settings: AnalyzeSettings) -> None:
 def _limit(settings: AnalyzeSettings, description: ModelDescription) -> Limit:
     """What the levers have to keep to; what cannot be kept is refused now, not after minutes of measuring."""
     from taylorder.selection.candidates import LEVERS
-    from taylorder.selection.lever_table import refuse_unsupported
     from taylorder.selection.run_levers import offer
     from taylorder.selection.under_limit import Limit
 
-    refuse_unsupported(description)
     tolerated = settings.tolerance if settings.budget is None else None
     limit = Limit(settings.context or description.max_context, settings.budget, tolerated)
     offer(description, settings.levers or LEVERS, limit, settings.near, settings.lever_length)

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.analysis.results import LEAST_FAR_SHARE
-from taylorder.analysis.text import Text, calibration_text
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens
 from taylorder.errors import UsageError
 from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
@@ -47,7 +47,7 @@ def run_levers(
     description: ModelDescription,
     *,
     limit: Limit,
-    text: Text | Tokens | None = None,
+    text: Text | Tokens | str | None = None,
     levers: Collection[Lever] = LEVERS,
     records: Path | None = None,
     fresh: bool = False,
@@ -55,7 +55,7 @@ def run_levers(
     max_tokens: int = DEFAULTS.max_tokens,
     sequence_length: int | None = DEFAULTS.lever_length,
     seed: int = DEFAULTS.seed,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> LeverRun:
     """Measure the levers of every KV head and choose; finished pieces in ``records`` are not measured again.
@@ -65,7 +65,7 @@ def run_levers(
         tokenizer: its tokenizer.
         description: what ``describe`` says of it.
         limit: bytes or error.
-        text: calibration text, or its tokens if they were made already; default the English that Python ships.
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
         levers: what may differ between KV heads; default all.
         records: directory of finished pieces; those measured under other settings are forgotten. Without one, a run
             that is interrupted has to begin anew.
@@ -84,7 +84,8 @@ def run_levers(
 
     """
     offered, length = offer(description, levers, limit, near, sequence_length)
-    tokens = text if isinstance(text, Tokens) else tokenise(tokenizer, text or calibration_text())
+    tokens = Tokens.of(tokenizer, text)
+    report = progress or (lambda stage, done, total: None)
     sequences = tokens.first(length, max(length, max_tokens))
     settings = {
         "model": description.fingerprint,
@@ -101,7 +102,7 @@ def run_levers(
         if (found := _found(pieces, description, limit)) is not None:
             say(found)
         table = measuring.measure(
-            model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=progress
+            model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=report
         )
         chosen = choose(
             model,
@@ -109,7 +110,7 @@ def run_levers(
             limit,
             sequences=sequences,
             records=pieces,
-            progress=progress,
+            progress=report,
             calibration=_calibration(description, tokens, sequences, seed),
             name=f"context-{limit.context}",
         )
@@ -127,9 +128,11 @@ def offer(
     """What every KV head may run, and the tokens of a calibration sequence; arguments as in :func:`run_levers`.
 
     Raises:
+        UnsupportedModelError: the model has no cache that could be exchanged.
         UsageError: the limit cannot be kept.
 
     """
+    measuring.refuse_unsupported(description)
     length = min(sequence_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
     first = description.modules[0]
     offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
