@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
 from taylorder.models.description import ModelDescription
 from taylorder.storage.records import Records
@@ -93,7 +93,7 @@ def _measure(model: Any, description: ModelDescription, progress: Callable[[str,
 
     from taylorder.adapt.cache import cache_bytes, replaced_bytes
 
-    configs: dict[str, Prepared | None] = {EXACT: None}
+    configs: dict[str, PreparedConfig | None] = {EXACT: None}
     for order in ORDERS:
         config = OrderConfig.uniform(description, order, "mean", WINDOW, SINKS)
         configs[f"order {order}"] = prepare(model, config, description)
