@@ -30,7 +30,7 @@ class LayerPlan:
     numbers: LayerNumbers | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PreparedConfig:
     """What :func:`prepare` made of a config for ``model`` and the weights it had then.
 
