@@ -23,7 +23,7 @@ from taylorder.adapt.generate import Generated, GeneratedPair, generated, stream
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError
-from taylorder.evaluation.evaluate import Continuations, _draw, _repetition, evaluate
+from taylorder.evaluation.evaluate import Continuations, _draw, _repetition, compare_with_rivals
 from taylorder.models.describe import describe
 from taylorder.models.loading import LoadedModel
 from taylorder.reports import evaluation, generation
@@ -221,7 +221,7 @@ def test_eval_continues_prompts_greedily(model, tiny_tokenizer):
 
     def measured(config):
         options = {"text": text, "lengths": [32], "tokens": 64, "alphas": {}}
-        return evaluate(model, tiny_tokenizer, description, config, **options).continuations
+        return compare_with_rivals(model, tiny_tokenizer, description, config, **options).continuations
 
     before = structure(model)
     found = measured(config)

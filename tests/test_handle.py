@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from generating import mixed_config, structure, uniform
+from policy_rules.screening import screen
 from test_adapted_ranks import ranked_config
 from test_choice import CANDIDATES, measured
 from tiny import TINY, llama, tokens
@@ -38,7 +39,6 @@ from taylorder.models.fingerprint import fingerprint
 from taylorder.models.running import device_of, input_device, next_logits
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.refine import measure_slopes
-from taylorder.selection.screening import screen
 from taylorder.storage.records import Records
 
 

@@ -38,6 +38,22 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
     sampling, beam search, several return sequences, chunked prefill and left-padded batches work as with a
     ``DynamicCache``. Nothing can be taken back (``crop``), which rules out assisted decoding.
 
+    The state of a KV head is that of Heinsen & Kozachkov (arXiv 2602.00294): sums of features times values, float32
+    ``[D, d_v + 1]``, whatever the length of the context (docs/math.md#3-features-and-the-state).
+
+    >>> import taylorder, torch
+    >>> loaded = taylorder.load()
+    >>> config = taylorder.OrderConfig.uniform(loaded.model, order=2, expansion="mean", window=64, sinks=4)
+    >>> cache = taylorder.TaylorCache(loaded.model, config)
+    >>> prompt = loaded.tokenizer("The capital of France is", return_tensors="pt")
+    >>> with torch.no_grad(), taylorder.adapted(loaded.model, config):
+    ...     logits = loaded.model(**prompt, past_key_values=cache).logits  # [1, T, vocabulary]
+    >>> cache.get_seq_length() == prompt.input_ids.shape[1]
+    True
+    >>> cache
+    <TaylorCache: ... tokens, ... of ... layers with states, ... bytes>
+    >>> twin = cache.clone()  # one prefix serves many continuations
+
     Attributes:
         fingerprint: of the weights it is for.
         digest: of the config it is for, see :func:`taylorder.adapt.prepared.execution_digest`.
@@ -162,6 +178,14 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """
         if not self.is_croppable:
             raise cropping_error()
+
+    def __repr__(self) -> str:
+        """One line: what it holds now."""
+        states = sum(isinstance(layer, TaylorCacheLayer) for layer in self.layers)
+        return (
+            f"<TaylorCache: {self.get_seq_length():,} tokens, {states} of {len(self.layers)} layers with states, "
+            f"{self.nbytes():,} bytes>"
+        )
 
 
 def cache_bytes(cache: Cache) -> int:

@@ -143,6 +143,18 @@ def attach(
     model runs adapted for the first time, a short probe shows that it computes what it does by itself when every head
     is exact.
 
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> config = taylorder.OrderConfig.uniform(loaded.model, order=3, expansion="mean", window=64, sinks=4)
+    >>> handle = taylorder.attach(loaded.model, config)
+    >>> handle
+    <Handle of LlamaForCausalLM, config sha256:..., attached>
+    >>> prompt = loaded.tokenizer("The capital of France is", return_tensors="pt")
+    >>> ids = loaded.model.generate(**prompt, max_new_tokens=8)  # [1, T], from a TaylorCache
+    >>> sum(int(rows.sum()) for rows in handle.counts.guarded_rows.values())  # odd orders around the mean need no guard
+    0
+    >>> handle.close()  # the model is as it was, bit for bit
+
     Args:
         model: the transformers model the config was made for.
         config: per-head decisions, or what :func:`~taylorder.adapt.prepared.prepare` made of them for this model, which
@@ -184,6 +196,14 @@ def adapted(
     observe: Observer | None = None,
 ) -> Iterator[Counts]:
     """``with attach(...)``: run ``model`` with ``config`` inside the block. See :func:`attach`.
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> config = taylorder.OrderConfig.uniform(loaded.model, order=3, expansion="mean", window=64, sinks=4)
+    >>> prompt = loaded.tokenizer("The capital of France is", return_tensors="pt")
+    >>> with taylorder.adapted(loaded.model, config) as counts:
+    ...     logits = loaded.model(**prompt).logits  # [1, T, vocabulary]
+    >>> rows = counts.guarded_rows["model.layers.0.self_attn"]  # [H], how many rows of each head fell back to order 1
 
     Yields:
         :class:`~taylorder.adapt.attention.Counts` of guarded rows, filled while the model runs.

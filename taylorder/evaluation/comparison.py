@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +40,8 @@ Progress = Callable[[str, int, int], None]
 BUCKET_EDGES = (0, 64, 256, 1024, 4096, 1 << 62)
 """Positions at which losses are reported separately: a state matters where the context is long."""
 
+_INTERVALS = ("nll", "delta_exact", "delta_window", "config_less", "kl")
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -69,6 +71,17 @@ class Standing:
     hidden_relative_l2: float | None = None
     hidden_cosine: float | None = None
     failure: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Its fields as cells of a table: an interval is three, losses by position are left out."""
+        cells: dict[str, Any] = {}
+        for name in (field.name for field in fields(self) if field.name != "buckets"):
+            value = getattr(self, name)
+            cells[name] = value.estimate if isinstance(value, Interval) else value
+            if name in _INTERVALS:
+                low, high = (None, None) if value is None else (value.low, value.high)
+                cells |= {f"{name}_low": low, f"{name}_high": high}
+        return cells
 
 
 @dataclass(frozen=True, slots=True)

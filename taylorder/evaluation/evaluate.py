@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summar
 from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
 from taylorder.models.running import input_device, next_logits
+from taylorder.storage.frames import as_html, frame
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
 """The short evaluation that ends an analysis, and how long it may take in all."""
@@ -67,6 +71,31 @@ class Evaluation:
     reason: str | None = None
     continuations: Continuations | None = None
 
+    def __repr__(self) -> str:
+        """One line; ``comparisons`` has the figures."""
+        if not self.comparisons:
+            return f"<Evaluation without figures: {self.reason}>"
+        lengths = ", ".join(f"{comparison.length:,}" for comparison in self.comparisons)
+        names = ", ".join(standing.name for standing in self.comparisons[0].standings)
+        return f"<Evaluation at {lengths} tokens: {names}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_frame(self) -> DataFrame:
+        """One row per contender and length: the figures of :class:`~taylorder.evaluation.comparison.Standing`.
+
+        An interval is three columns (``nll``, ``nll_low``, ``nll_high``); losses by position are left out.
+
+        >>> evaluation.to_frame()[["length", "name", "nominal_bytes", "nll", "kl"]].name.tolist()
+        ['exact', 'config', 'window', 'one order', 'alphas', 'paper', 'paper, raw']
+        """
+        return frame(
+            {"length": comparison.length, "sequences": comparison.sequences, **standing.record()}
+            for comparison in self.comparisons
+            for standing in comparison.standings
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TaskResults:
@@ -78,7 +107,7 @@ class TaskResults:
     failure: str | None = None
 
 
-def evaluate(
+def compare_with_rivals(
     model: Any,
     tokenizer: Any,
     description: ModelDescription,
