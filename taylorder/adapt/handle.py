@@ -12,7 +12,7 @@ from taylorder.adapt.attention import Counts, ModuleRun
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.hooks import installed, unguarded_error
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.adapt.verification import verify
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import TritonUnavailableError
@@ -33,7 +33,7 @@ class Handle:
 
     """
 
-    def __init__(self, prepared: Prepared, *, guard: bool, backend: str | None, observe: Observer | None) -> None:
+    def __init__(self, prepared: PreparedConfig, *, guard: bool, backend: str | None, observe: Observer | None) -> None:
         """Install what :func:`attach` has checked."""
         self.prepared, self.guard, self.counts = prepared, guard, Counts()
         self._runs = {
@@ -41,8 +41,8 @@ class Handle:
         }
         self._removal: ExitStack | None = None
         self._install()
-        self._place = next(_PLACES)
-        _ATTACHED[self._place] = self
+        self._number = next(_NUMBERS)
+        _ATTACHED[self._number] = self
 
     @property
     def model(self) -> Any:
@@ -83,12 +83,12 @@ class Handle:
         """
         if self.closed:
             return
-        del _ATTACHED[self._place]
+        del _ATTACHED[self._number]
         # What a later one would put back when it is closed is what this one has put there.
         later = [
             handle
-            for place, handle in _ATTACHED.items()
-            if place > self._place and handle._runs.keys() & self._runs.keys()
+            for number, handle in _ATTACHED.items()
+            if number > self._number and handle._runs.keys() & self._runs.keys()
         ]
         for handle in (*reversed(later), self):
             handle._remove()
@@ -121,14 +121,14 @@ class Handle:
             removal.close()
 
 
-_PLACES = count()
+_NUMBERS = count()
 _ATTACHED: WeakValueDictionary[int, Handle] = WeakValueDictionary()
 """What is attached to any model, in the order in which that was done; the models keep it alive."""
 
 
 def attach(
     model: Any,
-    config: OrderConfig | Prepared,
+    config: OrderConfig | PreparedConfig,
     *,
     guard: bool = True,
     backend: str | None = None,
@@ -189,7 +189,7 @@ def attach(
 @contextmanager
 def adapted(
     model: Any,
-    config: OrderConfig | Prepared,
+    config: OrderConfig | PreparedConfig,
     *,
     guard: bool = True,
     backend: str | None = None,
@@ -213,7 +213,7 @@ def adapted(
         yield handle.counts
 
 
-def _check_backend(prepared: Prepared, backend: str | None) -> None:
+def _check_backend(prepared: PreparedConfig, backend: str | None) -> None:
     """Refuse a backend that is unknown or cannot run where a layer is, before anything is computed."""
     model = prepared.model
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
@@ -275,7 +275,7 @@ def _under(
         NonFiniteError: the state breaks down.
 
     """
-    known = {(outcome.kind, outcome.length, outcome.case, outcome.depth): outcome for outcome in exact}
+    known = {_question(outcome): outcome for outcome in exact}
     done = 0
 
     def report(now: int, total: int) -> None:
@@ -286,14 +286,18 @@ def _under(
         if contender is not None and contender.config is not None:
             with attach(model, prepare(model, contender.config, description)):
                 outcomes = run_tasks(model, chosen, report)
-            known |= {(each.kind, each.length, each.case, each.depth): each for each in outcomes}
+            known |= {_question(outcome): outcome for outcome in outcomes}
         done += len(chosen)
         progress(done, len(tasks))
-    return [known[outcome.kind, outcome.length, outcome.case, outcome.depth] for outcome in exact]
+    return [known[_question(outcome)] for outcome in exact]
+
+
+def _question(outcome: Outcome) -> tuple[str, int, int, float | None]:
+    return outcome.kind, outcome.length, outcome.case, outcome.depth
 
 
 def _continuations(
-    model: Any, prepared: Prepared, prompts: Tensor, new_tokens: int, progress: Progress | None
+    model: Any, prepared: PreparedConfig, prompts: Tensor, new_tokens: int, progress: Progress | None
 ) -> Continuations:
     """Continue prompts ``[B, T]`` exactly and with a config."""
     from transformers import DynamicCache
@@ -337,7 +341,8 @@ def _greedy(model: Any, ids: Tensor, cache: Any, new_tokens: int) -> list[list[i
 
 def _agreed(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens before the first that differs."""
-    return next((place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), len(one))
+    pairs = enumerate(zip(one, other, strict=True))
+    return next((token for token, (mine, theirs) in pairs if mine != theirs), len(one))
 
 
 def _repetition(tokens: Sequence[int], size: int = 4) -> float:
