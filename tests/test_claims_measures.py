@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states
 from taylorder.claims.measure import finished
 from taylorder.claims.measurement import Subject

@@ -58,8 +58,9 @@ def test_code_sets_no_reason_that_the_table_lacks():
 def test_a_reason_is_shown_by_its_mark_with_a_meaning(reason):
     mark, meaning = explained(reason)
     measured, chosen = with_reason(reason)
-    assert [line.plain for line in grids.order_legend(chosen)] == [f"{mark}  {meaning} (27 heads)"]
-    assert mark in grids.order_grid(measured, chosen, 80)[1].plain
+    [key] = grids.order_legend(chosen).keys
+    assert ([cell.text for cell in key.marks], key.meaning) == ([mark], f"{meaning} (27 heads)")
+    assert {cell.text for row in grids.order_grid(measured, chosen).rows for cell in row.heads} == {mark}
     page = html_data.as_data(measured, chosen)
     assert page["legend"] == [f"{mark}: {meaning} (27 heads)"]
     assert page["layers"][0]["heads"][0]["mark"] == mark

@@ -54,6 +54,10 @@ class ModelEvidence:
         """The same field summed over all heads of all modules: without the head."""
         return np.asarray(sum(by_head.sum(-1) for by_head in self.head_sums(field_name)))
 
+    def __repr__(self) -> str:
+        """One line; ``results`` has the figures."""
+        return f"<ModelEvidence of {self.name}: {', '.join(self.results)}>"
+
 
 @dataclass(frozen=True)
 class Evidence:

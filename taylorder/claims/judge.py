@@ -13,13 +13,19 @@ from taylorder.claims.measurements.normal_inputs import NormalHead
 def judge_claims(models: Sequence[ModelEvidence], normal: Sequence[NormalHead] | None = None) -> tuple[Claim, ...]:
     """Give every claim about truncated attention its verdict, with the figures it rests on.
 
-    ::
+    A verdict follows from a rule, ``claim.rule``, and from whole 95 % intervals; ``claim.source`` says who made the
+    claim (docs/claims.md).
 
-        loaded = taylorder.load()
-        analysis = taylorder.analyze(loaded.model, loaded.tokenizer, name=loaded.name)
-        evidence = taylorder.claims.measure.measure(analysis, loaded, "records-claims")
-        for claim in taylorder.judge_claims([evidence]):
-            print(claim.verdict, claim.statement)
+    >>> import taylorder
+    >>> from taylorder.claims.measure import measure
+    >>> loaded = taylorder.load()
+    >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
+    >>> evidence = measure(analysis, loaded, "records-claims")  # some minutes; what is finished is kept there
+    >>> claims = taylorder.judge_claims([evidence])
+    >>> [claim.key for claim in claims]
+    ['alpha', 'precision', 'cost', 'similar', 'distance', 'ranges', 'degree', 'lookup']
+    >>> claims[1]
+    <Claim precision: contradicted>
 
     Args:
         models: what :func:`taylorder.claims.measure.measure` found; several are pooled.

@@ -114,9 +114,10 @@ def print_analysis(
     """Write the result of an analysis to standard output."""
     from taylorder.reports import terminal
     from taylorder.reports.document import as_document
+    from taylorder.reports.render import print_sections
 
     print_report(
         output,
         lambda: as_document(analysis, selection, directory, evaluation),
-        lambda console: terminal.render(analysis, selection, console, directory, evaluation),
+        lambda console: print_sections(terminal.sections(analysis, selection, directory, evaluation), console),
     )

@@ -74,6 +74,7 @@ def claims(
     from taylorder.reports import claims as report
     from taylorder.reports import claims_directory, run_directory
     from taylorder.reports.progress import StderrProgress
+    from taylorder.reports.render import print_sections
 
     with StderrProgress() as progress:
         from taylorder.claims import registry
@@ -87,15 +88,16 @@ def claims(
         ]
         normal = registry.NORMAL_INPUTS.kept(target / "records-normal", fresh=fresh, progress=progress)
         progress.say("judging")
-        judged = judge_claims(models, normal)
-        names = [evidence.name for evidence in models]
-        document = report.as_document(judged, names)
+        made = report.ClaimsReport(tuple(evidence.name for evidence in models), judge_claims(models, normal))
         if [target] == chosen:
-            run_directory.write_claims(target, document)
+            run_directory.write_claims(target, made)
         else:
-            claims_directory.write(target, document, chosen)
+            claims_directory.write(target, made, chosen)
     print_report(
-        output, lambda: document, lambda console: report.render(judged, names, console, tables=tables), report.WIDTH
+        output,
+        lambda: report.as_document(made),
+        lambda console: print_sections(report.sections(made, tables=tables), console),
+        report.WIDTH,
     )
 
 

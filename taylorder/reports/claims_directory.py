@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from taylorder.reports import html_claims
+from taylorder.reports.claims import ClaimsReport, as_document
 from taylorder.reports.document import as_json
 from taylorder.reports.run_directory import unwritable
 from taylorder.runs.run_files import CLAIMS_FILE, CLAIMS_PAGE
 from taylorder.storage.files import replacing_together
 
 
-def write(directory: str | Path, document: Mapping[str, Any], runs: Sequence[Path]) -> None:
-    """Write a document of claims about finished runs, and its page.
+def write(directory: str | Path, report: ClaimsReport, runs: Sequence[Path]) -> None:
+    """Write claims about finished runs, and their page.
 
     Raises:
         RunDirectoryError: the directory cannot be written.
@@ -23,7 +23,7 @@ def write(directory: str | Path, document: Mapping[str, Any], runs: Sequence[Pat
     directory = Path(directory)
     try:
         with replacing_together(directory, (CLAIMS_PAGE, CLAIMS_FILE)) as made:
-            (made / CLAIMS_PAGE).write_text(html_claims.render(document, runs, directory), encoding="utf-8")
-            (made / CLAIMS_FILE).write_text(as_json(dict(document)), encoding="utf-8")
+            (made / CLAIMS_PAGE).write_text(html_claims.render(report, runs, directory), encoding="utf-8")
+            (made / CLAIMS_FILE).write_text(as_json(as_document(report)), encoding="utf-8")
     except OSError as error:
         raise unwritable(directory, error) from error

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taylorder.adapt.config import ModelIdentity, OrderConfig
-from taylorder.adapt.generate import Comparison, Generated
+from taylorder.adapt.generate import Generated, GeneratedPair
 from taylorder.evaluation.rivals import exact_everywhere
 from taylorder.evaluation.timing import Bench, Row
 from taylorder.models.description import ModelDescription
@@ -54,7 +54,7 @@ def figures(name: str, made: Generated, would_hold: int | None = None) -> str:
     return "; ".join(parts)
 
 
-def parting(comparison: Comparison) -> str:
+def parting(comparison: GeneratedPair) -> str:
     """Where two continuations part, and how each goes on."""
     exact, adapted = comparison.exact, comparison.adapted
     if not comparison.parted:

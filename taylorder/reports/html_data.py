@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
 from taylorder.models.description import AttentionModule
-from taylorder.reports import alphas, grids, html_claims, savings, summary
+from taylorder.reports import alphas, charts, grids, savings, summary
 from taylorder.reports.document import finite
 from taylorder.reports.numbers import counted, layer_names, number, percent, size
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
@@ -23,8 +22,8 @@ from taylorder.selection.reasons import explained
 _HeadKey = tuple[str, int]
 
 
-def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything the script needs, JSON-ready; plots of claims are those of the document ``claims``."""
+def as_data(analysis: Analysis, selection: Selection) -> dict[str, Any]:
+    """Everything the script needs, JSON-ready."""
     names = layer_names([module.name for module in analysis.model.modules])
     preview = analysis.preview
     made: dict[str, Any] = finite(
@@ -37,7 +36,7 @@ def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] 
             "legend": _legend(selection),
             "start": _start(analysis, selection),
             "layers": _layers(analysis, selection, names.labels),
-            "plots": html_claims.plots(claims),
+            "across": charts.across(analysis.max_order),
         }
     )
     return made
@@ -51,9 +50,7 @@ def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
 
 def _legend(selection: Selection) -> list[str]:
     """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
-    exact = [head for head in selection.heads if head.choice.order == "exact"]
-    lines = grids.order_legend(replace(selection, heads=tuple(exact)))
-    legend = [line.plain.replace("  ", ": ", 1) for line in lines]
+    legend = [f"{key.marks[0].text}: {key.meaning}" for key in grids.exact_keys(selection)]
     if any(head.choice.drops_far for head in selection.heads):
         legend.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
     return legend
@@ -192,12 +189,5 @@ def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
 
 def _alphas(fits: Mapping[str, SpectralRow]) -> dict[str, dict[str, Any]]:
     """Alpha of every projection with what the terminal prints of it; ``?`` marks one of several fits as good."""
-    found = {}
-    for projection, fit in fits.items():
-        text = "-" if fit.status == "unavailable" else "failed"
-        if fit.status == "success" and fit.alpha is not None:
-            wide = fit.alpha_low is not None and fit.alpha_high is not None
-            wide = wide and (fit.alpha_high or 0.0) - (fit.alpha_low or 0.0) > alphas.WIDE
-            text = f"{fit.alpha:.2f}{'?' if wide else ''}"
-        found[projection] = {"alpha": fit.alpha, "text": text, "distance": fit.D}
-    return found
+    cells = {projection: alphas.alpha(fit) for projection, fit in fits.items()}
+    return {projection: {"alpha": cell.value, "text": cell.text + cell.mark} for projection, cell in cells.items()}

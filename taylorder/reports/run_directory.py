@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,8 @@ from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, Spect
 from taylorder.errors import TaylorderError
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.models.description import ModelDescription
-from taylorder.reports import html
+from taylorder.reports import claims, html
+from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import SCHEMA, ReportDocument, as_document, as_json, choice_record
 from taylorder.runs import run_files
 from taylorder.runs.run_files import CLAIMS_FILE, FILES, LEVERS_FILE
@@ -159,8 +160,8 @@ def _shortly(value: Any) -> str:
     return "none" if value is None else str(value)[:12]
 
 
-def write_claims(directory: str | Path, claims: Mapping[str, Any]) -> None:
-    """Keep a document of claims beside a finished run, and put it on its page.
+def write_claims(directory: str | Path, report: ClaimsReport) -> None:
+    """Keep claims beside a finished run, and put it on its page.
 
     Raises:
         RunDirectoryError: the directory cannot be written, or holds no finished run.
@@ -170,8 +171,8 @@ def write_claims(directory: str | Path, claims: Mapping[str, Any]) -> None:
     analysis, selection = read(directory)
     try:
         with replacing_together(directory, (FILES["page"], CLAIMS_FILE)) as made:
-            html.write(made / FILES["page"], analysis, selection, read_evaluation(directory), claims, directory)
-            (made / CLAIMS_FILE).write_text(as_json(dict(claims)), encoding="utf-8")
+            html.write(made / FILES["page"], analysis, selection, read_evaluation(directory), report.claims, directory)
+            (made / CLAIMS_FILE).write_text(as_json(claims.as_document(report)), encoding="utf-8")
     except OSError as error:
         raise unwritable(directory, error) from error
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.tokens import tokenise
 from taylorder.claims.measurement import Measurement, Progress, Subject
@@ -76,12 +77,13 @@ def measure_order_losses(
     head = language_model_head(model)
     states = {f"near-{order}": OrderConfig.uniform(description, order, "mean", *NEAR) for order in orders}
     states |= {f"plain-{order}": OrderConfig.uniform(description, order, "mean") for order in orders}
+    prepared = {name: prepare(model, config, description) for name, config in states.items()}
     losses: dict[str, list[float]] = {}
     for index, sequence in enumerate(sequences):
         by_state = records.get(f"losses-{index}")
         if by_state is None:
             progress("losses by order", index, len(sequences))
-            measured = losses_of_states(model, head, sequence, states)
+            measured = losses_of_states(model, head, sequence, prepared)
             by_state = {name: float(tokens.nll.mean(dtype=np.float64)) for name, tokens in measured.items()}
             records.put(f"losses-{index}", by_state)
         for name, loss in by_state.items():

@@ -13,10 +13,10 @@ from itertools import product
 from typing import Any
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import Prepared, prepare
 from taylorder.claims.measurement import Measurement, Progress, Subject
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
-from taylorder.models.description import ModelDescription
 from taylorder.storage.records import Records
 
 EXACT = "exact"
@@ -86,27 +86,24 @@ class TimeMeasurement(Measurement[StateTimes]):
         """Read all contexts, and feed a token to each in turn."""
         from transformers import DynamicCache
 
-        from taylorder.adapt.cache import TaylorCache, cache_bytes, replaced_bytes
+        from taylorder.adapt.cache import cache_bytes, replaced_bytes
 
-        model, configs = subject.model, self._configs(subject.description)
+        model, configs = subject.model, self._configs(subject)
         longest = subject.description.max_context - self._new_tokens
         lengths = tuple(length for length in self.lengths if length <= longest) or (longest,)
         turns = list(product(configs, lengths))
         ids = random_tokens(model, lengths[-1] + self._new_tokens, 0)
 
         def running(name: str) -> Any:
-            config = configs[name]
-            return nullcontext() if config is None else adapted(model, config)
+            prepared = configs[name]
+            return nullcontext() if prepared is None else attach(model, prepared)
 
         caches, times = {}, {turn: list[float]() for turn in turns}
         with one_thread():
             for done, (name, length) in enumerate(turns):
                 progress("time per token", done, len(turns) + 1)
-                config = configs[name]
-                with running(name):
-                    cache = (
-                        DynamicCache(config=model.config) if config is None else TaylorCache.unchecked(model, config)
-                    )
+                with running(name) as handle:
+                    cache = DynamicCache(config=model.config) if handle is None else handle.new_cache()
                     seconds_to_read(model, ids[:, :length], cache)
                 caches[name, length] = cache
             held, replaced = (
@@ -131,8 +128,9 @@ class TimeMeasurement(Measurement[StateTimes]):
         }
         return StateTimes(lengths, milliseconds, held, replaced)
 
-    def _configs(self, description: ModelDescription) -> dict[str, OrderConfig | None]:
-        configs: dict[str, OrderConfig | None] = {EXACT: None}
+    def _configs(self, subject: Subject) -> dict[str, Prepared | None]:
+        configs: dict[str, Prepared | None] = {EXACT: None}
         for order in self.orders:
-            configs[f"order {order}"] = OrderConfig.uniform(description, order, "mean", self.window, self.sinks)
+            config = OrderConfig.uniform(subject.description, order, "mean", self.window, self.sinks)
+            configs[f"order {order}"] = prepare(subject.model, config, subject.description)
         return configs

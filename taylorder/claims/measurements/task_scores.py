@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from taylorder.adapt.config import HeadOrder, OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import prepare
 from taylorder.claims.measurement import Measurement, Progress, Subject
 from taylorder.errors import NonFiniteError, UsageError
 from taylorder.evaluation.rivals import bytes_per_kv_head, per_layer
@@ -69,7 +70,7 @@ class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
             progress("tasks", done, len(contenders))
             kept = records.get(f"tasks-{name}")
             if kept is None:
-                kept = [asdict(outcome) for outcome in _run(subject.model, tasks, config)]
+                kept = [asdict(outcome) for outcome in _run(subject.model, description, tasks, config)]
                 records.put(f"tasks-{name}", kept)
             outcomes[name] = adapter.validate_python(kept)
         progress("tasks", len(contenders), len(contenders))
@@ -99,12 +100,12 @@ class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
         return contenders
 
 
-def _run(model: Any, tasks: Any, config: OrderConfig | None) -> list[Outcome]:
+def _run(model: Any, description: ModelDescription, tasks: Any, config: OrderConfig | None) -> list[Outcome]:
     """Outcomes of all tasks; none where the state breaks down."""
     if config is None:
         return list(run_tasks(model, tasks))
     try:
-        with adapted(model, config):
+        with attach(model, prepare(model, config, description)):
             return list(run_tasks(model, tasks))
     except NonFiniteError:
         return []

@@ -14,7 +14,7 @@ from taylorder.claims.evidence import Evidence, ModelEvidence, above, overall
 from taylorder.claims.layers import Floats
 from taylorder.claims.measurements.score_ranges import RangeMeasurement
 from taylorder.evaluation.intervals import share_interval
-from taylorder.selection.by_tolerance import TIERS
+from taylorder.selection.settings import TIERS
 
 ORDER = 4
 TOLERANCES = (TIERS["int4"], 0.2, 0.5)

@@ -24,22 +24,9 @@ function drawDetail() {
 
 function drawCurves() {
   const head = state.selected;
-  const container = document.getElementById("curves");
-  container.replaceChildren();
-  const series = data.expansions.map((name, at) => ({ name, x: ORDERS, y: head.error[at] }));
-  if (head.near) series.push({ name: data.near, x: ORDERS.slice(0, head.near.length), y: head.near });
-  drawChart(container, {
-    title: `Error by order: ${nameOf(head)}`,
-    x_label: "order",
-    y_label: "relative L2 error",
-    kind: "lines",
-    log_x: false,
-    log_y: true,
-    series,
-    x_ticks: ORDERS,
-    y_format: (value) => percent(value),
-    guides: [{ y: data.tolerance.value, label: `tolerance ${data.tolerance.text}` }],
-  });
+  const series = data.expansions.map((name, at) => ({ name, y: head.error[at] }));
+  if (head.near) series.push({ name: data.near, y: head.near });
+  drawChart(`Error by order: ${nameOf(head)}`, series);
 }
 
 function choiceWords(head) {

@@ -62,14 +62,8 @@ function allNumbers(expansion) {
   return [element("thead", {}, titleRow), body];
 }
 
-startTheme();
 startControls();
 watchGrid();
 refresh();
 drawDetail();
 startNumbers();
-drawPlots();
-watchWidth(() => {
-  drawCurves();
-  drawPlots();
-});
