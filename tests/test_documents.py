@@ -41,6 +41,12 @@ def test_the_walks_name_what_is_in_the_files():
     assert absent == []
 
 
+def test_nothing_takes_more_than_five_files_to_add():
+    rows = source("docs/architecture.md").partition("## How to add")[2].split("\n|")[3:]
+    assert len(rows) == 4
+    assert {len(FILE.findall(row)) for row in rows} == {5}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", source(page)):

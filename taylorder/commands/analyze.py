@@ -230,8 +230,8 @@ def _refuse_unfit(options: typer.Context, settings: AnalyzeSettings) -> None:
     for name in _OF_LEVERS:
         if not settings.with_levers and _given(options, name):
             raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
-    if settings.with_levers and settings.policy == "alpha":
-        raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
+    if settings.with_levers and settings.policy != DEFAULTS.policy:
+        raise UsageError(f"--policy {settings.policy} knows no levers; leave out --budget and --levers, or --policy")
 
 
 def _limit(settings: AnalyzeSettings, description: ModelDescription) -> Limit:
