@@ -17,7 +17,8 @@ from taylorder.adapt.verification import verify
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import TritonUnavailableError
 from taylorder.kernels.dispatch import choose_backend
-from taylorder.models.attention import Observer
+from taylorder.models.attention import ATTENTION_NAME as RECORDING
+from taylorder.models.attention import Observer, selections
 from taylorder.models.running import device_of
 
 
@@ -80,9 +81,18 @@ class Handle:
         """Leave the model as it was, or to what else is attached to it; once closed, nothing more happens.
 
         Handles may be closed in any order: what was attached later goes on as if this one had never been there.
+
+        Raises:
+            UsageError: the attention of the model is being recorded, which began later and has to end first.
+
         """
         if self.closed:
             return
+        if any(name == RECORDING for _, name in selections(self.model)):
+            raise UsageError(
+                f"a handle of {type(self.model).__name__} was to be closed while its attention is recorded: close it "
+                "after the recording that was begun inside"
+            )
         del _ATTACHED[self._number]
         # What a later one would put back when it is closed is what this one has put there.
         later = [

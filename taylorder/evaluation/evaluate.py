@@ -24,7 +24,7 @@ from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
-from taylorder.models.running import input_device, next_logits
+from taylorder.models.running import next_logits
 from taylorder.storage.frames import as_html, frame
 
 if TYPE_CHECKING:
@@ -309,7 +309,6 @@ def _continuations(
             progress("greedy continuations", done, 2)
 
     report(0)
-    prompts = prompts.to(input_device(model))
     exact = _greedy(model, prompts, DynamicCache(config=model.config), new_tokens)
     report(1)
     try:
