@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import synthetic
 import torch
 
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
@@ -177,3 +178,12 @@ def test_no_order_is_chosen_where_few_rows_have_far_keys(share, reasons, policy)
     measured = analysis([{0: {"mean": {1: 0.01}}, 1: {"mean": {1: 0.01}}}], alphas=[(2.0, 2.0)])
     measured = replace(measured, calibration=replace(measured.calibration, far_share=share))
     assert {reason for _, _, reason in chosen(choose(measured, policy=policy))} == reasons
+
+
+def test_the_context_is_the_models_own_and_nonsense_is_refused():
+    measured = synthetic.analysis(layers=2)
+    assert select(measured).context == measured.model.max_context
+    assert select(measured).tolerance == 0.07
+    for options in ({"policy": "luck"}, {"tolerance": 0}, {"tolerance": float("nan")}, {"context": 0}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))} .*expected"):
+            select(measured, **options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+from types import SimpleNamespace
 
 import claims_cases
 import pandas
@@ -17,6 +18,8 @@ from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
 from taylorder.models.loading import LoadedModel
 from taylorder.reports import run_directory
+from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.run_levers import LeverRun
 
 MEASURED = synthetic.analysis()
 CHOSEN = synthetic.selection(MEASURED, tolerance=0.5)
@@ -38,6 +41,8 @@ def test_a_repr_is_one_short_line():
         "LoadedModel": LoadedModel(model, None, "tiny"),
         "TaylorCache:": taylorder.TaylorCache(model, config),
         "Evaluation without figures:": Evaluation(True, (), "every layer has a sliding window of its own"),
+        "LeverTable": (table := LeverTable(MEASURED.model, (), ())),
+        "LeverRun:": LeverRun(table, SimpleNamespace(nominal_bytes=65536), None),
         "Claim": degree_claim(claims_cases.evidence(claims_cases.model())),
         "ModelEvidence": claims_cases.model(),
     }

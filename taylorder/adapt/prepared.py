@@ -30,8 +30,8 @@ class LayerPlan:
     numbers: LayerNumbers | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PreparedConfig:
     """What :func:`prepare` made of a config for ``model`` and the weights it had then.
 
     ``digest`` is that of :func:`execution_digest`; ``plans`` has every attention module, in the order of the config.
@@ -43,7 +43,9 @@ class Prepared:
     plans: Mapping[nn.Module, LayerPlan]
 
 
-def prepare(model: Any, config: OrderConfig | Prepared, description: ModelDescription | None = None) -> Prepared:
+def prepare(
+    model: Any, config: OrderConfig | PreparedConfig, description: ModelDescription | None = None
+) -> PreparedConfig:
     """Check a config against a model and plan its layers, to attach it and to make caches as often as wanted.
 
     Args:
@@ -58,7 +60,7 @@ def prepare(model: Any, config: OrderConfig | Prepared, description: ModelDescri
         UsageError: the config was prepared for another model.
 
     """
-    if isinstance(config, Prepared):
+    if isinstance(config, PreparedConfig):
         if config.model is not model:
             raise UsageError(
                 f"the config was prepared for another {type(config.model).__name__} than the {type(model).__name__} "
@@ -69,7 +71,7 @@ def prepare(model: Any, config: OrderConfig | Prepared, description: ModelDescri
     modules = dict(model.named_modules())
     with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
         plans = {modules[layer.module]: plan_layer(config, layer) for layer in config.layers}
-    return Prepared(model, config, execution_digest(config), plans)
+    return PreparedConfig(model, config, execution_digest(config), plans)
 
 
 def plan_layer(config: OrderConfig, layer: LayerOrders) -> LayerPlan:

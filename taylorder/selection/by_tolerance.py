@@ -10,6 +10,7 @@ from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow
 from taylorder.analysis.statistics import order_for
+from taylorder.errors import UsageError
 from taylorder.models.description import AttentionModule
 from taylorder.selection.policies import POLICIES, Layer, Pick, Policy, eligible
 from taylorder.selection.settings import DEFAULTS, ChosenBy, PolicyName
@@ -91,7 +92,13 @@ class Selection:
         return table.join(frame(needs))
 
 
-def select(analysis: Analysis, *, policy: PolicyName = DEFAULTS.policy, tolerance: float, context: int) -> Selection:
+def select(
+    analysis: Analysis,
+    *,
+    policy: PolicyName = DEFAULTS.policy,
+    tolerance: float = DEFAULTS.tolerance,
+    context: int | None = DEFAULTS.context,
+) -> Selection:
     """Choose an order for every head from its measured errors alone.
 
     A head gets the smallest order whose error meets the tolerance and whose state is no larger than the KV cache at
@@ -111,14 +118,22 @@ def select(analysis: Analysis, *, policy: PolicyName = DEFAULTS.policy, toleranc
     Args:
         analysis: the measurements.
         policy: name of an entry of :data:`~taylorder.selection.policies.POLICIES`.
-        tolerance: largest relative L2 error of a head's output.
+        tolerance: largest relative L2 error of a head's output, default 7 %, about that of int4.
         context: context length, in tokens, at which a state must not be larger than the KV cache (for encoders: the
-            sequence length at which Taylor attention must not need more FLOPs).
+            sequence length at which Taylor attention must not need more FLOPs); default the model's maximum.
 
     Returns:
         The config, and the reason for every head's decision; nominal bytes are per KV head at ``context``.
 
+    Raises:
+        UsageError: there is no such policy, or tolerance or context is not above zero.
+
     """
+    context = analysis.model.max_context if context is None else context
+    if policy not in POLICIES:
+        raise UsageError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
+    if not (tolerance > 0 and context > 0):
+        raise UsageError(f"tolerance is {tolerance} and context {context}, expected both above 0")
     first = analysis.model.modules[0]
     largest = cost.largest_order(
         first.head_dim,

@@ -74,6 +74,13 @@ class LeverSummary:
     chosen_worse: tuple[tuple[str, int], ...]
     beside_window: tuple[BesideWindow, ...]
 
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"<LeverSummary: {self.kv_heads} KV heads by {self.criterion}, {self.nominal_bytes:,} of "
+            f"{self.exact_bytes:,} bytes each at {self.context:,} tokens>"
+        )
+
 
 def summarise(
     table: LeverTable, chosen: Chosen, *, levers: tuple[str, ...], sequences: tuple[int, int]
