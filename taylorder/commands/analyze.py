@@ -42,12 +42,8 @@ if TYPE_CHECKING:
     from taylorder.selection.run_levers import LeverRun
     from taylorder.selection.under_limit import Limit
 
-_OF_LEVERS = ("--lever-length", "--fresh")
-"""Options that do nothing where no levers are measured."""
-
 
 def analyze(
-    options: typer.Context,
     model: Model = None,
     text: Annotated[
         list[Path] | None,
@@ -172,7 +168,7 @@ def analyze(
         levers=None if levers is None else _parse_levers(levers),
         lever_length=lever_length,
     )
-    _refuse_unfit(options, settings)
+    _refuse_unfit(settings, fresh)
     check_texts(files)
     check_writable(out)
 
@@ -220,15 +216,15 @@ def analyze(
     print_analysis(analysis, selection, evaluation, out, output)
 
 
-def _refuse_unfit(options: typer.Context, settings: AnalyzeSettings) -> None:
+def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
     """Refuse options that do not go together."""
     if settings.max_tokens < settings.sequence_length:
         raise UsageError(
             f"--max-tokens is {settings.max_tokens}, fewer than one sequence of {settings.sequence_length}; raise it, "
             "or lower --sequence-length"
         )
-    for name in _OF_LEVERS:
-        if not settings.with_levers and _given(options, name):
+    for name, given in (("--lever-length", settings.lever_length is not None), ("--fresh", fresh)):
+        if given and not settings.with_levers:
             raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
     if settings.with_levers and settings.policy != DEFAULTS.policy:
         raise UsageError(f"--policy {settings.policy} knows no levers; leave out --budget and --levers, or --policy")
@@ -326,12 +322,6 @@ def _parse_levers(text: str) -> frozenset[Lever]:
     from taylorder.selection.candidates import parse_levers
 
     return parse_levers(text)
-
-
-def _given(options: typer.Context, option: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = options.get_parameter_source(option.removeprefix("--").replace("-", "_"))
-    return source is not None and source.name != "DEFAULT"
 
 
 def _parse_rows(text: str) -> int | None:
