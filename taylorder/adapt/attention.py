@@ -24,6 +24,7 @@ from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import HeadSpec, State, TritonUnavailableError, score_space_attention, taylor_attention
 from taylorder.kernels.differentiable import differentiable_attention
+from taylorder.kernels.spec import Exact, deepest, grouped
 from taylorder.models.attention import Observer, attends_causally
 from taylorder.models.masks import causal_mask, key_validity, short_mask
 from taylorder.models.quiet import uncompiled
@@ -96,26 +97,18 @@ RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
 
 
 def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool, backend: str | None = None) -> LayerPlan:
-    """Turn the decisions for one layer into kernel specs.
-
-    ``centre`` in a config means centred keys and powers of the centred score, which the kernels know as ``zero``.
-    """
-    if all(head.order == "exact" for head in layer.heads):
+    """Return the plan of one layer: its specs, and what is done to the keys and queries of each KV head."""
+    specs = tuple(head.spec for head in layer.heads)
+    if all(isinstance(spec.far, Exact) for spec in specs):
         return LayerPlan(layer.module, None, None, guard, backend)
-    specs = []
-    for head in layer.heads:
-        if head.order == "exact":
-            specs.append(HeadSpec(None))
-            continue
-        expansion = "mean" if head.expansion == "mean" else "zero"
-        specs.append(HeadSpec(head.order, expansion, head.window, head.sinks, head.ranks, head.coefficients))
-    firsts = layer.heads[:: config.model.heads // config.model.kv_heads]  # of each KV head
+    polynomials = [deepest(group) for group in grouped(specs, config.model.kv_heads)]
     centre = config.key_centres.get(layer.module)
     if centre is not None:
-        plain = [head.expansion == "zero" for head in firsts]
+        plain = [far is None or far.expansion == "zero" for far in polynomials]
         centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
-    rotations = _planned_rotations(config, layer.module, [head.ranks is not None for head in firsts])
-    return LayerPlan(layer.module, tuple(specs), centre, guard, backend, rotations)
+    ranked = [far is not None and far.ranks is not None for far in polynomials]
+    rotations = _planned_rotations(config, layer.module, ranked)
+    return LayerPlan(layer.module, specs, centre, guard, backend, rotations)
 
 
 def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> tuple[Tensor, Tensor] | None:
@@ -131,9 +124,10 @@ def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> 
 def execution_digest(config: OrderConfig) -> str:
     """``"sha256:..."`` over everything in a config that changes what the model computes, and the weights it is for.
 
-    A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count.
+    A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count; of a
+    spec every field does, because its repr names them all.
     """
-    layers = [[layer.module, *(head.executed() for head in layer.heads)] for layer in config.layers]
+    layers = [[layer.module, *(repr(head.spec) for head in layer.heads)] for layer in config.layers]
     digest = hashlib.sha256(json.dumps([config.model.fingerprint, layers]).encode())
     for name, tensors in sorted(config.tensors().items()):
         digest.update(name.encode())

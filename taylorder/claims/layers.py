@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taylorder.analysis.results import Analysis, CandidateRow, Expansion, Projection, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, Projection, SpectralRow
 from taylorder.claims.association import Floats
+from taylorder.kernels.spec import Expansion
 
 _SMALLEST = 1e-12
 """Errors below this are this: their logarithm is taken."""

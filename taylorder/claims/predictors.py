@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from taylorder.analysis.results import Expansion
 from taylorder.claims.association import LEAST, Floats
 from taylorder.claims.layers import Layers, complete, log10
+from taylorder.kernels.spec import Expansion
 
 PREDICTORS: Mapping[str, Callable[[Layers, int, Expansion], Floats]] = {
     "|alpha - 2|, q": lambda layers, *_: abs(layers.spectral("q", lambda row: row.alpha) - 2),

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import Dropped, Exact, Taylor
 from taylorder.reports import summary
 from taylorder.reports.alphas import NARROWEST, fitting_columns
 from taylorder.reports.grid_columns import heading, label_width, row_label, widest_row
@@ -85,12 +86,12 @@ def grid_order(analysis: Analysis) -> int:
 def order_legend(selection: Selection) -> list[Text]:
     """What the cells of the order grid mean, with the number of heads behind each."""
     choices = [head.choice for head in selection.heads]
-    reasons = Counter(explained(choice.reason) for choice in choices if choice.order == "exact")
+    reasons = Counter(explained(choice.reason) for choice in choices if isinstance(choice.spec.far, Exact))
     lines = [Text(f"{mark}  {meaning} ({counted(count, 'head')})") for (mark, meaning), count in reasons.most_common()]
-    windows = sum(choice.drops_far for choice in choices)
+    windows = sum(isinstance(choice.spec.far, Dropped) for choice in choices)
     if windows:
         lines.insert(0, Text(WINDOW_MARK, style=_LIGHTEST) + Text(f"  {WINDOW_MEANING} ({counted(windows, 'head')})"))
-    orders = sorted({choice.order for choice in choices if choice.order != "exact" and not choice.drops_far})
+    orders = sorted({choice.spec.far.order for choice in choices if isinstance(choice.spec.far, Taylor)})
     if orders:
         shown = Text(", ").join([Text(str(order), style=_LIGHTEST) for order in orders])
         chosen = len(choices) - reasons.total() - windows
@@ -110,9 +111,10 @@ def shade(error: float, tolerance: float) -> Style:
 
 
 def _order_cell(head: HeadOrder, width: int) -> Text:
-    if head.order == "exact":
+    if isinstance(head.spec.far, Exact):
         return Text(f"{explained(head.reason).mark:>{width}}")
-    return Text(" " * (width - 1)) + Text(WINDOW_MARK if head.drops_far else str(head.order), style=_LIGHTEST)
+    mark = str(head.spec.far.order) if isinstance(head.spec.far, Taylor) else WINDOW_MARK
+    return Text(" " * (width - 1)) + Text(mark, style=_LIGHTEST)
 
 
 def _error_cell(error: float, tolerance: float) -> Text:
@@ -120,13 +122,11 @@ def _error_cell(error: float, tolerance: float) -> Text:
 
 
 def _counts(heads: Sequence[HeadOrder]) -> str:
-    counts = Counter("window" if head.drops_far else head.order for head in heads)
-    orders = sorted(order for order in counts if isinstance(order, int))
-    parts = [f"{order}: {counts[order]}" for order in orders]
-    if counts["window"]:
-        parts.append(f"window: {counts['window']}")
-    if counts["exact"]:
-        parts.append(f"exact: {counts['exact']}")
+    orders = Counter(head.spec.far.order for head in heads if isinstance(head.spec.far, Taylor))
+    parts = [f"{order}: {count}" for order, count in sorted(orders.items())]
+    for name, kind in (("window", Dropped), ("exact", Exact)):
+        if count := sum(isinstance(head.spec.far, kind) for head in heads):
+            parts.append(f"{name}: {count}")
     return ", ".join(parts)
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import Exact, Taylor
 from taylorder.reports.evaluation_words import figure
 from taylorder.reports.fitting_tables import dense_table
 from taylorder.reports.grid_columns import SLIDING_MARK
@@ -51,12 +52,10 @@ def kept_grid(analysis: Analysis, selection: Selection, width: int) -> Padding:
 
 
 def _kept(head: HeadOrder) -> str:
-    if head.order == "exact":
+    if isinstance(head.spec.far, Exact):
         return "all"
-    kept = number(head.window + head.sinks)
-    if head.drops_far:
-        return kept
-    return f"{kept} +P{head.order}{'r' if head.ranks is not None else ''}"
+    kept, far = number(head.spec.near.tokens), head.spec.far
+    return f"{kept} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else kept
 
 
 def counts(summary: LeverSummary) -> Table:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from taylorder.analysis.results import EXPANSIONS, Analysis
+from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import EXPANSIONS
 from taylorder.reports import summary
 from taylorder.reports.fitting_tables import dense_table
 from taylorder.reports.numbers import compact, layer_names, number, percent, percent_figure, size

@@ -16,6 +16,7 @@ from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow
 from taylorder.analysis.statistics import order_for
 from taylorder.errors import UsageError
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule
 from taylorder.selection.reasons import Reason
 from taylorder.storage.provenance import software_versions
@@ -172,8 +173,7 @@ def _error_picks(
 ) -> list[CandidateRow | Reason]:
     """Per head, the chosen candidate, or the reason for which it stays exact."""
     picks: list[CandidateRow | Reason] = []
-    for kv_head in range(module.kv_heads):
-        group = measured[kv_head * module.group : (kv_head + 1) * module.group]
+    for group in module.groups(measured):
         options: list[list[CandidateRow]] = []
         for family in _FAMILIES:
             chosen = [_smallest(rows, family, tolerance, largest) for rows in group]
@@ -234,7 +234,10 @@ def _head_orders(
         if isinstance(pick, str):
             heads.append(
                 HeadOrder(
-                    order="exact", error=0.0, reason=pick, nominal_bytes=cost.kv_bytes(d, d_v, cached) if causal else 0
+                    spec=HeadSpec(Exact()),
+                    error=0.0,
+                    reason=pick,
+                    nominal_bytes=cost.kv_bytes(d, d_v, cached) if causal else 0,
                 )
             )
             continue
@@ -243,11 +246,8 @@ def _head_orders(
         near = min(context, pick.window + pick.sinks)
         heads.append(
             HeadOrder(
-                order=pick.order,
+                spec=HeadSpec(Taylor(pick.order, pick.expansion), Near(pick.window, pick.sinks)),
                 error=pick.relative_l2,
-                expansion=pick.expansion,
-                window=pick.window,
-                sinks=pick.sinks,
                 nominal_bytes=cost.state_bytes(d, d_v, order) + cost.kv_bytes(d, d_v, near) if causal else 0,
                 break_even=(
                     cost.break_even_tokens(d, d_v, order, near=near)

@@ -14,6 +14,7 @@ from taylorder.errors import NonFiniteError
 from taylorder.evaluation.rivals import bytes_per_kv_head, per_layer
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, TaskRow, run_tasks, summarise
+from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.description import ModelDescription
 from taylorder.storage.records import Records
 
@@ -95,7 +96,7 @@ def _contenders(description: ModelDescription) -> dict[str, tuple[str, OrderConf
         for order, window in BESIDE
     }
     for window in WINDOWS:
-        head = HeadOrder.near_only(window, SINKS)
+        head = HeadOrder(spec=HeadSpec(Dropped(), Near(window, SINKS)))
         config = per_layer(description, dict.fromkeys((module.name for module in description.modules), head), {})
         found[f"window {window}"] = ("window", config)
     return found

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.analysis.spectral import PER_HEAD_NOTE
 from taylorder.claims.association import LEAST, Association, Floats, Pairs, adjusted, associate, detectable, kendall
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table, Verdict
@@ -16,6 +15,7 @@ from taylorder.claims.layers import Layers, complete
 from taylorder.claims.measurements.invariance import Invariance
 from taylorder.claims.predictors import PREDICTORS, left_out_errors
 from taylorder.evaluation.intervals import Interval
+from taylorder.kernels.spec import EXPANSIONS, Expansion
 
 ORDER = 5
 """Order of the primary outcome: odd, so that no denominator can vanish, and the largest that most runs measure."""
