@@ -12,6 +12,7 @@ import tiny
 from pandas.testing import assert_frame_equal
 
 import taylorder
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.claims.verdicts.degree import degree_claim
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
@@ -89,7 +90,7 @@ def test_tables_of_an_analysis_are_those_of_its_files(tmp_path):
 def test_a_config_and_a_selection_have_a_row_per_head():
     table, chosen = CHOSEN.config.to_frame(), CHOSEN.to_frame()
     assert len(table) == len(chosen) == 270
-    heads = [head for layer in CHOSEN.config.layers for head in layer.heads]
+    heads = [FlatOrder.of(head) for layer in CHOSEN.config.layers for head in layer.heads]
     for row, head in zip(table.to_dict("records"), heads, strict=True):
         assert row["runs"] == ("exact" if head.order == "exact" else "taylor")
         assert row["runs"] == "exact" or row["order"] == head.order

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
+from taylorder.kernels.spec import Dropped
 from taylorder.selection.config_of import config_of
 from taylorder.selection.lever_table import LeverTable
 from taylorder.storage.records import Records
@@ -24,8 +25,8 @@ SCREENING_NEAR = 64
 
 def screening_reference(table: LeverTable) -> int:
     """The candidate screened: of those that drop the far field, the nearest to :data:`SCREENING_NEAR` tokens."""
-    dropped = [place for place, each in enumerate(table.candidates) if each.coefficients == "dropped"]
-    return min(dropped, key=lambda place: abs(table.candidates[place].near - SCREENING_NEAR))
+    dropped = [place for place, each in enumerate(table.candidates) if isinstance(each.spec.far, Dropped)]
+    return min(dropped, key=lambda place: abs(table.candidates[place].spec.near.tokens - SCREENING_NEAR))
 
 
 def screen(

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taylorder.adapt.decisions import HeadOrder
-from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
+from taylorder.adapt.head_forms import FlatOrder
+from taylorder.analysis.results import Analysis, Calibration, NearFieldPreview, SpectralRow
 from taylorder.evaluation.evaluate import Evaluation
+from taylorder.kernels.spec import Expansion
 from taylorder.models.description import ModelDescription
 from taylorder.reports import summary, verdict
 from taylorder.runs.run_files import FILES, LEVERS_FILE
@@ -145,7 +147,7 @@ def _json(value: Any, indent: str) -> str:
 
 def choice_record(choice: HeadOrder) -> dict[str, Any]:
     """What was chosen for a head, as ``report.json`` repeats it."""
-    made: dict[str, Any] = finite(choice.model_dump(mode="json", exclude_defaults=True))
+    made: dict[str, Any] = finite(FlatOrder.of(choice).model_dump(mode="json", exclude_defaults=True))
     return made
 
 

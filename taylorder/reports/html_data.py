@@ -11,7 +11,8 @@ from typing import Any
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.alpha_ranks import layer_alpha
-from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
+from taylorder.kernels.spec import EXPANSIONS, Dropped, Exact, Taylor
 from taylorder.models.description import AttentionModule
 from taylorder.reports import alphas, charts, grids, savings, summary
 from taylorder.reports.document import finite
@@ -51,7 +52,7 @@ def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
 def _legend(selection: Selection) -> list[str]:
     """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
     legend = [f"{key.marks[0].text}: {key.meaning}" for key in grids.exact_keys(selection)]
-    if any(head.choice.drops_far for head in selection.heads):
+    if any(isinstance(head.choice.spec.far, Dropped) for head in selection.heads):
         legend.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
     return legend
 
@@ -140,11 +141,12 @@ def _decided(
 ) -> dict[str, Any]:
     """What was chosen, why, and what the head would need."""
     choice = head.choice
-    exact = choice.order == "exact"
-    mark, meaning = explained(choice.reason) if exact else (str(choice.order), "")
+    exact = isinstance(choice.spec.far, Exact)
+    order = choice.spec.far.order if isinstance(choice.spec.far, Taylor) else None
+    mark, meaning = explained(choice.reason) if exact else (str(order or grids.WINDOW_MARK), "")
     return {
-        "order": None if exact or choice.drops_far else choice.order,
-        "mark": grids.WINDOW_MARK if choice.drops_far else mark,
+        "order": order,
+        "mark": mark,
         "choice": meaning if exact else _kept(choice),
         "why": "" if exact else _why(analysis, selection, choice),
         "best": None if head.best is None else [head.best.order, head.best.expansion, head.best.relative_l2],
@@ -154,16 +156,17 @@ def _decided(
 
 
 def _kept(choice: HeadOrder) -> str:
-    near = f"the last {counted(choice.window, 'key')} and the first {number(choice.sinks)} exact"
-    if choice.drops_far:
+    far = choice.spec.far
+    near = f"the last {counted(choice.spec.near.window, 'key')} and the first {number(choice.spec.near.sinks)} exact"
+    if not isinstance(far, Taylor):
         return f"{near}, all others dropped"
-    told = f"order {choice.order}, expansion {choice.expansion}"
-    if choice.window or choice.sinks:
+    told = f"order {far.order}, expansion {far.expansion}"
+    if choice.spec.near.tokens:
         told += f", {near}"
-    if choice.ranks is not None:
-        told += f", ranks {', '.join(map(str, choice.ranks))}"
-    if choice.coefficients is not None:
-        told += f", coefficients {', '.join(f'{value:.3g}' for value in choice.coefficients)}"
+    if far.ranks is not None:
+        told += f", ranks {', '.join(map(str, far.ranks))}"
+    if far.coefficients is not None:
+        told += f", coefficients {', '.join(f'{value:.3g}' for value in far.coefficients)}"
     return told
 
 

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
 from taylorder.evaluation.evaluate import Evaluation
+from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import ModelDescription
 from taylorder.reports import claims, html
 from taylorder.reports.claims import ClaimsReport
@@ -28,7 +29,6 @@ from taylorder.reports.document import SCHEMA, ReportDocument, as_document, as_j
 from taylorder.runs import run_files
 from taylorder.runs.run_files import CLAIMS_FILE, FILES, LEVERS_FILE
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
-from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.lever_errors import LeverRow
 from taylorder.selection.policies import POLICIES
@@ -203,15 +203,14 @@ def _write_levers(path: Path, run: LeverRun) -> None:
     """One row per KV head and candidate; ``chosen`` is 1 for what the config runs."""
     table = run.table
     sizes = table_bytes(table, run.chosen.limit.context)
-    settings = [each.name for each in fields(Candidate)]
+    settings = [candidate.columns() for candidate in table.candidates]
     figures = [each.name for each in fields(LeverRow) if each.name not in ("module", "kv_head", "candidate")]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["module", "kv_head", *settings, "nominal_bytes", *figures, "chosen"])
+        writer.writerow(["module", "kv_head", *settings[0], "nominal_bytes", *figures, "chosen"])
         for rows, own, taken in zip(table.rows(), sizes, run.chosen.choice, strict=True):
             for row, size in zip(rows, own, strict=True):
-                values = [getattr(table.candidates[row.candidate], name) for name in settings]
-                values[0] = values[0] or "exact"
+                values = settings[row.candidate].values()
                 cells = [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
                 measured = [getattr(row, name) for name in figures]
                 writer.writerow([row.module, row.kv_head, *cells, size, *measured, int(row.candidate == taken)])

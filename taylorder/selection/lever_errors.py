@@ -16,6 +16,7 @@ from torch import Tensor
 from taylorder.analysis.truncation import LayerTensors, key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 from taylorder.kernels.near_fields import NearField, attend_near_fields
+from taylorder.kernels.spec import Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
 from taylorder.selection.gradients import Observed
@@ -62,7 +63,7 @@ def group_specs(
 ) -> tuple[HeadSpec, ...]:
     """One spec for every query head of a KV head that runs the candidate at that place."""
     own = range(kv_head * group, (kv_head + 1) * group)
-    return tuple(candidates[place].spec(fitted[place][head] if place in fitted else None) for head in own)
+    return tuple(candidates[place].head_spec(fitted[place][head] if place in fitted else None) for head in own)
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,11 @@ def measure_levers(
         seed: of the rows that coefficients are fitted to.
 
     """
-    prepared = prepare(sequences, rotate=any(candidate.ranks is not None for candidate in candidates))
+    prepared = prepare(sequences, rotate=any(candidate.spec.ranks is not None for candidate in candidates))
     fitted = fit_coefficients(sequences, prepared, candidates, seed)
     T, G = sequences[0].q.shape[1], len(sequences[0].k)
     # A candidate, and the window of the same bytes: what runs, and whose error it is.
-    places = [place for place, candidate in enumerate(candidates) if candidate.order is not None]
+    places = [place for place, candidate in enumerate(candidates) if not isinstance(candidate.spec.far, Exact)]
     targets = [(place, 0) for place in places]
     beside = [(place, window) for place in places if (window := instead[place]) is not None]
     targets += [(place, 1) for place, _ in beside]
@@ -194,7 +195,7 @@ def measure_levers(
         for kv_head in range(G):
             reference[kv_head] += runner.squared_output(kv_head)
             runs = [group_specs(candidates, fitted, place, kv_head, runner.group) for place in places]
-            runs += [(window.spec(),) * runner.group for _, window in beside]
+            runs += [(window.spec,) * runner.group for _, window in beside]
             for index, output, hits in runner.run(kv_head, runs):
                 place, turn = targets[index]
                 first_order, change = runner.change(kv_head, output)
@@ -219,7 +220,7 @@ def fit_coefficients(
     sequences: Sequence[Observed], prepared: Prepared, candidates: Sequence[Candidate], seed: int
 ) -> Fitted:
     """Fit the coefficients of every query head for the candidates that ask for it, by place in the list."""
-    wanted = {place: each for place, each in enumerate(candidates) if each.coefficients == "fitted"}
+    wanted = {place: each.spec for place, each in enumerate(candidates) if each.fitted}
     if not wanted:
         return {}
     H, T = sequences[0].q.shape[:2]
@@ -231,14 +232,12 @@ def fit_coefficients(
         rows = torch.randperm(T, generator=generator)[: min(FIT_ROWS, T)].sort().values
         for head in range(H):
             shared = {}
-            for place, candidate in wanted.items():
-                ranked = candidate.ranks is not None
+            for place, spec in wanted.items():
+                ranked = spec.ranks is not None
                 if ranked not in shared:
                     q, k = runner.tensors(rotated=ranked)
                     keys, values = k[head // group], observed.v[head // group]
                     scaled = q[head, rows].double() * observed.scaling
                     shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows)
-                parts[place][head].append(moments(shared[ranked], candidate))
-    return {
-        place: tuple(fit(each, candidate.order or 1) for each in parts[place]) for place, candidate in wanted.items()
-    }
+                parts[place][head].append(moments(shared[ranked], spec))
+    return {place: tuple(map(fit, heads)) for place, heads in parts.items()}

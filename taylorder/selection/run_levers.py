@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
 from taylorder.errors import UsageError
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table
 from taylorder.selection.candidates import LEVERS, Candidate, Lever, candidates
@@ -93,7 +93,7 @@ def run_levers(
         "text": tokens.text.sha256,
         "sequences": list(sequences.shape),
         "bos": tokens.bos,
-        "candidates": [asdict(candidate) for candidate in offered],
+        "candidates": [repr(candidate) for candidate in offered],
         "seed": seed,
         "software": software_versions(),
     }
@@ -138,8 +138,8 @@ def offer(
     offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
-        offered = tuple(each for each in offered if each.near <= (1 - LEAST_FAR_SHARE) * length)
-    if not any(each.coefficients == "dropped" for each in offered):
+        offered = tuple(each for each in offered if each.spec.near.tokens <= (1 - LEAST_FAR_SHARE) * length)
+    if not any(isinstance(each.spec.far, Dropped) for each in offered):
         raise UsageError(
             f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
             "or leave window out of --levers"
