@@ -19,6 +19,7 @@ from taylorder.commands._shared import (
     is_whole_number,
     print_analysis,
     shortly,
+    write_run,
 )
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
@@ -166,7 +167,7 @@ def analyze(
         from taylorder.analysis.tokens import tokenise
         from taylorder.models.describe import describe
         from taylorder.models.loading import load
-        from taylorder.reports import run_directory
+        from taylorder.runs import run_directory
 
         words = calibration_text(files)
         loaded = load(model, device=device, dtype=dtype)
@@ -246,7 +247,7 @@ def analyze(
                     say=progress.say,
                 )
             selection = relying_on(selection, run.chosen.config, run.summary)
-        run_directory.write(out, analysis, selection, None, run)
+        write_run(out, analysis, selection, None, run)
         evaluation = None
         if not no_eval:
             from taylorder.evaluation.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
@@ -266,7 +267,7 @@ def analyze(
                     beside_window=run is not None,
                     seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
                 )
-                run_directory.write(out, analysis, selection, evaluation, run)
+                write_run(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
 
 

@@ -180,7 +180,7 @@ def _alphas(
     """The alphas the run beside the config measured on the same weights, or else fitted now."""
     from taylorder.analysis.alpha_ranks import layer_alpha
     from taylorder.evaluation.rivals import exact_everywhere, fitted_alphas
-    from taylorder.reports import run_directory
+    from taylorder.runs import run_directory
 
     if exact_everywhere(config) or not description.causal:
         return {}
@@ -210,10 +210,10 @@ def _tasks(
 def _print(report: EvalReport, out: Path | None, output: str) -> None:
     """Print everything, write the file, and only then say that a bound was missed."""
     from taylorder.reports import evaluation
-    from taylorder.reports.document import as_json
     from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
     from taylorder.storage.files import replacing
+    from taylorder.storage.finite_json import as_json
 
     document = as_document(report)
     print_report(output, lambda: document, lambda console: evaluation.render(report, console))
