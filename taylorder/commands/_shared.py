@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
     from taylorder.evaluation.evaluate import Evaluation
     from taylorder.selection.by_tolerance import Selection
+    from taylorder.selection.run_levers import LeverRun
 
 _DIGITS = 18
 _SHOWN = 60
@@ -95,8 +96,8 @@ def print_report(
     """
     from rich.console import Console
 
-    from taylorder.reports.document import as_json
     from taylorder.reports.plain import plain_text
+    from taylorder.storage.finite_json import as_json
 
     if output == "json":
         sys.stdout.write(as_json(document()))
@@ -120,4 +121,27 @@ def print_analysis(
         output,
         lambda: as_document(analysis, selection, directory, evaluation),
         lambda console: print_sections(terminal.sections(analysis, selection, directory, evaluation), console),
+    )
+
+
+def write_run(
+    directory: Path,
+    analysis: Analysis,
+    selection: Selection,
+    evaluation: Evaluation | None = None,
+    levers: LeverRun | None = None,
+) -> None:
+    """Render the page of a run and what report.json says of it in words, and write everything."""
+    from taylorder.reports import html
+    from taylorder.reports.document import verdict_record
+    from taylorder.runs import run_directory
+
+    run_directory.write(
+        directory,
+        analysis,
+        selection,
+        evaluation,
+        levers,
+        page=html.render(analysis, selection, evaluation, None, directory),
+        verdict=verdict_record(analysis, selection, None, evaluation),
     )

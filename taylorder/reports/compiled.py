@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
-from taylorder.reports.document import finite
 from taylorder.reports.fitting_tables import FittingTable
 from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/compile-report@1"

@@ -17,11 +17,11 @@ from taylorder.adapt.generate import Generated, GeneratedPair
 from taylorder.evaluation.rivals import exact_everywhere
 from taylorder.evaluation.timing import Bench, Row
 from taylorder.models.description import ModelDescription
-from taylorder.reports.document import finite
 from taylorder.reports.fitting_tables import FittingTable
 from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.parts import INDENT
 from taylorder.reports.plain import plain_text
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/bench@1"
