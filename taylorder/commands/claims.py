@@ -74,7 +74,6 @@ def claims(
     from taylorder.reports import claims as report
     from taylorder.reports import claims_directory, run_directory
     from taylorder.reports.progress import StderrProgress
-    from taylorder.reports.render import print_sections
 
     with StderrProgress() as progress:
         from taylorder.claims.judge import judge
@@ -93,12 +92,7 @@ def claims(
             run_directory.write_claims(target, made)
         else:
             claims_directory.write(target, made, chosen)
-    print_report(
-        output,
-        lambda: report.as_document(made),
-        lambda console: print_sections(report.sections(made, tables=tables), console),
-        report.WIDTH,
-    )
+    print_report(output, lambda: report.as_document(made), report.sections(made, tables=tables), report.WIDTH)
 
 
 def _check_models(directories: list[Path], analyses: list[Analysis]) -> None:

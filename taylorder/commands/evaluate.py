@@ -216,7 +216,7 @@ def _print(report: EvalReport, out: Path | None, output: str) -> None:
     from taylorder.storage.files import replacing
 
     document = as_document(report)
-    print_report(output, lambda: document, lambda console: evaluation.render(report, console))
+    print_report(output, lambda: document, evaluation.sections(report))
     if out is not None:
         try:
             with replacing(out) as temporary:
