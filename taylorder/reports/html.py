@@ -19,7 +19,7 @@ from taylorder.reports.reproduce import analyze_command
 from taylorder.selection.by_tolerance import Selection
 from taylorder.storage.files import replacing
 
-_SCRIPTS = ("theme.js", "format.js", "palette.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
+_SCRIPTS = ("theme.js", "element.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
 
 
 def render(
