@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from taylorder.adapt.config import ModelIdentity, OrderConfig
-from taylorder.adapt.generate import Comparison, Generated
+from taylorder.adapt.generate import Generated, GeneratedPair
 from taylorder.evaluation.rivals import exact_everywhere
 from taylorder.evaluation.timing import Bench, Row
 from taylorder.models.description import ModelDescription
@@ -46,7 +46,7 @@ def figures(name: str, made: Generated, would_hold: int | None = None) -> str:
     return "; ".join(parts)
 
 
-def parting(comparison: Comparison) -> str:
+def parting(comparison: GeneratedPair) -> str:
     """Where two continuations part, and how each goes on."""
     exact, adapted = comparison.exact, comparison.adapted
     if not comparison.parted:
