@@ -74,7 +74,6 @@ def claims(
     from taylorder.reports import claims as report
     from taylorder.reports import html, html_claims
     from taylorder.reports.progress import StderrProgress
-    from taylorder.reports.render import print_sections
     from taylorder.runs import claims_files, run_directory
     from taylorder.runs.run_files import CLAIMS_PAGE, FILES
 
@@ -98,12 +97,7 @@ def claims(
             claims_files.write(target, document, FILES["page"], page)
         else:
             claims_files.write(target, document, CLAIMS_PAGE, html_claims.render(made, chosen, target))
-    print_report(
-        output,
-        lambda: document,
-        lambda console: print_sections(report.sections(made, tables=tables), console),
-        report.WIDTH,
-    )
+    print_report(output, lambda: document, report.sections(made, tables=tables), report.WIDTH)
 
 
 def _check_models(directories: list[Path], analyses: list[Analysis]) -> None:
