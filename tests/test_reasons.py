@@ -63,9 +63,9 @@ def test_a_reason_is_shown_by_its_mark_with_a_meaning(reason):
     assert ([cell.text for cell in key.marks], key.meaning) == ([mark], f"{meaning} (27 heads)")
     assert {cell.text for row in grids.order_grid(measured, chosen).rows for cell in row.heads} == {mark}
     page = html_data.as_data(measured, chosen)
-    assert page["legend"] == [f"{mark}: {meaning} (27 heads)"]
-    assert page["layers"][0]["heads"][0]["mark"] == mark
-    assert page["layers"][0]["heads"][0]["choice"] == meaning
+    assert page["views"]["order"]["legend"] == [f"{mark}: {meaning} (27 heads)"]
+    assert page["layers"][0]["heads"][0]["order"] == [None, mark, meaning, None]
+    assert page["layers"][0]["heads"][0]["choice"] == f"Stays {meaning}."
 
 
 def test_the_documentation_has_every_mark():
