@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taylorder.analysis.analyze import analyze
+from taylorder.analysis.progress import Progress
 from taylorder.analysis.results import Analysis
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
@@ -16,7 +17,6 @@ from taylorder.selection.by_tolerance import Selection, select
 from taylorder.selection.candidates import LEVERS, Lever
 from taylorder.selection.run_levers import offer, run_levers
 from taylorder.selection.settings import DEFAULTS, AnalyzeSettings, parse_bytes
-from taylorder.selection.under_limit import Progress
 
 
 def budget(

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taylorder.analysis.progress import Progress
 from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
@@ -23,7 +24,7 @@ from taylorder.selection.config_of import candidate_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
-from taylorder.selection.under_limit import Chosen, Progress, choose
+from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.analysis.progress import Progress
 from taylorder.kernels.spec import Dropped, Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
@@ -20,8 +21,6 @@ from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.refine import MORE_ROUNDS, Round, best_of, refine
 from taylorder.selection.settings import Limit
 from taylorder.storage.records import Records
-
-Progress = Callable[[str, int, int], None]
 
 ITERATIVE = "iterative"
 """Name of the scheme that ships: the least loss on unseen text in benchmarks/policies.py (docs/choosing.md)."""
