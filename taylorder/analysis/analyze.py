@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from taylorder.analysis.losses import (
     language_model_head,
     token_losses,
 )
+from taylorder.analysis.progress import Progress
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.results import (
     LEAST_FAR_SHARE,
@@ -45,9 +45,6 @@ LOSS_TOKENS = 256
 PREVIEW_WINDOW = 64
 PREVIEW_SINKS = 4
 PREVIEW_ORDERS = (1, 2, 3, 4)
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (``alpha`` or ``heads``), what is done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,7 @@ def analyze(
         sinks: near field: the first keys.
         seed: of the draw of query rows.
         per_head_alpha: also fit alpha to each head's slice of q, k, v and o (noisy: few eigenvalues).
-        progress: see :data:`Progress`.
+        progress: called with the stage (``alpha`` or ``heads``), what is done of it, and its size.
 
     Returns:
         Plain values; ``candidates`` are the rows of ``heads.csv``, ``spectral`` those of ``spectral.csv``,
