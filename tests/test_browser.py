@@ -18,6 +18,7 @@ from selenium.webdriver.support.ui import Select
 
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.claims.claim import Claim, Plot, Series, Table
+from taylorder.kernels.spec import Exact
 from taylorder.reports import html, html_claims
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.numbers import percent, percent_cell
@@ -86,9 +87,9 @@ def files(tmp_path_factory):
     numbers = synthetic.analysis(
         1, len(NUMBERS), 1, max_order=1, error=lambda _, head, *__: NUMBERS[head], guarded=lambda *_: 0.0, preview=False
     )
-    html.write(folder / "numbers.html", numbers, synthetic.selection(numbers))
-    html.write(folder / "small.html", MEASURED, CHOSEN, None, (CLAIM,))
-    html.write(folder / "wide.html", wide, synthetic.selection(wide), None, (CLAIM,))
+    (folder / "numbers.html").write_text(html.render(numbers, synthetic.selection(numbers)), "utf-8")
+    (folder / "small.html").write_text(html.render(MEASURED, CHOSEN, None, (CLAIM,)), "utf-8")
+    (folder / "wide.html").write_text(html.render(wide, synthetic.selection(wide), None, (CLAIM,)), "utf-8")
     claims = ClaimsReport(("one", "another"), (CLAIM,))
     (folder / "claims.html").write_text(html_claims.render(claims, [Path("a b"), Path("c")], folder), "utf-8")
     return folder
@@ -211,7 +212,8 @@ def test_every_view_shows_its_figure(page):
     chosen = texts(page)
     marks = {"tolerance": "·", "group": "g", "sliding": "s", "cost": "c"}
     decided = [
-        str(head.choice.order) if head.choice.order != "exact" else marks[head.choice.reason] for head in CHOSEN.heads
+        marks[head.choice.reason] if isinstance(head.choice.spec.far, Exact) else str(head.choice.spec.far.order)
+        for head in CHOSEN.heads
     ]
     assert [cell for row in chosen for cell in row] == decided
     assert len(set(decided)) > 2

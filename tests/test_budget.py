@@ -64,3 +64,22 @@ def test_an_analysis_of_another_model_and_a_size_without_a_unit_are_refused(tiny
         taylorder.budget(tiny.llama(), tiny_tokenizer, "128")
     with pytest.raises(UsageError, match="the budget is 1 bytes per KV head, and the cheapest way"):
         taylorder.budget(tiny.llama(), tiny_tokenizer, 1, sequence_length=48, **SMALL)
+
+
+def test_what_was_finished_is_told_and_that_of_other_software_is_forgotten(tiny_tokenizer, monkeypatch, tmp_path):
+    model, told = tiny.llama(), []
+
+    def run():
+        return run_levers(
+            model, tiny_tokenizer, describe(model), limit=Limit(64, 768), levers=["window"], records=tmp_path,
+            sequence_length=48, say=told.append, **SMALL,
+        )  # fmt: skip
+
+    first = run()
+    rounds = len(first.chosen.rounds)
+    again = run()
+    assert told == [f"found 2 of 2 layers and {rounds} rounds in {tmp_path}; going on from there"]
+    assert again.chosen == first.chosen
+    monkeypatch.setattr("taylorder.selection.run_levers.software_versions", lambda: {"torch": "another"})
+    run()
+    assert told[1:] == [f"what {tmp_path} held was measured under other settings; starting over"]

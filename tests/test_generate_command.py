@@ -29,6 +29,7 @@ from taylorder.models.loading import LoadedModel
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_document import as_document
+from taylorder.reports.render import plain_text
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "It was a dark and stormy night; "
@@ -276,7 +277,7 @@ def test_lookups_stand_against_their_bytes():
     for each in found:
         assert each.config_bytes == config_bytes(made.config, made.model, each.length)
         assert each.exact_bytes == config_bytes(OrderConfig.uniform(made.model, "exact"), made.model, each.length)
-    text = evaluation.as_text(made)
+    text = plain_text(evaluation.sections(made))
     assert "Greedy generation" in text
     assert re.search(r"lookup +256 +95% +[\d.]+ .iB +75% +[\d.]+ .iB", text)
     assert "lookup (exact cannot)" in text

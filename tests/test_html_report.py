@@ -16,14 +16,16 @@ from synthetic import replaced
 
 from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
-from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
+from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
-from taylorder.reports import grids, html, html_claims, html_data, levers, run_directory, summary, terminal, verdict
+from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
+from taylorder.reports import grids, html, html_claims, html_data, levers, summary, terminal, verdict
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import as_document
+from taylorder.reports.numbers import percent
 from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
@@ -63,8 +65,8 @@ def easy_error(layer, head, order, expansion):
 def lever_selection(measured):
     """Every KV head a window; those of the first layer with a polynomial for the rest."""
     chosen = synthetic.selection(measured)
-    window = HeadOrder(order=1, window=60, sinks=4, coefficients=(0.0,), nominal_bytes=17408)
-    beside = HeadOrder(order=2, expansion="mean", window=28, sinks=4, ranks=(64, 64), nominal_bytes=99999)
+    window = HeadOrder(spec=HeadSpec(Dropped(), Near(60, 4)), nominal_bytes=17408)
+    beside = HeadOrder(spec=HeadSpec(Taylor(2, "mean", (64, 64)), Near(28, 4)), nominal_bytes=99999)
     layers = tuple(
         LayerOrders(module=layer.module, heads=(beside if place == 0 else window,) * len(layer.heads))
         for place, layer in enumerate(chosen.config.layers)
@@ -109,7 +111,7 @@ def claim(**changes):
 def test_figures_are_those_of_the_run_directory(tmp_path):
     measured = synthetic.analysis(layers=4, heads=6, kv_heads=2, max_order=5)
     chosen = synthetic.selection(measured)
-    run_directory.write(tmp_path, measured, chosen)
+    write_run(tmp_path, measured, chosen)
     data = Page(html.render(measured, chosen)).data
     heads = {(layer["module"], place): head for layer in data["layers"] for place, head in enumerate(layer["heads"])}
     with (tmp_path / "heads.csv").open(encoding="utf-8") as file:
@@ -118,21 +120,23 @@ def test_figures_are_those_of_the_run_directory(tmp_path):
     for row in rows:
         head = heads[row["module"], int(row["head"])]
         place, order = EXPANSIONS.index(row["expansion"]), int(row["order"]) - 1
-        raw = head["raw"][place][order]
-        assert head["error"][place][order] == float(row["relative_l2"])
-        assert (head["error"][place][order] if raw is None else raw) == float(row["raw_relative_l2"])
-        assert head["guarded"][place][order] == float(row["nonpositive_share"])
-        assert head["gaussian"][order] == float(row["gaussian_prediction"])
-        assert head["score_std"] == float(row["score_std"])
+        error, raw = float(row["relative_l2"]), percent(float(row["raw_relative_l2"]))
+        figures = head["table"][order]
+        assert head["error"][place][order][0] == error
+        assert head["error"][place][order][2] == percent(error, 3)
+        assert figures[1 + place] == (percent(error) if percent(error) == raw else f"{percent(error)} ({raw})")
+        assert figures[4 + place] == percent(float(row["nonpositive_share"]))
+        assert figures[7] == percent(float(row["gaussian_prediction"]))
+        assert head["std"][0] == float(row["score_std"])
         assert head["kv_head"] == int(row["kv_head"])
     with (tmp_path / "spectral.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             layer = next(each for each in data["layers"] if each["module"] == row["module"])
-            found = layer["alphas"][row["projection"]]
-            assert found["alpha"] == (float(row["alpha"]) if row["alpha"] else None)
-            assert (found["text"] == "failed") == (row["status"] == "failed")
+            alpha, text, *_ = layer["alphas"][row["projection"]]
+            assert alpha == (float(row["alpha"]) if row["alpha"] else None)
+            assert (text == "failed") == (row["status"] == "failed")
     for verdict_ in chosen.heads:
-        assert heads[verdict_.module, verdict_.head]["needed"] == verdict_.needed_order
+        assert heads[verdict_.module, verdict_.head]["needed"][0] == verdict_.needed_order
 
 
 def test_the_page_opens_with_the_head_of_least_error():
@@ -269,17 +273,22 @@ def test_all_kinds_of_runs_render(name):
 def test_reasons_and_choices_of_heads():
     measured = synthetic.analysis(layers=4, error=easy_error)
     first, *_, last = Page(html.render(measured, synthetic.selection(measured))).data["layers"]
-    assert (first["heads"][0]["order"], first["heads"][0]["mark"]) == (None, "·")
-    assert first["heads"][0]["choice"] == "exact: no measured order is good enough"
-    assert (last["heads"][8]["order"], last["heads"][8]["choice"]) == (1, "order 1, expansion zero")
-    assert "The smallest order that pays off at 8,192 tokens and meets 7%" in last["heads"][8]["why"]
-    assert "error 5.8%; 260 B per KV head at 8,192 tokens; breaks even at 2 tokens." in last["heads"][8]["why"]
+    assert first["heads"][0]["order"] == [None, "·", "exact: no measured order is good enough", None]
+    assert first["heads"][0]["choice"] == "Stays exact: no measured order is good enough."
+    assert last["heads"][8]["order"] == [1, "1", "order 1, expansion zero", 0]
+    assert last["heads"][8]["choice"] == (
+        "Chosen: order 1, expansion zero. The smallest order that pays off at 8,192 tokens and meets 7%, as all heads "
+        "of its KV cache do; error 5.8%; 260 B per KV head at 8,192 tokens; breaks even at 2 tokens."
+    )
 
 
 def test_a_run_without_any_alpha_renders():
     measured = replaced(synthetic.analysis(layers=2), spectral=())
-    layers = Page(html.render(measured, synthetic.selection(measured))).data["layers"]
-    assert [layer["alphas"] for layer in layers] == [{"qk": {"alpha": None, "text": None}}] * 2
+    data = Page(html.render(measured, synthetic.selection(measured))).data
+    assert "alpha" not in data["views"]
+    assert {tuple(figure) for layer in data["layers"] for figure in layer["alphas"].values()} == {
+        (None, "-", "alpha -", None)
+    }
 
 
 def test_levers_are_summarised():
@@ -291,9 +300,9 @@ def test_levers_are_summarised():
     assert "What every KV head keeps" in page.text
     assert "window 60 6" in page.text  # candidates and how many KV heads run them
     first, _, last = page.data["layers"]
-    assert (last["heads"][0]["order"], last["heads"][0]["mark"]) == (None, "w")
-    assert last["heads"][0]["choice"] == "the last 60 keys and the first 4 exact, all others dropped"
-    assert first["heads"][0]["choice"] == (
+    window = "the last 60 keys and the first 4 exact, all others dropped"
+    assert last["heads"][0]["order"] == [None, "w", window, None]
+    assert first["heads"][0]["order"][2] == (
         "order 2, expansion mean, the last 28 keys and the first 4 exact, ranks 64, 64"
     )
     command = next(line for line in commands_of(measured, chosen, evaluation()) if " analyze " in line)
@@ -329,25 +338,19 @@ def test_the_command_of_a_run_makes_the_same_run():
     }  # fmt: skip
 
 
-def test_the_file_appears_whole(tmp_path):
-    measured = synthetic.analysis(layers=2)
-    chosen = synthetic.selection(measured)
-    html.write(tmp_path / "new" / "report.html", measured, chosen, evaluation(), None, tmp_path)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
-    written = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
-    assert written == html.render(measured, chosen, evaluation(), None, tmp_path)
-
-
 def test_windows_without_a_polynomial_are_no_order():
     measured = synthetic.analysis(3, 3, 1, error=easy_error)
     chosen = lever_selection(measured)
     data = html_data.as_data(measured, chosen)
-    assert [[head["mark"] for head in layer["heads"]] for layer in data["layers"]] == [["2"] * 3, ["w"] * 3, ["w"] * 3]
-    assert data["layers"][1]["heads"][0]["order"] is None
-    assert "w: a window and sinks, all other keys dropped: no polynomial" in data["legend"]
-    assert not any(
-        line.startswith("w: ") for line in html_data.as_data(measured, synthetic.selection(measured))["legend"]
-    )
+    assert [[head["order"][1] for head in layer["heads"]] for layer in data["layers"]] == [
+        ["2"] * 3,
+        ["w"] * 3,
+        ["w"] * 3,
+    ]
+    assert data["layers"][1]["heads"][0]["order"][0] is None
+    assert "w: a window and sinks, all other keys dropped: no polynomial" in data["views"]["order"]["legend"]
+    without = html_data.as_data(measured, synthetic.selection(measured))["views"]["order"]["legend"]
+    assert not any(line.startswith("w: ") for line in without)
     grid = [[cell.text for cell in row.heads] for row in grids.order_grid(measured, chosen).rows]
     assert grid == [["2"] * 3, ["w"] * 3, ["w"] * 3]
     legend = [(*(cell.text for cell in key.marks), key.meaning) for key in grids.order_legend(chosen).keys]

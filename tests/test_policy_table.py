@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from taylorder.reports import html_data, run_directory, verdict
+from taylorder.commands._shared import write_run
+from taylorder.reports import html_data, verdict
+from taylorder.runs import run_directory
 from taylorder.selection.policies import POLICIES, Policy
 from taylorder.selection.settings import PolicyName
 
@@ -45,6 +47,6 @@ def test_a_new_policy_chooses_and_is_reported(chosen):
 
 def test_a_run_by_a_new_policy_cannot_pass_for_another(chosen, tmp_path):
     measured, selection = chosen
-    run_directory.write(tmp_path, measured, selection)
+    write_run(tmp_path, measured, selection)
     with pytest.raises(run_directory.RunDirectoryError, match="policy"):
         run_directory.read(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import synthetic
 import torch
 
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
 from taylorder.errors import UsageError
 from taylorder.models.description import AttentionModule, ModelDescription
@@ -70,7 +71,8 @@ def analysis(errors, *, guarded=(), heads=2, kv_heads=1, alphas=(), **module_cha
 
 
 def chosen(result, layer=0):
-    return [(head.order, head.expansion, head.reason) for head in result.config.layers[layer].heads]
+    heads = [FlatOrder.of(head) for head in result.config.layers[layer].heads]
+    return [(head.order, head.expansion, head.reason) for head in heads]
 
 
 def choose(measured, tolerance=0.07, context=CONTEXT, **options):
@@ -141,7 +143,7 @@ def test_sliding_window_layers_stay_exact_with_the_bytes_of_their_window():
 
 def test_encoders_are_chosen_by_flops():
     measured = analysis([{h: {"mean": {3: 0.01}} for h in (0, 1)}], causal=False)
-    assert choose(measured, context=65_536).config.layers[0].heads[0].order == 3
+    assert choose(measured, context=65_536).config.layers[0].heads[0].spec.far.order == 3
     short = choose(measured, context=512)
     assert chosen(short)[0] == ("exact", "zero", "cost")
 

@@ -19,6 +19,7 @@ from taylorder.commands._shared import (
     is_whole_number,
     print_analysis,
     shortly,
+    write_run,
 )
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
@@ -42,12 +43,8 @@ if TYPE_CHECKING:
     from taylorder.selection.run_levers import LeverRun
     from taylorder.selection.under_limit import Limit
 
-_OF_LEVERS = ("--lever-length", "--fresh")
-"""Options that do nothing where no levers are measured."""
-
 
 def analyze(
-    options: typer.Context,
     model: Model = None,
     text: Annotated[
         list[Path] | None,
@@ -172,7 +169,7 @@ def analyze(
         levers=None if levers is None else _parse_levers(levers),
         lever_length=lever_length,
     )
-    _refuse_unfit(options, settings)
+    _refuse_unfit(settings, fresh)
     check_texts(files)
     check_writable(out)
 
@@ -186,7 +183,6 @@ def analyze(
         from taylorder.analysis.tokens import tokenise
         from taylorder.models.describe import describe
         from taylorder.models.loading import load
-        from taylorder.reports import run_directory
         from taylorder.selection.by_tolerance import select
 
         words = calibration_text(files)
@@ -210,25 +206,25 @@ def analyze(
         if limit is not None:
             run = _measure_levers(settings, limit, loaded, description, tokens, out, fresh, progress)
             selection = selection.with_levers(run.chosen.config, run.summary)
-        run_directory.write(out, analysis, selection, None, run)
+        write_run(out, analysis, selection, None, run)
         evaluation = None
         if not no_eval:
             progress.say(f"the analysis is in {out}; measuring what the model loses (--no-eval skips this)")
             with kept(f"the analysis is kept in {out}, without losses: `taylorder show {out}` prints it"):
                 evaluation = _evaluate(settings, loaded, description, selection.config, run, progress)
-                run_directory.write(out, analysis, selection, evaluation, run)
+                write_run(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
 
 
-def _refuse_unfit(options: typer.Context, settings: AnalyzeSettings) -> None:
+def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
     """Refuse options that do not go together."""
     if settings.max_tokens < settings.sequence_length:
         raise UsageError(
             f"--max-tokens is {settings.max_tokens}, fewer than one sequence of {settings.sequence_length}; raise it, "
             "or lower --sequence-length"
         )
-    for name in _OF_LEVERS:
-        if not settings.with_levers and _given(options, name):
+    for name, given in (("--lever-length", settings.lever_length is not None), ("--fresh", fresh)):
+        if given and not settings.with_levers:
             raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
     if settings.with_levers and settings.policy != DEFAULTS.policy:
         raise UsageError(f"--policy {settings.policy} knows no levers; leave out --budget and --levers, or --policy")
@@ -250,7 +246,7 @@ def _announce(
     settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
 ) -> None:
     """Say which run this one will replace, and what is measured."""
-    from taylorder.reports import run_directory
+    from taylorder.runs import run_directory
 
     expected = settings.in_report(description)
     used = tokens.first(expected["sequence_length"], settings.max_tokens).numel()
@@ -326,12 +322,6 @@ def _parse_levers(text: str) -> frozenset[Lever]:
     from taylorder.selection.candidates import parse_levers
 
     return parse_levers(text)
-
-
-def _given(options: typer.Context, option: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = options.get_parameter_source(option.removeprefix("--").replace("-", "_"))
-    return source is not None and source.name != "DEFAULT"
 
 
 def _parse_rows(text: str) -> int | None:

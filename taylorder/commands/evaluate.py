@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
+from taylorder.commands._models import load_described
+from taylorder.commands._paths import model_of_run, path_of, run_and_config
 from taylorder.commands._shared import (
     Device,
     Dtype,
@@ -109,19 +110,14 @@ def evaluate(
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        progress.say(f"loading {model or 'the built-in model'}")
+        loaded, description = load_described(model, device, dtype, progress, run)
+        chosen.check(description)
+        _refuse(loaded, description, max_kl)
 
         from taylorder.evaluation.evaluation_text import evaluation_text
         from taylorder.evaluation.whole_evaluation import evaluate as measure
-        from taylorder.models.describe import describe
-        from taylorder.models.loading import load
         from taylorder.reports.evaluation import EvalReport
 
-        with named_by(run, model, "name the model itself, and the run with --config"):
-            loaded = load(model, device=device, dtype=dtype)
-        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
-        chosen.check(description)
-        _refuse(loaded, description, max_kl)
         evaluation = measure(
             loaded.model,
             loaded.tokenizer,
@@ -161,7 +157,7 @@ def _refuse(loaded: LoadedModel, description: ModelDescription, max_kl: float | 
 def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float | None] | None:
     """The alphas that the run beside the config measured on the same weights, None if there is no such run."""
     from taylorder.analysis.alpha_ranks import layer_alpha
-    from taylorder.reports import run_directory
+    from taylorder.runs import run_directory
 
     try:
         measured, _ = run_directory.read(path.parent)
@@ -175,14 +171,13 @@ def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float
 def _print(report: EvalReport, out: Path | None, output: str) -> None:
     """Print everything, write the file, and only then say that a bound was missed."""
     from taylorder.reports import evaluation
-    from taylorder.reports.document import as_json
     from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
-    from taylorder.reports.render import print_sections
     from taylorder.storage.files import replacing
+    from taylorder.storage.finite_json import as_json
 
     document = as_document(report)
-    print_report(output, lambda: document, lambda console: print_sections(evaluation.sections(report), console))
+    print_report(output, lambda: document, evaluation.sections(report))
     if out is not None:
         try:
             with replacing(out) as temporary:

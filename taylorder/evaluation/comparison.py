@@ -32,6 +32,7 @@ from taylorder.errors import NonFiniteError
 from taylorder.evaluation import rivals
 from taylorder.evaluation.intervals import Interval, mean_interval, paired_difference
 from taylorder.evaluation.rivals import Contender
+from taylorder.kernels.spec import Exact, Taylor
 from taylorder.models.description import ModelDescription
 
 Progress = Callable[[str, int, int], None]
@@ -303,7 +304,7 @@ def _standing(result: _Result, model: ModelDescription, sequences: Tensor, resul
 def _note(contender: Contender, length: int) -> str:
     """The contender's note, with a warning where its near fields leave nothing to truncate or to drop."""
     layers = () if contender.config is None else contender.config.layers
-    near = [head.window + head.sinks for layer in layers for head in layer.heads if head.order != "exact"]
+    near = [head.spec.near.tokens for layer in layers for head in layer.heads if not isinstance(head.spec.far, Exact)]
     if not near or min(near) < length:
         return contender.note
     all_near = f"its near fields hold all {length:,} tokens, so that it runs as exact at this length"
@@ -315,8 +316,8 @@ def _guarded_share(result: _Result, model: ModelDescription, sequences: Tensor) 
     rows = 0
     for layer in result.contender.config.layers if result.contender.config is not None else ():
         for head in layer.heads:
-            if head.order != "exact" and not head.drops_far:
-                rows += len(sequences) * max(0, sequences.shape[1] - head.window - head.sinks)
+            if isinstance(head.spec.far, Taylor):
+                rows += len(sequences) * max(0, sequences.shape[1] - head.spec.near.tokens)
     return result.guarded_rows / rows if rows else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.evaluation.evaluate import Evaluation
+from taylorder.kernels.spec import Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
@@ -130,7 +131,7 @@ def _error(analysis: Analysis, selection: Selection, counts: summary.Outcome, ga
 
 def _adapted(selection: Selection, counts: summary.Outcome, limit: str) -> str:
     """Say who has an order; a config edited by hand may give one to a head that does not meet the tolerance."""
-    choices = [head.choice for head in selection.heads if head.choice.order != "exact"]
+    choices = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     good = sum(choice.error is not None and choice.error <= selection.tolerance for choice in choices)
     rest = counts.open - counts.adapted
     others = f"; the other {number(rest)} {_verb(rest, 'stay')} exact" if rest else ""
@@ -166,7 +167,7 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[str]:
 
 def _unbounded(analysis: Analysis, selection: Selection, counts: summary.Outcome, gain: str) -> list[str]:
     limit = percent(selection.tolerance, 3)
-    chosen = [head.choice for head in selection.heads if head.choice.order != "exact"]
+    chosen = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     errors = [choice.error for choice in chosen if choice.error is not None]
     told = [
         f"{selection.why.chooser} gave {counted(len(chosen), 'head')} an order ({_orders(counts)}), without looking at "

@@ -11,6 +11,7 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow
 from taylorder.analysis.statistics import order_for
 from taylorder.errors import UsageError
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule
 from taylorder.selection.policies import POLICIES, Layer, Pick, Policy, eligible
 from taylorder.selection.settings import DEFAULTS, ChosenBy, PolicyName
@@ -205,7 +206,10 @@ def _head_orders(
         if isinstance(pick, str):
             heads.append(
                 HeadOrder(
-                    order="exact", error=0.0, reason=pick, nominal_bytes=cost.kv_bytes(d, d_v, cached) if causal else 0
+                    spec=HeadSpec(Exact()),
+                    error=0.0,
+                    reason=pick,
+                    nominal_bytes=cost.kv_bytes(d, d_v, cached) if causal else 0,
                 )
             )
             continue
@@ -214,11 +218,8 @@ def _head_orders(
         near = min(context, pick.window + pick.sinks)
         heads.append(
             HeadOrder(
-                order=pick.order,
+                spec=HeadSpec(Taylor(pick.order, pick.expansion), Near(pick.window, pick.sinks)),
                 error=pick.relative_l2,
-                expansion=pick.expansion,
-                window=pick.window,
-                sinks=pick.sinks,
                 nominal_bytes=cost.state_bytes(d, d_v, order) + cost.kv_bytes(d, d_v, near) if causal else 0,
                 break_even=(
                     cost.break_even_tokens(d, d_v, order, near=near)

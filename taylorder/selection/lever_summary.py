@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from taylorder.kernels.spec import Taylor
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
@@ -92,7 +93,8 @@ def summarise(
     for place, candidate in enumerate(table.candidates):
         own = [(name, each[place]) for name, each in zip(names, rows, strict=True)]
         windows = [row.window_relative_l2 for _, row in own if row.window_relative_l2 is not None]
-        if candidate.order is None or len(windows) < len(own):
+        far = candidate.spec.far
+        if not isinstance(far, Taylor) or len(windows) < len(own):
             continue
         better = tuple(
             name
@@ -101,7 +103,7 @@ def summarise(
         )
         error = statistics.median(row.relative_l2 for _, row in own)
         beside.append(
-            BesideWindow(candidate.label(), candidate.order, sizes[0][place], error, statistics.median(windows), better)
+            BesideWindow(candidate.label(), far.order, sizes[0][place], error, statistics.median(windows), better)
         )
     counts = Counter(chosen.choice)
     polynomial = [

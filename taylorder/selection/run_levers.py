@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +15,9 @@ from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
 from taylorder.errors import UsageError
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
-from taylorder.selection import lever_table as measuring
+from taylorder.selection import lever_table
 from taylorder.selection.candidates import LEVERS, Candidate, Lever, candidates
 from taylorder.selection.config_of import candidate_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
@@ -93,7 +93,7 @@ def run_levers(
         "text": tokens.text.sha256,
         "sequences": list(sequences.shape),
         "bos": tokens.bos,
-        "candidates": [asdict(candidate) for candidate in offered],
+        "candidates": [repr(candidate) for candidate in offered],
         "seed": seed,
         "software": software_versions(),
     }
@@ -101,7 +101,7 @@ def run_levers(
         pieces = Records(Path(directory), settings, fresh=fresh)
         if (found := _found(pieces, description, limit)) is not None:
             say(found)
-        table = measuring.measure(
+        table = lever_table.measure(
             model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=report
         )
         chosen = choose(
@@ -132,14 +132,14 @@ def offer(
         UsageError: the limit cannot be kept.
 
     """
-    measuring.refuse_unsupported(description)
+    lever_table.refuse_unsupported(description)
     length = min(sequence_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
     first = description.modules[0]
     offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
-        offered = tuple(each for each in offered if each.near <= (1 - LEAST_FAR_SHARE) * length)
-    if not any(each.coefficients == "dropped" for each in offered):
+        offered = tuple(each for each in offered if each.spec.near.tokens <= (1 - LEAST_FAR_SHARE) * length)
+    if not any(isinstance(each.spec.far, Dropped) for each in offered):
         raise UsageError(
             f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
             "or leave window out of --levers"
@@ -166,7 +166,7 @@ def _found(pieces: Records, description: ModelDescription, limit: Limit) -> str 
     if not names:
         return None
     modules = description.open_modules
-    layers = sum(measuring.record_name(module.name) in names for module in modules)
+    layers = sum(lever_table.record_name(module.name) in names for module in modules)
     rounds = sum(name.startswith(f"context-{limit.context}-{limit.budget}-") for name in names)
     finished = f"{layers} of {len(modules)} layers{'' if limit.budget is None else f' and {rounds} rounds'}"
     return f"found {finished} in {pieces.directory}; going on from there"
