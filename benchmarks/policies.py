@@ -28,11 +28,13 @@ import numpy as np
 import torch
 from policy_rules import policies
 from policy_rules.ablation import without_lever
+from policy_rules.criteria import criteria
+from policy_rules.screening import SCREENING_TOKENS
 from pydantic import TypeAdapter
 
-from taylorder.adapt.attention import execution_digest
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
+from taylorder.adapt.prepared import execution_digest
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.tokens import tokenise
@@ -49,11 +51,9 @@ from taylorder.models.loading import load
 from taylorder.selection import lever_summary
 from taylorder.selection.candidates import LEVERS, candidates
 from taylorder.selection.config_of import window_instead
-from taylorder.selection.criteria import CRITERIA, DEFAULT_CRITERION
-from taylorder.selection.knapsack import parse_bytes
 from taylorder.selection.lever_table import LeverTable, measure
-from taylorder.selection.screening import SCREENING_TOKENS
-from taylorder.selection.under_limit import Chosen, Limit, choose, windows_alone
+from taylorder.selection.settings import parse_bytes
+from taylorder.selection.under_limit import ITERATIVE, Chosen, Limit, choose, windows_alone
 from taylorder.storage.files import replacing
 from taylorder.storage.finite_json import as_json
 from taylorder.storage.provenance import software_versions
@@ -80,8 +80,9 @@ def main() -> None:
     found = candidates(LEVERS, model.modules[0].head_dim, arguments.length, (arguments.length // 64, SINKS))
     records = Records(arguments.records / "levers", settings | {"candidates": str(found)})
     full = measure(loaded.model, model, calibration, found, window_instead, seed=0, records=records, progress=_progress)
-    windows = full.only(windows_alone(full.candidates))
-    shared = {"sequences": calibration, "screening": screening, "records": records, "progress": _progress}
+    windows = full.restricted_to(windows_alone(full.candidates))
+    shared = {"sequences": calibration, "records": records, "progress": _progress}
+    minimised = criteria(loaded.model, screening, records, _progress)
     losses = Records(arguments.records / "losses", settings)
     document: dict[str, Any] = {
         "model": loaded.name,
@@ -97,9 +98,9 @@ def main() -> None:
     for_tasks: dict[int, list[Contender]] = {}
     for budget in arguments.budgets:
         limit = Limit(arguments.length, budget)
-        chosen = {criterion: choose(loaded.model, full, limit, criterion, **shared) for criterion in CRITERIA}
-        chosen[WINDOWS_ONLY] = choose(loaded.model, windows, limit, DEFAULT_CRITERION, **shared)
-        default = chosen[DEFAULT_CRITERION].config
+        chosen = {name: choose(loaded.model, full, limit, loss, **shared) for name, loss in minimised.items()}
+        chosen[WINDOWS_ONLY] = choose(loaded.model, windows, limit, **shared)
+        default = chosen[ITERATIVE].config
         contenders = [Contender(EXACT, None), Contender(DEFAULT, default)]
         contenders += _simple(model, alphas, budget, arguments.length)
         contenders += [Contender(name, each.config) for name, each in chosen.items()]
@@ -114,10 +115,10 @@ def main() -> None:
             if row["policy"] != DEFAULT
         ]
         shape = (len(calibration), arguments.length)
-        document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[DEFAULT_CRITERION], shape))
+        document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[ITERATIVE], shape))
         document.setdefault("rounds", {})[str(budget)] = [
             {"kl": each.kl, "promised": each.promised, "price": each.price, "among": each.among}
-            for each in chosen[DEFAULT_CRITERION].rounds
+            for each in chosen[ITERATIVE].rounds
         ]
         write(arguments.out, document)
         show(document, budget)

@@ -13,11 +13,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import sdpa_mask
 
 import taylorder
-from taylorder.adapt import attention as runtime
-from taylorder.adapt.attention import plan_layer
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.cost import config_bytes
+from taylorder.adapt.layer_numbers import _rotated
+from taylorder.adapt.prepared import plan_layer
 from taylorder.analysis.capture import run_layers
 from taylorder.analysis.truncation import key_centres
 from taylorder.errors import ConfigError, UsageError
@@ -249,7 +249,7 @@ def test_half_precision_is_rotated_in_float32_and_rounded_once():
     generator = torch.Generator().manual_seed(0)
     rotation = torch.randn(2, 16, 16, generator=generator)
     queries = torch.randn(3, 4, 5, 16, generator=generator).bfloat16()
-    found = runtime._rotated(queries, rotation)
+    found = _rotated(queries, rotation)
     expected = torch.einsum("bhtj,hij->bhti", queries.double(), rotation.double()[[0, 0, 1, 1]])
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
@@ -267,15 +267,16 @@ def uniform_ranked(model):
 def test_kv_heads_without_ranks_are_left_alone():
     model = TINY["llama"]()
     config = ranked_config(model)
-    ranked_and_plain, exact_and_ranked = (plan_layer(config, layer, guard=True) for layer in config.layers)
+    ranked_and_plain, exact_and_ranked = (plan_layer(config, layer) for layer in config.layers)
     identity = torch.eye(8)
     for plan, ranked, plain in ((ranked_and_plain, 0, 1), (exact_and_ranked, 1, 0)):
-        for planned, calibrated in zip(plan.rotations, config.rotations[plan.name], strict=True):
+        rotations = plan.numbers.query_rotation, plan.numbers.key_rotation
+        for planned, calibrated in zip(rotations, config.rotations[plan.name], strict=True):
             assert torch.equal(planned[plain], identity)
             assert torch.equal(planned[ranked], calibrated[ranked])
             assert not torch.equal(calibrated[plain], identity)
     without = ranked_config(model, NONE).with_rotations(config.rotations)
-    assert [plan_layer(without, layer, guard=True).rotations for layer in without.layers] == [None, None]
+    assert [plan_layer(without, layer).numbers.query_rotation for layer in without.layers] == [None, None]
 
 
 def test_ranks_without_rotations_are_refused_with_the_way_out():

@@ -63,9 +63,8 @@ def lever_rows(directory):
         return list(csv.DictReader(lines))
 
 
-@pytest.mark.parametrize("criterion", ["gradient", "iterative", "sqrt-kl"])
-def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path, criterion):
-    code, out, err = analyze("--budget", "0.75KiB", "--criterion", criterion)
+def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
+    code, out, err = analyze("--budget", "0.75KiB")
     assert code == 0, err
     directory = tmp_path / "out"
     files = {
@@ -82,7 +81,7 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path, criterion):
     config, description = config_in(directory, saved)
     total = config_bytes(config, description, 64)
     assert 0 < total <= 4 * 768
-    assert config.criterion["criterion"] == criterion
+    assert config.criterion["criterion"] == "iterative"
     rows = lever_rows(directory)
     chosen = [row for row in rows if row["chosen"] == "1"]
     assert [(row["module"], row["kv_head"]) for row in chosen] == [
@@ -95,7 +94,7 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path, criterion):
         assert float(row["relative_l2"]) == pytest.approx(head.error, abs=1e-6)
     assert "What every KV head keeps" in out
     assert "Served better by Taylor terms than by the same bytes of window" in out.replace("\n  ", " ")
-    assert f"Criterion {criterion}" in out.replace("\n  ", " ")
+    assert "Criterion iterative" in out.replace("\n  ", " ")
     assert "levers.csv" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out + err
@@ -106,7 +105,7 @@ def test_show_prints_the_same_report(analyze, run, saved, tmp_path, monkeypatch)
 
     held_out = Text("a few words", WORDS)
     monkeypatch.setattr("taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): held_out)
-    code, out, err = analyze("--budget", "900B", "--criterion", "gradient", evaluate=True)
+    code, out, err = analyze("--budget", "900B", evaluate=True)
     assert code == 0, err
     assert run("show", tmp_path / "out") == (0, out, "")
     assert "What every KV head keeps" in out
@@ -120,7 +119,7 @@ def test_show_prints_the_same_report(analyze, run, saved, tmp_path, monkeypatch)
 
 
 def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
-    code, out, err = analyze("--budget", "700B", "--criterion", "gradient", "--format", "json")
+    code, out, err = analyze("--budget", "700B", "--format", "json")
     assert code == 0, err
     document = json.loads(out)
     levers = document["levers"]
@@ -132,14 +131,11 @@ def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
     assert levers["levers"] == ["order", "expansion", "window", "sinks", "ranks", "coefficients"]
     assert (levers["sequences"], levers["sequence_length"], levers["kv_heads"]) == (2, 48, 4)
     assert sum(count for _, count in levers["chosen"]) == 4
-    rows = lever_rows(tmp_path / "out")
-    chosen = sum(float(row["gradient_error"]) for row in rows if row["chosen"] == "1")
-    assert levers["objective"] == pytest.approx(chosen)
     assert document["settings"]["policy"] == "levers"
 
 
 def test_the_iterative_scheme_reports_its_rounds(analyze):
-    _, out, _ = analyze("--budget", "700B", "--criterion", "iterative", "--format", "json")
+    _, out, _ = analyze("--budget", "700B", "--format", "json")
     levers = json.loads(out)["levers"]
     assert levers["rounds"][0]["promised"] is None
     assert levers["rounds"][0]["among"] == "windows"
@@ -149,7 +145,7 @@ def test_the_iterative_scheme_reports_its_rounds(analyze):
 
 
 def test_windows_alone_give_windows_only(analyze, saved, tmp_path):
-    code, _, err = analyze("--budget", "800B", "--levers", "window", "--criterion", "gradient")
+    code, _, err = analyze("--budget", "800B", "--levers", "window")
     assert code == 0, err
     config, description = config_in(tmp_path / "out", saved)
     heads = [head for layer in config.layers for head in layer.heads]
@@ -190,7 +186,6 @@ def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path
         (["--levers", "order,rank"], "--levers has 'rank'", "expected all, or some of order, expansion"),
         (["--levers", "all", "--policy", "alpha"], "--policy alpha knows no levers", "leave out --budget and --levers"),
         (["--budget", "1KiB", "--policy", "alpha"], "--policy alpha knows no levers", "or --policy"),
-        (["--budget", "1KiB", "--criterion", "luck"], "'luck'", "iterative"),
         (["--budget", "1KiB", "--lever-length", "1"], "--lever-length", "Invalid value"),
     ],
 )
@@ -203,9 +198,8 @@ def test_bad_options_are_refused_before_anything_is_loaded(analyze, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("criterion", ["gradient", "iterative"])
-def test_a_budget_that_nothing_fits_is_named_with_the_way_out(analyze, tmp_path, criterion):
-    code, out, err = analyze("--budget", "100B", "--criterion", criterion)
+def test_a_budget_that_nothing_fits_is_named_with_the_way_out(analyze, tmp_path):
+    code, out, err = analyze("--budget", "100B")
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]
     assert last.startswith("error: the budget is 100 bytes per KV head, and the cheapest way to run one takes ")
@@ -213,9 +207,8 @@ def test_a_budget_that_nothing_fits_is_named_with_the_way_out(analyze, tmp_path,
     assert not (tmp_path / "out" / "report.json").exists()
 
 
-@pytest.mark.parametrize("criterion", ["gradient", "kl"])
-def test_sequences_shorter_than_every_window_are_refused(analyze, criterion):
-    code, out, err = analyze("--budget", "900B", "--criterion", criterion, "--lever-length", 16)
+def test_sequences_shorter_than_every_window_are_refused(analyze):
+    code, out, err = analyze("--budget", "900B", "--lever-length", 16)
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]
     assert last.startswith("error: sequences are of 16 tokens, and no window offered is shorter: raise --lever-length")
@@ -224,13 +217,13 @@ def test_sequences_shorter_than_every_window_are_refused(analyze, criterion):
 def test_no_window_is_offered_that_hides_the_far_keys_of_a_longer_context(analyze, tmp_path):
     """On sequences of 48 tokens a near field of over 24 leaves too few rows with far keys to speak for 64 tokens."""
     for context, largest in ((48, 32), (64, 16)):
-        code, _, err = analyze("--budget", "1200B", "--criterion", "gradient", "--context", context)
+        code, _, err = analyze("--budget", "1200B", "--context", context)
         assert code == 0, err
         assert max(int(row["window"]) + int(row["sinks"]) for row in lever_rows(tmp_path / "out")) == largest
 
 
 def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, monkeypatch):
-    options = ("--budget", "700B", "--criterion", "iterative", "--format", "json")
+    options = ("--budget", "700B", "--format", "json")
     measured = []
 
     def counting(*arguments, **options):
@@ -282,7 +275,7 @@ def test_a_bidirectional_model_is_refused(analyze, tmp_path, monkeypatch, tiny_t
 
 
 def test_a_later_run_without_levers_leaves_no_table_of_them(analyze, tmp_path):
-    assert analyze("--budget", "900B", "--criterion", "gradient")[0] == 0
+    assert analyze("--budget", "900B")[0] == 0
     assert (tmp_path / "out" / "levers.csv").exists()
     code, out, _ = analyze()
     assert code == 0

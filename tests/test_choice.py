@@ -10,8 +10,8 @@ from policy_rules.ablation import without_lever
 from tiny import gemma3, llama, tokens
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
 from taylorder.adapt.cost import config_bytes, kv_bytes
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states
 from taylorder.errors import ConfigError
 from taylorder.models.attention import recording

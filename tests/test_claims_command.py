@@ -8,10 +8,11 @@ from collections import Counter
 
 import pytest
 import tiny
+from claims_cases import SMALL, SMALL_NORMAL
 
 from taylorder.analysis.analyze import analyze
-from taylorder.claims import measure
-from taylorder.claims.measurements import gaussian, order_losses, state_times
+from taylorder.claims import measure, registry
+from taylorder.claims.measurements.order_losses import LossMeasurement
 from taylorder.commands import claims as claims_command
 from taylorder.commands._shared import write_run
 from taylorder.models.loading import LoadedModel
@@ -25,14 +26,8 @@ KEYS = ["alpha", "precision", "cost", "similar", "distance", "ranges", "degree",
 @pytest.fixture
 def small(monkeypatch, tiny_tokenizer):
     """Everything at sizes of a tiny model; `small` lists what was loaded."""
-    for module, name, value in (
-        (measure, "LENGTH", 32), (measure, "SEQUENCES", 2), (measure, "ROWS", 4), (measure, "LONG", (16, 48)),
-        (measure, "LOSS_SEQUENCES", 2), (measure, "SCALED_LENGTH", 32), (order_losses, "ORDERS", (1, 3)),
-        (state_times, "LENGTHS", (8, 24)), (state_times, "ROUNDS", 2), (gaussian, "TOKENS", 300),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, value)
-    draw = gaussian.measure_gaussian
-    monkeypatch.setattr(gaussian, "measure_gaussian", lambda **options: draw(tokens=300, rows=4, heads=2, **options))
+    monkeypatch.setattr(registry, "MEASUREMENTS", SMALL)
+    monkeypatch.setattr(registry, "NORMAL_INPUTS", SMALL_NORMAL)
     loaded = []
 
     def load(name, **_):
@@ -137,12 +132,13 @@ def test_a_stage_that_changes_is_measured_anew_and_no_other(run, small, finished
     run("claims", directory)
     records = directory / "records-claims"
     before = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
-    monkeypatch.setattr(order_losses, "ORDERS", (1, 2))
+    others = [each for each in SMALL if each.name != "losses"]
+    monkeypatch.setattr(registry, "MEASUREMENTS", (*others, LossMeasurement(length=32, sequences=2, orders=(1, 2))))
     code, _, _ = run("claims", directory)
     assert code == 0
     after = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
     changed = {path.parent.name for path, when in after.items() if before.get(path) != when}
-    assert changed == {"losses", "measured"}
+    assert changed == {"losses"}
 
 
 def test_figures_of_other_software_are_not_kept(run, small, finished, monkeypatch):

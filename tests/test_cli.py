@@ -75,18 +75,11 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stdout.strip()
 
 
-def test_a_budget_is_shared_out_by_the_default_criterion():
-    from taylorder.selection.criteria import DEFAULT_CRITERION
-
-    parameters = get_command(cli.app).commands["analyze"].params
-    assert next(each.default for each in parameters if each.name == "criterion") == DEFAULT_CRITERION
-
-
 CONTRACT = {
     "analyze": {
         "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
-        "--budget": None, "--levers": None, "--criterion": "iterative", "--lever-length": None, "--fresh": False,
+        "--budget": None, "--levers": None, "--lever-length": None, "--fresh": False,
         "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--device": "cpu",
         "--dtype": "float32",
         "--format": "human",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from config_forms import EXACT, PLAIN, RANKED, WINDOW, centres, config_of, example
 
-from taylorder.adapt.attention import execution_digest
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
 from taylorder.adapt.decisions import PROVENANCE
+from taylorder.adapt.prepared import execution_digest
 
 OTHERS = {
     "order": {"order": 4},

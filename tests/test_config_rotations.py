@@ -8,8 +8,8 @@ from config_forms import edit, vouch
 from safetensors.torch import load_file, save_file
 from test_config import centres, description
 
-from taylorder.adapt.attention import execution_digest
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.prepared import execution_digest
 from taylorder.errors import ConfigError
 
 FIRST, SECOND = "layers.0.attn", "layers.1.attn"

@@ -136,8 +136,8 @@ def test_claims_load_the_model_as_it_was_analysed(analysed, tmp_path, run, monke
 def test_claims_measured_in_another_dtype_are_measured_anew(analysed, tmp_path, folder):
     analysis = analysed("float16")
     assert measured_before(analysis, tmp_path, "cpu", "float16") is None
-    settings = (tmp_path / "measured" / "settings.json").read_text()
+    settings = (tmp_path / "heads" / "settings.json").read_text()
     assert measured_before(analysis, tmp_path, "cpu", "bfloat16") is None
-    assert (tmp_path / "measured" / "settings.json").read_text() != settings
+    assert (tmp_path / "heads" / "settings.json").read_text() != settings
     with pytest.raises(ConfigError, match=r"weights differ; that was in float16.*--dtype float16"):
         measure(analysis, load(str(folder)), tmp_path)

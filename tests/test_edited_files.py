@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from tiny import TINY, tokens
 
 import taylorder
-from taylorder.adapt import cache_file
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.prepared import prepare
 from taylorder.errors import TaylorderError
 from taylorder.models.describe import describe
 from taylorder.storage.records import Records
@@ -265,12 +265,12 @@ def test_mutated_tensors_of_a_config_are_refused(runs, tmp_path, vouched):
 
 def test_a_mutated_cache_is_refused(runs, tmp_path):
     original = (runs.root / "ours" / "cache.safetensors").read_bytes()
+    prepared = prepare(runs.model, runs.config)
     refused = 0
     for seed in range(200):
         _, path = mutated(runs, tmp_path, seed, ["cache.safetensors"], BINARY)
-        cache = TaylorCache.unchecked(runs.model, runs.config)
         try:
-            cache_file.read(cache, path, torch.device("cpu"))
+            cache = TaylorCache.load(path, runs.model, prepared)
         except TaylorderError as error:
             assert "\n" not in str(error)
             refused += 1

@@ -20,6 +20,7 @@ from taylorder.reports import evaluation_words as words
 from taylorder.reports.document import as_document
 from taylorder.reports.evaluation import EvalReport
 from taylorder.reports.evaluation_document import as_document as as_eval_document
+from taylorder.reports.render import plain_text
 from taylorder.runs import run_directory
 from taylorder.storage.finite_json import as_json
 
@@ -121,7 +122,7 @@ REPORTS = {
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_reports_are_readable_at_80_columns_without_colour(name):
-    text = evaluation.as_text(REPORTS[name]())
+    text = plain_text(evaluation.sections(REPORTS[name]()))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert "\x1b" not in text
@@ -130,7 +131,7 @@ def test_reports_are_readable_at_80_columns_without_colour(name):
 
 
 def test_the_report_has_every_figure():
-    text = evaluation.as_text(REPORTS["whole"]())
+    text = plain_text(evaluation.sections(REPORTS["whole"]()))
     for part in (
         "8 sequences of 4,096 tokens",
         "config        100 KiB  3.700 [3.500, 3.900]",
@@ -209,7 +210,7 @@ def test_one_sequence_decides_nothing():
 def test_the_verdict_names_every_rival_in_the_table(name):
     for made in REPORTS[name]().evaluation.comparisons:
         table = evaluation_tables.hidden(made) if name == "encoder" else evaluation_tables.figures(made)
-        rows = list(table.columns[0].cells)
+        rows = [row[0].text for row in table.rows]
         assert rows[:2] == ["exact", "config"]
         (told,) = words.verdicts(Evaluation(False, (made,)))
         for rival in rows[2:]:

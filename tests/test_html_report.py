@@ -26,7 +26,6 @@ from taylorder.reports import grids, html, html_claims, html_data, levers, summa
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import as_document
 from taylorder.reports.numbers import percent
-from taylorder.selection.by_tolerance import with_levers
 from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
@@ -80,7 +79,7 @@ def lever_selection(measured):
         chosen=(("window 60", 6), ("order 2, window 28", 3)), chosen_better=((first, 0),), chosen_worse=(),
         beside_window=(BesideWindow("order 2, window 28", 2, 99999, 0.21, 0.34, ((first, 0),)),),
     )  # fmt: skip
-    return with_levers(chosen, chosen.config.model_copy(update={"layers": layers}), summary)
+    return chosen.with_levers(chosen.config.model_copy(update={"layers": layers}), summary)
 
 
 def evaluation():

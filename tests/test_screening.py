@@ -6,15 +6,15 @@ from collections import Counter
 
 import pytest
 import torch
+from policy_rules import screening
+from policy_rules.screening import screen, screening_reference
 from test_choice import CANDIDATES, LENGTH, measured
 from tiny import gemma3, llama
 
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head, token_losses
-from taylorder.selection import screening
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of
-from taylorder.selection.screening import screen, screening_reference
 from taylorder.storage.records import Records
 
 SEQUENCES = 2

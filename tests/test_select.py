@@ -10,7 +10,8 @@ import torch
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
 from taylorder.errors import UsageError
 from taylorder.models.description import AttentionModule, ModelDescription
-from taylorder.selection.by_tolerance import TIERS, parse_tolerance, select
+from taylorder.selection.by_tolerance import select
+from taylorder.selection.settings import TIERS, parse_tolerance
 
 CONTEXT = 65_536  # at d = 64 orders up to 4 pay off
 

@@ -147,8 +147,6 @@ def test_a_loop_of_links_is_refused_before_any_work(run, monkeypatch, tmp_path, 
         (["analyze", "--rows", "9" * 5000], "--rows is '9999"),
         (["analyze", "--context", 10**30], "Invalid value for '--context'"),
         (["analyze", "--levers", ""], "--levers has ''"),
-        (["analyze", "--criterion", "kl"], "--criterion says what is minimised within a budget, and there is none"),
-        (["analyze", "--levers", "all", "--criterion", "kl"], "--criterion says what is minimised within a budget"),
         (["analyze", "--lever-length", 16], "--lever-length is about levers"),
         (["analyze", "--fresh"], "--fresh is about levers"),
         (["eval", "--lengths", "9" * 5000], "--lengths is '9999"),
@@ -208,7 +206,7 @@ def test_a_link_is_followed_and_a_device_stays_one(tmp_path):
         (NonFiniteError, 1, "error: tiny breaks down; "),
     ],
 )
-@pytest.mark.parametrize("budget", [(), ("--budget", "0.75KiB", "--criterion", "gradient", "--lever-length", 48)])
+@pytest.mark.parametrize("budget", [(), ("--budget", "0.75KiB", "--lever-length", 48)])
 def test_a_finished_analysis_is_kept_whatever_ends_its_evaluation(
     analyze, run, monkeypatch, tmp_path, end, code, said, budget
 ):

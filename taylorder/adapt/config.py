@@ -6,9 +6,10 @@ head) live beside it in ``orders.safetensors``; the file names them by their has
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
@@ -39,13 +40,27 @@ from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
 from taylorder.models.fingerprint import way_out_of_rounding
 from taylorder.storage.files import replacing, sha256
+from taylorder.storage.frames import as_html, frame
 from taylorder.storage.strict_json import explain, in_line, read_json
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["MAX_ORDER", "Expansion", "HeadOrder", "LayerOrders", "ModelIdentity", "OrderConfig", "described"]
 
 
 class OrderConfig(Strict):
-    """The order of every head of one model, with its provenance. See the contract of ``orders.json``."""
+    """The order of every head of one model, with its provenance: what ``orders.json`` holds.
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> config = taylorder.OrderConfig.uniform(loaded.model, order=3, expansion="mean", window=64, sinks=4)
+    >>> config
+    <OrderConfig for smollm2-135m: ... layers x ... heads; ... order 3>
+    >>> config.save("orders.json")
+    >>> taylorder.OrderConfig.load("orders.json", loaded.model) == config  # refused for any other weights
+    True
+    """
 
     model: ModelIdentity
     calibration: Provenance = Field(default_factory=dict)
@@ -302,6 +317,41 @@ class OrderConfig(Strict):
                 f"{there.fingerprint} ({there.name}); "
                 f"{remedy or 'name the model it was made for, or run `taylorder analyze` on this model'}"
             )
+
+    def counts(self) -> dict[str, int]:
+        """Heads by what they run: ``exact``, ``order N``, or ``window only`` where far keys are dropped."""
+        heads = [_cells(head) for layer in self.layers for head in layer.heads]
+        words = {"exact": "exact", "window": "window only"}
+        kinds = Counter(words.get(head["runs"], f"order {head['order']}") for head in heads)
+        return dict(sorted(kinds.items()))
+
+    def __repr__(self) -> str:
+        """One line; ``layers`` has the rest."""
+        heads = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
+        return f"<OrderConfig for {self.model.name}: {self.model.layers} layers x {self.model.heads} heads; {heads}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_frame(self) -> DataFrame:
+        """One row per head: its module and number, and what was decided for it, by the names that ``orders.json`` has.
+
+        >>> config.to_frame().query("runs == 'taylor'").order.unique().tolist()
+        [3]
+        """
+        return frame(
+            {"module": layer.module, "head": number, **_cells(head)}
+            for layer in self.layers
+            for number, head in enumerate(layer.heads)
+        )
+
+
+def _cells(head: HeadOrder) -> dict[str, Any]:
+    """A decision as cells of a table: what runs first."""
+    runs = "exact" if head.order == "exact" else "window" if head.drops_far else "taylor"
+    return {"runs": runs, **head.model_dump(), "order": head.order if runs == "taylor" else None}
 
 
 def described(model: ModelDescription | nn.Module) -> ModelDescription:

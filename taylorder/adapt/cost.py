@@ -1,4 +1,4 @@
-"""What a choice costs: features, nominal bytes, break-even contexts, FLOPs (design section 2, "Cost").
+"""What a choice costs: features, nominal bytes, break-even contexts, FLOPs (docs/math.md#11-cost).
 
 Nominal bytes count the KV cache in bfloat16 and the state in float32; every comparison uses them. They are not what a
 particular run holds in memory. ``d`` is the head dim, ``d_v`` the value dim, ``P`` the order.
@@ -53,7 +53,7 @@ def break_even_flops(head_dim: int, value_dim: int, order: int, group: int = 1) 
 
     Per token and query head, quadratic attention multiplies and adds ``n (d + d_v)`` pairs; Taylor attention reads
     ``D (d_v + 1)`` from the state and, once per KV head, adds as many to it. Encoders have no cache, so this is their
-    break-even (design section 2).
+    break-even.
     """
     per_query_head = features(head_dim, order) * (value_dim + 1) * (1 + 1 / group)
     return math.ceil(per_query_head / (head_dim + value_dim))

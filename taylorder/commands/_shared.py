@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,10 +14,9 @@ import typer
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from taylorder.analysis.results import Analysis
     from taylorder.evaluation.evaluate import Evaluation
+    from taylorder.reports.sections import Section
     from taylorder.selection.by_tolerance import Selection
     from taylorder.selection.run_levers import LeverRun
 
@@ -88,7 +87,7 @@ def check_writable(directory: Path) -> None:
 
 
 def print_report(
-    output: str, document: Callable[[], dict[str, Any]], render: Callable[[Console], None], width: int = 80
+    output: str, document: Callable[[], dict[str, Any]], sections: Iterable[Section], width: int = 80
 ) -> None:
     """Write a result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON.
 
@@ -96,7 +95,7 @@ def print_report(
     """
     from rich.console import Console
 
-    from taylorder.reports.plain import plain_text
+    from taylorder.reports.render import plain_text, print_sections
     from taylorder.storage.finite_json import as_json
 
     if output == "json":
@@ -104,9 +103,9 @@ def print_report(
         return
     console = Console(highlight=False)
     if console.is_terminal:
-        render(console)
+        print_sections(sections, console)
     else:
-        sys.stdout.write(plain_text(render, width))
+        sys.stdout.write(plain_text(sections, width))
 
 
 def print_analysis(
@@ -115,12 +114,11 @@ def print_analysis(
     """Write the result of an analysis to standard output."""
     from taylorder.reports import terminal
     from taylorder.reports.document import as_document
-    from taylorder.reports.render import print_sections
 
     print_report(
         output,
         lambda: as_document(analysis, selection, directory, evaluation),
-        lambda console: print_sections(terminal.sections(analysis, selection, directory, evaluation), console),
+        terminal.sections(analysis, selection, directory, evaluation),
     )
 
 

@@ -93,7 +93,7 @@ def bench(
             device=device,
             dtype=description.dtype,
         )
-    print_report(output, lambda: generation.as_document(report), lambda console: generation.render(report, console))
+    print_report(output, lambda: generation.as_document(report), generation.sections(report))
 
 
 def _lengths(asked: tuple[int, ...] | None, max_context: int, new_tokens: int) -> tuple[int, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import Handle, attach
+from taylorder.adapt.prepared import Prepared, prepare
 from taylorder.analysis.losses import (
     EXACT,
     HiddenDistance,
@@ -38,6 +39,8 @@ Progress = Callable[[str, int, int], None]
 
 BUCKET_EDGES = (0, 64, 256, 1024, 4096, 1 << 62)
 """Positions at which losses are reported separately: a state matters where the context is long."""
+
+_INTERVALS = ("nll", "delta_exact", "delta_window", "config_less", "kl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,17 @@ class Standing:
     hidden_relative_l2: float | None = None
     hidden_cosine: float | None = None
     failure: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Its fields as cells of a table: an interval is three, losses by position are left out."""
+        cells: dict[str, Any] = {}
+        for name in (field.name for field in fields(self) if field.name != "buckets"):
+            value = getattr(self, name)
+            cells[name] = value.estimate if isinstance(value, Interval) else value
+            if name in _INTERVALS:
+                low, high = (None, None) if value is None else (value.low, value.high)
+                cells |= {f"{name}_low": low, f"{name}_high": high}
+        return cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +154,7 @@ def compare(
                 if needed > seconds:
                     result.failure = result.failure or "left out, to save time"
             if result.failure is None:
-                result.run(model, sequence, hidden)
+                result.run(model, description, sequence, hidden)
             _refuse_broken(results[EXACT], description)
             report(stage, done * len(results) + place, passes)
         if head is None:
@@ -159,7 +173,7 @@ def compare(
 
 
 def losses_of_states(
-    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig]
+    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig | Prepared]
 ) -> dict[str, TokenLosses]:
     """Losses of one sequence ``[T]`` for the exact model (``"exact"``) and for every config by its name.
 
@@ -169,7 +183,7 @@ def losses_of_states(
     hidden = {EXACT: hidden_states(model, sequence)}
     for name, config in states.items():
         try:
-            with adapted(model, config):
+            with attach(model, config):
                 found = hidden_states(model, sequence)
         except NonFiniteError:
             continue
@@ -188,16 +202,16 @@ class _Result:
         self.losses: list[TokenLosses] = []
         self.distances: list[HiddenDistance] = []
         self.guarded_rows = 0
+        self.prepared: Prepared | None = None
 
-    def run(self, model: Any, sequence: Tensor, hidden: dict[str, Tensor]) -> None:
+    def run(self, model: Any, description: ModelDescription, sequence: Tensor, hidden: dict[str, Tensor]) -> None:
         """Add the contender's final hidden states to ``hidden``, unless they overflow."""
         contender = self.contender
         if contender.config is None and EXACT in hidden:
             hidden[contender.name] = hidden[EXACT]
             return
-        running = nullcontext() if contender.config is None else adapted(model, contender.config, guard=contender.guard)
         try:
-            with running as counts:
+            with self._running(model, description) as handle:
                 states = hidden_states(model, sequence)
         except NonFiniteError as error:
             self.failure = str(error)
@@ -206,8 +220,14 @@ class _Result:
             self.failure = "its final hidden states hold NaN or infinite values"
             return
         hidden[contender.name] = states
-        if counts is not None:
-            self.guarded_rows += sum(int(rows.sum()) for rows in counts.guarded_rows.values())
+        if handle is not None:
+            self.guarded_rows += sum(int(rows.sum()) for rows in handle.counts.guarded_rows.values())
+
+    def _running(self, model: Any, description: ModelDescription) -> AbstractContextManager[Handle | None]:
+        if self.contender.config is None:
+            return nullcontext()
+        self.prepared = self.prepared or prepare(model, self.contender.config, description)
+        return attach(model, self.prepared, guard=self.contender.guard)
 
     def add_losses(self, losses: TokenLosses) -> None:
         """Keep one sequence's losses, unless logits overflowed."""

@@ -55,3 +55,16 @@ class ModelDescription:
     def causal(self) -> bool:
         """False for encoders, whose attention sees both sides."""
         return all(module.causal for module in self.modules)
+
+    @property
+    def shape(self) -> str:
+        """Layers and heads, in words; those of the first layer where layers differ."""
+        return f"{len(self.modules)} layers x {self.modules[0].heads} heads"
+
+    def __repr__(self) -> str:
+        """One line; ``modules`` has the rest."""
+        first = self.modules[0]
+        return (
+            f"<ModelDescription of {self.name}: {self.architecture}, {self.shape} over {first.kv_heads} KV heads of "
+            f"dimension {first.head_dim}, {self.max_context:,} tokens>"
+        )

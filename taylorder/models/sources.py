@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError, first_line
@@ -162,8 +162,8 @@ def gguf_parsed_once(source: Source) -> Iterator[Callable[[], str | None]]:
     """Let transformers parse a GGUF file once instead of three times; yields a function that gives the weights note.
 
     Its loader reads the whole vocabulary in pure Python for the config, for the tokenizer's config and for the weights,
-    and builds one table of tensor names for every sub-module: half a minute for the built-in model. These functions of
-    the file's path alone are memoised for the duration of the block; what they compute stays transformers' own.
+    and builds one table of tensor names for every sub-module: a quarter of a minute for the built-in model. These two
+    functions of ``gguf`` are memoised for the duration of the block; what they compute stays their own.
     """
     if source.gguf is None:
         yield lambda: None
@@ -179,40 +179,18 @@ def gguf_parsed_once(source: Source) -> Iterator[Callable[[], str | None]]:
 
     read, path = cache(Reader), os.path.join(source.folder, source.gguf)
     refuse_gguf_adapter(read(path), source.name)
-    replacements: dict[tuple[Any, str], Any] = {
-        (gguf, "GGUFReader"): read,
-        (gguf, "get_tensor_name_map"): cache(gguf.get_tensor_name_map),
-    }
-    # Architectures that transformers reads natively never come here, and one day none will.
-    if importlib.util.find_spec("transformers.modeling_gguf_pytorch_utils"):
-        loader = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-        replacements[loader, "load_gguf_checkpoint"] = _remembering(loader.load_gguf_checkpoint, read)
-        replacements[loader, "tqdm"] = lambda iterable, **_: iterable
-
-    originals = {target: getattr(*target) for target in replacements}
-    try:
-        for target, replacement in replacements.items():
-            setattr(*target, replacement)
+    names = cache(gguf.get_tensor_name_map)
+    with patch.multiple(gguf, GGUFReader=read, get_tensor_name_map=names), _no_bar():
         yield lambda: _weights_note(read(path))
-    finally:
-        for target, original in originals.items():
-            setattr(*target, original)
 
 
-def _remembering(load_gguf_checkpoint: Callable[..., Any], read: Callable[[str], Any]) -> Callable[..., Any]:
-    """Wrap transformers' function so that it looks at a file's config and tokenizer only once."""
-    metadata = cache(load_gguf_checkpoint)
+def _no_bar() -> AbstractContextManager[Any]:
+    """Silence the bar of transformers' GGUF loader, which its switch for bars does not reach.
 
-    def remembering(path: str, return_tensors: bool = False, **options: Any) -> Any:
-        if not return_tensors:
-            return {key: dict(value) for key, value in metadata(path).items()}
-        # The config is known by now, and the tensors do not depend on the vocabulary.
-        fields = read(path).fields
-        for key in [key for key in fields if key.startswith("tokenizer.")]:
-            del fields[key]
-        return load_gguf_checkpoint(path, return_tensors=True, **options)
-
-    return remembering
+    Architectures that transformers reads natively never come to that loader, and one day none will.
+    """
+    loader = "transformers.modeling_gguf_pytorch_utils"
+    return patch(f"{loader}.tqdm", lambda tensors, **_: tensors) if importlib.util.find_spec(loader) else nullcontext()
 
 
 def _weights_note(reader: Any) -> str | None:

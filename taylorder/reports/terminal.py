@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.rule import Rule
-from rich.table import Table as RichTable
-from rich.text import Text
+from rich.console import Console
 
 from taylorder.adapt import cost
 from taylorder.analysis.results import Analysis
@@ -21,7 +15,7 @@ from taylorder.reports import alphas, grids, levers, savings, summary, tables, v
 from taylorder.reports.evaluation import short_section
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.render import plain_text, print_sections
-from taylorder.reports.sections import Block, Column, Command, Paragraph, Section, facts, paragraph, table
+from taylorder.reports.sections import Block, Command, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
 from taylorder.storage.files import replacing
 
@@ -79,7 +73,7 @@ def sections(
         found.append(Section("Alphas of single heads", (grid, paragraph(told, tight=True)), "each head"))
     found.append(_savings(analysis, selection))
     if evaluation is not None:
-        found.append(_scraped(short_section(evaluation)))
+        found.append(short_section(evaluation))
     else:
         told = "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them."
         found.append(Section("What the model loses", (paragraph(told),), "config"))
@@ -235,25 +229,3 @@ def _verdict(
         Command(command),
     )
     return Section("Verdict", blocks, "verdict")
-
-
-def _scraped(parts: Iterable[RenderableType]) -> Section:
-    """The short evaluation as a section."""
-    title, blocks = "", list[Block]()
-    for part in parts:
-        inner = part.renderable if isinstance(part, Padding) else part
-        match inner:
-            case Rule():
-                title = str(inner.title)
-            case RichTable():
-                columns = [Column(str(each.header), each.justify == "right") for each in inner.columns]
-                rows = list(zip(*([str(cell) for cell in each.cells] for each in inner.columns), strict=True))
-                blocks.append(
-                    replace(table(columns, rows), headed=inner.show_header, indented=isinstance(part, Padding))
-                )
-            case Text() if inner is not part:
-                if blocks and isinstance(blocks[-1], Paragraph):
-                    blocks[-1] = paragraph(*blocks[-1].lines, inner.plain)
-                else:
-                    blocks.append(paragraph(inner.plain))
-    return Section(title, tuple(blocks), "config")

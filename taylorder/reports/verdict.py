@@ -12,8 +12,9 @@ from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.reproduce import analyze_command
-from taylorder.selection.by_tolerance import TIERS, Selection
+from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
+from taylorder.selection.settings import TIERS
 
 _ADVISED_WINDOW, _ADVISED_SINKS = 64, 4
 

@@ -15,38 +15,19 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow
 from taylorder.analysis.statistics import order_for
-from taylorder.errors import UsageError
 from taylorder.models.description import AttentionModule
 from taylorder.selection.reasons import Reason
+from taylorder.storage.frames import as_html, frame
 from taylorder.storage.provenance import software_versions
 
 if TYPE_CHECKING:
-    from taylorder.selection.lever_summary import LeverSummary
+    from pandas import DataFrame
 
-TIERS = {"fp16": 3e-4, "bf16": 2e-3, "int4": 7e-2}
-"""Relative L2 errors, named after a format of about that precision (docs/reading-a-report.md says how near)."""
+    from taylorder.selection.lever_summary import LeverSummary
 
 Policy = Literal["error", "alpha", "levers"]
 """By what a config was chosen; ``levers`` is :mod:`taylorder.selection.run_levers`."""
 _FAMILIES = (("zero",), ("centre", "mean"))
-
-
-def parse_tolerance(text: str) -> float:
-    """Return a relative L2 error from a number or a tier name.
-
-    Raises:
-        UsageError: neither, or not between 0 and 1.
-
-    """
-    if text in TIERS:
-        return TIERS[text]
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < 1:
-        raise UsageError(f"tolerance is {text!r}, expected a number between 0 and 1 or one of {', '.join(TIERS)}")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +61,48 @@ class Selection:
     heads: tuple[HeadVerdict, ...]
     levers: LeverSummary | None = None
 
+    def with_levers(self, config: OrderConfig, summary: LeverSummary) -> Selection:
+        """The selection with another config, which the levers led to."""
+        choices = {(layer.module, head): choice for layer in config.layers for head, choice in enumerate(layer.heads)}
+        heads = tuple(replace(head, choice=choices[head.module, head.head]) for head in self.heads)
+        return replace(self, config=config, policy="levers", heads=heads, levers=summary)
 
-def with_levers(selection: Selection, config: OrderConfig, summary: LeverSummary) -> Selection:
-    """Return the selection with another config, which the levers led to."""
-    choices = {(layer.module, head): each for layer in config.layers for head, each in enumerate(layer.heads)}
-    heads = tuple(replace(head, choice=choices[head.module, head.head]) for head in selection.heads)
-    return replace(selection, config=config, policy="levers", heads=heads, levers=summary)
+    def __repr__(self) -> str:
+        """One line; ``config`` is what was chosen, ``heads`` says why."""
+        heads = ", ".join(f"{count} {kind}" for kind, count in self.config.counts().items())
+        return f"<Selection for {self.config.model.name} by {self.policy}: {heads}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_frame(self) -> DataFrame:
+        """One row per head: what was decided (:meth:`OrderConfig.to_frame`), and what it would need.
+
+        >>> selection.to_frame().columns.tolist()[:5]
+        ['module', 'head', 'kv_head', 'runs', 'order']
+        """
+        needs = [{name: getattr(head, name) for name in ("needed_order", "predicted_order")} for head in self.heads]
+        table = self.config.to_frame()
+        table.insert(2, "kv_head", [head.kv_head for head in self.heads])
+        return table.join(frame(needs))
 
 
 def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, context: int) -> Selection:
-    """Choose an order for every head.
+    """Choose an order for every head from its measured errors alone.
+
+    A head gets the smallest order whose error meets the tolerance and whose state is no larger than the KV cache at
+    ``context`` (docs/math.md#11-cost); otherwise it stays exact, and so does the whole group that shares its KV
+    head. ``taylorder.budget`` shares out bytes instead, by measured losses.
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
+    >>> selection = taylorder.select(analysis, tolerance=0.07, context=8192)
+    >>> selection
+    <Selection for smollm2-135m by error: ...>
+    >>> selection.config.save("orders.json")
+    >>> len(selection.heads) == len(loaded.model.model.layers) * loaded.model.config.num_attention_heads
+    True
 
     Args:
         analysis: the measurements.
@@ -97,6 +110,9 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
         tolerance: largest relative L2 error of a head's output.
         context: context length, in tokens, at which a state must not be larger than the KV cache (for encoders: the
             sequence length at which Taylor attention must not need more FLOPs).
+
+    Returns:
+        The config, and the reason for every head's decision; nominal bytes are per KV head at ``context``.
 
     """
     first = analysis.model.modules[0]

@@ -22,7 +22,7 @@ MOST = 24
 
 LOW_RANK = 8
 """Coordinates of the terms of degree 2 and up: the logits of the median head of the built-in model reach 90 % of their
-variance in about 12 (design section 3), and the features grow with the power of it."""
+variance in about 12 (docs/math.md#7-ranks), and the features grow with the power of it."""
 
 _WINDOWS = (12, 28, 60, 92, 124, 188, 252, 380, 508, 764, 1020, 1532, 2044, 3068, 4092, 6140, 8188, 12284, 16380)
 """Powers of two and the values half-way between, less the sinks."""

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from taylorder.selection.config_of import table_bytes
-from taylorder.selection.criteria import Criterion, eligible
+from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.refine import Among
 from taylorder.selection.under_limit import Chosen
@@ -52,7 +52,7 @@ class LeverSummary:
     sequences: int
     sequence_length: int
     kv_heads: int
-    criterion: Criterion
+    criterion: str
     budget: int | None
     tolerance: float | None
     context: int

@@ -7,7 +7,7 @@ intervals can be taken over heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.capture import run_layers
+from taylorder.analysis.text import calibration_text, query_rows
 from taylorder.analysis.truncation import Block, LayerTensors, blocks, key_centres
+from taylorder.claims.measurement import Measurement, Progress, Subject
 from taylorder.claims.rounding import PRECISIONS, rounded
 from taylorder.claims.weights import degrees, exact_weights, truncated_weights
 from taylorder.models.description import ModelDescription
@@ -77,14 +79,37 @@ class HeadSums:
     numerator: list[float]
 
 
+@dataclass(frozen=True)
+class HeadMeasurement(Measurement[dict[str, HeadSums]]):
+    """Sums of every module over ``rows`` queries of each of so many sequences of the calibration text."""
+
+    name = "heads"
+    result = dict[str, HeadSums]
+    length: int = 1024
+    sequences: int = 4
+    rows: int = 32
+
+    def key(self) -> dict[str, Any]:
+        """The sizes, the text, and what the fields of the sums stand for."""
+        figures = [ORDERS, DISTANCES, SINKS, TIED, TIES, LEAST_KEYS]
+        return {**asdict(self), "text": calibration_text().sha256, "figures": figures, "rounding": PRECISIONS}
+
+    def measure(self, subject: Subject, records: Records, progress: Progress) -> dict[str, HeadSums]:
+        """Measure the modules that are not yet kept."""
+        length = min(self.length, subject.description.max_context)
+        ids = subject.calibration.first(length, self.sequences * length)
+        rows = query_rows(len(ids), length, self.rows, 0)
+        return measure_heads(subject.model, subject.description, ids, rows, records=records, progress=progress)
+
+
 def measure_heads(
     model: Any,
     description: ModelDescription,
     input_ids: Tensor,
-    query_rows: Sequence[Tensor],
+    rows: Sequence[Tensor],
     *,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, HeadSums]:
     """Measure every module of a model on sequences ``[B, T]``; modules that ``records`` has are not measured again."""
     names = [module.name for module in description.modules]
@@ -94,7 +119,7 @@ def measure_heads(
     def consume(name: str, layer: LayerTensors) -> None:
         nonlocal done
         if kept[name] is None:
-            kept[name] = asdict(_measure(layer, query_rows))
+            kept[name] = asdict(_measure(layer, rows))
             records.put(f"heads-{name}", kept[name])
             done += 1
             progress("heads", done, len(names))
@@ -104,7 +129,7 @@ def measure_heads(
     return {name: HeadSums(**value) for name, value in kept.items()}
 
 
-def _measure(layer: LayerTensors, query_rows: Sequence[Tensor]) -> HeadSums:
+def _measure(layer: LayerTensors, rows_of_sequences: Sequence[Tensor]) -> HeadSums:
     centres = key_centres(layer)
     low = {
         precision: replace(
@@ -114,7 +139,7 @@ def _measure(layer: LayerTensors, query_rows: Sequence[Tensor]) -> HeadSums:
     }
     totals: dict[str, Tensor] = {}
     with torch.inference_mode():
-        for sequence, rows in enumerate(query_rows):
+        for sequence, rows in enumerate(rows_of_sequences):
             others = [blocks(each, centres, sequence, rows) for each in low.values()]
             for block, *approximate in zip(blocks(layer, centres, sequence, rows), *others, strict=True):
                 for name, value in _sums(block, approximate).items():

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
 from taylorder.selection.config_of import config_of
 from taylorder.selection.lever_table import LeverTable
@@ -64,9 +65,9 @@ def screen(
                 continue
             for kv_head in range(module.kv_heads):
                 choice = [reference if each == (module.name, kv_head) else 0 for each in table.kv_heads]
-                config = config_of(table, choice, context=sequences.shape[1])
+                prepared = prepare(model, config_of(table, choice, context=sequences.shape[1]), table.model)
                 for sequence, (exact, outputs) in zip(sequences, runs, strict=True):
-                    with adapted(model, config), _replaying(blocks[:place], outputs):
+                    with attach(model, prepared), _replaying(blocks[:place], outputs):
                         hidden = {EXACT: exact, "changed": hidden_states(model, sequence)}
                     kl = token_losses(head, sequence, hidden)["changed"].kl
                     totals[module.name][kv_head] += float(kl.mean(dtype="float64")) / len(sequences)
