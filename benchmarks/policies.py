@@ -48,7 +48,6 @@ from taylorder.evaluation.tasks import Outcome, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
 from taylorder.models.describe import describe
 from taylorder.models.loading import load
-from taylorder.reports.document import as_json
 from taylorder.selection import lever_summary
 from taylorder.selection.candidates import LEVERS, candidates
 from taylorder.selection.config_of import window_instead
@@ -56,6 +55,7 @@ from taylorder.selection.lever_table import LeverTable, measure
 from taylorder.selection.settings import parse_bytes
 from taylorder.selection.under_limit import ITERATIVE, Chosen, Limit, choose, windows_alone
 from taylorder.storage.files import replacing
+from taylorder.storage.finite_json import as_json
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 

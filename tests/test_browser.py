@@ -86,9 +86,9 @@ def files(tmp_path_factory):
     numbers = synthetic.analysis(
         1, len(NUMBERS), 1, max_order=1, error=lambda _, head, *__: NUMBERS[head], guarded=lambda *_: 0.0, preview=False
     )
-    html.write(folder / "numbers.html", numbers, synthetic.selection(numbers))
-    html.write(folder / "small.html", MEASURED, CHOSEN, None, (CLAIM,))
-    html.write(folder / "wide.html", wide, synthetic.selection(wide), None, (CLAIM,))
+    (folder / "numbers.html").write_text(html.render(numbers, synthetic.selection(numbers)), "utf-8")
+    (folder / "small.html").write_text(html.render(MEASURED, CHOSEN, None, (CLAIM,)), "utf-8")
+    (folder / "wide.html").write_text(html.render(wide, synthetic.selection(wide), None, (CLAIM,)), "utf-8")
     claims = ClaimsReport(("one", "another"), (CLAIM,))
     (folder / "claims.html").write_text(html_claims.render(claims, [Path("a b"), Path("c")], folder), "utf-8")
     return folder

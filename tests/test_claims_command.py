@@ -14,9 +14,10 @@ from taylorder.analysis.analyze import analyze
 from taylorder.claims import measure, registry
 from taylorder.claims.measurements.order_losses import LossMeasurement
 from taylorder.commands import claims as claims_command
+from taylorder.commands._shared import write_run
 from taylorder.models.loading import LoadedModel
 from taylorder.reports import claims as report
-from taylorder.reports import run_directory
+from taylorder.runs import run_directory
 from taylorder.selection.by_tolerance import select
 
 KEYS = ["alpha", "precision", "cost", "similar", "distance", "ranges", "degree", "lookup"]
@@ -45,9 +46,7 @@ def finished(tmp_path, tiny_tokenizer):
             rows=4, max_order=5, **options,
         )  # fmt: skip
         directory = tmp_path / architecture
-        run_directory.write(
-            directory, analysis, select(analysis, policy="error", tolerance=0.07, context=32), None, None
-        )
+        write_run(directory, analysis, select(analysis, policy="error", tolerance=0.07, context=32), None, None)
         return directory
 
     return make

@@ -16,11 +16,12 @@ from typer.main import get_command
 from taylorder import cli
 from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.text import Text
+from taylorder.commands._shared import write_run
 from taylorder.errors import UnsupportedModelError
 from taylorder.models.describe import describe
 from taylorder.models.loading import LoadedModel
-from taylorder.reports import run_directory
 from taylorder.reports.progress import StderrProgress
+from taylorder.runs import run_directory
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "weightwatcher", "scipy", "numpy", "pandas", "matplotlib", "safetensors")
@@ -29,7 +30,7 @@ HEAVY = ("torch", "transformers", "weightwatcher", "scipy", "numpy", "pandas", "
 @pytest.fixture
 def directory(tmp_path):
     measured = synthetic.analysis(layers=4)
-    run_directory.write(tmp_path / "run", measured, synthetic.selection(measured))
+    write_run(tmp_path / "run", measured, synthetic.selection(measured))
     return tmp_path / "run"
 
 

@@ -10,16 +10,19 @@ import synthetic
 from synthetic import replaced
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation, TaskResults
 from taylorder.evaluation.intervals import Interval
 from taylorder.evaluation.tasks import TaskRow
-from taylorder.reports import evaluation, evaluation_tables, run_directory, terminal, verdict
+from taylorder.reports import evaluation, evaluation_tables, terminal, verdict
 from taylorder.reports import evaluation_words as words
-from taylorder.reports.document import as_document, as_json
+from taylorder.reports.document import as_document
 from taylorder.reports.evaluation import EvalReport
 from taylorder.reports.evaluation_document import as_document as as_eval_document
 from taylorder.reports.render import plain_text
+from taylorder.runs import run_directory
+from taylorder.storage.finite_json import as_json
 
 KIB = 1024
 MEASURED = synthetic.analysis(layers=3)
@@ -290,7 +293,7 @@ NONE = Evaluation(False, (), "made up has 3 tokens, fewer than one sequence of 1
 @pytest.mark.parametrize("short", [SHORT, SHORT_EXACT, NONE, Evaluation(False, (hidden_comparison(),))])
 def test_a_run_comes_back_with_its_evaluation(tmp_path, short):
     chosen = synthetic.selection(MEASURED)
-    run_directory.write(tmp_path, MEASURED, chosen, short)
+    write_run(tmp_path, MEASURED, chosen, short)
     assert run_directory.read_evaluation(tmp_path) == short
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report == as_document(MEASURED, chosen, None, short)
@@ -299,7 +302,7 @@ def test_a_run_comes_back_with_its_evaluation(tmp_path, short):
 
 def test_a_run_without_an_evaluation_says_that_losses_were_not_measured(tmp_path):
     chosen = synthetic.selection(MEASURED)
-    run_directory.write(tmp_path, MEASURED, chosen)
+    write_run(tmp_path, MEASURED, chosen)
     assert run_directory.read_evaluation(tmp_path) is None
     text = " ".join(terminal.as_text(MEASURED, chosen).split())
     assert "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them" in text

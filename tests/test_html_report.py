@@ -18,10 +18,11 @@ from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
 from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
+from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
-from taylorder.reports import grids, html, html_claims, html_data, levers, run_directory, summary, terminal, verdict
+from taylorder.reports import grids, html, html_claims, html_data, levers, summary, terminal, verdict
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import as_document
 from taylorder.reports.numbers import percent
@@ -110,7 +111,7 @@ def claim(**changes):
 def test_figures_are_those_of_the_run_directory(tmp_path):
     measured = synthetic.analysis(layers=4, heads=6, kv_heads=2, max_order=5)
     chosen = synthetic.selection(measured)
-    run_directory.write(tmp_path, measured, chosen)
+    write_run(tmp_path, measured, chosen)
     data = Page(html.render(measured, chosen)).data
     heads = {(layer["module"], place): head for layer in data["layers"] for place, head in enumerate(layer["heads"])}
     with (tmp_path / "heads.csv").open(encoding="utf-8") as file:
@@ -335,15 +336,6 @@ def test_the_command_of_a_run_makes_the_same_run():
         "max_order": 4, "window": 32, "sinks": 2, "context": 2000, "out": Path("my run"), "seed": 5,
         "per_head_alpha": True, "no_eval": True,
     }  # fmt: skip
-
-
-def test_the_file_appears_whole(tmp_path):
-    measured = synthetic.analysis(layers=2)
-    chosen = synthetic.selection(measured)
-    html.write(tmp_path / "new" / "report.html", measured, chosen, evaluation(), None, tmp_path)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
-    written = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
-    assert written == html.render(measured, chosen, evaluation(), None, tmp_path)
 
 
 def test_windows_without_a_polynomial_are_no_order():

@@ -12,11 +12,11 @@ from pandas.testing import assert_frame_equal
 
 import taylorder
 from taylorder.claims.verdicts.degree import degree_claim
+from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
 from taylorder.models.loading import LoadedModel
-from taylorder.reports import run_directory
 
 MEASURED = synthetic.analysis()
 CHOSEN = synthetic.selection(MEASURED, tolerance=0.5)
@@ -75,7 +75,7 @@ def test_a_notebook_shows_the_line_and_a_few_rows(name):
 
 
 def test_tables_of_an_analysis_are_those_of_its_files(tmp_path):
-    run_directory.write(tmp_path, MEASURED, CHOSEN)
+    write_run(tmp_path, MEASURED, CHOSEN)
     for file, table in (("heads.csv", MEASURED.to_frame()), ("spectral.csv", MEASURED.spectral_frame())):
         written = pandas.read_csv(tmp_path / file)
         assert_frame_equal(table, written, check_dtype=False, check_exact=True)

@@ -17,11 +17,11 @@ import tiny
 import torch
 
 from taylorder.analysis.text import Text
+from taylorder.commands._shared import write_run
 from taylorder.commands._stopping import kept, termination_as_interrupt
 from taylorder.errors import NonFiniteError, StoppedError, Terminated
 from taylorder.models import loading
 from taylorder.models.loading import LoadedModel
-from taylorder.reports import run_directory
 from taylorder.storage.files import replacing
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def written(tmp_path_factory):
     """A run directory."""
     folder = tmp_path_factory.mktemp("written") / "run [1] of mine"
     measured = synthetic.analysis(layers=3)
-    run_directory.write(folder, measured, synthetic.selection(measured))
+    write_run(folder, measured, synthetic.selection(measured))
     return folder
 
 
@@ -346,9 +346,9 @@ def test_a_full_disk_over_an_earlier_run_leaves_it_whole(written, tmp_path, bloc
     run = shutil.copytree(written, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import synthetic; from taylorder.reports import run_directory\n"
+        "import sys; sys.path.insert(0, 'tests'); import synthetic; from taylorder.commands._shared import write_run\n"
         "measured = synthetic.analysis(layers=3, window=64, sinks=4)\n"
-        "run_directory.write(sys.argv[1], measured, synthetic.selection(measured))"
+        "write_run(sys.argv[1], measured, synthetic.selection(measured))"
     )
     done = shell(f"ulimit -f {blocks}; '{sys.executable}' -c \"$0\" '{run}'".replace('"$0"', f'"{code}"'))
     assert done.returncode == 1

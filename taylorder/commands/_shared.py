@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taylorder.evaluation.evaluate import Evaluation
     from taylorder.reports.sections import Section
     from taylorder.selection.by_tolerance import Selection
+    from taylorder.selection.run_levers import LeverRun
 
 _DIGITS = 18
 _SHOWN = 60
@@ -94,8 +95,8 @@ def print_report(
     """
     from rich.console import Console
 
-    from taylorder.reports.document import as_json
     from taylorder.reports.render import plain_text, print_sections
+    from taylorder.storage.finite_json import as_json
 
     if output == "json":
         sys.stdout.write(as_json(document()))
@@ -118,4 +119,27 @@ def print_analysis(
         output,
         lambda: as_document(analysis, selection, directory, evaluation),
         terminal.sections(analysis, selection, directory, evaluation),
+    )
+
+
+def write_run(
+    directory: Path,
+    analysis: Analysis,
+    selection: Selection,
+    evaluation: Evaluation | None = None,
+    levers: LeverRun | None = None,
+) -> None:
+    """Render the page of a run and what report.json says of it in words, and write everything."""
+    from taylorder.reports import html
+    from taylorder.reports.document import verdict_record
+    from taylorder.runs import run_directory
+
+    run_directory.write(
+        directory,
+        analysis,
+        selection,
+        evaluation,
+        levers,
+        page=html.render(analysis, selection, evaluation, None, directory),
+        verdict=verdict_record(analysis, selection, None, evaluation),
     )

@@ -19,6 +19,7 @@ from taylorder.commands._shared import (
     is_whole_number,
     print_analysis,
     shortly,
+    write_run,
 )
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
@@ -186,7 +187,6 @@ def analyze(
         from taylorder.analysis.tokens import tokenise
         from taylorder.models.describe import describe
         from taylorder.models.loading import load
-        from taylorder.reports import run_directory
         from taylorder.selection.by_tolerance import select
 
         words = calibration_text(files)
@@ -210,13 +210,13 @@ def analyze(
         if limit is not None:
             run = _measure_levers(settings, limit, loaded, description, tokens, out, fresh, progress)
             selection = selection.with_levers(run.chosen.config, run.summary)
-        run_directory.write(out, analysis, selection, None, run)
+        write_run(out, analysis, selection, None, run)
         evaluation = None
         if not no_eval:
             progress.say(f"the analysis is in {out}; measuring what the model loses (--no-eval skips this)")
             with kept(f"the analysis is kept in {out}, without losses: `taylorder show {out}` prints it"):
                 evaluation = _evaluate(settings, loaded, description, selection.config, run, progress)
-                run_directory.write(out, analysis, selection, evaluation, run)
+                write_run(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
 
 
@@ -252,7 +252,7 @@ def _announce(
     settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
 ) -> None:
     """Say which run this one will replace, and what is measured."""
-    from taylorder.reports import run_directory
+    from taylorder.runs import run_directory
 
     expected = settings.in_report(description)
     used = tokens.first(expected["sequence_length"], settings.max_tokens).numel()

@@ -72,8 +72,10 @@ def claims(
     check_writable(target)
 
     from taylorder.reports import claims as report
-    from taylorder.reports import claims_directory, run_directory
+    from taylorder.reports import html, html_claims
     from taylorder.reports.progress import StderrProgress
+    from taylorder.runs import claims_files, run_directory
+    from taylorder.runs.run_files import CLAIMS_PAGE, FILES
 
     with StderrProgress() as progress:
         from taylorder.claims import registry
@@ -88,11 +90,14 @@ def claims(
         normal = registry.NORMAL_INPUTS.kept(target / "records-normal", fresh=fresh, progress=progress)
         progress.say("judging")
         made = report.ClaimsReport(tuple(evidence.name for evidence in models), judge_claims(models, normal))
+        document = report.as_document(made)
         if [target] == chosen:
-            run_directory.write_claims(target, made)
+            evaluation = run_directory.read_evaluation(target)
+            page = html.render(*run_directory.read(target), evaluation, made.claims, target)
+            claims_files.write(target, document, FILES["page"], page)
         else:
-            claims_directory.write(target, made, chosen)
-    print_report(output, lambda: report.as_document(made), report.sections(made, tables=tables), report.WIDTH)
+            claims_files.write(target, document, CLAIMS_PAGE, html_claims.render(made, chosen, target))
+    print_report(output, lambda: document, report.sections(made, tables=tables), report.WIDTH)
 
 
 def _check_models(directories: list[Path], analyses: list[Analysis]) -> None:

@@ -157,7 +157,7 @@ def _refuse(loaded: LoadedModel, description: ModelDescription, max_kl: float | 
 def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float | None] | None:
     """The alphas that the run beside the config measured on the same weights, None if there is no such run."""
     from taylorder.analysis.alpha_ranks import layer_alpha
-    from taylorder.reports import run_directory
+    from taylorder.runs import run_directory
 
     try:
         measured, _ = run_directory.read(path.parent)
@@ -171,10 +171,10 @@ def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float
 def _print(report: EvalReport, out: Path | None, output: str) -> None:
     """Print everything, write the file, and only then say that a bound was missed."""
     from taylorder.reports import evaluation
-    from taylorder.reports.document import as_json
     from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
     from taylorder.storage.files import replacing
+    from taylorder.storage.finite_json import as_json
 
     document = as_document(report)
     print_report(output, lambda: document, evaluation.sections(report))

@@ -8,8 +8,8 @@ from typing import Any
 
 from taylorder.claims import claim as judged
 from taylorder.claims.claim import Claim, Effect, Verdict
-from taylorder.reports.document import finite
 from taylorder.reports.sections import Block, Cell, Column, Section, Style, Table, paragraph, table
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/claims@1"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
-from taylorder.reports.document import finite
 from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.sections import Cell, Column, Section, Table, facts, paragraph, table
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/compile-report@1"

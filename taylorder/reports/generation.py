@@ -11,9 +11,9 @@ from taylorder.adapt.generate import Generated, GeneratedPair
 from taylorder.evaluation.rivals import exact_everywhere
 from taylorder.evaluation.timing import Bench, Row
 from taylorder.models.description import ModelDescription
-from taylorder.reports.document import finite
 from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.sections import Column, Section, Table, facts, paragraph, table
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/bench@1"

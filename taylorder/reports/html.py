@@ -17,7 +17,6 @@ from taylorder.reports import alphas, html_claims, html_data, summary, terminal,
 from taylorder.reports.html_page import fill
 from taylorder.reports.reproduce import analyze_command
 from taylorder.selection.by_tolerance import Selection
-from taylorder.storage.files import replacing
 
 _SCRIPTS = ("theme.js", "element.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
 
@@ -62,19 +61,6 @@ def render(
         software=selection.config.software,
         text_sha256=analysis.calibration.text_sha256,
     )
-
-
-def write(
-    path: str | Path,
-    analysis: Analysis,
-    selection: Selection,
-    evaluation: Evaluation | None = None,
-    claims: Sequence[Claim] | None = None,
-    directory: Path | None = None,
-) -> None:
-    """Write the page; the arguments are those of :func:`render`."""
-    with replacing(path) as temporary:
-        temporary.write_text(render(analysis, selection, evaluation, claims, directory), encoding="utf-8")
 
 
 def _commands(
