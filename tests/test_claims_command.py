@@ -10,6 +10,7 @@ import pytest
 import tiny
 from claims_cases import SMALL, SMALL_NORMAL
 
+import taylorder
 from taylorder.analysis.analyze import analyze
 from taylorder.claims import measure, registry
 from taylorder.claims.measurements.order_losses import LossMeasurement
@@ -80,6 +81,18 @@ def test_what_was_measured_is_not_measured_again(run, small, finished):
     assert small == ["llama"]
     run("claims", directory, "--fresh")
     assert small == ["llama", "llama"]
+
+
+def test_python_judges_as_the_command_does(run, small, finished, tiny_tokenizer):
+    directory = finished("llama")
+    document = json.loads(run("claims", directory, "--format", "json")[1])
+    analysis = run_directory.read(directory)[0]
+    loaded = LoadedModel(tiny.llama(), tiny_tokenizer, "llama", None)
+    evidence = measure.measure(analysis, loaded, directory / "records-claims")
+    claims = taylorder.judge_claims([evidence])
+    assert [(claim.key, claim.verdict, claim.reason) for claim in claims] == [
+        (claim["key"], claim["verdict"], claim["reason"]) for claim in document["claims"]
+    ]
 
 
 def test_several_models_are_pooled_into_a_place_of_their_own(run, small, finished, tmp_path, monkeypatch):

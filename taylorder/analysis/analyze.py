@@ -31,8 +31,8 @@ from taylorder.analysis.results import (
 )
 from taylorder.analysis.settings import DEFAULTS
 from taylorder.analysis.spectral import Matrix, fit_spectra, unavailable
-from taylorder.analysis.text import Text, calibration_text, query_rows
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.text import Text, query_rows
+from taylorder.analysis.tokens import Tokens
 from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.models.describe import describe
@@ -148,9 +148,7 @@ def analyze(
             f"{sinks}, expected 0 and 0"
         )
     refuse_broken_weights(model, description.name)
-    if not isinstance(text, Tokens):
-        text = tokenise(tokenizer, calibration_text() if text is None else Text.of(text))
-    tokens = text
+    tokens = Tokens.of(tokenizer, text)
     length = min(sequence_length, description.max_context)
     input_ids = tokens.first(length, max_tokens)
     refuse_foreign_ids(model, input_ids)

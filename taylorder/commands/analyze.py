@@ -43,12 +43,8 @@ if TYPE_CHECKING:
     from taylorder.selection.run_levers import LeverRun
     from taylorder.selection.under_limit import Limit
 
-_OF_LEVERS = ("--lever-length", "--fresh")
-"""Options that do nothing where no levers are measured."""
-
 
 def analyze(
-    options: typer.Context,
     model: Model = None,
     text: Annotated[
         list[Path] | None,
@@ -173,7 +169,7 @@ def analyze(
         levers=None if levers is None else _parse_levers(levers),
         lever_length=lever_length,
     )
-    _refuse_unfit(options, settings)
+    _refuse_unfit(settings, fresh)
     check_texts(files)
     check_writable(out)
 
@@ -220,28 +216,26 @@ def analyze(
     print_analysis(analysis, selection, evaluation, out, output)
 
 
-def _refuse_unfit(options: typer.Context, settings: AnalyzeSettings) -> None:
+def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
     """Refuse options that do not go together."""
     if settings.max_tokens < settings.sequence_length:
         raise UsageError(
             f"--max-tokens is {settings.max_tokens}, fewer than one sequence of {settings.sequence_length}; raise it, "
             "or lower --sequence-length"
         )
-    for name in _OF_LEVERS:
-        if not settings.with_levers and _given(options, name):
+    for name, given in (("--lever-length", settings.lever_length is not None), ("--fresh", fresh)):
+        if given and not settings.with_levers:
             raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
-    if settings.with_levers and settings.policy == "alpha":
-        raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
+    if settings.with_levers and settings.policy != DEFAULTS.policy:
+        raise UsageError(f"--policy {settings.policy} knows no levers; leave out --budget and --levers, or --policy")
 
 
 def _limit(settings: AnalyzeSettings, description: ModelDescription) -> Limit:
     """What the levers have to keep to; what cannot be kept is refused now, not after minutes of measuring."""
     from taylorder.selection.candidates import LEVERS
-    from taylorder.selection.lever_table import refuse_unsupported
     from taylorder.selection.run_levers import offer
     from taylorder.selection.under_limit import Limit
 
-    refuse_unsupported(description)
     tolerated = settings.tolerance if settings.budget is None else None
     limit = Limit(settings.context or description.max_context, settings.budget, tolerated)
     offer(description, settings.levers or LEVERS, limit, settings.near, settings.lever_length)
@@ -328,12 +322,6 @@ def _parse_levers(text: str) -> frozenset[Lever]:
     from taylorder.selection.candidates import parse_levers
 
     return parse_levers(text)
-
-
-def _given(options: typer.Context, option: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = options.get_parameter_source(option.removeprefix("--").replace("-", "_"))
-    return source is not None and source.name != "DEFAULT"
 
 
 def _parse_rows(text: str) -> int | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from taylorder.analysis.truncation import LayerTensors, key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 from taylorder.kernels.near_fields import NearField, attend_near_fields
+from taylorder.kernels.spec import Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
 from taylorder.selection.gradients import Observed
@@ -62,7 +63,7 @@ def group_specs(
 ) -> tuple[HeadSpec, ...]:
     """One spec for every query head of a KV head that runs the candidate at that place."""
     own = range(kv_head * group, (kv_head + 1) * group)
-    return tuple(candidates[place].spec(fitted[place][head] if place in fitted else None) for head in own)
+    return tuple(candidates[place].head_spec(fitted[place][head] if place in fitted else None) for head in own)
 
 
 @dataclass(frozen=True)
@@ -101,38 +102,38 @@ class Runner:
     def run(self, kv_head: int, runs: Sequence[Sequence[HeadSpec]]) -> Iterator[tuple[int, Tensor, Sequence[int]]]:
         """Run the query heads of a KV head several times, each time with one spec for each of them.
 
-        Yields, in whatever order is quickest, the place in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
+        Yields, in whatever order is quickest, the index in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
         of each query head. Near fields share a pass over the scores; all else runs through the kernels.
         """
-        own = self._heads(kv_head)
-        fields = {place: field for place, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
-        rest = [place for place in range(len(runs)) if place not in fields]
+        heads = self._heads(kv_head)
+        fields = {index: field for index, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
+        rest = [index for index in range(len(runs)) if index not in fields]
         if fields:
             q, k = self.tensors(rotated=False)
             v = self.observed.v[kv_head].float()
-            outputs = attend_near_fields(q[own], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
-            for (place, field), output in zip(fields.items(), outputs, strict=True):
+            outputs = attend_near_fields(q[heads], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
+            for (index, field), output in zip(fields.items(), outputs, strict=True):
                 if torch.isfinite(output).all():
-                    yield place, output, field.guarded(output.shape[1])
+                    yield index, output, field.guarded(output.shape[1])
                 else:
-                    rest.append(place)
-        for place in rest:
-            specs = list(runs[place])
+                    rest.append(index)
+        for index in rest:
+            specs = list(runs[index])
             q, k = self.tensors(rotated=any(spec.ranks is not None for spec in specs))
             keys, values = k[None, kv_head, None], self.observed.v[None, kv_head, None].float()
-            output, state = taylor_attention(q[None, own], keys, values, specs, scaling=self.observed.scaling)
+            output, state = taylor_attention(q[None, heads], keys, values, specs, scaling=self.observed.scaling)
             if state is None:
                 raise RuntimeError("taylor_attention returned no state for causal attention")
-            yield place, output[0], state.guarded.tolist()
+            yield index, output[0], state.guarded.tolist()
 
     def change(self, kv_head: int, output: Tensor) -> tuple[Tensor, float]:
         """What another output ``[h, T, d_v]`` of a KV head would change.
 
         ``gradient . change``, summed over the group, for each token, float64 ``[T]``, and the squared change.
         """
-        own = self._heads(kv_head)
-        change = output - self.observed.output[own]
-        first_order = (change * self.observed.gradient[own]).sum(-1, dtype=torch.float64).sum(0)
+        heads = self._heads(kv_head)
+        change = output - self.observed.output[heads]
+        first_order = (change * self.observed.gradient[heads]).sum(-1, dtype=torch.float64).sum(0)
         return first_order, float(change.square().sum(dtype=torch.float64))
 
     def squared_output(self, kv_head: int) -> float:
@@ -147,17 +148,17 @@ class Runner:
 def prepare(sequences: Sequence[Observed], *, rotate: bool) -> Prepared:
     """Calibrate key centres and, if asked for, rotations on all sequences of one module."""
     layer = LayerTensors(
-        torch.stack([each.q for each in sequences]).cpu(),
-        torch.stack([each.k for each in sequences]).cpu(),
-        torch.stack([each.v for each in sequences]).cpu(),
+        torch.stack([observed.q for observed in sequences]).cpu(),
+        torch.stack([observed.k for observed in sequences]).cpu(),
+        torch.stack([observed.v for observed in sequences]).cpu(),
         None,
         sequences[0].scaling,
         True,
     )
     centres = key_centres(layer)
-    found: Rotations | None = balanced_rotations(layer, centres) if rotate else None
-    rotations = None if found is None else (found.query.float(), found.key.float())
-    return Prepared(centres.float(), rotations)
+    rotations: Rotations | None = balanced_rotations(layer, centres) if rotate else None
+    pair = None if rotations is None else (rotations.query.float(), rotations.key.float())
+    return Prepared(centres.float(), pair)
 
 
 def measure_levers(
@@ -178,11 +179,11 @@ def measure_levers(
         seed: of the rows that coefficients are fitted to.
 
     """
-    prepared = prepare(sequences, rotate=any(candidate.ranks is not None for candidate in candidates))
+    prepared = prepare(sequences, rotate=any(candidate.spec.ranks is not None for candidate in candidates))
     fitted = fit_coefficients(sequences, prepared, candidates, seed)
     T, G = sequences[0].q.shape[1], len(sequences[0].k)
     # A candidate, and the window of the same bytes: what runs, and whose error it is.
-    places = [place for place, candidate in enumerate(candidates) if candidate.order is not None]
+    places = [place for place, candidate in enumerate(candidates) if not isinstance(candidate.spec.far, Exact)]
     targets = [(place, 0) for place in places]
     beside = [(place, window) for place in places if (window := instead[place]) is not None]
     targets += [(place, 1) for place, _ in beside]
@@ -194,7 +195,7 @@ def measure_levers(
         for kv_head in range(G):
             reference[kv_head] += runner.squared_output(kv_head)
             runs = [group_specs(candidates, fitted, place, kv_head, runner.group) for place in places]
-            runs += [(window.spec(),) * runner.group for _, window in beside]
+            runs += [(window.spec,) * runner.group for _, window in beside]
             for index, output, hits in runner.run(kv_head, runs):
                 place, turn = targets[index]
                 first_order, change = runner.change(kv_head, output)
@@ -206,12 +207,12 @@ def measure_levers(
     errors = relative(squared, reference[:, None])
     rows = []
     for kv_head in range(G):
-        for place in range(len(candidates)):
-            own, other = errors[place, kv_head].tolist()
-            own_weighted, other_weighted = (weighted[place, kv_head] / tokens).tolist()
-            of_window = (other, other_weighted) if instead[place] is not None else (None, None)
-            share = float(guarded[place, kv_head]) / tokens
-            rows.append(LeverRow(module, kv_head, place, own, own_weighted, share, *of_window))
+        for index in range(len(candidates)):
+            error, window_error = errors[index, kv_head].tolist()
+            gradient_error, window_gradient_error = (weighted[index, kv_head] / tokens).tolist()
+            of_window = (window_error, window_gradient_error) if instead[index] is not None else (None, None)
+            share = float(guarded[index, kv_head]) / tokens
+            rows.append(LeverRow(module, kv_head, index, error, gradient_error, share, *of_window))
     return LayerLevers(module, tuple(rows), fitted, prepared)
 
 
@@ -219,7 +220,7 @@ def fit_coefficients(
     sequences: Sequence[Observed], prepared: Prepared, candidates: Sequence[Candidate], seed: int
 ) -> Fitted:
     """Fit the coefficients of every query head for the candidates that ask for it, by place in the list."""
-    wanted = {place: each for place, each in enumerate(candidates) if each.coefficients == "fitted"}
+    wanted = {place: each.spec for place, each in enumerate(candidates) if each.fitted}
     if not wanted:
         return {}
     H, T = sequences[0].q.shape[:2]
@@ -231,14 +232,12 @@ def fit_coefficients(
         rows = torch.randperm(T, generator=generator)[: min(FIT_ROWS, T)].sort().values
         for head in range(H):
             shared = {}
-            for place, candidate in wanted.items():
-                ranked = candidate.ranks is not None
+            for place, spec in wanted.items():
+                ranked = spec.ranks is not None
                 if ranked not in shared:
                     q, k = runner.tensors(rotated=ranked)
                     keys, values = k[head // group], observed.v[head // group]
                     scaled = q[head, rows].double() * observed.scaling
                     shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows)
-                parts[place][head].append(moments(shared[ranked], candidate))
-    return {
-        place: tuple(fit(each, candidate.order or 1) for each in parts[place]) for place, candidate in wanted.items()
-    }
+                parts[place][head].append(moments(shared[ranked], spec))
+    return {place: tuple(map(fit, heads)) for place, heads in parts.items()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+from taylorder.kernels.spec import Taylor
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
@@ -45,8 +47,14 @@ class LeverSummary:
 
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``chosen`` counts KV heads by candidate,
     ``chosen_better`` names those with a polynomial that serves them better than the same bytes of window, and
-    ``chosen_worse`` those that it serves worse.
+    ``chosen_worse`` those that it serves worse. Class attributes are as in
+    :class:`~taylorder.selection.policies.Policy`.
     """
+
+    name: ClassVar[Literal["levers"]] = "levers"
+    bounded: ClassVar[bool] = False
+    chooser: ClassVar[str] = "The levers"
+    rule: ClassVar[str] = "Chosen together with all other KV heads, for the least loss or the fewest bytes"
 
     levers: tuple[str, ...]
     sequences: int
@@ -67,6 +75,13 @@ class LeverSummary:
     chosen_worse: tuple[tuple[str, int], ...]
     beside_window: tuple[BesideWindow, ...]
 
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"<LeverSummary: {self.kv_heads} KV heads by {self.criterion}, {self.nominal_bytes:,} of "
+            f"{self.exact_bytes:,} bytes each at {self.context:,} tokens>"
+        )
+
 
 def summarise(
     table: LeverTable, chosen: Chosen, *, levers: tuple[str, ...], sequences: tuple[int, int]
@@ -78,7 +93,8 @@ def summarise(
     for place, candidate in enumerate(table.candidates):
         own = [(name, each[place]) for name, each in zip(names, rows, strict=True)]
         windows = [row.window_relative_l2 for _, row in own if row.window_relative_l2 is not None]
-        if candidate.order is None or len(windows) < len(own):
+        far = candidate.spec.far
+        if not isinstance(far, Taylor) or len(windows) < len(own):
             continue
         better = tuple(
             name
@@ -87,7 +103,7 @@ def summarise(
         )
         error = statistics.median(row.relative_l2 for _, row in own)
         beside.append(
-            BesideWindow(candidate.label(), candidate.order, sizes[0][place], error, statistics.median(windows), better)
+            BesideWindow(candidate.label(), far.order, sizes[0][place], error, statistics.median(windows), better)
         )
     counts = Counter(chosen.choice)
     polynomial = [

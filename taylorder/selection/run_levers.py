@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.analysis.results import LEAST_FAR_SHARE
-from taylorder.analysis.text import Text, calibration_text
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens
 from taylorder.errors import UsageError
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
-from taylorder.selection import lever_table as measuring
+from taylorder.selection import lever_table
 from taylorder.selection.candidates import LEVERS, Candidate, Lever, candidates
 from taylorder.selection.config_of import candidate_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
@@ -47,7 +47,7 @@ def run_levers(
     description: ModelDescription,
     *,
     limit: Limit,
-    text: Text | Tokens | None = None,
+    text: Text | Tokens | str | None = None,
     levers: Collection[Lever] = LEVERS,
     records: Path | None = None,
     fresh: bool = False,
@@ -55,7 +55,7 @@ def run_levers(
     max_tokens: int = DEFAULTS.max_tokens,
     sequence_length: int | None = DEFAULTS.lever_length,
     seed: int = DEFAULTS.seed,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> LeverRun:
     """Measure the levers of every KV head and choose; finished pieces in ``records`` are not measured again.
@@ -65,7 +65,7 @@ def run_levers(
         tokenizer: its tokenizer.
         description: what ``describe`` says of it.
         limit: bytes or error.
-        text: calibration text, or its tokens if they were made already; default the English that Python ships.
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
         levers: what may differ between KV heads; default all.
         records: directory of finished pieces; those measured under other settings are forgotten. Without one, a run
             that is interrupted has to begin anew.
@@ -84,7 +84,8 @@ def run_levers(
 
     """
     offered, length = offer(description, levers, limit, near, sequence_length)
-    tokens = text if isinstance(text, Tokens) else tokenise(tokenizer, text or calibration_text())
+    tokens = Tokens.of(tokenizer, text)
+    report = progress or (lambda stage, done, total: None)
     sequences = tokens.first(length, max(length, max_tokens))
     settings = {
         "model": description.fingerprint,
@@ -92,7 +93,7 @@ def run_levers(
         "text": tokens.text.sha256,
         "sequences": list(sequences.shape),
         "bos": tokens.bos,
-        "candidates": [asdict(candidate) for candidate in offered],
+        "candidates": [repr(candidate) for candidate in offered],
         "seed": seed,
         "software": software_versions(),
     }
@@ -100,8 +101,8 @@ def run_levers(
         pieces = Records(Path(directory), settings, fresh=fresh)
         if (found := _found(pieces, description, limit)) is not None:
             say(found)
-        table = measuring.measure(
-            model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=progress
+        table = lever_table.measure(
+            model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=report
         )
         chosen = choose(
             model,
@@ -109,7 +110,7 @@ def run_levers(
             limit,
             sequences=sequences,
             records=pieces,
-            progress=progress,
+            progress=report,
             calibration=_calibration(description, tokens, sequences, seed),
             name=f"context-{limit.context}",
         )
@@ -127,16 +128,18 @@ def offer(
     """What every KV head may run, and the tokens of a calibration sequence; arguments as in :func:`run_levers`.
 
     Raises:
+        UnsupportedModelError: the model has no cache that could be exchanged.
         UsageError: the limit cannot be kept.
 
     """
+    lever_table.refuse_unsupported(description)
     length = min(sequence_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
     first = description.modules[0]
     offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
-        offered = tuple(each for each in offered if each.near <= (1 - LEAST_FAR_SHARE) * length)
-    if not any(each.coefficients == "dropped" for each in offered):
+        offered = tuple(each for each in offered if each.spec.near.tokens <= (1 - LEAST_FAR_SHARE) * length)
+    if not any(isinstance(each.spec.far, Dropped) for each in offered):
         raise UsageError(
             f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
             "or leave window out of --levers"
@@ -163,7 +166,7 @@ def _found(pieces: Records, description: ModelDescription, limit: Limit) -> str 
     if not names:
         return None
     modules = description.open_modules
-    layers = sum(measuring.record_name(module.name) in names for module in modules)
+    layers = sum(lever_table.record_name(module.name) in names for module in modules)
     rounds = sum(name.startswith(f"context-{limit.context}-{limit.budget}-") for name in names)
     finished = f"{layers} of {len(modules)} layers{'' if limit.budget is None else f' and {rounds} rounds'}"
     return f"found {finished} in {pieces.directory}; going on from there"

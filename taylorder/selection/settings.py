@@ -26,6 +26,9 @@ _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{0,18})?)\s*([kmg]i?b|b)?\s*", re.
 PolicyName: TypeAlias = Literal["error", "alpha"]
 """Rules that give every head an order; :data:`taylorder.selection.policies.POLICIES` holds them."""
 
+ChosenBy: TypeAlias = PolicyName | Literal["levers"]
+"""By what a config was chosen; ``levers`` is :mod:`taylorder.selection.run_levers`."""
+
 LONGEST_LEVER_SEQUENCE = 4096
 """Tokens of a sequence for levers unless asked for otherwise: a backward pass at the longest context takes long."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.kernels.spec import Dropped, Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
 from taylorder.selection.criteria import RELATIVE_L2, Criterion, eligible, options
@@ -140,11 +141,12 @@ def choose(
 
 def windows_alone(candidates: Sequence[Candidate]) -> list[int]:
     """Indices of exact attention and of plain windows with the usual number of sinks."""
-    sinks = next((each.sinks for each in candidates if each.order is not None and not each.truncates), 0)
+    specs = [candidate.spec for candidate in candidates]
+    sinks = next((spec.near.sinks for spec in specs if isinstance(spec.far, Dropped)), 0)
     return [
         index
-        for index, each in enumerate(candidates)
-        if each.order is None or (not each.truncates and each.sinks == sinks)
+        for index, spec in enumerate(specs)
+        if isinstance(spec.far, Exact) or (isinstance(spec.far, Dropped) and spec.near.sinks == sinks)
     ]
 
 
