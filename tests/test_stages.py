@@ -16,7 +16,8 @@ from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import Criterion
 from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
-from taylorder.selection.under_limit import Limit, choose, windows_alone
+from taylorder.selection.settings import Limit
+from taylorder.selection.under_limit import choose, windows_alone
 from taylorder.storage.records import Records
 
 LENGTH = 48
