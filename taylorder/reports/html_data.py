@@ -50,7 +50,7 @@ def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
 
 def _start(analysis: Analysis, selection: Selection) -> list[int]:
     """Layer and head that the page opens with: the least error at an order that pays off, or at any where none does."""
-    layers = {module.name: place for place, module in enumerate(analysis.model.modules)}
+    layers = {module.name: layer for layer, module in enumerate(analysis.model.modules)}
     anyway = summary.best_measured(analysis)
 
     def error(head: HeadVerdict) -> float:
@@ -83,7 +83,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             )
             if key in fits:
                 cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
-                facts["alpha, head"] = ", ".join(f"{name} {own.text}{own.mark}" for name, own in cells.items())
+                facts["alpha, head"] = ", ".join(f"{name} {alpha.text}{alpha.mark}" for name, alpha in cells.items())
             heads.append(
                 {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}
                 | _errors(analysis, selection, candidates[key])
@@ -162,14 +162,14 @@ def _kept(choice: HeadOrder) -> str:
     near = f"the last {counted(choice.window, 'key')} and the first {number(choice.sinks)} exact"
     if choice.drops_far:
         return f"{near}, all others dropped"
-    told = f"order {choice.order}, expansion {choice.expansion}"
+    words = f"order {choice.order}, expansion {choice.expansion}"
     if choice.window or choice.sinks:
-        told += f", {near}"
+        words += f", {near}"
     if choice.ranks is not None:
-        told += f", ranks {', '.join(map(str, choice.ranks))}"
+        words += f", ranks {', '.join(map(str, choice.ranks))}"
     if choice.coefficients is not None:
-        told += f", coefficients {', '.join(f'{value:.3g}' for value in choice.coefficients)}"
-    return told
+        words += f", coefficients {', '.join(f'{value:.3g}' for value in choice.coefficients)}"
+    return words
 
 
 def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
@@ -177,19 +177,19 @@ def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
     limit, where = percent(selection.tolerance, 3), f"at {counted(selection.context, 'token')}"
     error = "not measured" if choice.error is None else percent(choice.error, 3)
     if selection.policy == "levers":
-        told = "Chosen together with all other KV heads, for the least loss or the fewest bytes"
+        rule = "Chosen together with all other KV heads, for the least loss or the fewest bytes"
     elif selection.policy == "alpha":
-        told = "From the alphas of the layer alone, without looking at any error"
+        rule = "From the alphas of the layer alone, without looking at any error"
     elif choice.error is not None and choice.error <= selection.tolerance:
-        told = f"The smallest order that pays off {where} and meets {limit}, as all heads of its KV cache do"
+        rule = f"The smallest order that pays off {where} and meets {limit}, as all heads of its KV cache do"
     else:
-        told = "As the config has it"
-    told += f"; error {error}"
+        rule = "As the config has it"
+    rule += f"; error {error}"
     if analysis.model.causal and choice.nominal_bytes is not None:
-        told += f"; {size(choice.nominal_bytes)} per KV head {where}"
+        rule += f"; {size(choice.nominal_bytes)} per KV head {where}"
     if choice.break_even is not None:
-        told += f"; breaks even at {counted(choice.break_even, 'token')}"
-    return f"{told}."
+        rule += f"; breaks even at {counted(choice.break_even, 'token')}"
+    return f"{rule}."
 
 
 def _ticks(analysis: Analysis, selection: Selection) -> Iterator[tuple[float, str, int]]:

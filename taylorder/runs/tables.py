@@ -30,7 +30,7 @@ _Row = TypeVar("_Row", CandidateRow, SpectralRow)
 
 
 def _columns(row_type: type[_Row], first: Sequence[str]) -> list[str]:
-    names: list[str] = [each.name for each in fields(row_type)]
+    names: list[str] = [field.name for field in fields(row_type)]
     return [*first, *(name for name in names if name not in first)]
 
 
@@ -47,13 +47,13 @@ def write_levers(path: Path, run: LeverRun) -> None:
     """One row per KV head and candidate; ``chosen`` is 1 for what the config runs."""
     table = run.table
     sizes = table_bytes(table, run.chosen.limit.context)
-    settings = [each.name for each in fields(Candidate)]
-    figures = [each.name for each in fields(LeverRow) if each.name not in ("module", "kv_head", "candidate")]
+    settings = [field.name for field in fields(Candidate)]
+    figures = [field.name for field in fields(LeverRow) if field.name not in ("module", "kv_head", "candidate")]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["module", "kv_head", *settings, "nominal_bytes", *figures, "chosen"])
-        for rows, own, taken in zip(table.rows(), sizes, run.chosen.choice, strict=True):
-            for row, size in zip(rows, own, strict=True):
+        for rows, row_bytes, taken in zip(table.rows(), sizes, run.chosen.choice, strict=True):
+            for row, size in zip(rows, row_bytes, strict=True):
                 values = [getattr(table.candidates[row.candidate], name) for name in settings]
                 values[0] = values[0] or "exact"
                 cells = [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
