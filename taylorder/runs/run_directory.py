@@ -156,10 +156,10 @@ def _read_report(path: Path) -> ReportDocument:
         raise incomplete(path) from None
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from None
-    found = document.get("schema") if isinstance(document, dict) else None
-    if found != SCHEMA:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
         raise RunDirectoryError(
-            f"{path} has schema {brief(found)}, this version reads '{SCHEMA}'; run `taylorder analyze` again"
+            f"{path} has schema {brief(schema)}, this version reads '{SCHEMA}'; run `taylorder analyze` again"
         )
     try:
         return TypeAdapter(ReportDocument).validate_python(document)
@@ -170,7 +170,7 @@ def _read_report(path: Path) -> ReportDocument:
 def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report: ReportDocument) -> Selection:
     """Put the verdicts together again: choices from the config, candidates from the table."""
     made = {(head.module, head.head): head.choice for head in report.heads}
-    choices = {(layer.module, head): each for layer in config.layers for head, each in enumerate(layer.heads)}
+    choices = {(layer.module, head): choice for layer in config.layers for head, choice in enumerate(layer.heads)}
     if {(head.module, head.head) for head in report.heads} != set(choices):
         raise damaged(directory / FILES["report"], "its heads are not those of the model")
     for (module, number), choice in choices.items():
