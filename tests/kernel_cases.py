@@ -9,9 +9,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from taylorder.kernels import HeadSpec, taylor_attention, torch_backend
-from taylorder.kernels import attend as rows
-from taylorder.kernels import state_products as products
+from taylorder.kernels import HeadSpec, fold_rule, state_products, taylor_attention, torch_backend
+from taylorder.kernels import attend as attending
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.kernels.torch_backend import Output
 
@@ -80,13 +79,13 @@ def cases(draw, orders=(1, 2, 3, 4, 6), drops=True):
 
 
 SMALL = {
-    (products, "_CHUNK_BYTES"): [1500, 5 << 19],
-    (products, "_TILE_BYTES"): [3000, 1 << 19],
-    (products, "_PREFIX"): [0, 4, 128],
-    (products, "_GATHER_BELOW"): [0, 64, 100_000],
-    (rows, "_BLOCK_ROWS"): [7, 128],
-    (torch_backend, "FOLD_BLOCK"): [1, 4, 64],
-    (torch_backend, "_RAW_SHARE"): [0.0, 0.0, 0.5],
+    (state_products, "_CHUNK_BYTES"): [1500, 5 << 19],
+    (state_products, "_TILE_BYTES"): [3000, 1 << 19],
+    (state_products, "_PREFIX"): [0, 4, 128],
+    (state_products, "_GATHER_BELOW"): [0, 64, 100_000],
+    (attending, "_BLOCK_ROWS"): [7, 128],
+    (fold_rule, "BLOCK"): [1, 4, 64],
+    (fold_rule, "RAW_SHARE"): [0.0, 0.0, 0.5],
     (torch_backend, "_CHUNK"): [19, 512],
     (torch_backend, "_CHUNK_TOGETHER"): [17, 256],
     (torch_backend, "_TOGETHER_BYTES"): [1, 5 << 19],
@@ -108,8 +107,8 @@ def sized(chosen):
 
 
 EAGER = {
-    (torch_backend, "FOLD_BLOCK"): 1,
-    (torch_backend, "_RAW_SHARE"): 0.0,
+    (fold_rule, "BLOCK"): 1,
+    (fold_rule, "RAW_SHARE"): 0.0,
     (torch_backend, "_CHUNK"): 16,
     (torch_backend, "_CHUNK_TOGETHER"): 16,
 }

@@ -15,8 +15,7 @@ from triton_cases import EAGER, LAYOUTS, altering, backward_error, layouts, size
 
 from taylorder.kernels import HeadSpec, reference_sums, taylor_attention
 from taylorder.kernels.spec import Exact, Near, Taylor
-from taylorder.kernels.triton_backend import attention as call
-from taylorder.kernels.triton_backend import plan
+from taylorder.kernels.triton_backend import attention, plan
 from taylorder.kernels.triton_backend.launch import KERNELS
 from taylorder.kernels.triton_backend.tiles import Layout
 
@@ -60,15 +59,15 @@ def test_numerators_and_denominators_by_themselves(monkeypatch, specs, layout):
     """Without a near field the pieces that the last kernel adds up are the reference's sums, constant term aside."""
     case, made = problem(specs, B=1, G=1, T=40, scale=0.7), []
 
-    def launch(name, programs, kernel_settings, step, arguments, *rest, original=call.launch):
+    def launch(name, programs, kernel_settings, step, arguments, *rest, original=attention.launch):
         original(name, programs, kernel_settings, step, arguments, *rest)
         if name == "add_near_and_divide":
             made.append(
                 {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
             )
 
-    monkeypatch.setattr(call, "launch", launch)
-    with sized({**EAGER, (call, "SEGMENT"): 20}, layout):
+    monkeypatch.setattr(attention, "launch", launch)
+    with sized({**EAGER, (attention, "SEGMENT"): 20}, layout):
         attend(case, "triton")
     truth, _ = reference_sums(case.q, case.k, case.v, case.heads, scaling=SCALING)
     last = made[-1]  # the second segment: 20 tokens folded, 20 pending
@@ -142,7 +141,7 @@ def test_half_precisions_in_and_out(dtype):
 @pytest.mark.parametrize("T", [1, 33])
 def test_head_dims_and_value_dims(d, d_v, orders, T):
     case = problem([HeadSpec(Taylor(order)) for order in orders], B=1, G=1, T=T, d=d, d_v=d_v, scale=d**-0.5)
-    with sized({**EAGER, (call, "SEGMENT"): 32}):
+    with sized({**EAGER, (attention, "SEGMENT"): 32}):
         found, _ = attend(case, "triton")
     assert backward_error(found, case) < FP32
 
@@ -170,7 +169,7 @@ def test_the_heavy_corners(d, d_v, order, ranks, expansion):
     ]
     case = problem(specs, B=1, G=1, T=60, d=d, d_v=d_v, scale=d**-0.5, cuts=(0, 50, 59, 60))
     wide = Layout("gather", 512) if d == 16 else None  # the interpreter's time is its operations, whatever their size
-    with sized({**EAGER, (call, "SEGMENT"): 64}, wide):
+    with sized({**EAGER, (attention, "SEGMENT"): 64}, wide):
         found, state = attend(case, "triton")
     assert state.parts[0].state_rows != [None]
     assert backward_error(found, case) < FP32
@@ -181,7 +180,7 @@ def test_full_rank_order_4_at_head_dim_64():
     case = problem(
         [HeadSpec(Taylor(4)), HeadSpec(Taylor(3))], B=1, G=1, T=20, d=64, d_v=8, scale=0.125, cuts=(0, 17, 20)
     )
-    with sized({**EAGER, (call, "SEGMENT"): 64, (plan, "PROGRAMS"): 2}, Layout("pair", 512)):
+    with sized({**EAGER, (attention, "SEGMENT"): 64, (plan, "PROGRAMS"): 2}, Layout("pair", 512)):
         found, state = attend(case, "triton")
     assert state.parts[0].features.shape[1] > 47_904
     assert backward_error(found, case) < FP32
@@ -216,7 +215,7 @@ def test_left_padding_changes_nothing():
 def test_the_state_of_an_order_is_a_prefix_of_the_next(layout):
     states = []
     for order in (2, 3, 4, 5):
-        with sized({**EAGER, (call, "SEGMENT"): 200}, layout):
+        with sized({**EAGER, (attention, "SEGMENT"): 200}, layout):
             _, state = attend(problem([HeadSpec(Taylor(order))] * 2, B=1, G=1, T=60), "triton")
         states.append(state.parts[0].features)
     for order, (lower, higher) in enumerate(pairwise(states), start=2):

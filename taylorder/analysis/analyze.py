@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,17 @@ from taylorder.analysis.statistics import certified_bound, fitted_floor, gaussia
 from taylorder.analysis.tokens import tokenise
 from taylorder.analysis.truncation import ErrorSums, LayerTensors, ScoreSums, Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
+from taylorder.kernels.spec import MAX_ORDER, SINKS
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.running import refuse_foreign_ids
+from taylorder.storage.progress import Progress
 
 LOSS_TOKENS = 256
 """Tokens that the model's own loss is taken over, to tell whether it was trained at all."""
 
 PREVIEW_WINDOW = 64
-PREVIEW_SINKS = 4
 PREVIEW_ORDERS = (1, 2, 3, 4)
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (``alpha`` or ``heads``), what is done and the total."""
 
 
 def analyze(
@@ -58,7 +56,7 @@ def analyze(
     max_tokens: int = 8192,
     sequence_length: int = 1024,
     rows: int | None = 64,
-    max_order: int = 8,
+    max_order: int = MAX_ORDER,
     window: int = 0,
     sinks: int = 0,
     seed: int = 0,
@@ -89,7 +87,7 @@ def analyze(
         NonFiniteError: the model produces NaN or infinities.
 
     """
-    _check_range("max_order", max_order, 1, 8)
+    _check_range("max_order", max_order, 1, MAX_ORDER)
     _check_range("window", window, 0, None)
     _check_range("sinks", sinks, 0, None)
     if rows is not None:
@@ -121,12 +119,12 @@ def analyze(
     with_preview = (
         description.causal
         and not (window or sinks)
-        and _far_share(query_rows, PREVIEW_WINDOW + PREVIEW_SINKS) >= LEAST_FAR_SHARE
+        and _far_share(query_rows, PREVIEW_WINDOW + SINKS) >= LEAST_FAR_SHARE
     )
     sweeps: tuple[Sweep, ...] = (Sweep(max_order, window, sinks),)
     if with_preview:
         orders = tuple(order for order in PREVIEW_ORDERS if order <= max_order)
-        sweeps += (Sweep(orders[-1], PREVIEW_WINDOW, PREVIEW_SINKS, ("mean",)),)
+        sweeps += (Sweep(orders[-1], PREVIEW_WINDOW, SINKS, ("mean",)),)
 
     modules = {module.name: module for module in description.modules}
     candidates: dict[str, list[CandidateRow]] = {}
@@ -168,7 +166,7 @@ def analyze(
         sinks=sinks,
         candidates=tuple(row for module in modules for row in candidates[module]),
         spectral=spectral,
-        preview=NearFieldPreview(PREVIEW_WINDOW, PREVIEW_SINKS, orders, previews) if with_preview else None,
+        preview=NearFieldPreview(PREVIEW_WINDOW, SINKS, orders, previews) if with_preview else None,
         key_centres=centres,
     )
 

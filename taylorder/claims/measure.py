@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from taylorder.evaluation.evaluation_text import evaluation_text
 from taylorder.models.fingerprint import fingerprint, way_out_of_rounding
 from taylorder.models.loading import LoadedModel
 from taylorder.models.refusals import dtype_name
+from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 
@@ -41,8 +41,6 @@ LOSS_SEQUENCES = 8
 SCALED_LENGTH = 512
 
 _WHOLE = "measured"
-
-Progress = Callable[[str, int, int], None]
 
 
 def measured_before(analysis: Analysis, directory: Path, device: str, dtype: str) -> Measured | None:

@@ -17,12 +17,13 @@ from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
 from taylorder.evaluation import rivals
-from taylorder.evaluation.comparison import Comparison, Progress, compare
+from taylorder.evaluation.comparison import Comparison, compare
 from taylorder.evaluation.rivals import Contender
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 
 SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
 """The short evaluation that ends an analysis, and how long it may take in all."""
@@ -169,7 +170,7 @@ def evaluate_shortly(
 
 def _simple_rivals(description: ModelDescription) -> list[Contender]:
     """Order 3 beside a near field, and the paper's order 4."""
-    window, sinks = (64, 4) if description.causal else (0, 0)
+    window, sinks = (64, SINKS) if description.causal else (0, 0)
     near = f", {sinks} sinks and a window of {window}" if description.causal else ""
     uniform = OrderConfig.uniform(description, 3, "mean", window, sinks)
     return [

@@ -21,9 +21,9 @@ from taylorder.adapt.context import adapted
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.generate import PROMPT_CHUNK
 from taylorder.errors import UnsupportedModelError, UsageError
-from taylorder.evaluation.comparison import Progress
 from taylorder.models.description import ModelDescription
 from taylorder.models.positions import token_embeddings
+from taylorder.storage.progress import Progress
 
 WARM_UP = 16
 """Tokens run before each measurement: what the first calls allocate is not the cache's."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from taylorder.analysis.results import Analysis, Calibration
 from taylorder.analysis.text import CALIBRATION_SOURCE
+from taylorder.kernels.spec import MAX_ORDER
 from taylorder.selection.by_tolerance import TIERS, Selection
 from taylorder.selection.criteria import DEFAULT_CRITERION
 
@@ -48,7 +49,7 @@ def analyze_command(
         ("--sequence-length", length, min(1024, longest)),
         ("--rows", rows, rows if calibration.rows_per_sequence == min(64, length) else "64"),
         ("--tolerance", selection.tolerance, TIERS["int4"]),
-        ("--max-order", analysis.max_order, 8),
+        ("--max-order", analysis.max_order, MAX_ORDER),
         ("--window", analysis.window if window is None else window, 0),
         ("--sinks", analysis.sinks if sinks is None else sinks, 0),
         ("--context", context, longest),

@@ -20,7 +20,8 @@ from taylorder.selection.criteria import Criterion
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.screening import SCREENING_TOKENS
-from taylorder.selection.under_limit import Chosen, Limit, Progress, choose
+from taylorder.selection.under_limit import Chosen, Limit, choose
+from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 

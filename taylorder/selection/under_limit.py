@@ -19,9 +19,8 @@ from taylorder.selection.knapsack import Allocation, allocate, allocate_within
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.refine import MORE_ROUNDS, Refinement, Round, refine
 from taylorder.selection.screening import screen, screening_reference
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ there is something to round.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from taylorder.claims.rounding import PRECISIONS, Precision, rounded
 from taylorder.claims.weights import series
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 HEAD_DIMS = (8, 16, 32, 64)
@@ -49,7 +50,7 @@ def measure_gaussian(
     rows: int = ROWS,
     heads: int = HEADS,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> list[GaussianHead]:
     """Draw and measure some heads of every dimension."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,9 +64,7 @@ def measure_gaussian(
     return found
 
 
-def kept_draws(
-    directory: Path, *, fresh: bool = False, progress: Callable[[str, int, int], None] = lambda *_: None
-) -> list[GaussianHead]:
+def kept_draws(directory: Path, *, fresh: bool = False, progress: Progress = lambda *_: None) -> list[GaussianHead]:
     """The draws kept in ``directory``, measured if they are not there yet."""
     records = Records(directory, {"normal": [HEAD_DIMS, ORDERS, PRECISIONS, TOKENS, ROWS, HEADS]}, fresh=fresh)
     kept = records.get("draws")

@@ -7,7 +7,7 @@ intervals can be taken over heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.capture import run_layers
-from taylorder.analysis.truncation import Block, LayerTensors, blocks, key_centres
+from taylorder.analysis.truncation import LayerTensors, ScoreBlock, blocks, key_centres
 from taylorder.claims.rounding import PRECISIONS, rounded
 from taylorder.claims.weights import degrees, exact_weights, truncated_weights
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 ORDERS = (2, 3, 4, 5, 6, 8)
@@ -84,7 +85,7 @@ def measure_heads(
     query_rows: Sequence[Tensor],
     *,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, HeadSums]:
     """Measure every module of a model on sequences ``[B, T]``; modules that ``records`` has are not measured again."""
     names = [module.name for module in description.modules]
@@ -122,7 +123,7 @@ def _measure(layer: LayerTensors, query_rows: Sequence[Tensor]) -> HeadSums:
     return HeadSums(**{each.name: totals[each.name].tolist() for each in fields(HeadSums)})
 
 
-def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
+def _sums(block: ScoreBlock, approximate: Sequence[ScoreBlock]) -> dict[str, Tensor]:
     """What one block of rows adds to every field of :class:`HeadSums`, the head last."""
     weights = exact_weights(block)
     exact = block.weigh(weights)[..., :-1]
@@ -174,7 +175,7 @@ def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
     return found
 
 
-def _best(block: Block) -> Tensor:
+def _best(block: ScoreBlock) -> Tensor:
     """Largest score of each row ``[H, R, 1]``."""
     return block.scores.masked_fill(~block.allowed, -math.inf).amax(-1, keepdim=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.evaluation.comparison import losses_of_states
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 ORDERS = (1, 2, 3, 4, 5, 7)
@@ -39,7 +39,7 @@ def measure_order_losses(
     sequences: Tensor,
     *,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> OrderLosses:
     """Run sequences ``[N, T]`` through a causal language model at every order; ``records`` keeps finished ones."""
     head = language_model_head(model)

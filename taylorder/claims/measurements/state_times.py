@@ -7,7 +7,6 @@ first, and then every one is fed a token in turn: what is compared was measured 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -19,6 +18,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.context import adapted
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 ORDERS = (2, 3)
@@ -68,7 +68,7 @@ def measure_times(
     description: ModelDescription,
     *,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> StateTimes | None:
     """Feed tokens one by one after contexts of random tokens, on one thread; a finished run is found in ``records``.
 
@@ -87,7 +87,7 @@ def _new_tokens() -> int:
     return _WARM_UP + ROUNDS * TOKENS
 
 
-def _measure(model: Any, description: ModelDescription, progress: Callable[[str, int, int], None]) -> StateTimes:
+def _measure(model: Any, description: ModelDescription, progress: Progress) -> StateTimes:
     from transformers import DynamicCache
 
     from taylorder.adapt.cache import TaylorCache, cache_bytes, replaced_bytes

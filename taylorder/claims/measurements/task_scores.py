@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, TaskRow, run_tasks, summarise
 from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 LENGTH = 1024
@@ -52,7 +52,7 @@ def measure_task_scores(
     description: ModelDescription,
     *,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[TaskScore, ...]:
     """Run the tasks of one length under every state; finished states are found in ``records``.
 
