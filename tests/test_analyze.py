@@ -111,7 +111,7 @@ def test_same_seed_same_numbers_other_seed_other_rows(tiny_tokenizer):
 
 def test_the_preview_is_what_a_run_with_that_near_field_measures(tiny_tokenizer, monkeypatch):
     monkeypatch.setattr("taylorder.analysis.analyze.PREVIEW_WINDOW", 6)
-    monkeypatch.setattr("taylorder.analysis.analyze.PREVIEW_SINKS", 2)
+    monkeypatch.setattr("taylorder.analysis.analyze.SINKS", 2)
     model = TINY["llama"]()
     preview = analyze(model, tiny_tokenizer, **SETTINGS).preview
     real = analyze(model, tiny_tokenizer, window=6, sinks=2, **SETTINGS)

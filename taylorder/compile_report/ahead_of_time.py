@@ -19,7 +19,7 @@ import torch
 from taylorder.compile_report import TARGETS
 from taylorder.compile_report.sass import Loop, loops
 from taylorder.kernels.triton_backend.launch import kernel, triton_type
-from taylorder.kernels.triton_backend.layout_tables import Kind, book
+from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.plan import TOGETHER
 from taylorder.kernels.triton_backend.settings import (
     Precision,
@@ -319,7 +319,7 @@ def _amd_figure(assembly: str, name: str) -> int:
 def state_overhead(head_dim: int, order: int) -> float:
     """Rows of a state over those of the minimal basis, padding and double entries included, for a full-rank head."""
     layout, kind = Layout.choose(head_dim, order), Kind(order, None)
-    rows = book(layout, head_dim, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1
+    rows = layout_tables(layout, head_dim, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1
     minimal = sum(_monomials(head_dim, degree) for degree in range(order))
     return rows / minimal
 

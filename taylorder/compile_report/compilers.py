@@ -11,17 +11,15 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import IO, cast
 
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, Job, compile_job
+from taylorder.storage.progress import Progress
 
 Outcome = Compiled | Failed
-
-Progress = Callable[[str, int, int], None]
-"""Told what is counted, how many are done, and how many there are."""
 
 _CAUSE = re.compile(r"\b(error|fatal)\s*:", re.IGNORECASE)
 

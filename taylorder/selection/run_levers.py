@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from taylorder.analysis.progress import Progress
 from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
@@ -26,6 +25,7 @@ from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
 from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.frames import frame
+from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 
