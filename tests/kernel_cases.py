@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from taylorder.kernels import HeadSpec, taylor_attention, torch_backend
+from taylorder.kernels import HeadSpec, reference_attention, taylor_attention, torch_backend
 from taylorder.kernels import attend as rows
 from taylorder.kernels import state_products as products
 from taylorder.kernels.torch_backend import Output
@@ -74,6 +74,17 @@ def cases(draw, orders=(1, 2, 3, 4, 6)):
         valid = (torch.arange(T) >= start[:, None]) & ~holes
     inner = draw(st.lists(st.integers(0, T), max_size=3)) if causal else []
     return Case(tuple(heads), q, k, v, valid, causal, tuple(sorted({0, T, *inner})))
+
+
+MIXED = [HeadSpec(3, "mean", 4, 2), HeadSpec(2, "zero", 4, 2), HeadSpec(None), HeadSpec(None)]
+"""Heads of two groups: one with a window, sinks and both expansions, one exact."""
+
+
+def problem(heads, B=2, G=2, T=130, d=8, d_v=5, seed=0, valid=None, cuts=None, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(B, len(heads), T, d, generator=generator) * scale
+    k, v = torch.randn(B, G, T, d, generator=generator), torch.randn(B, G, T, d_v, generator=generator)
+    return Case(tuple(heads), q, k, v, valid, True, cuts or (0, T))
 
 
 SMALL = {
@@ -155,3 +166,11 @@ def recorded_sums(case):
             case.q, case.k, case.v, state, recorder, scaling=SCALING, causal=case.causal, valid=case.valid
         )
     return recorder.numerator, recorder.denominator
+
+
+def reference(case):
+    """What the float64 reference makes of a case."""
+    output, _ = reference_attention(
+        case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid
+    )
+    return output

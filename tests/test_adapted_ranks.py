@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from generating import MODELS, in_pieces, padded_batch, score_space
-from test_adapted import reference_output
+from mixed_orders import reference_output
 from tiny import TINY, tokens
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask

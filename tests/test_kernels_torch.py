@@ -8,17 +8,23 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import EAGER, SCALING, SMALL, Case, attend, cases, recorded_sums, sized, sizes
+from kernel_cases import (
+    EAGER,
+    MIXED,
+    SCALING,
+    SMALL,
+    Case,
+    attend,
+    cases,
+    problem,
+    recorded_sums,
+    reference,
+    sized,
+    sizes,
+)
 from tolerances import TOLERANCE, relative_error
 
-from taylorder.kernels import HeadSpec, reference_attention, reference_sums, taylor_attention
-
-
-def reference(case):
-    output, _ = reference_attention(
-        case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid
-    )
-    return output
+from taylorder.kernels import HeadSpec, reference_sums, taylor_attention
 
 
 @settings(max_examples=100, deadline=None)
@@ -49,16 +55,6 @@ def test_numerators_and_denominators_in_float32(case, chosen):
     bound = TOLERANCE[torch.float32]
     assert ((denominator.double() - truth.denominator).abs() <= bound * truth.denominator_scale + 1e-30)[rows].all()
     assert ((numerator.double() - truth.numerator).abs() <= bound * truth.numerator_scale + 1e-30)[rows].all()
-
-
-def problem(heads, B=2, G=2, T=130, d=8, d_v=5, seed=0, valid=None, cuts=None, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(B, len(heads), T, d, generator=generator) * scale
-    k, v = torch.randn(B, G, T, d, generator=generator), torch.randn(B, G, T, d_v, generator=generator)
-    return Case(tuple(heads), q, k, v, valid, True, cuts or (0, T))
-
-
-MIXED = [HeadSpec(3, "mean", 4, 2), HeadSpec(2, "zero", 4, 2), HeadSpec(None), HeadSpec(None)]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_choice import CANDIDATES, LENGTH, measured
+from measured_levers import CANDIDATES, LENGTH, measured
 from tiny import gemma3, llama
 
 from taylorder.adapt.context import adapted

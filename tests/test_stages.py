@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_choice import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LONG, SINKS_16, TAYLOR_1, measured
+from measured_levers import (
+    CANDIDATES,
+    DROPPED,
+    EXACT,
+    FITTED_1,
+    FITTED_2,
+    LENGTH,
+    LONG,
+    SINKS_16,
+    TAYLOR_1,
+    measured,
+)
 from tiny import llama
 
 from taylorder.selection import refine as module
@@ -16,7 +27,6 @@ from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sens
 from taylorder.selection.under_limit import Limit, choose, windows_alone
 from taylorder.storage.records import Records
 
-LENGTH = 48
 PLAIN = [EXACT, DROPPED, LONG]
 
 

@@ -9,8 +9,7 @@ from contextlib import nullcontext
 import pytest
 import tiny
 import torch
-from kernel_cases import attend
-from test_kernels_torch import MIXED, problem
+from kernel_cases import MIXED, attend, problem
 from triton_cases import EAGER, backward_error, sized
 
 import taylorder

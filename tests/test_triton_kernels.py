@@ -8,8 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import SCALING, Case, attend, cases
-from test_kernels_torch import MIXED, problem, reference
+from kernel_cases import MIXED, SCALING, Case, attend, cases, problem, reference
 from tolerances import TOLERANCE, relative_error
 from triton_cases import EAGER, LAYOUTS, altering, backward_error, layouts, sized, sizes
 
