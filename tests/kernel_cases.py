@@ -53,6 +53,7 @@ MIXED = [
     HeadSpec(Exact()),
     HeadSpec(Exact()),
 ]
+"""Heads of two groups: one with a window, sinks and both expansions, one exact."""
 
 
 def reference(case):

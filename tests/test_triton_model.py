@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from generating import MODELS, in_pieces, padded_batch, positions
-from test_adapted import mixed_config, reference_output
+from mixed_orders import mixed_config, reference_output
 from tiny import tokens
 from triton_cases import EAGER, sized
 
