@@ -35,7 +35,7 @@ def test_the_table_has_every_name_of_the_command_line():
 def test_a_new_policy_chooses_and_is_reported(chosen):
     measured, selection = chosen
     assert selection.config.criterion["policy"] == selection.policy == "first"
-    assert {head.order for head in selection.config.layers[0].heads} == {1}
+    assert {head.spec.far.order for head in selection.config.layers[0].heads} == {1}
     assert {head.reason for head in selection.config.layers[1].heads} == {"near"}
     told = " ".join(verdict.sentences(measured, selection))
     assert "The order of rows gave 9 heads an order (order 1: 9), without looking at any error." in told
