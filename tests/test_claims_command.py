@@ -60,7 +60,9 @@ def test_every_claim_gets_a_verdict_with_its_rule(run, small, finished):
     document = json.loads((directory / "claims.json").read_text())
     assert document["schema"] == "taylorder/claims@1"
     assert document["models"] == ["llama"]
-    assert [claim["key"] for claim in document["claims"]] == KEYS
+    keys = [claim["key"] for claim in document["claims"]]
+    assert len(set(keys)) == len(keys) == len(registry.VERDICTS)
+    assert [key for key in keys if key in KEYS] == KEYS
     verdicts = {claim["key"]: claim["verdict"] for claim in document["claims"]}
     assert verdicts["alpha"] == "not applicable"  # two layers
     assert verdicts["precision"] == "contradicted"
@@ -88,8 +90,8 @@ def test_python_judges_as_the_command_does(run, small, finished, tiny_tokenizer)
     document = json.loads(run("claims", directory, "--format", "json")[1])
     analysis = run_directory.read(directory)[0]
     loaded = LoadedModel(tiny.llama(), tiny_tokenizer, "llama", None)
-    evidence = measure.measure(analysis, loaded, directory / "records-claims")
-    claims = taylorder.judge_claims([evidence])
+    evidence = measure.measure(analysis, loaded, directory / "records-claims", measurements=SMALL)
+    claims = taylorder.judge_claims([evidence], SMALL_NORMAL.measure())
     assert [(claim.key, claim.verdict, claim.reason) for claim in claims] == [
         (claim["key"], claim["verdict"], claim["reason"]) for claim in document["claims"]
     ]
