@@ -12,39 +12,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taylorder.adapt.cache import TaylorCache
     from taylorder.adapt.config import OrderConfig
-    from taylorder.adapt.context import adapted
+    from taylorder.adapt.handle import adapted, attach
     from taylorder.analysis.analyze import analyze
+    from taylorder.claims.judge import judge_claims
+    from taylorder.evaluation.whole_evaluation import evaluate
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
+    from taylorder.selection.budget import budget
     from taylorder.selection.by_tolerance import select
-    from taylorder.selection.run_levers import run_levers
-    from taylorder.selection.under_limit import Limit
 
 __version__ = "0.1.0"
 
 # Imported on first use: torch, transformers and WeightWatcher take seconds, `taylorder --help` must not.
 _HOMES = {
-    "Limit": "taylorder.selection.under_limit",
     "OrderConfig": "taylorder.adapt.config",
     "TaylorCache": "taylorder.adapt.cache",
-    "adapted": "taylorder.adapt.context",
+    "adapted": "taylorder.adapt.handle",
     "analyze": "taylorder.analysis.analyze",
+    "attach": "taylorder.adapt.handle",
+    "budget": "taylorder.selection.budget",
     "describe": "taylorder.models.describe",
+    "evaluate": "taylorder.evaluation.whole_evaluation",
+    "judge_claims": "taylorder.claims.judge",
     "load": "taylorder.models.loading",
-    "run_levers": "taylorder.selection.run_levers",
     "select": "taylorder.selection.by_tolerance",
 }
 
 __all__ = [
-    "Limit",
     "OrderConfig",
     "TaylorCache",
     "__version__",
     "adapted",
     "analyze",
+    "attach",
+    "budget",
     "describe",
+    "evaluate",
+    "judge_claims",
     "load",
-    "run_levers",
     "select",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tiny import tokens
 
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
@@ -15,16 +16,16 @@ from taylorder.storage.records import Records
 LENGTH = 48
 EXACT, DROPPED, FITTED_1, RANKED, EVEN, FITTED_2, CENTRE_3, LONG, SINKS_16, TAYLOR_1 = range(10)
 CANDIDATES = (
-    Candidate(None),
-    Candidate(1, window=12, sinks=4, coefficients="dropped"),
-    Candidate(1, window=6, sinks=4, coefficients="fitted"),
-    Candidate(3, "mean", 4, 4, (8, 8, 3)),
-    Candidate(2, "centre", 4, 4),
-    Candidate(2, "mean", 4, 4, coefficients="fitted"),
-    Candidate(3, "centre", 4, 4),
-    Candidate(1, window=100, sinks=4, coefficients="dropped"),
-    Candidate(1, window=4, sinks=16, coefficients="dropped"),
-    Candidate(1, window=6, sinks=4),
+    Candidate(HeadSpec(Exact())),
+    Candidate(HeadSpec(Dropped(), Near(12, 4))),
+    Candidate(HeadSpec(Taylor(1, "centre"), Near(6, 4)), fitted=True),
+    Candidate(HeadSpec(Taylor(3, "mean", (8, 8, 3)), Near(4, 4))),
+    Candidate(HeadSpec(Taylor(2, "centre"), Near(4, 4))),
+    Candidate(HeadSpec(Taylor(2, "mean"), Near(4, 4)), fitted=True),
+    Candidate(HeadSpec(Taylor(3, "centre"), Near(4, 4))),
+    Candidate(HeadSpec(Dropped(), Near(100, 4))),
+    Candidate(HeadSpec(Dropped(), Near(4, 16))),
+    Candidate(HeadSpec(Taylor(1, "centre"), Near(6, 4))),
 )
 
 
@@ -39,10 +40,10 @@ def measured(model, directory, candidates=CANDIDATES, sequences=1, length=LENGTH
 
 
 FEW = (
-    Candidate(None),
-    Candidate(1, window=60, sinks=4, coefficients="dropped"),
-    Candidate(3, "mean", 8, 4),
-    Candidate(2, "mean", 8, 4),
+    Candidate(HeadSpec(Exact())),
+    Candidate(HeadSpec(Dropped(), Near(60, 4))),
+    Candidate(HeadSpec(Taylor(3, "mean"), Near(8, 4))),
+    Candidate(HeadSpec(Taylor(2, "mean"), Near(8, 4))),
 )
 
 

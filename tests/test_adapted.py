@@ -15,7 +15,10 @@ from tiny import TINY, tokens
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.errors import ConfigError, NonFiniteError, UsageError
+from taylorder.kernels import HeadSpec
+from taylorder.kernels.spec import Taylor
 from taylorder.models.describe import describe
 
 ARCHITECTURES = ["gpt2", "llama", "qwen3", "pythia", "opt", "gemma3", "phi3", "bert"]
@@ -227,7 +230,7 @@ def test_the_mixed_config_on_the_built_in_model_agrees_with_float64(builtin):
 
     ids = tokenise(builtin.tokenizer, evaluation_text()).first(320, 320)
     config = OrderConfig.load(pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json", builtin.model)
-    heads = [head for layer in config.layers for head in layer.heads]
+    heads = [FlatOrder.of(head) for layer in config.layers for head in layer.heads]
     assert {head.order for head in heads} == {1, 2, 3, 4, "exact"}
     assert {head.expansion for head in heads} == {"zero", "centre", "mean"}
     assert {head.window for head in heads} == {0, 32, 64, 128, 256}
@@ -258,12 +261,12 @@ def test_the_wrong_model_and_hand_edited_configs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="made for weights sha256"), taylorder.adapted(tuned, config):
         pass
     layers = list(config.layers)
-    ranked = HeadOrder(order=3, expansion="mean", ranks=(8, 8, 4))
+    ranked = HeadOrder(spec=HeadSpec(Taylor(3, "mean", (8, 8, 4))))
     layers[0] = LayerOrders(module=layers[0].module, heads=(ranked,) * 4)
     edited = OrderConfig(model=config.model, layers=tuple(layers))
     with pytest.raises(ConfigError, match="has ranks"), taylorder.adapted(model, edited):
         pass
-    centred = LayerOrders(module=layers[0].module, heads=(HeadOrder(order=3, expansion="centre"),) * 4)
+    centred = LayerOrders(module=layers[0].module, heads=(HeadOrder(spec=HeadSpec(Taylor(3, "centre"))),) * 4)
     edited = OrderConfig(model=config.model, layers=(centred, *layers[1:]))
     with pytest.raises(ConfigError, match="expansion 'centre' needs key centres"), taylorder.adapted(model, edited):
         pass

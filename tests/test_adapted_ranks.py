@@ -7,68 +7,25 @@ import copy
 import pytest
 import torch
 from generating import MODELS, in_pieces, padded_batch, score_space
-from mixed_orders import reference_output
+from mixed_orders import FULL, HALF, NONE, ranked_config, reference_output
 from tiny import TINY, tokens
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 import taylorder
-from taylorder.adapt import attention as runtime
-from taylorder.adapt.attention import plan_layer
 from taylorder.adapt.cache import TaylorCache
-from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.analysis.capture import run_layers
-from taylorder.analysis.truncation import key_centres
+from taylorder.adapt.layer_numbers import _rotated
+from taylorder.adapt.prepared import plan_layer
 from taylorder.errors import ConfigError, UsageError
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.kernels.spec import Exact, Near, Taylor
 from taylorder.models.describe import describe
-from taylorder.selection.rotations import balanced_rotations
 
 SIZES = (70, 1, 1, 1, 20, 1, 16)
 LENGTH = sum(SIZES)
 GROUPED = ["llama", "qwen3", "gemma3"]
-HALF, FULL, NONE = 0.5, 1.0, 0.0
-
-
-def group(module, kind, share):
-    """Decisions for one group: two orders and two expansions on shared ranks, plain Taylor, or exact."""
-    if kind == "exact" or module.sliding_window is not None:
-        return (HeadOrder(order="exact", error=0.0),) * module.group
-    near = {"window": 5, "sinks": 2} if module.causal else {}
-    if kind == "plain":
-        return (HeadOrder(order=3, **near),) * module.group
-    d, few = module.head_dim, int(module.head_dim * share)
-    ranks = (0, d, few, few if share == FULL else 2)
-    pairs = [(4, "mean"), (3, "centre")] * module.group
-    return tuple(
-        HeadOrder(order=order, expansion=expansion, **near, ranks=ranks[:order] if share else None)
-        for order, expansion in pairs[: module.group]
-    )
-
-
-def ranked_config(model, share=HALF):
-    """Ranked KV heads beside plain and exact ones; centres and rotations measured on random tokens.
-
-    ``share`` is that of the coordinates that degree 2 uses; ``NONE`` leaves ranks and rotations out.
-    """
-    description = describe(model, "tiny")
-    kinds = [["ranked", "plain"], ["exact", "ranked"], ["ranked", "ranked"], ["exact", "ranked"]]
-    layers = []
-    for module, row in zip(description.modules, kinds, strict=False):
-        chosen = [group(module, row[kv_head % 2], share) for kv_head in range(module.kv_heads)]
-        layers.append(LayerOrders(module=module.name, heads=tuple(head for heads in chosen for head in heads)))
-    config = OrderConfig(model=ModelIdentity.of(description), layers=tuple(layers))
-    centres, rotations = {}, {}
-
-    def consume(name, layer):
-        centres[name] = key_centres(layer)
-        pair = balanced_rotations(layer, centres[name])
-        rotations[name] = (pair.query, pair.key)
-
-    run_layers(model, tokens(4, 48, seed=9), consume)
-    config = config.with_key_centres(centres)
-    return config.with_rotations(rotations) if share else config
 
 
 def ranked_reference(model, config, **inputs):
@@ -87,17 +44,18 @@ def ranked_reference(model, config, **inputs):
         for h, head in enumerate(heads_of[name]):
             g = h * G // H
             q, k, v = query[:, h], key[:, g], value[:, g]
-            if head.order == "exact":
+            far = head.spec.far
+            if isinstance(far, Exact):
                 scores = (scaling * q @ k.mT).masked_fill(~attention_mask[:, 0], -1e300)
                 outputs.append(scores.softmax(-1) @ v)
                 continue
-            if head.expansion != "zero":
+            if far.expansion != "zero":
                 k = k - config.key_centres[name][g].double()
-            if head.ranks is not None:
+            if far.ranks is not None:
                 A_q, A_k = (matrix[g].double() for matrix in config.rotations[name])
                 q, k = torch.einsum("ij,btj->bti", A_q, q), torch.einsum("ij,btj->bti", A_k, k)
-            kernel = "mean" if head.expansion == "mean" else "zero"
-            spec = HeadSpec(head.order, kernel, head.window, head.sinks, head.ranks)
+            kernel = "mean" if far.expansion == "mean" else "centre"
+            spec = HeadSpec(Taylor(far.order, kernel, far.ranks), head.spec.near)
             valid = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
             output, _ = reference_attention(
                 q[:, None], k[:, None], v[:, None], [spec], scaling=scaling, causal=causal, valid=valid
@@ -249,7 +207,7 @@ def test_half_precision_is_rotated_in_float32_and_rounded_once():
     generator = torch.Generator().manual_seed(0)
     rotation = torch.randn(2, 16, 16, generator=generator)
     queries = torch.randn(3, 4, 5, 16, generator=generator).bfloat16()
-    found = runtime._rotated(queries, rotation)
+    found = _rotated(queries, rotation)
     expected = torch.einsum("bhtj,hij->bhti", queries.double(), rotation.double()[[0, 0, 1, 1]])
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
@@ -259,7 +217,7 @@ def uniform_ranked(model):
     """Order 3 around the mean with a near field, half of the coordinates at degree 2, in every head."""
     config = ranked_config(model)
     d = config.model.head_dim
-    head = HeadOrder(order=3, expansion="mean", window=6, sinks=2, ranks=(d, d, d // 2))
+    head = HeadOrder(spec=HeadSpec(Taylor(3, "mean", (d, d, d // 2)), Near(6, 2)))
     layers = tuple(layer.model_copy(update={"heads": (head,) * len(layer.heads)}) for layer in config.layers)
     return OrderConfig(model=config.model, layers=layers).with_rotations(config.rotations)
 
@@ -267,15 +225,16 @@ def uniform_ranked(model):
 def test_kv_heads_without_ranks_are_left_alone():
     model = TINY["llama"]()
     config = ranked_config(model)
-    ranked_and_plain, exact_and_ranked = (plan_layer(config, layer, guard=True) for layer in config.layers)
+    ranked_and_plain, exact_and_ranked = (plan_layer(config, layer) for layer in config.layers)
     identity = torch.eye(8)
     for plan, ranked, plain in ((ranked_and_plain, 0, 1), (exact_and_ranked, 1, 0)):
-        for planned, calibrated in zip(plan.rotations, config.rotations[plan.name], strict=True):
+        rotations = plan.numbers.query_rotation, plan.numbers.key_rotation
+        for planned, calibrated in zip(rotations, config.rotations[plan.name], strict=True):
             assert torch.equal(planned[plain], identity)
             assert torch.equal(planned[ranked], calibrated[ranked])
             assert not torch.equal(calibrated[plain], identity)
     without = ranked_config(model, NONE).with_rotations(config.rotations)
-    assert [plan_layer(without, layer, guard=True).rotations for layer in without.layers] == [None, None]
+    assert [plan_layer(without, layer).numbers.query_rotation for layer in without.layers] == [None, None]
 
 
 def test_ranks_without_rotations_are_refused_with_the_way_out():

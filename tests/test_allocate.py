@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taylorder.errors import UsageError
-from taylorder.selection.knapsack import Option, allocate, allocate_within, parse_bytes
+from taylorder.selection.knapsack import Option, allocate, allocate_within
+from taylorder.selection.settings import parse_bytes
 
 # Multiples of a power of two near the size of real losses: every sum of them is exact, so results compare with ==.
 LOSSES = st.integers(-50, 50).map(lambda steps: steps * 2.0**-30)

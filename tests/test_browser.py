@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,9 @@ from selenium.webdriver.support.ui import Select
 
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.claims.claim import Claim, Plot, Series, Table
+from taylorder.kernels.spec import Exact
 from taylorder.reports import html, html_claims
+from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.numbers import percent, percent_cell
 
 DRIVER = Path("/usr/bin/chromedriver")
@@ -86,11 +87,11 @@ def files(tmp_path_factory):
     numbers = synthetic.analysis(
         1, len(NUMBERS), 1, max_order=1, error=lambda _, head, *__: NUMBERS[head], guarded=lambda *_: 0.0, preview=False
     )
-    html.write(folder / "numbers.html", numbers, synthetic.selection(numbers))
-    html.write(folder / "small.html", MEASURED, CHOSEN, None, {"claims": [asdict(CLAIM)]})
-    html.write(folder / "wide.html", wide, synthetic.selection(wide), None, {"claims": [asdict(CLAIM)]})
-    document = {"models": ["one", "another"], "claims": [asdict(CLAIM)], "software": {"torch": "2"}}
-    (folder / "claims.html").write_text(html_claims.render(document, [Path("a b"), Path("c")], folder), "utf-8")
+    (folder / "numbers.html").write_text(html.render(numbers, synthetic.selection(numbers)), "utf-8")
+    (folder / "small.html").write_text(html.render(MEASURED, CHOSEN, None, (CLAIM,)), "utf-8")
+    (folder / "wide.html").write_text(html.render(wide, synthetic.selection(wide), None, (CLAIM,)), "utf-8")
+    claims = ClaimsReport(("one", "another"), (CLAIM,))
+    (folder / "claims.html").write_text(html_claims.render(claims, [Path("a b"), Path("c")], folder), "utf-8")
     return folder
 
 
@@ -211,7 +212,8 @@ def test_every_view_shows_its_figure(page):
     chosen = texts(page)
     marks = {"tolerance": "·", "group": "g", "sliding": "s", "cost": "c"}
     decided = [
-        str(head.choice.order) if head.choice.order != "exact" else marks[head.choice.reason] for head in CHOSEN.heads
+        marks[head.choice.reason] if isinstance(head.choice.spec.far, Exact) else str(head.choice.spec.far.order)
+        for head in CHOSEN.heads
     ]
     assert [cell for row in chosen for cell in row] == decided
     assert len(set(decided)) > 2
@@ -371,11 +373,11 @@ def test_the_detail_of_a_head_has_its_figures(page):
             *(percent(each.nonpositive_share) for each in found),
             percent(found[0].gaussian_prediction),
         ]
-    paths = page.execute_script(
-        "return [...document.querySelectorAll('#curves figure > svg .curve')].map((path) => path.getAttribute('d'))"
-    )
-    assert [path.count("L") for path in paths] == [3, 3, 3, 3]  # three expansions, and the near field's preview
-    heights = [[float(point.split()[1]) for point in path[1:].split("L")] for path in paths]
+    heights = page.execute_script("""
+        const series = [...document.querySelectorAll('#curves-drawn > [class^=series]')];
+        return series.map((each) => [...each.querySelectorAll('use')].map((mark) => Number(mark.getAttribute('y'))))""")
+    assert [len(line) for line in heights] == [4, 4, 4, 4]  # three expansions, and the near field's preview
+    assert len(page.find_elements(By.CSS_SELECTOR, "#curves-drawn .curve")) == 4 * 3
     assert all(line == sorted(line) for line in heights)  # errors fall with the order, so the curves go down
     assert "tolerance 7%" in text(page, "curves")
     page.find_element(By.ID, "head-2-0").click()
@@ -388,10 +390,10 @@ def test_plots_of_claims(chromium, files, name):
     page = chromium
     plots = page.find_elements(By.CSS_SELECTOR, ".plots figure")
     assert [plot.text.splitlines()[0] for plot in plots] == ["A gap", "Intervals"]
-    gap = plots[0].find_element(By.CSS_SELECTOR, "figure > svg .curve").get_attribute("d")
-    assert (gap.count("M"), gap.count("L")) == (2, 1)
+    assert len(plots[0].find_elements(By.CSS_SELECTOR, ".chart use")) == 3
+    assert len(plots[0].find_elements(By.CSS_SELECTOR, ".chart .curve")) == 1
     assert "Without 1 point that has no figure" in plots[0].text
-    assert len(plots[1].find_elements(By.CSS_SELECTOR, ".whisker")) == 2
+    assert len(plots[1].find_elements(By.CSS_SELECTOR, ".chart .whisker")) == 2
     assert plots[1].find_elements(By.CSS_SELECTOR, ".curve") == []
     details = page.find_element(By.CSS_SELECTOR, ".claim details")
     assert not details.find_element(By.TAG_NAME, "table").is_displayed()
@@ -400,17 +402,23 @@ def test_plots_of_claims(chromium, files, name):
     assert complaints(page) == []
 
 
-def test_plots_side_by_side_are_drawn_for_the_width_they_have(chromium, files):
-    """Drawn for another and shrunk, their letters would shrink, too."""
+def test_plots_keep_the_size_of_their_letters_whatever_their_width(chromium, files):
     opened(chromium, files / "claims.html")
+
+    def drawn():
+        letters = chromium.find_elements(By.CSS_SELECTOR, ".plots .chart text")
+        drawings = chromium.find_elements(By.CSS_SELECTOR, ".plots .chart")
+        return [each.size["height"] for each in letters], drawings
+
+    before, _ = drawn()
     with window_of(chromium, 900):
-        chromium.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
-        drawings = chromium.find_elements(By.CSS_SELECTOR, ".plots figure > svg")
-        assert len(drawings) == 2
-        assert drawings[0].location["y"] == drawings[1].location["y"]
-        for drawing in drawings:
-            drawn_for = float(drawing.get_dom_attribute("viewBox").split()[2])
-            assert drawn_for == pytest.approx(drawing.size["width"], rel=0.05)  # less a scrollbar
+        beside, (one, other) = drawn()
+        assert one.location["y"] == other.location["y"]
+        assert beside == before
+    with window_of(chromium, 420):
+        below, (one, other) = drawn()
+        assert one.location["y"] < other.location["y"]
+        assert below == before
 
 
 def test_a_page_of_claims_alone_has_its_theme_and_follows_the_width(chromium, files):
@@ -421,7 +429,7 @@ def test_a_page_of_claims_alone_has_its_theme_and_follows_the_width(chromium, fi
     assert button.text == "Theme: light"
 
     def drawn():
-        return chromium.find_element(By.CSS_SELECTOR, ".plots figure > svg").size["width"]
+        return chromium.find_element(By.CSS_SELECTOR, ".plots .chart").size["width"]
 
     before = drawn()
     with window_of(chromium, 420):
@@ -480,7 +488,7 @@ def test_the_page_does_not_scroll_sideways(chromium, files, name, width):
         chromium.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
         total, visible, drawing = chromium.execute_script("""
             const root = document.documentElement;
-            const charts = [...document.querySelectorAll('figure > svg')];
+            const charts = [...document.querySelectorAll('.chart')];
             const ends = charts.map((each) => each.getBoundingClientRect().right);
             return [root.scrollWidth, root.clientWidth, Math.max(...ends)]""")
         assert width - 20 <= visible <= width
@@ -491,10 +499,9 @@ def test_the_page_does_not_scroll_sideways(chromium, files, name, width):
 
 def test_charts_follow_the_width_of_the_window(page):
     def drawn():
-        return page.find_element(By.CSS_SELECTOR, "#curves figure > svg").size["width"]
+        return page.find_element(By.CSS_SELECTOR, "#curves .chart").size["width"]
 
     before = drawn()
     with window_of(page, 420):
         page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
         assert drawn() < before
-        assert page.find_element(By.CSS_SELECTOR, "#curves figure > svg").get_attribute("width") == str(drawn())

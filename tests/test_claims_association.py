@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
-from taylorder.claims.association import Pairs, adjusted, associate, detectable, kendall
+from taylorder.claims.association import Pairs, associate, detectable
 
 
-def pairs(n, correlation, seed=0, controls=None):
+def pairs(n, correlation, seed=0):
     draw = np.random.default_rng(seed)
     x, noise = draw.normal(size=(2, n))
-    return Pairs(x, correlation * x + np.sqrt(1 - correlation**2) * noise, controls)
+    return Pairs(x, correlation * x + np.sqrt(1 - correlation**2) * noise)
 
 
 def test_one_model_is_scipys_correlation():
     own = pairs(30, 0.6)
     found = associate([own])
     assert found.spearman.estimate == pytest.approx(stats.spearmanr(own.x, own.y).statistic)
-    assert found.p_value == pytest.approx(stats.spearmanr(own.x, own.y).pvalue, abs=0.01)
     assert found.layers == 30
     assert found.spearman.low < found.spearman.estimate < found.spearman.high
 
@@ -34,23 +31,20 @@ def test_the_interval_covers_the_correlation_it_should():
     assert np.mean([each.high - each.low for each in found]) < 0.6
 
 
-def test_no_association_has_an_interval_around_nothing_and_a_large_p():
+def test_no_association_has_an_interval_around_nothing():
     found = associate([pairs(30, 0.0, 3)])
     assert found.spearman.low < 0 < found.spearman.high
-    assert found.p_value > 0.05
 
 
 def test_a_strong_one_is_told_from_nothing():
     found = associate([pairs(30, 0.9)])
     assert found.spearman.low > 0.5
-    assert found.p_value < 0.001
 
 
 def test_a_negative_one_is_two_sided():
     own = pairs(30, 0.9)
     found = associate([Pairs(own.x, -own.y)])
     assert found.spearman.high < -0.5
-    assert found.p_value < 0.001
 
 
 def test_layers_of_two_models_are_never_ranked_against_each_other():
@@ -66,16 +60,6 @@ def test_a_few_layers_that_go_the_other_way_do_not_outvote_many():
     many, few = pairs(30, 0.9), Pairs(np.arange(6.0), -np.arange(6.0))
     found = associate([many, few])
     assert found.spearman.low > 0.3
-    assert found.p_value < 0.001
-
-
-def test_kendall_counts_ties_as_scipy_does():
-    draw = np.random.default_rng(0)
-    own = Pairs(*draw.integers(0, 4, (2, 20)).astype(float))
-    found = kendall([own])
-    assert found.estimate == pytest.approx(stats.kendalltau(own.x, own.y).statistic)
-    assert found.low < found.estimate < found.high
-    assert kendall([pairs(4, 0.9)]) is None
 
 
 def test_pooling_weighs_models_by_their_layers():
@@ -97,47 +81,9 @@ def test_a_figure_that_does_not_vary_tells_nothing():
     assert associate([Pairs(np.ones(10), np.arange(10.0))]) is None
 
 
-def test_what_a_third_figure_explains_is_held_fixed():
-    draw = np.random.default_rng(0)
-    cause, noise, more = draw.normal(size=(3, 60))
-    x, y = cause + 0.5 * noise, cause + 0.5 * more
-    plain, held = associate([Pairs(x, y)]), associate([Pairs(x, y, cause[:, None])])
-    assert plain.spearman.low > 0.4
-    assert abs(held.spearman.estimate) < 0.25
-    assert held.spearman.low < 0 < held.spearman.high
-    assert held.p_value > 0.05 > plain.p_value
-
-
-def test_the_partial_correlation_is_that_of_residuals_of_ranks():
-    draw = np.random.default_rng(1)
-    x, y, z = draw.normal(size=(3, 25))
-    ranks = [stats.rankdata(each) for each in (x, y, z)]
-    residuals = [own - np.polyval(np.polyfit(ranks[2], own, 1), ranks[2]) for own in ranks[:2]]
-    expected = np.corrcoef(*residuals)[0, 1]
-    assert associate([Pairs(x, y, z[:, None])]).spearman.estimate == pytest.approx(expected)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(5, 12), st.integers(0, 1000))
-def test_correlations_stay_in_range_with_ties(n, seed):
-    draw = np.random.default_rng(seed)
-    found = associate([Pairs(draw.integers(0, 3, n).astype(float), draw.integers(0, 3, n).astype(float))])
-    if found is not None:
-        assert -1 <= found.spearman.low <= found.spearman.high <= 1
-        assert 0 < found.p_value <= 1
-
-
 def test_more_layers_show_smaller_correlations():
     assert detectable([pairs(30, 0.0)]) == pytest.approx(0.50, abs=0.01)
     assert detectable([pairs(30, 0.0), pairs(30, 0.0)]) < detectable([pairs(30, 0.0)])
-
-
-def test_p_values_are_corrected_for_their_number():
-    assert adjusted([]) == []
-    assert adjusted([0.01]) == [0.01]
-    found = adjusted([0.01, 0.5, 0.02])
-    assert found[0] > 0.01
-    assert found[0] <= found[2] <= found[1]
 
 
 def test_lists_of_different_layers_are_refused():

@@ -8,14 +8,17 @@ from collections import Counter
 
 import pytest
 import tiny
+from claims_cases import SMALL, SMALL_NORMAL
 
+import taylorder
 from taylorder.analysis.analyze import analyze
-from taylorder.claims import measure
-from taylorder.claims.measurements import gaussian, order_losses, state_times
+from taylorder.claims import measure, registry
+from taylorder.claims.measurements.order_losses import LossMeasurement
 from taylorder.commands import claims as claims_command
+from taylorder.commands._shared import write_run
 from taylorder.models.loading import LoadedModel
 from taylorder.reports import claims as report
-from taylorder.reports import run_directory
+from taylorder.runs import run_directory
 from taylorder.selection.by_tolerance import select
 
 KEYS = ["alpha", "precision", "cost", "similar", "distance", "ranges", "degree", "lookup"]
@@ -24,14 +27,8 @@ KEYS = ["alpha", "precision", "cost", "similar", "distance", "ranges", "degree",
 @pytest.fixture
 def small(monkeypatch, tiny_tokenizer):
     """Everything at sizes of a tiny model; `small` lists what was loaded."""
-    for module, name, value in (
-        (measure, "LENGTH", 32), (measure, "SEQUENCES", 2), (measure, "ROWS", 4), (measure, "LONG", (16, 48)),
-        (measure, "LOSS_SEQUENCES", 2), (measure, "SCALED_LENGTH", 32), (order_losses, "ORDERS", (1, 3)),
-        (state_times, "LENGTHS", (8, 24)), (state_times, "ROUNDS", 2), (gaussian, "TOKENS", 300),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, value)
-    draw = gaussian.measure_gaussian
-    monkeypatch.setattr(gaussian, "measure_gaussian", lambda **options: draw(tokens=300, rows=4, heads=2, **options))
+    monkeypatch.setattr(registry, "MEASUREMENTS", SMALL)
+    monkeypatch.setattr(registry, "NORMAL_INPUTS", SMALL_NORMAL)
     loaded = []
 
     def load(name, **_):
@@ -50,9 +47,7 @@ def finished(tmp_path, tiny_tokenizer):
             rows=4, max_order=5, **options,
         )  # fmt: skip
         directory = tmp_path / architecture
-        run_directory.write(
-            directory, analysis, select(analysis, policy="error", tolerance=0.07, context=32), None, None
-        )
+        write_run(directory, analysis, select(analysis, policy="error", tolerance=0.07, context=32), None, None)
         return directory
 
     return make
@@ -65,7 +60,9 @@ def test_every_claim_gets_a_verdict_with_its_rule(run, small, finished):
     document = json.loads((directory / "claims.json").read_text())
     assert document["schema"] == "taylorder/claims@1"
     assert document["models"] == ["llama"]
-    assert [claim["key"] for claim in document["claims"]] == KEYS
+    keys = [claim["key"] for claim in document["claims"]]
+    assert len(set(keys)) == len(keys) == len(registry.VERDICTS)
+    assert [key for key in keys if key in KEYS] == KEYS
     verdicts = {claim["key"]: claim["verdict"] for claim in document["claims"]}
     assert verdicts["alpha"] == "not applicable"  # two layers
     assert verdicts["precision"] == "contradicted"
@@ -86,6 +83,18 @@ def test_what_was_measured_is_not_measured_again(run, small, finished):
     assert small == ["llama"]
     run("claims", directory, "--fresh")
     assert small == ["llama", "llama"]
+
+
+def test_python_judges_as_the_command_does(run, small, finished, tiny_tokenizer):
+    directory = finished("llama")
+    document = json.loads(run("claims", directory, "--format", "json")[1])
+    analysis = run_directory.read(directory)[0]
+    loaded = LoadedModel(tiny.llama(), tiny_tokenizer, "llama", None)
+    evidence = measure.measure(analysis, loaded, directory / "records-claims", measurements=SMALL)
+    claims = taylorder.judge_claims([evidence], SMALL_NORMAL.measure())
+    assert [(claim.key, claim.verdict, claim.reason) for claim in claims] == [
+        (claim["key"], claim["verdict"], claim["reason"]) for claim in document["claims"]
+    ]
 
 
 def test_several_models_are_pooled_into_a_place_of_their_own(run, small, finished, tmp_path, monkeypatch):
@@ -138,12 +147,13 @@ def test_a_stage_that_changes_is_measured_anew_and_no_other(run, small, finished
     run("claims", directory)
     records = directory / "records-claims"
     before = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
-    monkeypatch.setattr(order_losses, "ORDERS", (1, 2))
+    others = [each for each in SMALL if each.name != "losses"]
+    monkeypatch.setattr(registry, "MEASUREMENTS", (*others, LossMeasurement(length=32, sequences=2, orders=(1, 2))))
     code, _, _ = run("claims", directory)
     assert code == 0
     after = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
     changed = {path.parent.name for path, when in after.items() if before.get(path) != when}
-    assert changed == {"losses", "measured"}
+    assert changed == {"losses"}
 
 
 def test_figures_of_other_software_are_not_kept(run, small, finished, monkeypatch):

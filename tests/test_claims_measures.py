@@ -9,14 +9,15 @@ import tiny
 import torch
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states
-from taylorder.claims.measurements import gaussian, order_losses, state_times
-from taylorder.claims.measurements.gaussian import measure_gaussian
-from taylorder.claims.measurements.invariance import FACTORS, scale_queries
+from taylorder.claims.measure import finished
+from taylorder.claims.measurement import Subject
+from taylorder.claims.measurements import order_losses
+from taylorder.claims.measurements.normal_inputs import NormalInputs
 from taylorder.claims.measurements.order_losses import NEAR, measure_order_losses
 from taylorder.claims.measurements.score_ranges import measure_ranges
-from taylorder.claims.measurements.state_times import measure_times
+from taylorder.claims.measurements.state_times import TimeMeasurement
 from taylorder.claims.rounding import PRECISIONS, rounded
 from taylorder.models.describe import describe
 from taylorder.storage.records import Records
@@ -49,7 +50,7 @@ def test_rounding_has_the_error_of_its_bits():
 
 
 def test_the_papers_set_up_against_the_definition():
-    (found,) = measure_gaussian(head_dims=(8,), tokens=500, rows=4, heads=1)
+    (found,) = NormalInputs(head_dims=(8,), tokens=500, queries=4, heads=1).measure()
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(n, 8, generator=draw, dtype=torch.float64) for n in (4, 500, 500))
     exact, truncated = [], []
@@ -67,14 +68,14 @@ def test_the_papers_set_up_against_the_definition():
 
 def test_the_papers_set_up_says_what_is_known_of_it():
     """Four terms: small absolute errors of outputs that vanish with the number of keys, tens of percent relative."""
-    draws = measure_gaussian(head_dims=(64,), tokens=8192, rows=16, heads=2)
+    draws = NormalInputs(head_dims=(64,), tokens=8192, queries=16, heads=2).measure()
     for draw in draws:
         assert 0.15 < draw.relative_l2[4] < 0.4
         assert draw.median_error[4] < 3e-3
         assert 1e-4 < draw.rounding["fp16"] < 1e-3
         assert draw.relative_l2[6] < draw.relative_l2[4] < draw.relative_l2[3]
     assert len({draw.relative_l2[4] for draw in draws}) == 2
-    assert gaussian.TOKENS == 102_400
+    assert NormalInputs().tokens == 102_400
 
 
 def test_ranges_are_those_of_the_first_tokens():
@@ -103,10 +104,10 @@ def test_ranges_are_those_of_the_first_tokens():
 
 
 def test_losses_by_order_are_those_of_adapted_models(tmp_path, monkeypatch):
-    monkeypatch.setattr(order_losses, "ORDERS", (1, 3))
     model, ids = tiny.llama(), tokens(2, 40)
     described = describe(model, "tiny")
-    found = measure_order_losses(model, described, ids, records=Records(tmp_path, {}), progress=quiet)
+    options = {"orders": (1, 3), "records": Records(tmp_path, {}), "progress": quiet}
+    found = measure_order_losses(model, described, ids, **options)
     assert found.length == 40
     assert found.near.keys() == found.plain.keys() == {1, 3}
     for kind, near in (("near", NEAR), ("plain", (0, 0))):
@@ -118,16 +119,15 @@ def test_losses_by_order_are_those_of_adapted_models(tmp_path, monkeypatch):
                 assert getattr(found, kind)[order][place] == pytest.approx(expected, rel=1e-5)
     assert found.plain[1] != found.plain[3]
     monkeypatch.setattr(order_losses, "losses_of_states", None)  # nothing runs again
-    assert measure_order_losses(model, described, ids, records=Records(tmp_path, {}), progress=quiet) == found
+    assert measure_order_losses(model, described, ids, **options) == found
 
 
 def test_times_are_taken_in_turns_where_states_are_held(tmp_path, monkeypatch):
-    for name, value in (("LENGTHS", (80, 180)), ("ROUNDS", 2), ("TOKENS", 3), ("ORDERS", (2,)), ("WINDOW", 8)):
-        monkeypatch.setattr(state_times, name, value)
+    measurement = TimeMeasurement(lengths=(80, 180), rounds=2, tokens=3, orders=(2,), window=8)
     monkeypatch.setattr(tiny, "CONTEXT", 256)
     model = tiny.llama()
-    described = describe(model, "tiny")
-    found = measure_times(model, described, records=Records(tmp_path, {}), progress=quiet)
+    subject = Subject(describe(model, "tiny"), model, None)
+    found = finished(measurement, subject, Records(tmp_path, {}), quiet)
     assert found.lengths == (80, 180)
     assert found.states == ["order 2"]
     for rounds in found.milliseconds.values():
@@ -137,36 +137,11 @@ def test_times_are_taken_in_turns_where_states_are_held(tmp_path, monkeypatch):
     assert exact[1] == pytest.approx(exact[0] * 180 / 80)
     assert found.constant("order 2") == [0, 1]
     assert state[0] == state[1]
-    monkeypatch.setattr(state_times, "_measure", None)  # nothing runs again
-    assert measure_times(model, described, records=Records(tmp_path, {}), progress=quiet) == found
-
-
-def test_scaling_weights_moves_scores_and_not_alpha():
-    model = tiny.llama()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = scale_queries(model, describe(model, "tiny"), tokens(1, 48), [torch.arange(8, 48)])
-    assert [row.factor for row in found.rows] == list(FACTORS)
-    assert len({round(row.alpha, 4) for row in found.rows}) == 1
-    for row in found.rows:
-        assert row.score_std == pytest.approx(found.rows[2].score_std * row.factor, rel=1e-4)
-    assert found.rows[0].error < found.rows[1].error < found.rows[2].error < found.rows[3].error
-    assert "normalises" not in found.note
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
-def test_where_queries_are_normalised_their_size_never_reaches_the_scores():
-    model = tiny.qwen3()
-    found = scale_queries(model, describe(model, "tiny"), tokens(1, 48), [torch.arange(8, 48)])
-    assert max(row.score_std for row in found.rows) == pytest.approx(min(row.score_std for row in found.rows), rel=1e-3)
-    assert "normalises" in found.note
-
-
-def test_interleaved_projections_cannot_be_scaled():
-    model = tiny.pythia()
-    assert scale_queries(model, describe(model, "tiny"), tokens(1, 48), [torch.arange(8, 48)]) is None
+    monkeypatch.setattr(TimeMeasurement, "measure", None)  # nothing runs again
+    assert finished(measurement, subject, Records(tmp_path, {}), quiet) == found
 
 
 def test_a_model_that_sees_fewer_tokens_than_are_timed_has_no_times(tmp_path):
     model = tiny.llama()  # 64 tokens, and 66 are fed one by one
-    assert measure_times(model, describe(model, "tiny"), records=Records(tmp_path, {}), progress=quiet) is None
+    subject = Subject(describe(model, "tiny"), model, None)
+    assert finished(TimeMeasurement(), subject, Records(tmp_path, {}), quiet) is None

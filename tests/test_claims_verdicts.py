@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 
 import numpy as np
 import pytest
-import synthetic
+from claims_cases import evidence, losses, model, normal_heads, score
 
-from taylorder.claims.evidence import Evidence, Measured, above, below, over_layers, overall
+from taylorder.claims.evidence import above, below, over_layers, overall
 from taylorder.claims.layers import Layers
 from taylorder.claims.measurements import heads
-from taylorder.claims.measurements.gaussian import GaussianHead
-from taylorder.claims.measurements.heads import DISTANCES, MOST, ORDERS, TIES, HeadSums
-from taylorder.claims.measurements.order_losses import OrderLosses
+from taylorder.claims.measurements.heads import ORDERS
 from taylorder.claims.measurements.score_ranges import RangesByLength
 from taylorder.claims.measurements.state_times import StateTimes
-from taylorder.claims.measurements.task_scores import TaskScore
 from taylorder.claims.rounding import PRECISIONS
 from taylorder.claims.verdicts.constant_cost import constant_cost_claim
 from taylorder.claims.verdicts.degree import degree_claim
@@ -27,60 +23,6 @@ from taylorder.claims.verdicts.precision import precision_claim
 from taylorder.claims.verdicts.ranges import ranges_claim, tolerated_std
 from taylorder.claims.verdicts.similar import similar_claim
 from taylorder.evaluation.intervals import Interval
-from taylorder.evaluation.tasks import TaskRow
-
-HEADS = 2
-
-
-def sums(layer=0, *, truncation=0.04, fp16=1e-7, kept=0.3, alone=0.2, past=2.0, sinks=0.5):
-    """Sums of one module; a little different from layer to layer."""
-    draw = random.Random(layer)
-
-    def near(value):
-        return [value * draw.uniform(0.9, 1.1) for _ in range(HEADS)]
-
-    ends = np.array([*DISTANCES, 2 * DISTANCES[-1], 0])
-    mass = np.where(ends > 0, 1.0, 5.0)
-    ratio = np.where(ends > 64, past, 1.0) * np.where(ends > 0, 1.0, sinks)
-    buckets = len(DISTANCES) + 1
-    return HeadSums(
-        output=[1.0] * HEADS,
-        elements=[100.0] * HEADS,
-        rounding=[near(fp16 * 10**place) for place in range(len(PRECISIONS))],
-        truncation=[near(truncation) for _ in ORDERS],
-        tied_rows=[[10.0] * HEADS for _ in range(len(TIES) + 1)],
-        tied_mass=[[5.0] * HEADS for _ in range(len(TIES) + 1)],
-        tied_truncated=[[near(5 * (kept if ties else alone)) for _ in ORDERS] for ties in range(len(TIES) + 1)],
-        mass=[[each] * HEADS for each in mass],
-        truncated_mass=[[near(each) for each in mass * ratio] for _ in ORDERS],
-        moved=[[near(0.01) for _ in mass] for _ in ORDERS],
-        by_keys_output=[[1.0] * HEADS] * buckets,
-        by_keys_rounding=[[0.01] * HEADS] * buckets,
-        by_keys_truncation=[[0.1] * HEADS] * buckets,
-        degrees=[near(0.1) for _ in range(MOST)],
-        numerator=[1.0] * HEADS,
-    )
-
-
-def evidence(name="model", layers=8, *, causal=True, std=None, measured=None, **figures):
-    made = synthetic.analysis(layers, HEADS, 1, name=name, causal=causal)
-    if std is not None:
-        made = dataclasses.replace(
-            made, candidates=tuple(dataclasses.replace(row, score_std=std) for row in made.candidates)
-        )
-    found = {module.name: sums(place, **figures) for place, module in enumerate(made.model.modules)}
-    return Evidence(Layers(made), Measured(found, **(measured or {})))
-
-
-def draws(relative=0.25, fp16=5e-4):
-    return [
-        GaussianHead(
-            d, 0.005, dict.fromkeys((3, 4, 5, 6), 7e-4), dict.fromkeys((3, 4, 5, 6), relative * (1 + 0.1 * turn)),
-            {each: 1e-6 * 5**place for place, each in enumerate(PRECISIONS)},
-            {each: fp16 * 5**place for place, each in enumerate(PRECISIONS)},
-        )
-        for d in (8, 64) for turn in range(4)
-    ]  # fmt: skip
 
 
 def test_verdicts_follow_from_whole_intervals():
@@ -104,7 +46,7 @@ def test_layers_without_a_figure_take_no_part():
 
 class TestPrecision:
     def test_large_relative_errors_contradict_though_absolute_ones_are_small(self):
-        found = precision_claim(draws(), [evidence()])
+        found = precision_claim(evidence(model()))
         assert found.verdict == "contradicted"
         assert "0.0007" in found.reason
         assert "29%" in found.reason
@@ -112,22 +54,23 @@ class TestPrecision:
         assert ratio.estimate == pytest.approx((0.04 / 1e-7) ** 0.5, rel=0.05)
 
     def test_errors_of_float16_support(self):
-        assert precision_claim(draws(relative=5e-4), [evidence(truncation=1e-7)]).verdict == "supported"
+        small = evidence(model(truncation=1e-7), normal=normal_heads(relative=5e-4))
+        assert precision_claim(small).verdict == "supported"
 
     def test_models_that_differ_from_the_set_up_leave_it_undecided(self):
-        assert precision_claim(draws(), [evidence(truncation=1e-7)]).verdict == "undecided"
+        assert precision_claim(evidence(model(truncation=1e-7))).verdict == "undecided"
 
     def test_every_precision_and_order_has_a_row(self):
-        setup, model = precision_claim(draws(), [evidence()]).tables
+        setup, of_model = precision_claim(evidence(model())).tables
         assert len(setup.rows) == 2 * (4 + len(PRECISIONS))
-        assert [row[0] for row in model.rows] == [*(f"order {order}" for order in ORDERS), *PRECISIONS]
+        assert [row[0] for row in of_model.rows] == [*(f"order {order}" for order in ORDERS), *PRECISIONS]
         assert all(row[2] > 0 for row in setup.rows)
-        for _, _, relative, _, absolute, rms in model.rows:
+        for _, _, relative, _, absolute, rms in of_model.rows:
             assert rms == pytest.approx(0.1)
             assert absolute == pytest.approx(relative * rms)
 
     def test_absolute_errors_of_rounding_stand_beside_those_of_truncation(self):
-        found = precision_claim(draws(), [evidence()])
+        found = precision_claim(evidence(model()))
         effects = {effect.name: effect.estimate for effect in found.effects}
         assert effects["normal inputs, d = 64: median absolute error of an element"] == pytest.approx(7e-4)
         assert effects["normal inputs, d = 64: the same of rounding to float16"] == pytest.approx(1e-6)
@@ -136,15 +79,16 @@ class TestPrecision:
 
 class TestSimilar:
     def test_weight_that_is_lost_supports(self):
-        found = similar_claim([evidence(kept=0.3)])
+        found = similar_claim(evidence(model(kept=0.3)))
         assert found.verdict == "supported"
         assert found.effects[0].estimate == pytest.approx(0.3, rel=0.05)
 
     def test_weight_that_is_kept_contradicts(self):
-        assert similar_claim([evidence(kept=0.98)]).verdict == "contradicted"
+        assert similar_claim(evidence(model(kept=0.98))).verdict == "contradicted"
 
     def test_a_best_key_alone_is_the_control(self):
-        worse, better = similar_claim([evidence(kept=0.3, alone=0.6)]), similar_claim([evidence(kept=0.3, alone=0.15)])
+        worse = similar_claim(evidence(model(kept=0.3, alone=0.6)))
+        better = similar_claim(evidence(model(kept=0.3, alone=0.15)))
         for found, sign in ((worse, -1), (better, 1)):
             (control,) = (effect for effect in found.effects if "over what a single" in effect.name)
             assert control.estimate == pytest.approx(sign * np.log(2), rel=0.15)
@@ -153,11 +97,11 @@ class TestSimilar:
         assert "alone keeps 15% in model: their number does no harm" in better.reason
 
     def test_models_that_differ(self):
-        assert similar_claim([evidence(kept=0.3), evidence("other", kept=0.98)]).verdict == "undecided"
+        assert similar_claim(evidence(model(kept=0.3), model("other", kept=0.98))).verdict == "undecided"
 
     def test_made_up_scores_say_what_they_must(self):
         """The wider the scores the less is left; high orders leave more; within a window they get too much instead."""
-        table = similar_claim([evidence()]).tables[0]
+        table = similar_claim(evidence(model())).tables[0]
         rows = {(row[0], row[1]): row for row in table.rows}
         assert rows[0.5, 1][7] > 0.95 > rows[3.0, 1][7]
         for row in rows.values():
@@ -169,31 +113,31 @@ class TestSimilar:
 
 class TestDistance:
     def test_more_weight_on_the_past_supports(self):
-        found = distance_claim([evidence(past=2.0)])
+        found = distance_claim(evidence(model(past=2.0)))
         assert found.verdict == "supported"
         assert found.effects[0].estimate == pytest.approx(np.log(2), rel=0.1)
         assert any(f"keys of the text is multiplied by 0.{share} in model" in found.reason for share in (49, 50, 51))
 
     def test_errors_are_told_by_distance(self):
-        _, errors, _ = distance_claim([evidence()]).tables
+        _, errors, _ = distance_claim(evidence(model())).tables
         assert errors.title == "model: error by distance"
         assert errors.rows[-1][0] == "the first 4 keys"
         assert all(each == pytest.approx(0.1, rel=0.05) for row in errors.rows for each in row[1:])
 
     def test_less_contradicts(self):
-        assert distance_claim([evidence(past=0.5)]).verdict == "contradicted"
+        assert distance_claim(evidence(model(past=0.5))).verdict == "contradicted"
 
     def test_encoders_have_no_past(self):
-        assert distance_claim([evidence(causal=False)]).verdict == "not applicable"
+        assert distance_claim(evidence(model(causal=False))).verdict == "not applicable"
 
 
 class TestRanges:
     def test_wild_scores_contradict_and_mild_ones_support(self):
-        assert ranges_claim([evidence(std=3.0)]).verdict == "contradicted"
-        assert ranges_claim([evidence(std=0.2)]).verdict == "supported"
+        assert ranges_claim(evidence(model(std=3.0))).verdict == "contradicted"
+        assert ranges_claim(evidence(model(std=0.2))).verdict == "supported"
 
     def test_no_head_of_a_few_layers_is_not_certainty(self):
-        (effect,) = ranges_claim([evidence(std=3.0)]).effects
+        (effect,) = ranges_claim(evidence(model(std=3.0))).effects
         assert (effect.estimate, effect.low) == (0, 0)
         assert 0.2 < effect.high < 0.5
 
@@ -206,37 +150,26 @@ class TestRanges:
     def test_growth_with_context_is_told(self):
         lengths = (256, 1024)
         largest = {f"model.layers.{layer}.self_attn": [[5.0, 5.0], [8.0, 8.0]] for layer in range(8)}
-        found = ranges_claim([evidence(std=3.0, measured={"ranges": RangesByLength(lengths, largest)})])
+        found = ranges_claim(evidence(model(std=3.0, measured={"ranges": RangesByLength(lengths, largest)})))
         assert f"{5 / np.log(256):.1f} to {8 / np.log(1024):.1f} times ln n" in found.reason
         assert found.plots[0].series[-1].name == "ln n"
 
 
-def losses(step):
-    """Losses that change by ``step`` from one odd order to the next, on sequences of different difficulty."""
-    exact = (1.0, 2.0, 3.0, 4.0)
-    noise = random.Random(0)
-    by_order = {
-        order: tuple(each + 1 + step * order / 2 + noise.uniform(-0.01, 0.01) for each in exact)
-        for order in (1, 2, 3, 5, 7)
-    }
-    return OrderLosses(1024, exact, by_order, by_order)
-
-
 class TestDegree:
     def test_losses_that_fall_support_and_those_that_rise_contradict(self):
-        assert degree_claim([evidence(measured={"losses": losses(-0.1)})]).verdict == "supported"
-        assert degree_claim([evidence(measured={"losses": losses(0.1)})]).verdict == "contradicted"
-        assert degree_claim([evidence(measured={"losses": losses(0.0)})]).verdict == "undecided"
+        assert degree_claim(evidence(model(measured={"losses": losses(-0.1)}))).verdict == "supported"
+        assert degree_claim(evidence(model(measured={"losses": losses(0.1)}))).verdict == "contradicted"
+        assert degree_claim(evidence(model(measured={"losses": losses(0.0)}))).verdict == "undecided"
 
     def test_steps_are_paired_by_sequence(self):
-        found = degree_claim([evidence(measured={"losses": losses(-0.1)})])
+        found = degree_claim(evidence(model(measured={"losses": losses(-0.1)})))
         assert len(found.effects) == 3
         for effect in found.effects:
             assert effect.estimate == pytest.approx(-0.1, abs=0.02)
             assert effect.high - effect.low < 0.1, "sequences of different difficulty would spread over a nat"
 
     def test_every_order_has_its_loss_and_perplexity(self):
-        found = degree_claim([evidence(measured={"losses": losses(-0.1)})])
+        found = degree_claim(evidence(model(measured={"losses": losses(-0.1)})))
         table = next(table for table in found.tables if "loss with every head" in table.title)
         assert [row[0] for row in table.rows] == [1, 2, 3, 5, 7]
         for row in table.rows:
@@ -246,18 +179,18 @@ class TestDegree:
                 assert low < delta < high
 
     def test_layers_that_stay_exact_are_told(self):
-        model = evidence(measured={"losses": losses(-0.1)})
+        layered = model(measured={"losses": losses(-0.1)})
         modules = tuple(
             dataclasses.replace(module, sliding_window=16 if place else None)
-            for place, module in enumerate(model.model.modules)
+            for place, module in enumerate(layered.model.modules)
         )
-        description = dataclasses.replace(model.model, modules=modules)
-        analysis = dataclasses.replace(model.layers.analysis, model=description)
-        found = degree_claim([dataclasses.replace(model, layers=Layers(analysis))])
+        description = dataclasses.replace(layered.model, modules=modules)
+        analysis = dataclasses.replace(layered.layers.analysis, model=description)
+        found = degree_claim(evidence(dataclasses.replace(layered, layers=Layers(analysis))))
         assert found.effects[0].name.startswith("model (1 of 8 layers): ")
 
     def test_without_losses_errors_are_told_and_nothing_is_decided(self):
-        found = degree_claim([evidence(causal=False)])
+        found = degree_claim(evidence(model(causal=False)))
         assert found.verdict == "not applicable"
         assert "from order 1 to 7" in found.reason
 
@@ -271,52 +204,42 @@ class TestCost:
         return {"times": StateTimes((256, 1024, 4096), milliseconds, whole, {"order 3": replaced or held})}
 
     def test_constant_times_support_and_growing_ones_contradict(self):
-        assert constant_cost_claim([evidence(measured=self.times(20.5))]).verdict == "supported"
-        assert constant_cost_claim([evidence(measured=self.times(40.0))]).verdict == "contradicted"
+        assert constant_cost_claim(evidence(model(measured=self.times(20.5)))).verdict == "supported"
+        assert constant_cost_claim(evidence(model(measured=self.times(40.0)))).verdict == "contradicted"
 
     def test_contexts_whose_keys_are_still_kept_are_no_evidence(self):
         """After 256 tokens keys take less than a state: what grows from there to a state is no growth of its time."""
-        found = constant_cost_claim([evidence(measured=self.times(20.5, held=(1, 4, 4)))])
+        found = constant_cost_claim(evidence(model(measured=self.times(20.5, held=(1, 4, 4)))))
         assert found.effects[0].estimate == pytest.approx(20.5 / 20)
         assert "from 1,024 to 4,096 tokens" in found.effects[0].name
         assert found.effects[1].estimate == pytest.approx(3)
-        filling = constant_cost_claim([evidence(measured=self.times(20.5, held=(1, 4, 4), replaced=(1, 1, 1)))])
+        filling = constant_cost_claim(evidence(model(measured=self.times(20.5, held=(1, 4, 4), replaced=(1, 1, 1)))))
         assert "from 256 to 4,096 tokens" in filling.effects[0].name, "only a sliding window filled up"
-        never = constant_cost_claim([evidence(measured=self.times(20.5, held=(1, 4, 16)))])
+        never = constant_cost_claim(evidence(model(measured=self.times(20.5, held=(1, 4, 16)))))
         assert never.verdict == "not applicable"
         assert not never.effects
 
     def test_measured_crossovers_are_told(self):
-        found = constant_cost_claim([evidence(measured=self.times(20.5))])
+        found = constant_cost_claim(evidence(model(measured=self.times(20.5))))
         assert "order 3 from 4,096 tokens on smaller and from 4,096 tokens on faster" in found.reason
-        slow = constant_cost_claim([evidence(measured=self.times(70.0, held=(99, 99, 99)))])
+        slow = constant_cost_claim(evidence(model(measured=self.times(70.0, held=(99, 99, 99)))))
         assert "order 3 up to 4,096 tokens not smaller and up to 4,096 tokens not faster" in slow.reason
 
     def test_the_crossovers_are_told_whatever_the_clock_says(self):
-        found = constant_cost_claim([evidence(measured=self.times(20.5))])
+        found = constant_cost_claim(evidence(model(measured=self.times(20.5))))
         assert "2,179 tokens on at order 3" in found.reason
         assert "48,654 at order 4" in found.reason
         assert found.tables[0].rows[3][:2] == (4, 47905)
 
     def test_encoders_are_counted_in_multiplications(self):
-        found = constant_cost_claim([evidence(causal=False)])
+        found = constant_cost_claim(evidence(model(causal=False)))
         assert found.verdict == "not applicable"
         assert "fewer multiplications" in found.reason
 
 
-def score(name, kind, task, difference, *, can=True):
-    own = Interval(0.9 + difference, 0.8 + difference, 1.0)
-    delta = Interval(difference, difference - 0.02, difference + 0.02)
-    row = TaskRow(
-        task, 1024, None, 4, 20, 0.1, Interval(0.9, 0.8, 1.0), own, delta, 1.0, 2.0, Interval(0, 0, 0),
-        Interval(0, 0, 0), Interval(0, 0, 0), not can,
-    )  # fmt: skip
-    return TaskScore(name, kind, 1024, 4096, row)
-
-
 class TestLookup:
     def judged(self, *scores):
-        return lookup_claim([evidence(measured={"scores": scores})])
+        return lookup_claim(evidence(model(measured={"tasks": scores})))
 
     def test_states_that_fail_everywhere_support(self):
         found = self.judged(

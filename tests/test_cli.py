@@ -14,16 +14,17 @@ import tiny
 from command_line import ROOT, defaults, heavy_imports, options
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.commands._shared import write_run
 from taylorder.errors import UnsupportedModelError
 from taylorder.models.describe import describe
-from taylorder.reports import run_directory
 from taylorder.reports.progress import StderrProgress
+from taylorder.runs import run_directory
 
 
 @pytest.fixture
 def directory(tmp_path):
     measured = synthetic.analysis(layers=4)
-    run_directory.write(tmp_path / "run", measured, synthetic.selection(measured))
+    write_run(tmp_path / "run", measured, synthetic.selection(measured))
     return tmp_path / "run"
 
 
@@ -54,17 +55,11 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert out.strip()
 
 
-def test_a_budget_is_shared_out_by_the_default_criterion():
-    from taylorder.selection.criteria import DEFAULT_CRITERION
-
-    assert defaults("analyze")["--criterion"] == DEFAULT_CRITERION
-
-
 CONTRACT = {
     "analyze": {
         "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
-        "--budget": None, "--levers": None, "--criterion": "iterative", "--lever-length": None, "--fresh": False,
+        "--budget": None, "--levers": None, "--lever-length": None, "--fresh": False,
         "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--device": "cpu",
         "--dtype": "float32",
         "--format": "human",

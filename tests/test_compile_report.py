@@ -16,6 +16,7 @@ from taylorder.commands import compile_report as command
 from taylorder.compile_report import ahead_of_time, compilers, sass
 from taylorder.kernels.triton_backend import settings
 from taylorder.reports import compiled
+from taylorder.reports.render import plain_text
 
 ROW_KEYS = {
     "kernel", "target", "config", "registers", "spills", "shared_bytes", "shared_limit_bytes", "warps", "stages",
@@ -188,7 +189,7 @@ def report():
 
 
 def test_the_human_report_says_what_spills_fails_and_cannot_be_launched(report):
-    text = compiled.as_text(report)
+    text = plain_text(compiled.sections(report))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "taylorder compile-report"
@@ -212,7 +213,7 @@ def test_the_human_report_says_what_spills_fails_and_cannot_be_launched(report):
 
 
 def test_the_human_report_says_so_when_nothing_is_wrong(report):
-    text = compiled.as_text(replace(report, rows=report.rows[:1], targets=("sm_80",)))
+    text = plain_text(compiled.sections(replace(report, rows=report.rows[:1], targets=("sm_80",))))
     assert "All 1 compiled." in text
     assert "None spills registers." in text
     assert "could not be launched" not in text

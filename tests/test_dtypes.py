@@ -11,11 +11,12 @@ import torch
 
 import taylorder
 from taylorder.claims.measure import measure, measured_before
+from taylorder.commands._shared import write_run
 from taylorder.errors import ConfigError, TaylorderError
 from taylorder.models.describe import describe
 from taylorder.models.loading import load
-from taylorder.reports import run_directory
 from taylorder.reports.reproduce import analyze_command
+from taylorder.runs import run_directory
 from taylorder.selection.by_tolerance import select
 
 _SIZES = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 2, "--no-eval")
@@ -111,7 +112,7 @@ def test_the_command_that_repeats_a_run_names_the_dtype(analysed):
 
 def test_a_report_that_states_no_dtype_is_of_float32(analysed, tmp_path):
     analysis = analysed("float32")
-    run_directory.write(tmp_path, analysis, select(analysis, policy="error", tolerance=0.07, context=64))
+    write_run(tmp_path, analysis, select(analysis, policy="error", tolerance=0.07, context=64))
     document = json.loads((tmp_path / "report.json").read_text())
     del document["model"]["dtype"]
     (tmp_path / "report.json").write_text(json.dumps(document))
@@ -121,7 +122,7 @@ def test_a_report_that_states_no_dtype_is_of_float32(analysed, tmp_path):
 @pytest.mark.parametrize(("option", "dtype"), [((), "float16"), (("--dtype", "bfloat16"), "bfloat16")])
 def test_claims_load_the_model_as_it_was_analysed(analysed, tmp_path, run, monkeypatch, option, dtype):
     analysis = analysed("float16")
-    run_directory.write(tmp_path, analysis, select(analysis, policy="error", tolerance=0.07, context=64))
+    write_run(tmp_path, analysis, select(analysis, policy="error", tolerance=0.07, context=64))
 
     def load(name, **options):
         raise TaylorderError(f"asked for {name} in {options['dtype']}")
@@ -135,8 +136,8 @@ def test_claims_load_the_model_as_it_was_analysed(analysed, tmp_path, run, monke
 def test_claims_measured_in_another_dtype_are_measured_anew(analysed, tmp_path, folder):
     analysis = analysed("float16")
     assert measured_before(analysis, tmp_path, "cpu", "float16") is None
-    settings = (tmp_path / "measured" / "settings.json").read_text()
+    settings = (tmp_path / "heads" / "settings.json").read_text()
     assert measured_before(analysis, tmp_path, "cpu", "bfloat16") is None
-    assert (tmp_path / "measured" / "settings.json").read_text() != settings
+    assert (tmp_path / "heads" / "settings.json").read_text() != settings
     with pytest.raises(ConfigError, match=r"weights differ; that was in float16.*--dtype float16"):
         measure(analysis, load(str(folder)), tmp_path)

@@ -16,18 +16,22 @@ from evaluations import (
 )
 from synthetic import replaced
 
+from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
-from taylorder.reports import evaluation, evaluation_tables, run_directory, terminal, verdict
+from taylorder.reports import evaluation, evaluation_tables, terminal, verdict
 from taylorder.reports import evaluation_words as words
-from taylorder.reports.document import as_document, as_json
+from taylorder.reports.document import as_document
 from taylorder.reports.evaluation_document import as_document as as_eval_document
+from taylorder.reports.render import plain_text
+from taylorder.runs import run_directory
+from taylorder.storage.finite_json import as_json
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_reports_are_readable_at_80_columns_without_colour(name):
-    text = evaluation.as_text(REPORTS[name]())
+    text = plain_text(evaluation.sections(REPORTS[name]()))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert "\x1b" not in text
@@ -36,7 +40,7 @@ def test_reports_are_readable_at_80_columns_without_colour(name):
 
 
 def test_the_report_has_every_figure():
-    text = evaluation.as_text(REPORTS["whole"]())
+    text = plain_text(evaluation.sections(REPORTS["whole"]()))
     for part in (
         "8 sequences of 4,096 tokens",
         "config        100 KiB  3.700 [3.500, 3.900]",
@@ -115,7 +119,7 @@ def test_one_sequence_decides_nothing():
 def test_the_verdict_names_every_rival_in_the_table(name):
     for made in REPORTS[name]().evaluation.comparisons:
         table = evaluation_tables.hidden(made) if name == "encoder" else evaluation_tables.figures(made)
-        rows = list(table.columns[0].cells)
+        rows = [row[0].text for row in table.rows]
         assert rows[:2] == ["exact", "config"]
         (told,) = words.verdicts(Evaluation(False, (made,)))
         for rival in rows[2:]:
@@ -198,7 +202,7 @@ NONE = Evaluation(False, (), "made up has 3 tokens, fewer than one sequence of 1
 @pytest.mark.parametrize("short", [SHORT, SHORT_EXACT, NONE, Evaluation(False, (hidden_comparison(),))])
 def test_a_run_comes_back_with_its_evaluation(tmp_path, short):
     chosen = synthetic.selection(MEASURED)
-    run_directory.write(tmp_path, MEASURED, chosen, short)
+    write_run(tmp_path, MEASURED, chosen, short)
     assert run_directory.read_evaluation(tmp_path) == short
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report == as_document(MEASURED, chosen, None, short)
@@ -207,7 +211,7 @@ def test_a_run_comes_back_with_its_evaluation(tmp_path, short):
 
 def test_a_run_without_an_evaluation_says_that_losses_were_not_measured(tmp_path):
     chosen = synthetic.selection(MEASURED)
-    run_directory.write(tmp_path, MEASURED, chosen)
+    write_run(tmp_path, MEASURED, chosen)
     assert run_directory.read_evaluation(tmp_path) is None
     text = " ".join(terminal.as_text(MEASURED, chosen).split())
     assert "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them" in text

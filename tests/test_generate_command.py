@@ -15,15 +15,16 @@ from mixed_orders import mixed_config
 import taylorder
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.generate import Comparison, Generated, generated, stream
+from taylorder.adapt.generate import Generated, GeneratedPair, generated, stream
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError
-from taylorder.evaluation.evaluate import Continuations, _draw, _repetition, evaluate
+from taylorder.evaluation.evaluate import Continuations, _draw, _repetition, compare_with_rivals
 from taylorder.models.describe import describe
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_document import as_document
+from taylorder.reports.render import plain_text
 
 PROMPT = "It was a dark and stormy night; "
 SPEED = r"\d+ tokens?, [\d.e+]+ tokens per second, the first after [\d.e+-]+ s; cache [\d.]+ KiB held, "
@@ -185,13 +186,13 @@ def test_the_words():
         "exact: 1 token, the first after 0.5 s; cache 2 KiB held, 1 KiB nominal"
     )
     one, other = continuation("abc\nd"), continuation("abc\nxyz")
-    assert generation.parting(Comparison(one, other, 4, "abc\n")) == (
+    assert generation.parting(GeneratedPair(one, other, 4, "abc\n")) == (
         "The texts part after 4 tokens ...'abc\\n': exact goes on 'd', adapted 'xyz'."
     )
-    assert generation.parting(Comparison(continuation("ab"), continuation("abc"), 2, "ab")) == (
+    assert generation.parting(GeneratedPair(continuation("ab"), continuation("abc"), 2, "ab")) == (
         "The texts part after 2 tokens ...'ab': exact goes on no further, adapted 'c'."
     )
-    split = Comparison(continuation("aé"), continuation("aè"), 2, "a\N{REPLACEMENT CHARACTER}")
+    split = GeneratedPair(continuation("aé"), continuation("aè"), 2, "a\N{REPLACEMENT CHARACTER}")
     assert generation.parting(split) == "The texts part after 2 tokens ...'a': exact goes on 'é', adapted 'è'."
 
 
@@ -202,7 +203,7 @@ def test_eval_continues_prompts_greedily(model, tiny_tokenizer):
 
     def measured(config):
         options = {"text": text, "lengths": [32], "tokens": 64, "alphas": {}}
-        return evaluate(model, tiny_tokenizer, description, config, **options).continuations
+        return compare_with_rivals(model, tiny_tokenizer, description, config, **options).continuations
 
     before = structure(model)
     found = measured(config)
@@ -257,7 +258,7 @@ def test_lookups_stand_against_their_bytes():
     for each in found:
         assert each.config_bytes == config_bytes(made.config, made.model, each.length)
         assert each.exact_bytes == config_bytes(OrderConfig.uniform(made.model, "exact"), made.model, each.length)
-    text = evaluation.as_text(made)
+    text = plain_text(evaluation.sections(made))
     assert "Greedy generation" in text
     assert re.search(r"lookup +256 +95% +[\d.]+ .iB +75% +[\d.]+ .iB", text)
     assert "lookup (exact cannot)" in text

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shlex
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,14 +16,16 @@ from synthetic import replaced
 
 from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
-from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
+from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
-from taylorder.reports import grids, html, html_claims, html_data, levers, run_directory, summary, terminal, verdict
+from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
+from taylorder.reports import grids, html, html_claims, html_data, levers, summary, terminal, verdict
+from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import as_document
-from taylorder.selection.by_tolerance import with_levers
+from taylorder.reports.numbers import percent
 from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
@@ -38,7 +39,7 @@ class Page(HTMLParser):
         self.tags, self.text, self.scripts, self._inside = [], "", [], None
         self.feed(source)
         self.text = " ".join(self.text.split())
-        self.data = json.loads(self.scripts[0])
+        self.data = json.loads(self.scripts[0]) if len(self.scripts) > 1 else None
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -64,8 +65,8 @@ def easy_error(layer, head, order, expansion):
 def lever_selection(measured):
     """Every KV head a window; those of the first layer with a polynomial for the rest."""
     chosen = synthetic.selection(measured)
-    window = HeadOrder(order=1, window=60, sinks=4, coefficients=(0.0,), nominal_bytes=17408)
-    beside = HeadOrder(order=2, expansion="mean", window=28, sinks=4, ranks=(64, 64), nominal_bytes=99999)
+    window = HeadOrder(spec=HeadSpec(Dropped(), Near(60, 4)), nominal_bytes=17408)
+    beside = HeadOrder(spec=HeadSpec(Taylor(2, "mean", (64, 64)), Near(28, 4)), nominal_bytes=99999)
     layers = tuple(
         LayerOrders(module=layer.module, heads=(beside if place == 0 else window,) * len(layer.heads))
         for place, layer in enumerate(chosen.config.layers)
@@ -78,7 +79,7 @@ def lever_selection(measured):
         chosen=(("window 60", 6), ("order 2, window 28", 3)), chosen_better=((first, 0),), chosen_worse=(),
         beside_window=(BesideWindow("order 2, window 28", 2, 99999, 0.21, 0.34, ((first, 0),)),),
     )  # fmt: skip
-    return with_levers(chosen, chosen.config.model_copy(update={"layers": layers}), summary)
+    return chosen.with_levers(chosen.config.model_copy(update={"layers": layers}), summary)
 
 
 def evaluation():
@@ -107,14 +108,10 @@ def claim(**changes):
     return replaced(made, **changes)
 
 
-def document(*claims):
-    return {"claims": [asdict(each) for each in claims]}
-
-
 def test_figures_are_those_of_the_run_directory(tmp_path):
     measured = synthetic.analysis(layers=4, heads=6, kv_heads=2, max_order=5)
     chosen = synthetic.selection(measured)
-    run_directory.write(tmp_path, measured, chosen)
+    write_run(tmp_path, measured, chosen)
     data = Page(html.render(measured, chosen)).data
     heads = {(layer["module"], place): head for layer in data["layers"] for place, head in enumerate(layer["heads"])}
     with (tmp_path / "heads.csv").open(encoding="utf-8") as file:
@@ -123,21 +120,23 @@ def test_figures_are_those_of_the_run_directory(tmp_path):
     for row in rows:
         head = heads[row["module"], int(row["head"])]
         place, order = EXPANSIONS.index(row["expansion"]), int(row["order"]) - 1
-        raw = head["raw"][place][order]
-        assert head["error"][place][order] == float(row["relative_l2"])
-        assert (head["error"][place][order] if raw is None else raw) == float(row["raw_relative_l2"])
-        assert head["guarded"][place][order] == float(row["nonpositive_share"])
-        assert head["gaussian"][order] == float(row["gaussian_prediction"])
-        assert head["score_std"] == float(row["score_std"])
+        error, raw = float(row["relative_l2"]), percent(float(row["raw_relative_l2"]))
+        figures = head["table"][order]
+        assert head["error"][place][order][0] == error
+        assert head["error"][place][order][2] == percent(error, 3)
+        assert figures[1 + place] == (percent(error) if percent(error) == raw else f"{percent(error)} ({raw})")
+        assert figures[4 + place] == percent(float(row["nonpositive_share"]))
+        assert figures[7] == percent(float(row["gaussian_prediction"]))
+        assert head["std"][0] == float(row["score_std"])
         assert head["kv_head"] == int(row["kv_head"])
     with (tmp_path / "spectral.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             layer = next(each for each in data["layers"] if each["module"] == row["module"])
-            found = layer["alphas"][row["projection"]]
-            assert found["alpha"] == (float(row["alpha"]) if row["alpha"] else None)
-            assert (found["text"] == "failed") == (row["status"] == "failed")
+            alpha, text, *_ = layer["alphas"][row["projection"]]
+            assert alpha == (float(row["alpha"]) if row["alpha"] else None)
+            assert (text == "failed") == (row["status"] == "failed")
     for verdict_ in chosen.heads:
-        assert heads[verdict_.module, verdict_.head]["needed"] == verdict_.needed_order
+        assert heads[verdict_.module, verdict_.head]["needed"][0] == verdict_.needed_order
 
 
 def test_the_page_opens_with_the_head_of_least_error():
@@ -147,7 +146,7 @@ def test_the_page_opens_with_the_head_of_least_error():
 
 def test_nothing_is_loaded_from_anywhere():
     measured = synthetic.analysis(layers=3)
-    source = html.render(measured, synthetic.selection(measured), evaluation(), document(claim()))
+    source = html.render(measured, synthetic.selection(measured), evaluation(), (claim(),))
     page = Page(source)
     targets = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "action", "data") if name in attrs]
     assert targets
@@ -168,19 +167,22 @@ def test_the_built_in_model_fits_in_a_megabyte():
 def test_hostile_names_stay_text():
     measured = synthetic.analysis(layers=2, name=HOSTILE, source=HOSTILE, weights_note=HOSTILE)
     series = Series(HOSTILE, (1.0,), (2.0,))
-    claims = document(
+    claims = (
         claim(
             statement=HOSTILE, reason=HOSTILE, notes=(HOSTILE,), verdict="undecided",
             effects=(Effect(HOSTILE, 1.0, None, None, HOSTILE),), tables=(Table(HOSTILE, (HOSTILE,), ((HOSTILE,),)),),
             plots=(Plot(HOSTILE, HOSTILE, HOSTILE, (series,)),),
-        )
+        ),
     )  # fmt: skip
     source = html.render(measured, synthetic.selection(measured), None, claims, Path(HOSTILE.replace("/", "")))
     page = Page(source)
     assert [attrs.get("type") for tag, attrs in page.tags if tag == "script"] == ["application/json", "module"]
     assert "b" not in {tag for tag, _ in page.tags}
     assert "<!--" not in source
-    assert page.data["plots"][0][0]["title"] == HOSTILE
+    (label,) = [
+        attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and HOSTILE in attrs.get("aria-label", "")
+    ]
+    assert label == f"{HOSTILE}: {HOSTILE} against {HOSTILE}"
     assert page.text.count(" ".join(HOSTILE.split())) > 8
 
 
@@ -209,7 +211,8 @@ def test_words_and_tables_are_those_of_the_terminal():
 def test_claims_are_shown_with_their_figures():
     measured = synthetic.analysis(layers=2)
     chosen = synthetic.selection(measured)
-    page = Page(html.render(measured, chosen, None, document(claim(), claim(verdict="supported"))))
+    claims = (claim(), claim(verdict="supported"))
+    page = Page(html.render(measured, chosen, None, claims))
     for told in (
         "1. Alpha tells the order.",
         "✕ contradicted",
@@ -220,20 +223,18 @@ def test_claims_are_shown_with_their_figures():
         "Source: arXiv 2102.06603",
         "Few layers.",
         "By layer layer rho 0 0.123 1 - 2 nan",
+        "a: 0, 0.5",
+        "Without 1 point that has no figure on these axes.",
     ):
         assert told in page.text
-    assert page.data["plots"][1][0]["series"][0]["y"] == [0.5, None]
-    alone = {"models": ["a", "b"], "software": {"torch": "2"}} | document(claim(), claim(verdict="supported"))
-    pooled = Page(html_claims.render(alone, [Path("a"), Path("b c")], Path("out")))
+    pooled = Page(html_claims.render(ClaimsReport(("a", "b"), claims), [Path("a"), Path("b c")], Path("out")))
     assert "a, b 2 claims about truncated attention: 1 supported, 1 contradicted." in pooled.text
     assert "taylorder claims a 'b c' --out out" in pooled.text
     shown = pooled.text[pooled.text.index("1. Alpha tells the order.") : pooled.text.rindex("Reproduce")]
     assert "rho -0.125 [-0.5, 0.25] above 0" in shown
     assert shown in page.text
-    assert pooled.data == {"plots": page.data["plots"]}
     without = Page(html.render(measured, chosen))
     assert "Claims" not in without.text
-    assert without.data["plots"] == []
 
 
 def nan_error(layer, head, order, expansion):
@@ -272,17 +273,22 @@ def test_all_kinds_of_runs_render(name):
 def test_reasons_and_choices_of_heads():
     measured = synthetic.analysis(layers=4, error=easy_error)
     first, *_, last = Page(html.render(measured, synthetic.selection(measured))).data["layers"]
-    assert (first["heads"][0]["order"], first["heads"][0]["mark"]) == (None, "·")
-    assert first["heads"][0]["choice"] == "exact: no measured order is good enough"
-    assert (last["heads"][8]["order"], last["heads"][8]["choice"]) == (1, "order 1, expansion zero")
-    assert "The smallest order that pays off at 8,192 tokens and meets 7%" in last["heads"][8]["why"]
-    assert "error 5.8%; 260 B per KV head at 8,192 tokens; breaks even at 2 tokens." in last["heads"][8]["why"]
+    assert first["heads"][0]["order"] == [None, "·", "exact: no measured order is good enough", None]
+    assert first["heads"][0]["choice"] == "Stays exact: no measured order is good enough."
+    assert last["heads"][8]["order"] == [1, "1", "order 1, expansion zero", 0]
+    assert last["heads"][8]["choice"] == (
+        "Chosen: order 1, expansion zero. The smallest order that pays off at 8,192 tokens and meets 7%, as all heads "
+        "of its KV cache do; error 5.8%; 260 B per KV head at 8,192 tokens; breaks even at 2 tokens."
+    )
 
 
 def test_a_run_without_any_alpha_renders():
     measured = replaced(synthetic.analysis(layers=2), spectral=())
-    layers = Page(html.render(measured, synthetic.selection(measured))).data["layers"]
-    assert [layer["alphas"] for layer in layers] == [{"qk": {"alpha": None, "text": None}}] * 2
+    data = Page(html.render(measured, synthetic.selection(measured))).data
+    assert "alpha" not in data["views"]
+    assert {tuple(figure) for layer in data["layers"] for figure in layer["alphas"].values()} == {
+        (None, "-", "alpha -", None)
+    }
 
 
 def test_levers_are_summarised():
@@ -294,9 +300,9 @@ def test_levers_are_summarised():
     assert "What every KV head keeps" in page.text
     assert "window 60 6" in page.text  # candidates and how many KV heads run them
     first, _, last = page.data["layers"]
-    assert (last["heads"][0]["order"], last["heads"][0]["mark"]) == (None, "w")
-    assert last["heads"][0]["choice"] == "the last 60 keys and the first 4 exact, all others dropped"
-    assert first["heads"][0]["choice"] == (
+    window = "the last 60 keys and the first 4 exact, all others dropped"
+    assert last["heads"][0]["order"] == [None, "w", window, None]
+    assert first["heads"][0]["order"][2] == (
         "order 2, expansion mean, the last 28 keys and the first 4 exact, ranks 64, 64"
     )
     command = next(line for line in commands_of(measured, chosen, evaluation()) if " analyze " in line)
@@ -332,31 +338,24 @@ def test_the_command_of_a_run_makes_the_same_run():
     }  # fmt: skip
 
 
-def test_the_file_appears_whole(tmp_path):
-    measured = synthetic.analysis(layers=2)
-    chosen = synthetic.selection(measured)
-    html.write(tmp_path / "new" / "report.html", measured, chosen, evaluation(), None, tmp_path)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
-    written = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
-    assert written == html.render(measured, chosen, evaluation(), None, tmp_path)
-
-
 def test_windows_without_a_polynomial_are_no_order():
     measured = synthetic.analysis(3, 3, 1, error=easy_error)
     chosen = lever_selection(measured)
     data = html_data.as_data(measured, chosen)
-    assert [[head["mark"] for head in layer["heads"]] for layer in data["layers"]] == [["2"] * 3, ["w"] * 3, ["w"] * 3]
-    assert data["layers"][1]["heads"][0]["order"] is None
-    assert "w: a window and sinks, all other keys dropped: no polynomial" in data["legend"]
-    assert not any(
-        line.startswith("w: ") for line in html_data.as_data(measured, synthetic.selection(measured))["legend"]
-    )
-    grid = [line.plain for line in grids.order_grid(measured, chosen, 80)]
-    assert "2 2 2" in grid[1]
-    assert "w w w" in grid[2]
-    legend = [line.plain for line in grids.order_legend(chosen)]
-    assert legend[0] == "2  the order chosen (3 heads)"
-    assert legend[1] == "w  a window and sinks, all other keys dropped: no polynomial (6 heads)"
+    assert [[head["order"][1] for head in layer["heads"]] for layer in data["layers"]] == [
+        ["2"] * 3,
+        ["w"] * 3,
+        ["w"] * 3,
+    ]
+    assert data["layers"][1]["heads"][0]["order"][0] is None
+    assert "w: a window and sinks, all other keys dropped: no polynomial" in data["views"]["order"]["legend"]
+    without = html_data.as_data(measured, synthetic.selection(measured))["views"]["order"]["legend"]
+    assert not any(line.startswith("w: ") for line in without)
+    grid = [[cell.text for cell in row.heads] for row in grids.order_grid(measured, chosen).rows]
+    assert grid == [["2"] * 3, ["w"] * 3, ["w"] * 3]
+    legend = [(*(cell.text for cell in key.marks), key.meaning) for key in grids.order_legend(chosen).keys]
+    assert legend[0] == ("2", "the order chosen (3 heads)")
+    assert legend[1] == ("w", "a window and sinks, all other keys dropped: no polynomial (6 heads)")
     counts = summary.outcome(measured, chosen)
     assert (counts.orders, counts.windows, counts.adapted) == ({2: 3}, 6, 9)
     verdict = as_document(measured, chosen)["verdict"]

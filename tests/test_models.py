@@ -480,3 +480,10 @@ def test_a_class_that_names_no_table_of_tokens_may_have_any_ids(error, monkeypat
     model = tiny.llama()
     monkeypatch.setattr(model, "get_input_embeddings", lambda: (_ for _ in ()).throw(error))
     refuse_foreign_ids(model, torch.tensor([10**6]))
+
+
+def test_a_loaded_model_is_described_by_the_name_it_was_loaded_by(gguf_file):
+    loaded = load(str(gguf_file))
+    alone = describe(loaded.model)
+    assert alone == describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+    assert (alone.name, alone.weights_note) == (str(gguf_file), loaded.weights_note)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import synthetic
 from rich.console import Console
 
 from taylorder.reports import terminal
 from taylorder.reports.fitting_tables import FittingTable, dense_table
-from taylorder.reports.parts import title
-from taylorder.reports.plain import plain_text
+from taylorder.reports.render import plain_text
+from taylorder.reports.sections import Section
 
 TITLES = [f"column {place}" for place in range(7)]
 
@@ -25,7 +27,9 @@ def table(no_wrap=True):
 
 
 def printed(renderable, width):
-    return plain_text(lambda console: console.print(renderable), width)
+    console = Console(width=width, file=io.StringIO(), color_system=None, highlight=False)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 @pytest.mark.parametrize("width", [22, 30, 40, 60, 79, 80, 200])
@@ -56,8 +60,8 @@ def test_words_are_wrapped_before_columns_move():
 
 def test_a_long_heading_is_wrapped():
     words = "How far the heads are from 7%, and what it would take"
-    assert " ".join(printed(title(words), 20).split()) == words
-    assert printed(title("short"), 20).strip().startswith("short \u2500")
+    assert " ".join(plain_text([Section(words, ())], 20).split()) == words
+    assert plain_text([Section("short", ())], 20).strip().startswith("short \u2500")
 
 
 @pytest.mark.parametrize("width", [30, 40, 60])

@@ -11,6 +11,7 @@ import synthetic
 
 import taylorder
 from taylorder.adapt.config import HeadOrder
+from taylorder.kernels.spec import Exact, HeadSpec
 from taylorder.reports import grids, html_data
 from taylorder.selection.reasons import REASONS, Reason, explained
 
@@ -30,7 +31,7 @@ def set_in_the_package():
 def with_reason(reason):
     measured = synthetic.analysis(layers=3)
     chosen = synthetic.selection(measured)
-    choice = HeadOrder(order="exact", error=0.0, reason=reason)
+    choice = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason=reason)
     heads = tuple(synthetic.replaced(head, choice=choice) for head in chosen.heads)
     layers = tuple(layer.model_copy(update={"heads": (choice,) * 9}) for layer in chosen.config.layers)
     config = chosen.config.model_copy(update={"layers": layers})
@@ -58,12 +59,13 @@ def test_code_sets_no_reason_that_the_table_lacks():
 def test_a_reason_is_shown_by_its_mark_with_a_meaning(reason):
     mark, meaning = explained(reason)
     measured, chosen = with_reason(reason)
-    assert [line.plain for line in grids.order_legend(chosen)] == [f"{mark}  {meaning} (27 heads)"]
-    assert mark in grids.order_grid(measured, chosen, 80)[1].plain
+    [key] = grids.order_legend(chosen).keys
+    assert ([cell.text for cell in key.marks], key.meaning) == ([mark], f"{meaning} (27 heads)")
+    assert {cell.text for row in grids.order_grid(measured, chosen).rows for cell in row.heads} == {mark}
     page = html_data.as_data(measured, chosen)
-    assert page["legend"] == [f"{mark}: {meaning} (27 heads)"]
-    assert page["layers"][0]["heads"][0]["mark"] == mark
-    assert page["layers"][0]["heads"][0]["choice"] == meaning
+    assert page["views"]["order"]["legend"] == [f"{mark}: {meaning} (27 heads)"]
+    assert page["layers"][0]["heads"][0]["order"] == [None, mark, meaning, None]
+    assert page["layers"][0]["heads"][0]["choice"] == f"Stays {meaning}."
 
 
 def test_the_documentation_has_every_mark():

@@ -165,3 +165,18 @@ def test_a_directory_that_goes_away_is_refused(tmp_path):
     (tmp_path / "kept").write_text("mine")
     with pytest.raises(TaylorderError, match="kept cannot be written .*; name another --out"):
         records.put("piece", 1, {"t": torch.ones(2)})
+
+
+def test_records_name_what_is_finished_and_tell_whether_others_were_there(tmp_path):
+    records = Records(tmp_path, SETTINGS)
+    for name in ("layer-model.layers.1.self_attn", "layer-model.layers.0.self_attn", "broken"):
+        records.put(name, 1)
+    (tmp_path / "broken.json").write_text("{")
+    again = Records(tmp_path, SETTINGS)
+    assert (records.replaced, again.replaced) == (False, False)
+    assert again.names() == ["layer-model.layers.0.self_attn", "layer-model.layers.1.self_attn"]
+    other = Records(tmp_path, SETTINGS | {"seed": 1})
+    assert (other.replaced, other.names()) == (True, [])
+    assert not Records(tmp_path, SETTINGS).replaced, "nothing was there"
+    records.put("piece", 1)
+    assert not Records(tmp_path, SETTINGS | {"seed": 2}, fresh=True).replaced

@@ -25,14 +25,15 @@ from measured_levers import (
 )
 from tiny import llama
 
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head
 from taylorder.errors import UsageError
+from taylorder.kernels.spec import HeadSpec, Near, Taylor
 from taylorder.selection import refine as module
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
 from taylorder.selection.criteria import eligible
-from taylorder.selection.refine import Refinement, Round, Slopes, measure_slopes, refine, sensitivities
+from taylorder.selection.refine import Round, Slopes, best_of, measure_slopes, refine, sensitivities
 from taylorder.selection.under_limit import uniform_start
 from taylorder.storage.records import Records
 
@@ -158,8 +159,8 @@ def test_the_present_candidate_changes_nothing_and_far_ones_are_out_of_reach(tin
 
 def test_the_model_adds_half_the_priced_square():
     slopes = Slopes([[0.0, -0.5, None], [0.25, 0.0, 1.0]], [[0.0, 0.5, None], [0.125, 0.0, 2.0]])
-    assert slopes.model([2.0, 4.0], 1.0) == [[0.0, -0.5 + 0.5, math.inf], [0.25 + 0.25, 0.0, 1.0 + 4.0]]
-    assert slopes.model([2.0, 4.0], 3.0) == [[0.0, -0.5 + 1.5, math.inf], [0.25 + 0.75, 0.0, 1.0 + 12.0]]
+    assert slopes.promises([2.0, 4.0], 1.0) == [[0.0, -0.5 + 0.5, math.inf], [0.25 + 0.25, 0.0, 1.0 + 4.0]]
+    assert slopes.promises([2.0, 4.0], 3.0) == [[0.0, -0.5 + 1.5, math.inf], [0.25 + 0.75, 0.0, 1.0 + 12.0]]
 
 
 def test_sensitivity_is_what_a_squared_relative_error_costs():
@@ -169,7 +170,7 @@ def test_sensitivity_is_what_a_squared_relative_error_costs():
 
 def test_the_best_round_is_that_of_least_kl():
     rounds = tuple(Round((place,), kl) for place, kl in enumerate([3.0, 1.0, 2.0]))
-    assert Refinement(rounds).best is rounds[1]
+    assert best_of(rounds) is rounds[1]
 
 
 def refined(model, table, ids, sizes, start, directory, budget, progress=lambda *_: None, rounds=4):
@@ -184,16 +185,16 @@ def test_rounds_keep_to_the_budget_and_the_best_is_no_worse_than_the_start(tiny_
     model, table, ids, sizes = tiny_llama
     budget = sum(size[place] for size, place in zip(sizes, start, strict=True))
     found = refined(model, table, ids, sizes, start, tmp_path, budget)
-    assert found.rounds[0].choice == start
-    assert len(found.rounds) > 1
-    for each in found.rounds:
+    assert found[0].choice == start
+    assert len(found) > 1
+    for each in found:
         assert sum(size[place] for size, place in zip(sizes, each.choice, strict=True)) <= budget
         config = config_of(table, each.choice, context=LENGTH)
         kls = [mean_kl(model, config, ids[i], exact) for i, exact in enumerate(exact_states(model, ids))]
         assert each.kl == pytest.approx(sum(kls) / len(kls), rel=1e-3)
-    for each in found.rounds[1:]:
+    for each in found[1:]:
         assert each.bound <= each.promised < 0
-    assert found.best.kl < found.rounds[0].kl
+    assert best_of(found).kl < found[0].kl
 
 
 def test_a_run_that_goes_on_gives_what_an_uninterrupted_one_gives(tiny_llama, eager, tmp_path, monkeypatch):
@@ -213,7 +214,7 @@ def test_a_run_that_goes_on_gives_what_an_uninterrupted_one_gives(tiny_llama, ea
         module, "measure_slopes", lambda *arguments: measurements.append(1) or measure_slopes(*arguments)
     )
     assert refined(model, table, ids, sizes, start, tmp_path / "parts", budget) == whole
-    assert len(measurements) == len(whole.rounds) - 2
+    assert len(measurements) == len(whole) - 2
     monkeypatch.setattr(module, "measure_slopes", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(module, "hidden_states", lambda *_: pytest.fail("the model ran"))
     assert refined(model, table, ids, sizes, start, tmp_path / "parts", budget) == whole
@@ -259,8 +260,8 @@ def fake(monkeypatch, tmp_path):
             None, FAKE, FAKE_SIZES, budget, torch.zeros(1, 4), [1, 1], rounds=len(kls), name="fake",
             records=Records(tmp_path, {}, fresh=True), progress=lambda *_: None,
         )  # fmt: skip
-        assert [each.choice for each in found.rounds] == asked
-        return found.rounds
+        assert [each.choice for each in found] == asked
+        return found
 
     return run
 
@@ -305,7 +306,7 @@ def test_the_start_is_never_what_may_not_be_chosen():
         [[0.0, 0.0, 0.0, 0.1], [0.0] * 4],
     )
     table = hand_table(errors, weighted, guarded)
-    assert table.candidates[3] == Candidate(2, "mean", 8, 4)
+    assert table.candidates[3] == Candidate(HeadSpec(Taylor(2, "mean"), Near(8, 4)))
     assert uniform_start(table, NO_WINDOW, 300) == [2, 2], "the even order is guarded on one KV head"
     cheap = [[400, 200, 200, 100]] * 2
     assert uniform_start(table, cheap, 50) == [1, 3], "the cheapest that each may run"

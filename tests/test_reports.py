@@ -17,6 +17,8 @@ from taylorder.adapt import cost
 from taylorder.cli import app
 from taylorder.reports import grids, savings, summary, tables, terminal, verdict
 from taylorder.reports.numbers import compact, layer_names, percent, percent_cell, size
+from taylorder.reports.render import plain_text, print_sections
+from taylorder.reports.sections import Section
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -158,7 +160,7 @@ def test_colour_only_doubles_the_text(name):
     console = Console(
         width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False, no_color=False
     )
-    terminal.render(measured, chosen, console)
+    print_sections(terminal.sections(measured, chosen), console)
     coloured = console.file.getvalue()
     assert ANSI.search(coloured)
     plain = [line.rstrip() for line in ANSI.sub("", coloured).splitlines()]
@@ -186,7 +188,7 @@ def test_alphas_stand_beside_the_orders_with_distance_and_doubt():
     measured, chosen = case("built-in")
     rows = {(row.module, row.projection): row for row in measured.spectral}
     wide, narrow = rows["model.layers.0.self_attn", "q"], rows["model.layers.1.self_attn", "q"]
-    lines = [line.plain for line in grids.order_grid(measured, chosen, 80)]
+    lines = plain_text([Section("", (grids.order_grid(measured, chosen),))]).splitlines()
     assert f"{wide.alpha:.2f}? {wide.D:.3f}".replace(" 0.", " .") in lines[1]
     assert f"{narrow.alpha:.2f}  {narrow.D:.3f}".replace("  0.", "  .") in lines[2]
     assert lines[2].rstrip().endswith("-"), "no o projection in layer 1"
@@ -197,7 +199,7 @@ def test_alphas_stand_beside_the_orders_with_distance_and_doubt():
 
 def test_error_grid_prints_the_measured_figures():
     measured, chosen = case("some")
-    lines = [line.plain for line in grids.error_grid(measured, chosen, 80)]
+    lines = plain_text([Section("", (grids.error_grid(measured, chosen),))]).splitlines()
     expected = [100 * some_error(8, head, 3, "mean") for head in range(9)]
     found = lines[9].replace("\u2502", " ").split()
     assert found[0] == "8"
@@ -223,8 +225,8 @@ def test_sliding_layers_are_marked_and_left_out_of_the_statistics():
 
 def test_shades_rise_towards_the_tolerance():
     def brightness(error):
-        colour = grids.shade(error, 0.07).bgcolor
-        return 0 if colour is None else sum(colour.triplet)
+        fill = grids.shade(error, 0.07)
+        return 0 if fill is None else sum(bytes.fromhex(fill.ground[1:]))
 
     steps = [brightness(error) for error in (1.2, 0.9, 0.4, 0.2, 0.09, 0.07)]
     assert steps == sorted(set(steps))
@@ -258,7 +260,7 @@ def test_lines_by_order_count_only_what_may_be_chosen():
     assert lines[2].break_even == 2179
     assert lines[3].errors["zero"][1] > lines[3].errors["zero"][0], "raw beside guarded"
     table = tables.error_by_order(measured, synthetic.selection(measured))
-    assert list(table.columns[0].cells) == [str(order) for order in range(1, 9)]
+    assert [row[0].text for row in table.rows] == [str(order) for order in range(1, 9)]
 
 
 def test_caches_are_summed_over_kv_heads_as_the_config_has_them():
@@ -399,7 +401,7 @@ def test_verdict_survives_errors_that_are_not_numbers():
 def test_verdict_does_not_praise_a_config_edited_by_hand():
     measured = synthetic.analysis(layers=1, heads=1, kv_heads=1)
     chosen = synthetic.selection(measured, tolerance=0.95)
-    assert chosen.heads[0].choice.order == 1
+    assert chosen.heads[0].choice.spec.far.order == 1
     strict = synthetic.replaced(chosen, tolerance=0.07)
     text = " ".join(verdict.sentences(measured, strict))
     assert text.startswith("1 of 1 head has an order (order 1: 1), 0 of which meet 7%.")

@@ -7,14 +7,15 @@ from collections import Counter
 import pytest
 import torch
 from measured_levers import CANDIDATES, LENGTH, measured
+from policy_rules import screening
+from policy_rules.screening import screen, screening_reference
 from tiny import gemma3, llama
 
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head, token_losses
-from taylorder.selection import screening
+from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of
-from taylorder.selection.screening import screen, screening_reference
 from taylorder.storage.records import Records
 
 SEQUENCES = 2
@@ -23,7 +24,7 @@ SEQUENCES = 2
 @pytest.fixture(scope="module", params=[llama, gemma3], ids=["llama", "gemma3"])
 def table_of(request, tmp_path_factory):
     model = request.param()
-    candidates = (*CANDIDATES[:2], Candidate(1, window=20, sinks=4, coefficients="dropped"))
+    candidates = (*CANDIDATES[:2], Candidate(HeadSpec(Dropped(), Near(20, 4))))
     table, ids = measured(model, tmp_path_factory.mktemp("records"), candidates, SEQUENCES)
     return model, table, ids
 

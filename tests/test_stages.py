@@ -6,25 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from measured_levers import (
-    CANDIDATES,
-    DROPPED,
-    EXACT,
-    FITTED_1,
-    FITTED_2,
-    LENGTH,
-    LONG,
-    SINKS_16,
-    TAYLOR_1,
-    measured,
-)
+from measured_levers import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LENGTH, LONG, SINKS_16, TAYLOR_1, measured
+from policy_rules.criteria import gradient_errors
 from tiny import llama
 
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.selection import refine as module
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
+from taylorder.selection.criteria import Criterion
 from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
-from taylorder.selection.under_limit import Limit, choose, windows_alone
+from taylorder.selection.settings import Limit
+from taylorder.selection.under_limit import choose, windows_alone
 from taylorder.storage.records import Records
 
 PLAIN = [EXACT, DROPPED, LONG]
@@ -51,9 +44,9 @@ def measurements(monkeypatch):
     return found
 
 
-def chosen(model, table, ids, directory, budget):
+def chosen(model, table, ids, directory, budget, criterion=None):
     return choose(
-        model, table, Limit(LENGTH, budget), "iterative", sequences=ids, screening=ids[:, :16],
+        model, table, Limit(LENGTH, budget), criterion, sequences=ids,
         records=Records(directory, {}), progress=lambda *_: None,
     )  # fmt: skip
 
@@ -66,13 +59,13 @@ def dropped_bytes(table):
 def test_windows_alone_are_exact_attention_and_windows_with_the_usual_sinks():
     assert windows_alone(CANDIDATES) == PLAIN
     assert SINKS_16 not in windows_alone(CANDIDATES)
-    assert windows_alone([Candidate(None), Candidate(3, "mean", 4, 4)]) == [0]
+    assert windows_alone([Candidate(HeadSpec(Exact())), Candidate(HeadSpec(Taylor(3, "mean"), Near(4, 4)))]) == [0]
 
 
 def test_a_part_of_the_table_has_the_rows_and_fits_of_its_candidates(tiny_llama):
     _, table, _ = tiny_llama
     places = [FITTED_2, EXACT, FITTED_1]
-    part = table.only(places)
+    part = table.restricted_to(places)
     assert part.candidates == tuple(CANDIDATES[place] for place in places)
     assert part.kv_heads == table.kv_heads
     for own, whole in zip(part.rows(), table.rows(), strict=True):
@@ -109,7 +102,7 @@ def test_windows_alone_are_the_first_stage_and_no_better(tiny_llama, measurement
     model, table, ids = tiny_llama
     whole = chosen(model, table, ids, tmp_path, dropped_bytes(table))
     measurements.clear()
-    alone = chosen(model, table.only(PLAIN), ids, tmp_path, dropped_bytes(table))
+    alone = chosen(model, table.restricted_to(PLAIN), ids, tmp_path, dropped_bytes(table))
     assert measurements == [], "the records of the first stage are found again"
     assert [each.kl for each in alone.rounds] == [each.kl for each in whole.rounds[: len(alone.rounds)]]
     assert min(each.kl for each in whole.rounds) <= min(each.kl for each in alone.rounds)
@@ -117,7 +110,7 @@ def test_windows_alone_are_the_first_stage_and_no_better(tiny_llama, measurement
 
 def test_where_no_window_fits_all_candidates_join_at_once(tiny_llama, measurements, tmp_path):
     model, table, ids = tiny_llama
-    part, sizes = table.only([EXACT, DROPPED, TAYLOR_1]), table_bytes(table, LENGTH)[0]
+    part, sizes = table.restricted_to([EXACT, DROPPED, TAYLOR_1]), table_bytes(table, LENGTH)[0]
     assert sizes[TAYLOR_1] < sizes[DROPPED] < sizes[EXACT]
     found = chosen(model, part, ids, tmp_path / "less", sizes[TAYLOR_1])
     assert found.choice == (2,) * len(table.kv_heads)
@@ -129,7 +122,7 @@ def test_where_no_window_fits_all_candidates_join_at_once(tiny_llama, measuremen
 
 def test_a_window_with_more_sinks_does_not_take_the_place_of_the_first_stage(tiny_llama, measurements, tmp_path):
     model, table, ids = tiny_llama
-    part, sizes = table.only([EXACT, DROPPED, SINKS_16]), table_bytes(table, LENGTH)[0]
+    part, sizes = table.restricted_to([EXACT, DROPPED, SINKS_16]), table_bytes(table, LENGTH)[0]
     budget = max(sizes[DROPPED], sizes[SINKS_16])
     best = [replace(row, gradient_error=0.0) if row.candidate == 2 else row for row in part.layers[0].rows]
     part = replace(part, layers=(replace(part.layers[0], rows=tuple(best)), *part.layers[1:]))
@@ -137,3 +130,15 @@ def test_a_window_with_more_sinks_does_not_take_the_place_of_the_first_stage(tin
     assert sum(row.gradient_error for rows in part.rows() for row in rows if row.candidate == 2) < others
     chosen(model, part, ids, tmp_path, budget)
     assert measurements[0] == (2, (1,) * len(table.kv_heads))
+
+
+def test_another_criterion_is_the_sum_of_its_losses_and_measures_no_config(tiny_llama, measurements, tmp_path):
+    model, table, ids = tiny_llama
+    found = chosen(model, table, ids, tmp_path, dropped_bytes(table), Criterion("gradient", gradient_errors))
+    assert measurements == []
+    assert found.rounds == ()
+    assert found.config.criterion["criterion"] == found.criterion == "gradient"
+    losses = [rows[index].gradient_error for rows, index in zip(table.rows(), found.choice, strict=True)]
+    assert found.objective == pytest.approx(sum(losses))
+    assert found.bound <= found.objective
+    assert found.gap == 0.0

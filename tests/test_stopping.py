@@ -17,10 +17,10 @@ import tiny
 import torch
 from command_line import ROOT, WORDS
 
+from taylorder.commands._shared import write_run
 from taylorder.commands._stopping import kept, termination_as_interrupt
 from taylorder.errors import NonFiniteError, StoppedError, Terminated
 from taylorder.models import loading
-from taylorder.reports import run_directory
 from taylorder.storage.files import replacing
 
 LONG = "x" * 300
@@ -31,7 +31,7 @@ def written(tmp_path_factory):
     """A run directory."""
     folder = tmp_path_factory.mktemp("written") / "run [1] of mine"
     measured = synthetic.analysis(layers=3)
-    run_directory.write(folder, measured, synthetic.selection(measured))
+    write_run(folder, measured, synthetic.selection(measured))
     return folder
 
 
@@ -137,8 +137,6 @@ def test_a_loop_of_links_is_refused_before_any_work(run, nothing_loads, tmp_path
         (["analyze", "--rows", "9" * 5000], "--rows is '9999"),
         (["analyze", "--context", 10**30], "Invalid value for '--context'"),
         (["analyze", "--levers", ""], "--levers has ''"),
-        (["analyze", "--criterion", "kl"], "--criterion says what is minimised within a budget, and there is none"),
-        (["analyze", "--levers", "all", "--criterion", "kl"], "--criterion says what is minimised within a budget"),
         (["analyze", "--lever-length", 16], "--lever-length is about levers"),
         (["analyze", "--fresh"], "--fresh is about levers"),
         (["eval", "--lengths", "9" * 5000], "--lengths is '9999"),
@@ -196,7 +194,7 @@ def test_a_link_is_followed_and_a_device_stays_one(tmp_path):
         (NonFiniteError, 1, "error: tiny breaks down; "),
     ],
 )
-@pytest.mark.parametrize("budget", [(), ("--budget", "0.75KiB", "--criterion", "gradient", "--lever-length", 48)])
+@pytest.mark.parametrize("budget", [(), ("--budget", "0.75KiB", "--lever-length", 48)])
 def test_a_finished_analysis_is_kept_whatever_ends_its_evaluation(
     analyze, run, monkeypatch, tmp_path, end, code, said, budget
 ):
@@ -336,9 +334,9 @@ def test_a_full_disk_over_an_earlier_run_leaves_it_whole(written, tmp_path, bloc
     run = shutil.copytree(written, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import synthetic; from taylorder.reports import run_directory\n"
+        "import sys; sys.path.insert(0, 'tests'); import synthetic; from taylorder.commands._shared import write_run\n"
         "measured = synthetic.analysis(layers=3, window=64, sinks=4)\n"
-        "run_directory.write(sys.argv[1], measured, synthetic.selection(measured))"
+        "write_run(sys.argv[1], measured, synthetic.selection(measured))"
     )
     done = shell(f"ulimit -f {blocks}; '{sys.executable}' -c \"$0\" '{run}'".replace('"$0"', f'"{code}"'))
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""How far a fast path may be from the float64 polynomial, once for all tests (design section 6)."""
+"""How far a fast path may be from the float64 polynomial, once for all tests."""
 
 from __future__ import annotations
 

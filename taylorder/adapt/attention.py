@@ -1,7 +1,7 @@
 """The attention of an adapted model: truncated heads through the kernels, exact layers through transformers' SDPA.
 
 transformers calls one registered function for every attention module; it finds the module's plan in a table filled by
-:func:`taylorder.adapt.block.installed`. The mask function registered with it hands over plain masks as the validity of
+:func:`taylorder.adapt.hooks.installed`. The mask function registered with it hands over plain masks as the validity of
 keys, so that nothing of size tokens x tokens is built for truncated heads, and all others as they are. A truncated
 layer runs in linear time, from the state in its cache layer if there is one; score space (quadratic) is left for
 gradients, for raw denominators, and for keys that somebody else's cache has kept.
@@ -9,8 +9,6 @@ gradients, for raw denominators, and for keys that somebody else's cache has kep
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from taylorder.adapt.config import LayerOrders, OrderConfig
+from taylorder.adapt.prepared import LayerPlan
 from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import HeadSpec, State, TritonUnavailableError, score_space_attention, taylor_attention
@@ -35,24 +33,6 @@ ATTENTION_NAME = "taylorder"
 _OVERFLOWED = (
     "the layers before it overflowed or the weights are broken: run in float32, or check the model without a config"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """What one attention module runs.
-
-    ``heads`` is None where every head is exact. ``centre`` ``[G, d]`` is what is taken from the keys of each KV head
-    (zero for groups expanded around ``zero``); None takes nothing. ``backend`` is that of ``taylor_attention``.
-    ``rotations`` are what queries and centred keys of each KV head are multiplied by, ``A_q`` and ``A_k`` ``[G, d, d]``
-    (the identity for groups without ranks); None where no head has ranks.
-    """
-
-    name: str
-    heads: tuple[HeadSpec, ...] | None
-    centre: Tensor | None
-    guard: bool = True
-    backend: str | None = None
-    rotations: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(slots=True)
@@ -79,67 +59,21 @@ class StateLayer(Protocol):
 
 @dataclass(slots=True)
 class ModuleRun:
-    """One attention module inside an ``adapted`` block.
+    """One attention module of an adapted model; options as in :func:`taylorder.adapt.handle.attach`.
 
     ``layer`` is the cache layer of the call under way, noted by a forward pre-hook because transformers does not hand
-    the cache to attention functions; None without one, or where the layer keeps keys and values. ``observe`` is told
-    of every call, as in :func:`taylorder.models.attention.recording`.
+    the cache to attention functions; None without one, or where the layer keeps keys and values.
     """
 
     plan: LayerPlan
     counts: Counts
-    layer: StateLayer | None = None
+    guard: bool = True
+    backend: str | None = None
     observe: Observer | None = None
+    layer: StateLayer | None = None
 
 
 RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
-
-
-def plan_layer(config: OrderConfig, layer: LayerOrders, *, guard: bool, backend: str | None = None) -> LayerPlan:
-    """Turn the decisions for one layer into kernel specs.
-
-    ``centre`` in a config means centred keys and powers of the centred score, which the kernels know as ``zero``.
-    """
-    if all(head.order == "exact" for head in layer.heads):
-        return LayerPlan(layer.module, None, None, guard, backend)
-    specs = []
-    for head in layer.heads:
-        if head.order == "exact":
-            specs.append(HeadSpec(None))
-            continue
-        expansion = "mean" if head.expansion == "mean" else "zero"
-        specs.append(HeadSpec(head.order, expansion, head.window, head.sinks, head.ranks, head.coefficients))
-    firsts = layer.heads[:: config.model.heads // config.model.kv_heads]  # of each KV head
-    centre = config.key_centres.get(layer.module)
-    if centre is not None:
-        plain = [head.expansion == "zero" for head in firsts]
-        centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
-    rotations = _planned_rotations(config, layer.module, [head.ranks is not None for head in firsts])
-    return LayerPlan(layer.module, tuple(specs), centre, guard, backend, rotations)
-
-
-def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> tuple[Tensor, Tensor] | None:
-    """``A_q`` and ``A_k`` of the KV heads that are ``ranked``, and the identity for the others."""
-    if not any(ranked):
-        return None
-    query, key = config.rotations[module]
-    chosen = torch.tensor(ranked)[:, None, None]
-    identity = torch.eye(query.shape[-1])
-    return torch.where(chosen, query, identity), torch.where(chosen, key, identity)
-
-
-def execution_digest(config: OrderConfig) -> str:
-    """``"sha256:..."`` over everything in a config that changes what the model computes, and the weights it is for.
-
-    A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count.
-    """
-    layers = [[layer.module, *(head.executed() for head in layer.heads)] for layer in config.layers]
-    digest = hashlib.sha256(json.dumps([config.model.fingerprint, layers]).encode())
-    for name, tensors in sorted(config.tensors().items()):
-        digest.update(name.encode())
-        for tensor in tensors:
-            digest.update(tensor.contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def register() -> None:
@@ -226,40 +160,24 @@ def _truncated(
 ) -> Tensor:
     """Attend as the plan says, from the state of ``layer`` if there is one; ``valid`` is bool ``[B, S]``, or None."""
     plan = run.plan
-    if plan.centre is not None:
-        key = key - plan.centre.to(key)[:, None]
-    if plan.rotations is not None:
-        query, key = (_rotated(x, each) for x, each in zip((query, key), plan.rotations, strict=True))
+    if plan.numbers is not None:
+        query, key = plan.numbers(query, key)
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if valid is None else valid[:, -key.shape[2] :]
-        output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid, backend=plan.backend)
-    elif plan.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
-        output, state = attend_causally(query, key, value, heads, scaling=scaling, valid=valid, backend=plan.backend)
+        output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid, backend=run.backend)
+    elif run.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
+        output, state = attend_causally(query, key, value, heads, scaling=scaling, valid=valid, backend=run.backend)
         guarded = state.guarded
-    elif plan.guard and causal and query.shape[2] == key.shape[2] and valid is None:
+    elif run.guard and causal and query.shape[2] == key.shape[2] and valid is None:
         output, guarded = differentiable_attention(query, key, value, heads, scaling=scaling)
     else:
         # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
         output, guarded = score_space_attention(
-            query, key, value, heads, scaling=scaling, causal=causal, valid=valid, guard=plan.guard
+            query, key, value, heads, scaling=scaling, causal=causal, valid=valid, guard=run.guard
         )
     run.counts.add(plan.name, guarded)
     return output.transpose(1, 2).contiguous()
-
-
-def _rotated(vectors: Tensor, rotation: Tensor) -> Tensor:
-    """``x @ A.T`` of vectors ``[B, H or G, T, d]``, each head by the rotation ``[G, d, d]`` of its KV head.
-
-    Half precisions are rotated in float32 and rounded once; on the identity that changes nothing.
-    """
-    B, heads, T, d = vectors.shape
-    dtype = torch.promote_types(vectors.dtype, torch.float32)
-    groups = vectors.to(dtype).reshape(
-        B, len(rotation), heads // len(rotation) * T, d
-    )  # the heads of a group follow one another
-    turned = groups @ rotation.to(vectors.device, dtype).mT
-    return turned.view(B, heads, T, d).to(vectors.dtype)
 
 
 def attend_causally(

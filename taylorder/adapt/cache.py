@@ -19,13 +19,15 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
-from taylorder.adapt.attention import execution_digest, plan_layer
+from taylorder.adapt import cache_file
 from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
 from taylorder.adapt.hybrid_layer import HybridCacheLayer
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 from taylorder.models.attention import attends_causally
+from taylorder.models.running import device_of, input_device
 
 
 class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
@@ -36,38 +38,46 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
     sampling, beam search, several return sequences, chunked prefill and left-padded batches work as with a
     ``DynamicCache``. Nothing can be taken back (``crop``), which rules out assisted decoding.
 
+    The state of a KV head is that of Heinsen & Kozachkov (arXiv 2602.00294): sums of features times values, float32
+    ``[D, d_v + 1]``, whatever the length of the context (docs/math.md#3-features-and-the-state).
+
+    >>> import taylorder, torch
+    >>> loaded = taylorder.load()
+    >>> config = taylorder.OrderConfig.uniform(loaded.model, order=2, expansion="mean", window=64, sinks=4)
+    >>> cache = taylorder.TaylorCache(loaded.model, config)
+    >>> prompt = loaded.tokenizer("The capital of France is", return_tensors="pt")
+    >>> with torch.no_grad(), taylorder.adapted(loaded.model, config):
+    ...     logits = loaded.model(**prompt, past_key_values=cache).logits  # [1, T, vocabulary]
+    >>> cache.get_seq_length() == prompt.input_ids.shape[1]
+    True
+    >>> cache
+    <TaylorCache: ... tokens, ... of ... layers with states, ... bytes>
+    >>> twin = cache.clone()  # one prefix serves many continuations
+
     Attributes:
         fingerprint: of the weights it is for.
-        digest: of the config it is for, see :func:`taylorder.adapt.attention.execution_digest`.
+        digest: of the config it is for, see :func:`taylorder.adapt.prepared.execution_digest`.
 
     """
 
     fingerprint: str
     digest: str
 
-    def __init__(self, model: Any, config: OrderConfig) -> None:
+    def __init__(self, model: Any, config: OrderConfig | PreparedConfig) -> None:
         """Start empty.
 
         Args:
             model: a causal transformers model.
-            config: the config it will run with.
+            config: the config it will run with, or what :func:`~taylorder.adapt.prepared.prepare` made of it.
 
         Raises:
             ConfigError: the config does not belong to the model.
             UnsupportedModelError: a truncated layer's cache is of a kind that no state can replace.
 
         """
-        config.check(model)
-        super().__init__(layers=_layers(model, config))
-        self.fingerprint, self.digest = config.model.fingerprint, execution_digest(config)
-
-    @classmethod
-    def unchecked(cls, model: Any, config: OrderConfig) -> TaylorCache:
-        """Return an empty cache for a config that is known to belong to the model, which saves a forward pass."""
-        cache = cls.__new__(cls)
-        Cache.__init__(cache, layers=_layers(model, config))
-        cache.fingerprint, cache.digest = config.model.fingerprint, execution_digest(config)
-        return cache
+        prepared = prepare(model, config)
+        super().__init__(layers=_layers(prepared))
+        self.fingerprint, self.digest = prepared.config.model.fingerprint, prepared.digest
 
     def nbytes(self) -> int:
         """Bytes of memory held by the tensors of all layers and sequences, spare capacity included."""
@@ -101,24 +111,23 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
             UnsupportedModelError: the model has layers other than attention (convolutions, recurrences).
 
         """
-        from taylorder.adapt.cache_file import write
-
         self.refuse_torn()
-        write(self, Path(path))
+        cache_file.write(Path(path), self.layers, self._made_for())
 
     @classmethod
-    def load(cls, path: str | Path, model: Any, config: OrderConfig) -> TaylorCache:
-        """Read what ``save`` wrote, onto the device of ``model``.
+    def load(cls, path: str | Path, model: Any, config: OrderConfig | PreparedConfig) -> TaylorCache:
+        """Read what ``save`` wrote, every layer to where that of ``model`` computes.
 
         Raises:
             ConfigError: the file was written for other weights or another config, or the config is not the model's.
             TaylorderError: the file is missing, is no safetensors file, has another schema or is damaged.
 
         """
-        from taylorder.adapt.cache_file import read
-
-        cache = cls(model, config)
-        read(cache, Path(path), next(model.parameters()).device)
+        prepared = prepare(model, config)
+        cache = cls(model, prepared)
+        devices = {getattr(module, "layer_idx", None): device_of(module, model) for module in prepared.plans}
+        places = [devices.get(index, input_device(model)) for index in range(len(cache.layers))]
+        cache_file.read(Path(path), cache.layers, cache._made_for(), places)
         return cache
 
     def expecting(self, module: str) -> TaylorCacheLayer | None:
@@ -157,6 +166,9 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
                 f"{' or '.join(map(str, lengths))} tokens): reset() it and start again, or go back to a clone"
             )
 
+    def _made_for(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "digest": self.digest}
+
     def refuse_cropping(self) -> None:
         """Refuse assisted decoding.
 
@@ -166,6 +178,14 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """
         if not self.is_croppable:
             raise cropping_error()
+
+    def __repr__(self) -> str:
+        """One line: what it holds now."""
+        states = sum(isinstance(layer, TaylorCacheLayer) for layer in self.layers)
+        return (
+            f"<TaylorCache: {self.get_seq_length():,} tokens, {states} of {len(self.layers)} layers with states, "
+            f"{self.nbytes():,} bytes>"
+        )
 
 
 def cache_bytes(cache: Cache) -> int:
@@ -188,39 +208,37 @@ def nominal_cache_bytes(cache: Cache) -> int:
     )
 
 
-def _layers(model: Any, config: OrderConfig) -> list[Any]:
+def _layers(prepared: PreparedConfig) -> list[Any]:
     """Return the layers of a ``DynamicCache``, with states where heads are truncated."""
+    model = prepared.model
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no cache but of a class of its own: leave past_key_values out, and it keeps "
             "every key in that"
         )
-    modules = dict(model.named_modules())
-    indices = [index for module in modules.values() if isinstance(index := getattr(module, "layer_idx", None), int)]
+    indices = [index for module in model.modules() if isinstance(index := getattr(module, "layer_idx", None), int)]
     # The config of a decoder may count the layers of the encoder that it was trained with, and no call comes to those.
     layers: list[Any] = DynamicCache(config=model.config).layers[: max(indices) + 1 if indices else None]
-    for orders in config.layers:
-        plan = plan_layer(config, orders, guard=True)
+    for module, plan in prepared.plans.items():
         if plan.heads is None:
             continue
-        module = modules[orders.module]
         if not attends_causally(module, {}):
             raise UnsupportedModelError(
-                f"{orders.module} attends in both directions: an encoder needs no cache, run the model without one"
+                f"{plan.name} attends in both directions: an encoder needs no cache, run the model without one"
             )
         index = getattr(module, "layer_idx", None)
         index = index if isinstance(index, int) and index < len(layers) else -1
         cached = layers[index] if index >= 0 else None
         if isinstance(cached, LinearAttentionAndFullAttentionLayer):
-            layers[index] = HybridCacheLayer(orders.module, plan.heads, number_of_states=cached.number_of_states)
+            layers[index] = HybridCacheLayer(plan.name, plan.heads, number_of_states=cached.number_of_states)
             continue
         if type(cached) is not DynamicLayer:
             raise UnsupportedModelError(
-                f"transformers caches {orders.module} in a {type(cached).__name__}, where a DynamicLayer is expected, "
+                f"transformers caches {plan.name} in a {type(cached).__name__}, where a DynamicLayer is expected, "
                 "which a state can replace: make its heads exact, or pass "
                 "past_key_values=DynamicCache(config=model.config), which keeps every key"
             )
-        layers[index] = TaylorCacheLayer(orders.module, plan.heads)
+        layers[index] = TaylorCacheLayer(plan.name, plan.heads)
     return layers
 
 

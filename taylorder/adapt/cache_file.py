@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from taylorder.adapt.attention import attend_causally
-from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
 from taylorder.kernels import HeadSpec, State
@@ -36,17 +35,17 @@ _AGAIN = "make it again with TaylorCache.save"
 _DTYPES = {str(dtype): dtype for dtype in FLOATS}
 
 
-def write(cache: TaylorCache, path: Path) -> None:
-    """Write ``cache`` to ``path``; see ``TaylorCache.save``."""
+def write(path: Path, layers: Sequence[Any], made_for: Mapping[str, str]) -> None:
+    """Write the layers of a cache to ``path``, with what says whose they are; see ``TaylorCache.save``."""
     tensors: dict[str, Tensor] = {}
-    layers = []
-    for index, layer in enumerate(cache.layers):
+    described = []
+    for index, layer in enumerate(layers):
         about, held = _taken_apart(layer)
-        layers.append(about)
+        described.append(about)
         # Views are copied: safetensors refuses storage shared by two tensors, and would write what is outside of them.
         tensors |= {f"layers.{index}.{name}": tensor.detach().to("cpu").clone() for name, tensor in held.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    header = {"schema": SCHEMA, "fingerprint": cache.fingerprint, "digest": cache.digest, "layers": layers}
+    header = {"schema": SCHEMA, **made_for, "layers": described}
     header[_CHECKSUM] = checksum(header, tensors)
     with replacing(path) as temporary:  # one entry of metadata: safetensors writes several in any order
         save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
@@ -61,17 +60,17 @@ def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read(cache: TaylorCache, path: Path, device: torch.device) -> None:
-    """Fill an empty ``cache`` from ``path``; see ``TaylorCache.load``."""
+def read(path: Path, layers: Sequence[Any], made_for: Mapping[str, str], devices: Sequence[torch.device]) -> None:
+    """Fill the layers of an empty cache from ``path``, each on its device; see ``TaylorCache.load``."""
     header, tensors = _opened(path)
     for key, whose in (("fingerprint", "weights"), ("digest", "config")):
-        if header.get(key) != getattr(cache, key):
+        if header.get(key) != made_for[key]:
             raise ConfigError(
-                f"{path} was made with {whose} {header.get(key)}, expected {getattr(cache, key)}: use the model and "
+                f"{path} was made with {whose} {header.get(key)}, expected {made_for[key]}: use the model and "
                 f"config it was made with, or {_AGAIN}"
             )
     try:
-        for index, (layer, about) in enumerate(zip(cache.layers, header["layers"], strict=True)):
+        for index, (layer, about, device) in enumerate(zip(layers, header["layers"], devices, strict=True)):
             prefix = f"layers.{index}."
             held = {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
             _put_together(layer, about, held)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
 from taylorder.errors import UnsupportedModelError, UsageError
-from taylorder.models.running import refuse_foreign_ids
+from taylorder.models.running import next_logits, refuse_foreign_ids
 
 PROMPT_CHUNK = 512
 """Prompt tokens run at a time; more would only hold more activations."""
@@ -53,7 +53,7 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class GeneratedPair:
     """The same prompt continued by the model as it is and as a config makes it.
 
     ``common_tokens`` is how many new tokens agree from the start, and ``common_text`` what they say.
@@ -104,25 +104,22 @@ def stream(
     """
     from transformers import DynamicCache
 
-    from taylorder.adapt.cache import TaylorCache, cache_bytes, nominal_cache_bytes
+    from taylorder.adapt.cache import cache_bytes, nominal_cache_bytes
 
     ids = _encoded(model, tokenizer, prompt, max_new_tokens, temperature)
     ends = _end_tokens(model, tokenizer)
-    draw = torch.Generator(ids.device).manual_seed(seed)
     tokens: list[int] = []
     text = _Text(tokenizer)
     pieces: list[str] = []
     stopped: Literal["end", "length"] = "length"
     with ExitStack() as stack:
-        if config is None:
-            counts, cache = None, DynamicCache(config=model.config)
-        else:
-            counts = stack.enter_context(adapted(model, config))
-            cache = TaylorCache.unchecked(model, config)
+        handle = None if config is None else stack.enter_context(attach(model, config))
+        cache = DynamicCache(config=model.config) if handle is None else handle.new_cache()
         begun = time.perf_counter()
         for start in range(0, ids.shape[1], PROMPT_CHUNK):
-            logits = _next_logits(model, ids[:, start : start + PROMPT_CHUNK], cache)
-        token = _chosen(logits, temperature, draw)
+            logits = next_logits(model, ids[:, start : start + PROMPT_CHUNK], cache)
+        draw = torch.Generator(logits.device).manual_seed(seed)
+        token = _chosen(logits[0].float(), temperature, draw)
         prompt_seconds, seconds, steps = time.perf_counter() - begun, 0.0, 0
         while True:
             if token in ends:
@@ -135,13 +132,14 @@ def stream(
             if len(tokens) == max_new_tokens:
                 break
             begun = time.perf_counter()
-            token = _chosen(_next_logits(model, ids.new_tensor([[token]]), cache), temperature, draw)
+            logits = next_logits(model, ids.new_tensor([[token]]), cache)
+            token = _chosen(logits[0].float(), temperature, draw)
             seconds += time.perf_counter() - begun
             steps += 1
         if rest := text.rest():
             pieces.append(rest)
             yield rest
-    rows = () if counts is None else counts.guarded_rows.values()
+    rows = () if handle is None else handle.counts.guarded_rows.values()
     return Generated(
         text="".join(pieces),
         tokens=tuple(tokens),
@@ -175,21 +173,21 @@ def compare(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
-) -> Comparison:
+) -> GeneratedPair:
     """Continue ``prompt`` exactly and with ``config``, and say where the texts part. Arguments as in :func:`stream`."""
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     exact = generated(stream(model, tokenizer, prompt, None, **options))
     return compared(tokenizer, exact, generated(stream(model, tokenizer, prompt, config, **options)))
 
 
-def compared(tokenizer: Any, exact: Generated, adapted: Generated) -> Comparison:
+def compared(tokenizer: Any, exact: Generated, adapted: Generated) -> GeneratedPair:
     """Say where two continuations of one prompt part."""
     common = 0
     for one, other in zip(exact.tokens, adapted.tokens, strict=False):
         if one != other:
             break
         common += 1
-    return Comparison(exact, adapted, common, _decoded(tokenizer, exact.tokens[:common]))
+    return GeneratedPair(exact, adapted, common, _decoded(tokenizer, exact.tokens[:common]))
 
 
 class _Text:
@@ -230,7 +228,7 @@ def _decoded(tokenizer: Any, tokens: list[int] | tuple[int, ...]) -> str:
 
 
 def _encoded(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, temperature: float) -> Tensor:
-    """Check the arguments and return the prompt's token ids ``[1, T]`` on the model's device."""
+    """Check the arguments and return the prompt's token ids ``[1, T]``."""
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     if not 0 <= temperature < float("inf"):
@@ -243,7 +241,7 @@ def _encoded(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, tempe
     if ids.shape[1] == 0:
         raise UsageError("the prompt has no tokens; write at least one word")
     refuse_foreign_ids(model, ids)
-    return ids.long().to(next(model.parameters()).device)
+    return ids.long()
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -251,15 +249,6 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     ends = getattr(model.generation_config, "eos_token_id", None)
     listed = ends if isinstance(ends, list | tuple) else [ends]
     return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
-
-
-@torch.no_grad()
-def _next_logits(model: Any, ids: Tensor, cache: Any) -> Tensor:
-    """Run new tokens ``[1, T]`` and return the float32 logits of the token after them, ``[V]``."""
-    # Logits of a whole chunk would be the largest tensor by far, and only the last row is read.
-    options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, **options).logits
-    return logits[0, -1].float()
 
 
 def _chosen(logits: Tensor, temperature: float, draw: torch.Generator) -> int:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from taylorder.adapt.attention import RUNS, Counts, LayerPlan, ModuleRun
-from taylorder.adapt.block import installed
+from taylorder.adapt.attention import RUNS, Counts, ModuleRun
+from taylorder.adapt.hooks import installed
+from taylorder.adapt.prepared import LayerPlan
 from taylorder.errors import UnsupportedModelError
-from taylorder.models.attention import attends_causally, selections
-from taylorder.models.probing import distance, rounding, running_untouched, same_bits
+from taylorder.models.attention import attends_causally
+from taylorder.models.probing import distance, once, rounding, running_untouched, same_bits
 from taylorder.models.running import forward, leaving_no_trace, probe_ids, probe_mask
 
-_VERIFIED: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
-
-def verify(model: Any, names: Sequence[str]) -> None:
-    """Compare the model with itself running adapted, every head of the modules ``names`` exact.
+def verify(model: Any, plans: Mapping[nn.Module, LayerPlan]) -> None:
+    """Compare the model with itself running adapted, every head of the modules in ``plans`` exact.
 
     On a CPU a model that attends by SDPA has to agree bit for bit, otherwise within rounding. The model is
     left as it was. This is done once for a model in one dtype, on one device, with one attention.
@@ -29,31 +28,29 @@ def verify(model: Any, names: Sequence[str]) -> None:
         UnsupportedModelError: it computes something else.
 
     """
-    modules = dict(model.named_modules())
-    targets = {modules[name]: ModuleRun(LayerPlan(name, None, None), Counts()) for name in names}
-    if any(module in RUNS for module in targets):
-        return  # inside a block for the same model
-    weights = next(model.parameters())
-    causal = [attends_causally(module, {}) for module in targets]
-    key = (weights.dtype, weights.device, [name for _, name in selections(model)], causal)
-    if key == _VERIFIED.get(model):
-        return
+    if any(module in RUNS for module in plans):
+        return  # another handle is attached to the same model
+    exact = {module: ModuleRun(LayerPlan(plan.name), Counts()) for module, plan in plans.items()}
+    about = tuple((plan.name, attends_causally(module, {})) for module, plan in plans.items())
+    once(model, about, partial(_compare_exact, model, exact))
+
+
+def _compare_exact(model: Any, exact: dict[nn.Module, ModuleRun]) -> None:
     with running_untouched(model, type(model).__name__):
         expected, cached = _runs(model, use_cache=True)
         if not cached:  # it may make a cache of its own that an adapted model does not read
             expected, _ = _runs(model, use_cache=False)
-    with leaving_no_trace(model), installed(model, targets, "", guard=True, new_cache=lambda: None):
-        found, _ = _runs(model, use_cache=cached)
-    allowed = 0.0 if same_bits(model) else rounding(weights.dtype, len(names))
-    for what, states in expected.items():
-        off = distance(found[what], states)
+    with leaving_no_trace(model), installed(model, exact, "", guard=True, new_cache=None):
+        states, _ = _runs(model, use_cache=cached)
+    allowed = 0.0 if same_bits(model) else rounding(model.dtype, len(exact))
+    for what, untouched in expected.items():
+        off = distance(states[what], untouched)
         if off > allowed:
             raise UnsupportedModelError(
                 f"{type(model).__name__} computes something else when it runs adapted with every head exact: {what}, "
                 f"its hidden states differ by {off:.2g} of their norm from those of the untouched model, where "
                 f"{allowed:.0e} is allowed. It cannot be adapted; analyze shows its errors without running a config"
             )
-    _VERIFIED[model] = key
 
 
 def _runs(model: Any, *, use_cache: bool) -> tuple[dict[str, Tensor], bool]:

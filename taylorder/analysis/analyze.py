@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from taylorder.analysis import text as texts
+from taylorder.analysis.candidate_rows import candidate_rows
 from taylorder.analysis.capture import run_layers
 from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.analysis.losses import (
@@ -19,6 +19,7 @@ from taylorder.analysis.losses import (
     language_model_head,
     token_losses,
 )
+from taylorder.analysis.progress import Progress
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.results import (
     LEAST_FAR_SHARE,
@@ -28,13 +29,14 @@ from taylorder.analysis.results import (
     NearFieldPreview,
     SpectralRow,
 )
+from taylorder.analysis.settings import DEFAULTS
 from taylorder.analysis.spectral import Matrix, fit_spectra, unavailable
-from taylorder.analysis.statistics import certified_bound, fitted_floor, gaussian_prediction, logit_ranks
-from taylorder.analysis.tokens import tokenise
-from taylorder.analysis.truncation import ErrorSums, LayerTensors, ScoreSums, Sweep, key_centres, measure, relative
+from taylorder.analysis.text import Text, query_rows
+from taylorder.analysis.tokens import Tokens
+from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.models.describe import describe
-from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.models.description import ModelDescription
 from taylorder.models.running import refuse_foreign_ids
 
 LOSS_TOKENS = 256
@@ -44,8 +46,27 @@ PREVIEW_WINDOW = 64
 PREVIEW_SINKS = 4
 PREVIEW_ORDERS = (1, 2, 3, 4)
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (``alpha`` or ``heads``), what is done and the total."""
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Calibration sequences ``[N, T]`` and the positions of the query rows measured in each, ``[R]``."""
+
+    tokens: Tokens
+    input_ids: Tensor
+    query_rows: list[Tensor]
+
+    def far_share(self, near: int) -> float:
+        """Share of the query rows that see more keys than a near field of so many holds."""
+        return float(np.mean([row >= near for row in torch.cat(self.query_rows).tolist()]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """What was measured of the heads, by module name: rows, key centres ``[G, d]``, preview ``[H][orders]``."""
+
+    candidates: dict[str, list[CandidateRow]]
+    centres: dict[str, Tensor]
+    previews: dict[str, tuple[tuple[float, ...], ...]]
 
 
 def analyze(
@@ -54,25 +75,42 @@ def analyze(
     *,
     name: str | None = None,
     description: ModelDescription | None = None,
-    text: texts.Text | None = None,
-    max_tokens: int = 8192,
-    sequence_length: int = 1024,
-    rows: int | None = 64,
-    max_order: int = 8,
-    window: int = 0,
-    sinks: int = 0,
-    seed: int = 0,
-    per_head_alpha: bool = False,
+    text: Text | Tokens | str | None = None,
+    max_tokens: int = DEFAULTS.max_tokens,
+    sequence_length: int = DEFAULTS.sequence_length,
+    rows: int | None = DEFAULTS.rows,
+    max_order: int = DEFAULTS.max_order,
+    window: int = DEFAULTS.window,
+    sinks: int = DEFAULTS.sinks,
+    seed: int = DEFAULTS.seed,
+    per_head_alpha: bool = DEFAULTS.per_head_alpha,
     progress: Progress | None = None,
 ) -> Analysis:
     """Measure every attention head of a pretrained transformer.
 
+    For every query head, every order P from 1 to ``max_order`` and three expansion points: the error of the head's
+    output when the exponential of its far scores is cut to P Taylor terms, ``exp(s) ~ sum of s^p / p! for p < P``
+    (Heinsen & Kozachkov, arXiv 2602.00294; docs/math.md#2-order), against exact attention, both in float64 from the q,
+    k, v that the model computes. Beside it what would predict it (docs/math.md#13-predictors), and the alpha of every
+    projection by WeightWatcher (SETOL, arXiv 2507.17912).
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
+    >>> analysis
+    <Analysis of smollm2-135m: ... layers x ... heads, orders 1 to 8>
+    >>> row = analysis.candidates[0]  # as in heads.csv
+    >>> row.head, row.order, row.expansion
+    (0, 1, 'zero')
+    >>> share = row.relative_l2  # 0.07 is an error of 7 % of the output's length
+    >>> table = analysis.to_frame()  # pandas, one row per head and candidate
+
     Args:
         model: a transformers model that dispatches its attention through ``AttentionInterface``.
         tokenizer: its tokenizer.
-        name: what to call the model in the results; default the config's name.
-        description: ``taylorder.models.describe.describe(model)``, if it was made already.
-        text: calibration text; default the English that Python ships.
+        name: what to call the model in the results; default as ``taylorder.describe`` has it.
+        description: ``taylorder.describe(model)``, if it was made already.
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
         max_tokens: tokens used, cut into sequences of ``sequence_length``. Memory grows with it.
         sequence_length: tokens per sequence; models with fewer positions use as many as they have.
         rows: query rows measured per sequence, drawn at random; None measures all.
@@ -81,7 +119,12 @@ def analyze(
         sinks: near field: the first keys.
         seed: of the draw of query rows.
         per_head_alpha: also fit alpha to each head's slice of q, k, v and o (noisy: few eigenvalues).
-        progress: see :data:`Progress`.
+        progress: called with the stage (``alpha`` or ``heads``), what is done of it, and its size.
+
+    Returns:
+        Plain values; ``candidates`` are the rows of ``heads.csv``, ``spectral`` those of ``spectral.csv``,
+        ``key_centres`` the mean keys, float32 ``[G, d]`` per module. Errors are shares (relative L2), scores natural
+        logarithms, losses nats per token.
 
     Raises:
         UnsupportedModelError: the model cannot be measured truthfully.
@@ -102,84 +145,102 @@ def analyze(
             f"{sinks}, expected 0 and 0"
         )
     refuse_broken_weights(model, description.name)
-    text = text or texts.calibration_text()
+    tokens = Tokens.of(tokenizer, text)
     length = min(sequence_length, description.max_context)
-    tokens = tokenise(tokenizer, text)
     input_ids = tokens.first(length, max_tokens)
     refuse_foreign_ids(model, input_ids)
-    query_rows = texts.query_rows(len(input_ids), length, rows, seed)
-    far_share = _far_share(query_rows, window + sinks)
-    if not far_share:
-        raise UsageError(
-            f"window {window} and sinks {sinks} leave none of the {len(input_ids) * len(query_rows[0])} measured query "
-            f"rows a far key in sequences of {length} tokens, so that nothing would be truncated: make the sequences "
-            "longer (--sequence-length), or the near field smaller"
-        )
-
+    sample = _Sample(tokens, input_ids, query_rows(len(input_ids), length, rows, seed))
+    sweeps = _sweeps(description, sample, max_order, window, sinks)
     report = progress or (lambda stage, done, total: None)
     spectral = _spectra(model, description, per_head_alpha, report)
-    with_preview = (
-        description.causal
-        and not (window or sinks)
-        and _far_share(query_rows, PREVIEW_WINDOW + PREVIEW_SINKS) >= LEAST_FAR_SHARE
+    heads = _measure_heads(model, description, sample, sweeps, report)
+    preview = None
+    if len(sweeps) > 1:
+        preview = NearFieldPreview(PREVIEW_WINDOW, PREVIEW_SINKS, _preview_orders(max_order), heads.previews)
+    return Analysis(
+        model=description,
+        calibration=_calibration(model, description, sample, sample.far_share(window + sinks), seed),
+        max_order=max_order,
+        window=window,
+        sinks=sinks,
+        candidates=tuple(row for module in description.modules for row in heads.candidates[module.name]),
+        spectral=spectral,
+        preview=preview,
+        key_centres=heads.centres,
     )
-    sweeps: tuple[Sweep, ...] = (Sweep(max_order, window, sinks),)
-    if with_preview:
-        orders = tuple(order for order in PREVIEW_ORDERS if order <= max_order)
-        sweeps += (Sweep(orders[-1], PREVIEW_WINDOW, PREVIEW_SINKS, ("mean",)),)
 
+
+def _sweeps(
+    description: ModelDescription, sample: _Sample, max_order: int, window: int, sinks: int
+) -> tuple[Sweep, ...]:
+    """What is measured: the near field asked for, and beside none, where it can be told, what a small one would change.
+
+    Raises:
+        UsageError: the near field leaves nothing to truncate.
+
+    """
+    if not sample.far_share(window + sinks):
+        raise UsageError(
+            f"window {window} and sinks {sinks} leave none of the {sum(map(len, sample.query_rows))} measured query "
+            f"rows a far key in sequences of {sample.input_ids.shape[1]} tokens, so that nothing would be truncated: "
+            "make the sequences longer (--sequence-length), or the near field smaller"
+        )
+    asked = Sweep(max_order, window, sinks)
+    far_share = sample.far_share(PREVIEW_WINDOW + PREVIEW_SINKS)
+    if not description.causal or window or sinks or far_share < LEAST_FAR_SHARE:
+        return (asked,)
+    return asked, Sweep(_preview_orders(max_order)[-1], PREVIEW_WINDOW, PREVIEW_SINKS, ("mean",))
+
+
+def _preview_orders(max_order: int) -> tuple[int, ...]:
+    return tuple(order for order in PREVIEW_ORDERS if order <= max_order)
+
+
+def _measure_heads(
+    model: Any, description: ModelDescription, sample: _Sample, sweeps: tuple[Sweep, ...], report: Progress
+) -> _Heads:
+    """Errors and scores of every head, layer by layer, while the model runs over all sequences once."""
     modules = {module.name: module for module in description.modules}
-    candidates: dict[str, list[CandidateRow]] = {}
-    centres: dict[str, torch.Tensor] = {}
-    previews: dict[str, tuple[tuple[float, ...], ...]] = {}
+    heads = _Heads({}, {}, {})
 
     def consume(module_name: str, layer: LayerTensors) -> None:
         centre = key_centres(layer)
-        statistics, sums = measure(layer, centre, query_rows, sweeps)
-        centres[module_name] = centre.float().cpu()
-        candidates[module_name] = _rows(modules[module_name], layer, statistics, sums[0])
-        if with_preview:
-            errors = relative(sums[1].squared["guarded"][0], statistics.output_squared)
-            previews[module_name] = tuple(map(tuple, errors.T.tolist()))
-        report("heads", len(candidates), len(modules))
+        scores, sums = measure(layer, centre, sample.query_rows, sweeps)
+        heads.centres[module_name] = centre.float().cpu()
+        heads.candidates[module_name] = candidate_rows(modules[module_name], layer, scores, sums[0])
+        for preview in sums[1:]:
+            errors = relative(preview.squared["guarded"][0], scores.output_squared)
+            heads.previews[module_name] = tuple(map(tuple, errors.T.tolist()))
+        report("heads", len(heads.candidates), len(modules))
 
-    run_layers(model, input_ids, consume)
+    run_layers(model, sample.input_ids, consume)
+    return heads
+
+
+def _calibration(
+    model: Any, description: ModelDescription, sample: _Sample, far_share: float, seed: int
+) -> Calibration:
+    """What the results say of the text, with the model's own loss on it."""
+    tokens, input_ids = sample.tokens, sample.input_ids
     nll, vocabulary = _loss(model, description, input_ids[0, :LOSS_TOKENS])
-    calibration = Calibration(
-        source=text.source,
-        text_sha256=text.sha256,
+    return Calibration(
+        source=tokens.text.source,
+        text_sha256=tokens.text.sha256,
         sequences=len(input_ids),
-        sequence_length=length,
+        sequence_length=input_ids.shape[1],
         tokens=input_ids.numel(),
-        rows_per_sequence=len(query_rows[0]),
+        rows_per_sequence=len(sample.query_rows[0]),
         seed=seed,
-        query_rows=tuple(tuple(positions.tolist()) for positions in query_rows),
+        query_rows=tuple(tuple(positions.tolist()) for positions in sample.query_rows),
         bos=tokens.bos,
         unknown_share=tokens.unknown_share(input_ids),
         far_share=far_share,
         nll=nll,
         vocabulary=vocabulary,
     )
-    return Analysis(
-        model=description,
-        calibration=calibration,
-        max_order=max_order,
-        window=window,
-        sinks=sinks,
-        candidates=tuple(row for module in modules for row in candidates[module]),
-        spectral=spectral,
-        preview=NearFieldPreview(PREVIEW_WINDOW, PREVIEW_SINKS, orders, previews) if with_preview else None,
-        key_centres=centres,
-    )
 
 
-def _far_share(query_rows: Sequence[torch.Tensor], near: int) -> float:
-    """Share of the query rows that see more keys than a near field of so many holds."""
-    rows = torch.cat(list(query_rows)).tolist()
-    return float(np.mean([row >= near for row in rows]))
-
-
-def _loss(model: Any, description: ModelDescription, sequence: torch.Tensor) -> tuple[float | None, int | None]:
+def _loss(model: Any, description: ModelDescription, sequence: Tensor) -> tuple[float | None, int | None]:
     """Mean negative log-likelihood of a sequence ``[T]`` in nats, and the number of tokens in the vocabulary.
 
     None for both where the model predicts no tokens, breaks down, or turns its logits in a way that is not followed.
@@ -219,53 +280,3 @@ def _spectra(model: Any, description: ModelDescription, per_head: bool, report: 
         ]
         report("alpha", done, len(description.modules))
     return tuple(rows)
-
-
-def _rows(module: AttentionModule, layer: LayerTensors, scores: ScoreSums, sums: ErrorSums) -> list[CandidateRow]:
-    """One row per head, expansion point and order."""
-    sweep = sums.sweep
-    elements = scores.rows * module.value_dim
-    relative_l2 = {kind: relative(squared, scores.output_squared) for kind, squared in sums.squared.items()}
-    rmse = {kind: (squared / elements).sqrt() for kind, squared in sums.squared.items()}
-    median = torch.cat(sums.row_errors, dim=-1).quantile(0.5, dim=-1)
-    std = (scores.squared_deviation / scores.count).sqrt()
-    largest_value = layer.v.abs().amax((0, 2, 3)).tolist()
-    ranks = logit_ranks(layer.q, layer.k, layer.valid)
-    rows = []
-    for head in range(module.heads):
-        kv_head = head // module.group
-        for index, expansion in enumerate(sweep.expansions):
-            for order in range(1, sweep.max_order + 1):
-                place = (index, order - 1, head)
-                rows.append(
-                    CandidateRow(
-                        module=module.name,
-                        head=head,
-                        kv_head=kv_head,
-                        order=order,
-                        expansion=expansion,
-                        window=sweep.window,
-                        sinks=sweep.sinks,
-                        relative_l2=float(relative_l2["guarded"][place]),
-                        rmse=float(rmse["guarded"][place]),
-                        cosine=float(sums.cosine["guarded"][place]) / scores.rows,
-                        max_error=float(sums.largest["guarded"][place]),
-                        nonpositive_share=float(sums.guarded_rows[place]) / scores.rows,
-                        score_mean=float(scores.total[head]) / scores.count,
-                        score_std=float(std[head]),
-                        score_max=float(scores.largest[head]),
-                        median_row_error=float(median[place]),
-                        raw_relative_l2=float(relative_l2["raw"][place]),
-                        raw_rmse=float(rmse["raw"][place]),
-                        raw_cosine=float(sums.cosine["raw"][place]) / scores.rows,
-                        raw_max_error=float(sums.largest["raw"][place]),
-                        gaussian_prediction=gaussian_prediction(float(std[head]), order),
-                        fitted_floor=fitted_floor(float(std[head]), order),
-                        certified_bound=certified_bound(
-                            float(sums.far_radius[index, head]), order, largest_value[kv_head]
-                        ),
-                        log_keys=math.log(scores.keys),
-                        logit_rank=ranks[head],
-                    )
-                )
-    return rows

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.errors import NonFiniteError, UnsupportedModelError
-from taylorder.models.running import run_base
+from taylorder.models.running import input_device, run_base
 
 EXACT = "exact"
 
@@ -79,11 +79,10 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
     config = model.config.get_text_config()
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     stated = _head(linear, scale, getattr(config, "final_logit_softcapping", None))
-    parameter = next(model.parameters())
-    rounding = _ROUNDING.get(parameter.dtype, 1e-3)
+    rounding = _ROUNDING.get(model.dtype, 1e-3)
     ids = (torch.arange(6) + 16) % int(config.vocab_size)
     with torch.inference_mode():
-        logits = model(ids[None].to(parameter.device), use_cache=False).logits[0].float()
+        logits = model(ids[None].to(input_device(model)), use_cache=False).logits[0].float()
         hidden, largest = hidden_states(model, ids), float(logits.abs().max())
         if not math.isfinite(largest):
             refuse_broken_weights(model, type(model).__name__)

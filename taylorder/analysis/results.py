@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
+from taylorder.kernels.spec import Expansion
 from taylorder.models.description import ModelDescription
+from taylorder.storage.frames import as_html, frame_of
 
-Expansion: TypeAlias = Literal["zero", "centre", "mean"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 Projection: TypeAlias = Literal["q", "k", "v", "o"]
-EXPANSIONS: tuple[Expansion, ...] = ("zero", "centre", "mean")
 
 LEAST_FAR_SHARE = 0.5
 """Share of the measured query rows that must have far keys for an order to be chosen: the others have no error."""
@@ -101,7 +104,7 @@ class Calibration:
     tokens: int
     rows_per_sequence: int
     seed: int
-    query_rows: tuple[tuple[int, ...], ...]
+    query_rows: tuple[tuple[int, ...], ...] = field(repr=False)
     bos: int | None = None
     unknown_share: float = 0.0
     far_share: float = 1.0
@@ -126,7 +129,7 @@ class NearFieldPreview:
     window: int
     sinks: int
     orders: tuple[int, ...]
-    relative_l2: dict[str, tuple[tuple[float, ...], ...]]
+    relative_l2: dict[str, tuple[tuple[float, ...], ...]] = field(repr=False)
     """Module name to ``[H][len(orders)]``."""
 
 
@@ -144,3 +147,28 @@ class Analysis:
     preview: NearFieldPreview | None
     key_centres: dict[str, torch.Tensor] = field(repr=False)
     """Module name to the mean key of each KV head, float32 ``[G, d]``."""
+
+    def __repr__(self) -> str:
+        """One line; the tables are those of :meth:`to_frame` and :meth:`spectral_frame`."""
+        near = f", window {self.window} and {self.sinks} sinks" if self.window or self.sinks else ""
+        return f"<Analysis of {self.model.name}: {self.model.shape}, orders 1 to {self.max_order}{near}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_frame(self) -> DataFrame:
+        """One row per head and candidate, as in ``heads.csv``: the fields of :class:`CandidateRow`.
+
+        >>> analysis.to_frame().groupby("order").relative_l2.median()
+        order
+        1 ...
+        """
+        return frame_of(CandidateRow, self.candidates)
+
+    def spectral_frame(self) -> DataFrame:
+        """One row per projection, as in ``spectral.csv``: the fields of :class:`SpectralRow`.
+
+        >>> analysis.spectral_frame().query("projection == 'q'").alpha.describe()
+        count ...
+        """
+        return frame_of(SpectralRow, self.spectral)

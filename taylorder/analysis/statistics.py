@@ -1,4 +1,4 @@
-"""Predictors of the truncation error that need no measurement of it (design section 2, "Predictors").
+"""Predictors of the truncation error that need no measurement of it (docs/math.md#13-predictors).
 
 ``std`` is a head's score standard deviation, ``P`` the order. None of these decides alone; they are reported beside the
 measured error.

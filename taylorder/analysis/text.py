@@ -27,6 +27,11 @@ class Text:
         """Hash of the UTF-8 text."""
         return sha256(self.content.encode())
 
+    @classmethod
+    def of(cls, text: Text | str) -> Text:
+        """A text that is given as a string, or as it is."""
+        return text if isinstance(text, Text) else cls("a string given in Python", text)
+
 
 def calibration_text(files: Sequence[str | Path] = ()) -> Text:
     """Return the files joined by a newline, or else the language reference that Python ships (465 kB of English).

@@ -83,3 +83,7 @@ class Claim:
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        """One line; ``reason`` and ``effects`` say why."""
+        return f"<Claim {self.key}: {self.verdict}>"

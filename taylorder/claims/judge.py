@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from taylorder.claims import registry
 from taylorder.claims.claim import Claim
-from taylorder.claims.evidence import Evidence
-from taylorder.claims.measurements.gaussian import GaussianHead
-from taylorder.claims.verdicts.alpha import alpha_claim
-from taylorder.claims.verdicts.constant_cost import constant_cost_claim
-from taylorder.claims.verdicts.degree import degree_claim
-from taylorder.claims.verdicts.distance import distance_claim
-from taylorder.claims.verdicts.lookup import lookup_claim
-from taylorder.claims.verdicts.precision import precision_claim
-from taylorder.claims.verdicts.ranges import ranges_claim
-from taylorder.claims.verdicts.similar import similar_claim
+from taylorder.claims.evidence import Evidence, ModelEvidence
+from taylorder.claims.measurements.normal_inputs import NormalHead
 
 
-def judge(models: Sequence[Evidence], draws: Sequence[GaussianHead]) -> tuple[Claim, ...]:
-    """Judge every claim; ``draws`` are those of :func:`~taylorder.claims.measurements.gaussian.measure_gaussian`."""
-    invariances = {each.name: each.measured.invariance for each in models if each.measured.invariance is not None}
-    return (
-        alpha_claim([each.layers for each in models], invariances),
-        precision_claim(draws, models),
-        constant_cost_claim(models),
-        similar_claim(models),
-        distance_claim(models),
-        ranges_claim(models),
-        degree_claim(models),
-        lookup_claim(models),
-    )
+def judge_claims(models: Sequence[ModelEvidence], normal: Sequence[NormalHead] | None = None) -> tuple[Claim, ...]:
+    """Give every claim about truncated attention its verdict, with the figures it rests on.
+
+    A verdict follows from a rule, ``claim.rule``, and from whole 95 % intervals; ``claim.source`` says who made the
+    claim (docs/claims.md).
+
+    >>> import taylorder
+    >>> from taylorder.claims.measure import measure
+    >>> loaded = taylorder.load()
+    >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
+    >>> evidence = measure(analysis, loaded, "records-claims")  # some minutes; what is finished is kept there
+    >>> claims = taylorder.judge_claims([evidence])
+    >>> claims[1]
+    <Claim precision: contradicted>
+
+    Args:
+        models: what :func:`taylorder.claims.measure.measure` found; several are pooled.
+        normal: heads of normal inputs; drawn and measured if left out, which takes some seconds.
+
+    """
+    drawn = registry.NORMAL_INPUTS.measure() if normal is None else normal
+    evidence = Evidence(tuple(models), tuple(drawn))
+    return tuple(verdict(evidence) for verdict in registry.VERDICTS)

@@ -6,11 +6,15 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from taylorder.analysis.results import Analysis, CandidateRow, Expansion, Projection, SpectralRow
-from taylorder.claims.association import Floats
+from taylorder.analysis.results import Analysis, CandidateRow, Projection, SpectralRow
+from taylorder.kernels.spec import Expansion
+
+Floats: TypeAlias = NDArray[np.float64]
 
 _SMALLEST = 1e-12
 """Errors below this are this: their logarithm is taken."""
@@ -20,8 +24,8 @@ _SMALLEST = 1e-12
 class Layers:
     """One model's attention modules, in order, and lookups of their figures.
 
-    ``label`` is what to call the model, None for its name. All methods return float64 ``[layers]``, NaN where a layer
-    has no such figure.
+    ``label`` is what to call the model, None for its name. All methods that return arrays return float64 ``[layers]``,
+    NaN where a layer has no such figure.
     """
 
     analysis: Analysis
@@ -37,63 +41,46 @@ class Layers:
         """Names of the modules."""
         return [module.name for module in self.analysis.model.modules]
 
-    def depth(self) -> Floats:
-        """Number of the layer, from 0."""
-        return np.arange(len(self.modules), dtype=np.float64)
-
     def spectral(self, projection: Projection, figure: Callable[[SpectralRow], float | None]) -> Floats:
         """A figure of the whole projection."""
-        found = {
+        by_module = {
             row.module: figure(row)
             for row in self.analysis.spectral
             if row.projection == projection and row.head is None and row.status == "success"
         }
-        return _array(found.get(module) for module in self.modules)
+        return _array(by_module.get(module) for module in self.modules)
 
-    def both(self, figure: Callable[[SpectralRow], float | None]) -> Floats:
-        """Mean of a figure over q and k."""
-        return (self.spectral("q", figure) + self.spectral("k", figure)) / 2
+    def distance_of_alpha_from_2(self) -> Floats:
+        """``|alpha - 2|``, where a layer's alpha is the mean of those of q and k."""
+        of_q, of_k = self.spectral("q", lambda row: row.alpha), self.spectral("k", lambda row: row.alpha)
+        distance: Floats = abs((of_q + of_k) / 2 - 2)
+        return distance
 
     def heads(self, order: int, expansion: Expansion) -> dict[str, list[CandidateRow]]:
         """The rows of a candidate by module."""
-        found: dict[str, list[CandidateRow]] = {module: [] for module in self.modules}
+        by_module: dict[str, list[CandidateRow]] = {module: [] for module in self.modules}
         for row in self.analysis.candidates:
             if row.order == order and row.expansion == expansion:
-                found[row.module].append(row)
-        return found
+                by_module[row.module].append(row)
+        return by_module
 
     def rows(self, order: int, expansion: Expansion) -> list[CandidateRow]:
         """The rows of a candidate, of all heads."""
-        return [row for own in self.heads(order, expansion).values() for row in own]
+        return [row for heads in self.heads(order, expansion).values() for row in heads]
 
     def over_heads(self, order: int, expansion: Expansion, figure: Callable[[CandidateRow], float]) -> Floats:
         """Mean of a figure over the query heads of each layer."""
         return _array(
-            statistics.fmean(map(figure, rows)) if rows else None for rows in self.heads(order, expansion).values()
+            statistics.fmean(map(figure, heads)) if heads else None for heads in self.heads(order, expansion).values()
         )
 
     def log_error(self, order: int, expansion: Expansion) -> Floats:
         """Mean over heads of the decimal logarithm of the relative L2 error."""
         return self.over_heads(order, expansion, lambda row: log10(row.relative_l2))
 
-    def needed_order(self, tolerance: float, expansion: Expansion) -> tuple[Floats, float]:
-        """Mean over heads of the smallest order within a tolerance, and the share of heads that have none.
-
-        Those count as one more than the largest order measured.
-        """
-        largest = self.analysis.max_order
-        needed: dict[tuple[str, int], int] = {}
-        for row in sorted(self.analysis.candidates, key=lambda row: row.order):
-            if row.expansion == expansion:
-                key = row.module, row.head
-                known = needed.setdefault(key, largest + 1)
-                if known > largest and row.relative_l2 <= tolerance:
-                    needed[key] = row.order
-        by_layer: dict[str, list[int]] = {module: [] for module in self.modules}
-        for (module, _), order in needed.items():
-            by_layer[module].append(order)
-        missed = statistics.fmean(order > largest for order in needed.values())
-        return _array(statistics.fmean(own) if own else None for own in by_layer.values()), missed
+    def log_score_std(self, order: int, expansion: Expansion) -> Floats:
+        """Mean over heads of the decimal logarithm of the score standard deviation."""
+        return self.over_heads(order, expansion, lambda row: log10(row.score_std))
 
 
 def log10(value: float) -> float:
@@ -103,8 +90,8 @@ def log10(value: float) -> float:
 
 def complete(*figures: Floats) -> list[Floats]:
     """The figures of the layers that have all of them."""
-    known = np.all([np.isfinite(each) for each in figures], axis=0)
-    return [each[known] for each in figures]
+    known = np.all([np.isfinite(figure) for figure in figures], axis=0)
+    return [figure[known] for figure in figures]
 
 
 def _array(values: Iterable[float | None]) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,11 +14,11 @@ import typer
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from taylorder.analysis.results import Analysis
     from taylorder.evaluation.evaluate import Evaluation
+    from taylorder.reports.sections import Section
     from taylorder.selection.by_tolerance import Selection
+    from taylorder.selection.run_levers import LeverRun
 
 _DIGITS = 18
 _SHOWN = 60
@@ -87,7 +87,7 @@ def check_writable(directory: Path) -> None:
 
 
 def print_report(
-    output: str, document: Callable[[], dict[str, Any]], render: Callable[[Console], None], width: int = 80
+    output: str, document: Callable[[], dict[str, Any]], sections: Iterable[Section], width: int = 80
 ) -> None:
     """Write a result to standard output: a report as wide as the terminal, plain text into a pipe, or JSON.
 
@@ -95,17 +95,17 @@ def print_report(
     """
     from rich.console import Console
 
-    from taylorder.reports.document import as_json
-    from taylorder.reports.plain import plain_text
+    from taylorder.reports.render import plain_text, print_sections
+    from taylorder.storage.finite_json import as_json
 
     if output == "json":
         sys.stdout.write(as_json(document()))
         return
     console = Console(highlight=False)
     if console.is_terminal:
-        render(console)
+        print_sections(sections, console)
     else:
-        sys.stdout.write(plain_text(render, width))
+        sys.stdout.write(plain_text(sections, width))
 
 
 def print_analysis(
@@ -118,5 +118,28 @@ def print_analysis(
     print_report(
         output,
         lambda: as_document(analysis, selection, directory, evaluation),
-        lambda console: terminal.render(analysis, selection, console, directory, evaluation),
+        terminal.sections(analysis, selection, directory, evaluation),
+    )
+
+
+def write_run(
+    directory: Path,
+    analysis: Analysis,
+    selection: Selection,
+    evaluation: Evaluation | None = None,
+    levers: LeverRun | None = None,
+) -> None:
+    """Render the page of a run and what report.json says of it in words, and write everything."""
+    from taylorder.reports import html
+    from taylorder.reports.document import verdict_record
+    from taylorder.runs import run_directory
+
+    run_directory.write(
+        directory,
+        analysis,
+        selection,
+        evaluation,
+        levers,
+        page=html.render(analysis, selection, evaluation, None, directory),
+        verdict=verdict_record(analysis, selection, None, evaluation),
     )

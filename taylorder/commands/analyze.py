@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,16 +19,31 @@ from taylorder.commands._shared import (
     is_whole_number,
     print_analysis,
     shortly,
+    write_run,
 )
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
+from taylorder.selection.settings import (
+    DEFAULT_TIER,
+    DEFAULTS,
+    AnalyzeSettings,
+    PolicyName,
+    parse_bytes,
+    parse_tolerance,
+)
 
-_OF_LEVERS = ("--lever-length", "--fresh")
-"""Options that do nothing where no levers are measured."""
+if TYPE_CHECKING:
+    from taylorder.adapt.config import OrderConfig
+    from taylorder.analysis.tokens import Tokens
+    from taylorder.evaluation.evaluate import Evaluation
+    from taylorder.models.description import ModelDescription
+    from taylorder.models.loading import LoadedModel
+    from taylorder.reports.progress import StderrProgress
+    from taylorder.selection.candidates import Lever
+    from taylorder.selection.run_levers import LeverRun
 
 
 def analyze(
-    options: typer.Context,
     model: Model = None,
     text: Annotated[
         list[Path] | None,
@@ -39,9 +54,15 @@ def analyze(
             parser=path_of("--text"),
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Use so many tokens of the text.")] = 8192,
-    sequence_length: Annotated[int, typer.Option(metavar="N", min=2, help="Cut them into sequences of N.")] = 1024,
-    rows: Annotated[str, typer.Option(metavar="N|all", help="Measure N random query rows of each sequence.")] = "64",
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Use so many tokens of the text.")
+    ] = DEFAULTS.max_tokens,
+    sequence_length: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Cut them into sequences of N.")
+    ] = DEFAULTS.sequence_length,
+    rows: Annotated[str, typer.Option(metavar="N|all", help="Measure N random query rows of each sequence.")] = str(
+        DEFAULTS.rows
+    ),
     tolerance: Annotated[
         str,
         typer.Option(
@@ -49,13 +70,19 @@ def analyze(
             help="Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of "
             "about that precision.",
         ),
-    ] = "int4",
-    max_order: Annotated[int, typer.Option(metavar="N", min=1, max=8, help="Measure orders 1 to N.")] = 8,
-    window: Annotated[int, typer.Option(metavar="N", min=0, help="Keep the true exponential for the last N keys.")] = 0,
-    sinks: Annotated[int, typer.Option(metavar="N", min=0, help="Keep the true exponential for the first N keys.")] = 0,
+    ] = DEFAULT_TIER,
+    max_order: Annotated[
+        int, typer.Option(metavar="N", min=1, max=8, help="Measure orders 1 to N.")
+    ] = DEFAULTS.max_order,
+    window: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Keep the true exponential for the last N keys.")
+    ] = DEFAULTS.window,
+    sinks: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Keep the true exponential for the first N keys.")
+    ] = DEFAULTS.sinks,
     policy: Annotated[
-        Literal["error", "alpha"], typer.Option(help="Choose by measured error, or, to compare, by the alphas alone.")
-    ] = "error",
+        PolicyName, typer.Option(help="Choose by measured error, or, to compare, by the alphas alone.")
+    ] = DEFAULTS.policy,
     context: Annotated[
         int | None,
         typer.Option(
@@ -65,7 +92,7 @@ def analyze(
             show_default="the model's maximum",
             help="Choose only orders whose state is no larger than the KV cache at N tokens.",
         ),
-    ] = None,
+    ] = DEFAULTS.context,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -84,10 +111,6 @@ def analyze(
             "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
         ),
     ] = None,
-    criterion: Annotated[
-        Literal["relative-l2", "gradient", "kl", "sqrt-kl", "iterative"],
-        typer.Option(help="Minimise this within --budget (docs/choosing.md says what each measures)."),
-    ] = "iterative",
     lever_length: Annotated[
         int | None,
         typer.Option(
@@ -96,7 +119,7 @@ def analyze(
             show_default="the context, 4096 at most",
             help="Cut the text into sequences of N where levers are measured.",
         ),
-    ] = None,
+    ] = DEFAULTS.lever_length,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure levers anew instead of going on from an interrupted run.")
     ] = False,
@@ -108,10 +131,10 @@ def analyze(
             parser=path_of("--out"),
         ),
     ] = Path("taylorder-out"),
-    seed: Seed = 0,
+    seed: Seed = DEFAULTS.seed,
     per_head_alpha: Annotated[
         bool, typer.Option("--per-head-alpha", help="Fit alpha to every head's slice too: noisy, and slow.")
-    ] = False,
+    ] = DEFAULTS.per_head_alpha,
     no_eval: Annotated[
         bool, typer.Option("--no-eval", help="Do not measure what the config does to the model's loss.")
     ] = False,
@@ -129,32 +152,25 @@ def analyze(
     Example: [bold]taylorder analyze gpt2 --budget 64KiB --context 1024 --out gpt2-out[/bold]
     """
     files = text or []
-    measured_rows = _parse_rows(rows)
-    if max_tokens < sequence_length:
-        raise UsageError(
-            f"--max-tokens is {max_tokens}, fewer than one sequence of {sequence_length}; raise it, or lower "
-            "--sequence-length"
-        )
+    settings = AnalyzeSettings(
+        max_tokens=max_tokens,
+        sequence_length=sequence_length,
+        rows=_parse_rows(rows),
+        max_order=max_order,
+        window=window,
+        sinks=sinks,
+        seed=seed,
+        per_head_alpha=per_head_alpha,
+        policy=policy,
+        tolerance=parse_tolerance(tolerance),
+        context=context,
+        budget=None if budget is None else parse_bytes(budget),
+        levers=None if levers is None else _parse_levers(levers),
+        lever_length=lever_length,
+    )
+    _refuse_unfit(settings, fresh)
     check_texts(files)
     check_writable(out)
-
-    from taylorder.selection.by_tolerance import parse_tolerance, select
-
-    largest_error = parse_tolerance(tolerance)
-    with_levers = budget is not None or levers is not None
-    if budget is None and _given(options, "--criterion"):
-        raise UsageError("--criterion says what is minimised within a budget, and there is none; add --budget")
-    for name in _OF_LEVERS:
-        if not with_levers and _given(options, name):
-            raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
-    if with_levers and policy == "alpha":
-        raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
-
-    from taylorder.selection.candidates import parse_levers
-    from taylorder.selection.knapsack import parse_bytes
-
-    bytes_per_head = None if budget is None else parse_bytes(budget)
-    chosen_levers = parse_levers("all" if levers is None else levers)
 
     from taylorder.reports.progress import StderrProgress
 
@@ -166,114 +182,129 @@ def analyze(
         from taylorder.analysis.tokens import tokenise
         from taylorder.models.describe import describe
         from taylorder.models.loading import load
-        from taylorder.reports import run_directory
+        from taylorder.selection.by_tolerance import select
 
         words = calibration_text(files)
         loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
-        limit = None
-        if with_levers:
-            from taylorder.selection.lever_table import refuse_unsupported
+        if settings.with_levers:
             from taylorder.selection.run_levers import offer
-            from taylorder.selection.under_limit import Limit
 
-            refuse_unsupported(description)
-            tolerated = None if bytes_per_head is not None else largest_error
-            limit = Limit(context or description.max_context, bytes_per_head, tolerated)
-            near = (window, sinks) if window or sinks else None
-            offer(description, chosen_levers, limit, near, lever_length)  # refused now, not after minutes of measuring
-        length = min(sequence_length, description.max_context)
-        if earlier := run_directory.replaces(
-            out,
-            model=description,
-            text_sha256=words.sha256,
-            tokens=tokenise(loaded.tokenizer, words).first(length, max_tokens).numel(),
-            sequence_length=length,
-            rows_per_sequence=min(measured_rows or length, length),
-            seed=seed,
-            max_order=max_order,
-            window=window,
-            sinks=sinks,
-            policy="levers" if with_levers else policy,
-            tolerance=largest_error,
-            context=context or description.max_context,
-            budget=bytes_per_head,
-        ):
-            progress.say(earlier)
-        progress.say(
-            f"measuring {len(description.modules)} layers of {description.modules[0].heads} heads on {words.source}"
-        )
+            offer(description, settings)  # what cannot be kept is refused now, not after minutes of measuring
+        tokens = tokenise(loaded.tokenizer, words)
+        _announce(settings, description, tokens, out, progress)
         analysis = measure(
             loaded.model,
             loaded.tokenizer,
             name=loaded.name,
             description=description,
-            text=words,
-            max_tokens=max_tokens,
-            sequence_length=sequence_length,
-            rows=measured_rows,
-            max_order=max_order,
-            window=window,
-            sinks=sinks,
-            seed=seed,
-            per_head_alpha=per_head_alpha,
+            text=tokens,
             progress=progress,
+            **settings.measured(),
         )
-        selection = select(analysis, policy=policy, tolerance=largest_error, context=context or description.max_context)
+        context = settings.context or description.max_context
+        selection = select(analysis, policy=settings.policy, tolerance=settings.tolerance, context=context)
         run = None
-        if limit is not None:
-            from taylorder.selection.by_tolerance import with_levers as relying_on
-            from taylorder.selection.run_levers import run_levers
-
-            progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
-            records = out / "records"
-            with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
-                run = run_levers(
-                    loaded.model,
-                    loaded.tokenizer,
-                    description,
-                    text=words,
-                    levers=chosen_levers,
-                    limit=limit,
-                    criterion=criterion,
-                    records=records,
-                    fresh=fresh,
-                    near=near,
-                    max_tokens=max_tokens,
-                    sequence_length=lever_length,
-                    seed=seed,
-                    progress=progress,
-                    say=progress.say,
-                )
-            selection = relying_on(selection, run.chosen.config, run.summary)
-        run_directory.write(out, analysis, selection, None, run)
+        if settings.with_levers:
+            run = _measure_levers(settings, loaded, description, tokens, out, fresh, progress)
+            selection = selection.with_levers(run.chosen.config, run.summary)
+        write_run(out, analysis, selection, None, run)
         evaluation = None
         if not no_eval:
-            from taylorder.evaluation.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
-            from taylorder.evaluation.evaluation_text import evaluation_text
-
             progress.say(f"the analysis is in {out}; measuring what the model loses (--no-eval skips this)")
             with kept(f"the analysis is kept in {out}, without losses: `taylorder show {out}` prints it"):
-                evaluation = evaluate_shortly(
-                    loaded.model,
-                    loaded.tokenizer,
-                    description,
-                    selection.config,
-                    text=evaluation_text,
-                    seed=seed,
-                    progress=progress,
-                    length=SHORT_LENGTH if run is None else run.summary.sequence_length,
-                    beside_window=run is not None,
-                    seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
-                )
-                run_directory.write(out, analysis, selection, evaluation, run)
+                evaluation = _evaluate(settings, loaded, description, selection.config, run, progress)
+                write_run(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
 
 
-def _given(options: typer.Context, option: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = options.get_parameter_source(option.removeprefix("--").replace("-", "_"))
-    return source is not None and source.name != "DEFAULT"
+def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
+    """Refuse options that do not go together."""
+    if settings.max_tokens < settings.sequence_length:
+        raise UsageError(
+            f"--max-tokens is {settings.max_tokens}, fewer than one sequence of {settings.sequence_length}; raise it, "
+            "or lower --sequence-length"
+        )
+    for name, given in (("--lever-length", settings.lever_length is not None), ("--fresh", fresh)):
+        if given and not settings.with_levers:
+            raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
+    if settings.with_levers and settings.policy != DEFAULTS.policy:
+        raise UsageError(f"--policy {settings.policy} knows no levers; leave out --budget and --levers, or --policy")
+
+
+def _announce(
+    settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
+) -> None:
+    """Say which run this one will replace, and what is measured."""
+    from taylorder.runs import run_directory
+
+    expected = settings.in_report(description)
+    used = tokens.first(expected["sequence_length"], settings.max_tokens).numel()
+    earlier = run_directory.replaces(out, model=description, text_sha256=tokens.text.sha256, tokens=used, **expected)
+    if earlier:
+        progress.say(earlier)
+    heads = description.modules[0].heads
+    progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
+
+
+def _measure_levers(
+    settings: AnalyzeSettings,
+    loaded: LoadedModel,
+    description: ModelDescription,
+    tokens: Tokens,
+    out: Path,
+    fresh: bool,
+    progress: StderrProgress,
+) -> LeverRun:
+    """What every KV head could run, and what it shall run; goes on where an interrupted run was."""
+    from taylorder.selection.run_levers import run_levers
+
+    progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
+    records = out / "records"
+    with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
+        return run_levers(
+            loaded.model,
+            loaded.tokenizer,
+            description,
+            settings,
+            text=tokens,
+            records=records,
+            fresh=fresh,
+            progress=progress,
+            say=progress.say,
+        )
+
+
+def _evaluate(
+    settings: AnalyzeSettings,
+    loaded: LoadedModel,
+    description: ModelDescription,
+    config: OrderConfig,
+    run: LeverRun | None,
+    progress: StderrProgress,
+) -> Evaluation:
+    """What the config does to the loss on a few sequences of held-out text, as long as those of the levers."""
+    from taylorder.evaluation.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
+    from taylorder.evaluation.evaluation_text import evaluation_text
+
+    return evaluate_shortly(
+        loaded.model,
+        loaded.tokenizer,
+        description,
+        config,
+        text=evaluation_text,
+        seed=settings.seed,
+        progress=progress,
+        length=SHORT_LENGTH if run is None else run.summary.sequence_length,
+        beside_window=run is not None,
+        seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
+    )
+
+
+def _parse_levers(text: str) -> frozenset[Lever]:
+    from taylorder.selection.candidates import parse_levers
+
+    return parse_levers(text)
 
 
 def _parse_rows(text: str) -> int | None:

@@ -14,7 +14,7 @@ from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
-    from taylorder.claims.evidence import Evidence
+    from taylorder.claims.evidence import ModelEvidence
     from taylorder.reports.progress import StderrProgress
 
 _DEFAULT = Path("taylorder-out")
@@ -72,31 +72,32 @@ def claims(
     check_writable(target)
 
     from taylorder.reports import claims as report
-    from taylorder.reports import claims_directory, run_directory
+    from taylorder.reports import html, html_claims
     from taylorder.reports.progress import StderrProgress
+    from taylorder.runs import claims_files, run_directory
+    from taylorder.runs.run_files import CLAIMS_PAGE, FILES
 
     with StderrProgress() as progress:
-        from taylorder.claims.judge import judge
-        from taylorder.claims.measurements.gaussian import kept_draws
+        from taylorder.claims import registry
+        from taylorder.claims.judge import judge_claims
 
         analyses = [run_directory.read(directory)[0] for directory in chosen]
         _check_models(chosen, analyses)
         models = [
-            _evidence(each, label, directory, model, device, dtype, fresh, progress)
-            for each, label, directory in zip(analyses, _labels(chosen, analyses), chosen, strict=True)
+            _evidence(analysis, label, directory, model, device, dtype, fresh, progress)
+            for analysis, label, directory in zip(analyses, _labels(chosen, analyses), chosen, strict=True)
         ]
-        draws = kept_draws(target / "records-normal", fresh=fresh, progress=progress)
+        normal = registry.NORMAL_INPUTS.kept(target / "records-normal", fresh=fresh, progress=progress)
         progress.say("judging")
-        found = judge(models, draws)
-        names = [each.name for each in models]
-        document = report.as_document(found, names)
+        made = report.ClaimsReport(tuple(evidence.name for evidence in models), judge_claims(models, normal))
+        document = report.as_document(made)
         if [target] == chosen:
-            run_directory.write_claims(target, document)
+            evaluation = run_directory.read_evaluation(target)
+            page = html.render(*run_directory.read(target), evaluation, made.claims, target)
+            claims_files.write(target, document, FILES["page"], page)
         else:
-            claims_directory.write(target, document, chosen)
-    print_report(
-        output, lambda: document, lambda console: report.render(found, names, console, tables=tables), report.WIDTH
-    )
+            claims_files.write(target, document, CLAIMS_PAGE, html_claims.render(made, chosen, target))
+    print_report(output, lambda: document, report.sections(made, tables=tables), report.WIDTH)
 
 
 def _check_models(directories: list[Path], analyses: list[Analysis]) -> None:
@@ -128,16 +129,14 @@ def _labels(directories: list[Path], analyses: list[Analysis]) -> list[str]:
 def _evidence(
     analysis: Analysis, label: str, directory: Path, model: str | None, device: str,
     dtype: DtypeName | None, fresh: bool, progress: StderrProgress,
-) -> Evidence:  # fmt: skip
+) -> ModelEvidence:  # fmt: skip
     """What a run does not hold is measured unless that was done before."""
-    from taylorder.claims.evidence import Evidence
-    from taylorder.claims.layers import Layers
     from taylorder.claims.measure import measure, measured_before
 
     records = directory / "records-claims"
     used = dtype or analysis.model.dtype
-    measured = None if fresh or used == "auto" else measured_before(analysis, records, device, used)
-    if measured is None:
+    evidence = None if fresh or used == "auto" else measured_before(analysis, records, device, used, label=label)
+    if evidence is None:
         from taylorder.models.loading import load
 
         source = model or analysis.model.name
@@ -147,5 +146,5 @@ def _evidence(
             loaded = load(source, device=device, dtype=used)
         progress.say(f"measuring {label} for the claims (an interrupted run goes on where it was)")
         with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
-            measured = measure(analysis, loaded, records, fresh=fresh, progress=progress)
-    return Evidence(Layers(analysis, label), measured)
+            evidence = measure(analysis, loaded, records, label=label, fresh=fresh, progress=progress)
+    return evidence

@@ -84,7 +84,7 @@ def compile_report(
             for order in ahead_of_time.orders(size)
         ),
     )
-    print_report(output, lambda: compiled.as_document(report), lambda console: compiled.render(report, console))
+    print_report(output, lambda: compiled.as_document(report), compiled.sections(report))
     if report.failed:
         raise TaylorderError(f"{len(report.failed)} of {len(rows)} did not compile; the report says why")
 

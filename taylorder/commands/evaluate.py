@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
+from taylorder.commands._models import load_described
+from taylorder.commands._paths import model_of_run, path_of, run_and_config
 from taylorder.commands._shared import (
     Device,
     Dtype,
@@ -25,14 +26,9 @@ from taylorder.commands._shared import (
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
-    from taylorder.adapt.config import OrderConfig
-    from taylorder.evaluation.evaluate import TaskResults
     from taylorder.models.description import ModelDescription
     from taylorder.models.loading import LoadedModel
     from taylorder.reports.evaluation import EvalReport
-    from taylorder.reports.progress import StderrProgress
-
-_LENGTHS = (1024, 4096, 8192)
 
 
 def evaluate(
@@ -114,55 +110,39 @@ def evaluate(
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        progress.say(f"loading {model or 'the built-in model'}")
-
-        from taylorder.evaluation.evaluate import evaluate as measure
-        from taylorder.evaluation.evaluation_text import evaluation_text
-        from taylorder.models.describe import describe
-        from taylorder.models.loading import load
-        from taylorder.reports.evaluation import EvalReport
-
-        with named_by(run, model, "name the model itself, and the run with --config"):
-            loaded = load(model, device=device, dtype=dtype)
-        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+        loaded, description = load_described(model, device, dtype, progress, run)
         chosen.check(description)
         _refuse(loaded, description, max_kl)
+
+        from taylorder.evaluation.evaluation_text import evaluation_text
+        from taylorder.evaluation.whole_evaluation import evaluate as measure
+        from taylorder.reports.evaluation import EvalReport
+
         evaluation = measure(
             loaded.model,
             loaded.tokenizer,
-            description,
             chosen,
+            description=description,
             text=evaluation_text(files),
-            lengths=_lengths(asked, description.max_context, tokens),
+            lengths=asked,
             tokens=tokens,
-            alphas=_alphas(path, chosen, loaded, description, progress),
-            continue_text=tasks,
+            alphas=_alphas_beside(path, description),
+            tasks=tasks,
             seed=seed,
             progress=progress,
         )
-        results, reason = _tasks(loaded, description, chosen, seed, progress) if tasks else ((), "--no-tasks")
         report = EvalReport(
             model=description,
             config=chosen,
             config_path=str(path),
             evaluation=evaluation,
-            tasks=results,
-            tasks_reason=reason,
+            tasks=evaluation.tasks,
+            tasks_reason=evaluation.tasks_reason if tasks else "--no-tasks",
             max_kl=max_kl,
             device=device,
             dtype=description.dtype,
         )
     _print(report, out, output)
-
-
-def _lengths(asked: tuple[int, ...] | None, max_context: int, tokens: int) -> tuple[int, ...]:
-    """The lengths asked for, or those of the default that model and tokens allow, or the longest there is."""
-    if asked is None:
-        longest = min(max_context, tokens)
-        return tuple(length for length in _LENGTHS if length <= longest) or (longest,)
-    if asked[-1] > max_context:
-        raise UsageError(f"--lengths has {asked[-1]}, but the model sees {max_context} tokens at most; lower it")
-    return asked
 
 
 def _refuse(loaded: LoadedModel, description: ModelDescription, max_kl: float | None) -> None:
@@ -174,49 +154,30 @@ def _refuse(loaded: LoadedModel, description: ModelDescription, max_kl: float | 
         )
 
 
-def _alphas(
-    path: Path, config: OrderConfig, loaded: LoadedModel, description: ModelDescription, progress: StderrProgress
-) -> dict[str, float | None]:
-    """The alphas the run beside the config measured on the same weights, or else fitted now."""
+def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float | None] | None:
+    """The alphas that the run beside the config measured on the same weights, None if there is no such run."""
     from taylorder.analysis.alpha_ranks import layer_alpha
-    from taylorder.evaluation.rivals import exact_everywhere, fitted_alphas
-    from taylorder.reports import run_directory
+    from taylorder.runs import run_directory
 
-    if exact_everywhere(config) or not description.causal:
-        return {}
     try:
         measured, _ = run_directory.read(path.parent)
     except TaylorderError:
-        return fitted_alphas(loaded.model, description, progress)
+        return None
     if measured.model.fingerprint != description.fingerprint:
-        return fitted_alphas(loaded.model, description, progress)
+        return None
     return {module.name: layer_alpha(measured.spectral, module.name) for module in description.modules}
-
-
-def _tasks(
-    loaded: LoadedModel, description: ModelDescription, config: OrderConfig, seed: int, progress: StderrProgress
-) -> tuple[tuple[TaskResults, ...], str | None]:
-    from taylorder.analysis.losses import has_language_model_head
-    from taylorder.evaluation.evaluate import evaluate_tasks
-
-    if not (description.causal and has_language_model_head(loaded.model)):
-        return (), "the model predicts no next token"
-    try:
-        return evaluate_tasks(loaded.model, loaded.tokenizer, description, config, seed=seed, progress=progress), None
-    except TaylorderError as error:
-        return (), str(error)
 
 
 def _print(report: EvalReport, out: Path | None, output: str) -> None:
     """Print everything, write the file, and only then say that a bound was missed."""
     from taylorder.reports import evaluation
-    from taylorder.reports.document import as_json
     from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
     from taylorder.storage.files import replacing
+    from taylorder.storage.finite_json import as_json
 
     document = as_document(report)
-    print_report(output, lambda: document, lambda console: evaluation.render(report, console))
+    print_report(output, lambda: document, evaluation.sections(report))
     if out is not None:
         try:
             with replacing(out) as temporary:

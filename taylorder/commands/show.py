@@ -30,7 +30,8 @@ def show(
 
     Example: [bold]taylorder show taylorder-out[/bold]
     """
-    from taylorder.reports import run_directory, terminal
+    from taylorder.reports import terminal
+    from taylorder.runs import run_directory
 
     directory = run_folder(directory)
     analysis, selection = run_directory.read(directory)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import Handle, attach
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.analysis.losses import (
     EXACT,
     HiddenDistance,
@@ -31,6 +32,7 @@ from taylorder.errors import NonFiniteError
 from taylorder.evaluation import rivals
 from taylorder.evaluation.intervals import Interval, mean_interval, paired_difference
 from taylorder.evaluation.rivals import Contender
+from taylorder.kernels.spec import Exact, Taylor
 from taylorder.models.description import ModelDescription
 
 Progress = Callable[[str, int, int], None]
@@ -38,6 +40,8 @@ Progress = Callable[[str, int, int], None]
 
 BUCKET_EDGES = (0, 64, 256, 1024, 4096, 1 << 62)
 """Positions at which losses are reported separately: a state matters where the context is long."""
+
+_INTERVALS = ("nll", "delta_exact", "delta_window", "config_less", "kl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,17 @@ class Standing:
     hidden_relative_l2: float | None = None
     hidden_cosine: float | None = None
     failure: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Its fields as cells of a table: an interval is three, losses by position are left out."""
+        cells: dict[str, Any] = {}
+        for name in (field.name for field in fields(self) if field.name != "buckets"):
+            value = getattr(self, name)
+            cells[name] = value.estimate if isinstance(value, Interval) else value
+            if name in _INTERVALS:
+                low, high = (None, None) if value is None else (value.low, value.high)
+                cells |= {f"{name}_low": low, f"{name}_high": high}
+        return cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +147,7 @@ def compare(
             report(stage, passes, passes)
             break
         hidden = {}
-        for place, result in enumerate(results.values(), start=1):
+        for turn, result in enumerate(results.values(), start=1):
             spent, before = time.monotonic() - began, spent
             if seconds is not None and not done and result.contender.config is not None:
                 # An optional contender takes about as long as the one before it, for every sequence.
@@ -140,9 +155,9 @@ def compare(
                 if needed > seconds:
                     result.failure = result.failure or "left out, to save time"
             if result.failure is None:
-                result.run(model, sequence, hidden)
+                result.run(model, description, sequence, hidden)
             _refuse_broken(results[EXACT], description)
-            report(stage, done * len(results) + place, passes)
+            report(stage, done * len(results) + turn, passes)
         if head is None:
             for name, states in hidden.items():
                 results[name].distances.append(hidden_distance(hidden[EXACT], states))
@@ -159,7 +174,7 @@ def compare(
 
 
 def losses_of_states(
-    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig]
+    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig | PreparedConfig]
 ) -> dict[str, TokenLosses]:
     """Losses of one sequence ``[T]`` for the exact model (``"exact"``) and for every config by its name.
 
@@ -169,14 +184,14 @@ def losses_of_states(
     hidden = {EXACT: hidden_states(model, sequence)}
     for name, config in states.items():
         try:
-            with adapted(model, config):
-                found = hidden_states(model, sequence)
+            with attach(model, config):
+                final = hidden_states(model, sequence)
         except NonFiniteError:
             continue
-        if torch.isfinite(found).all():
-            hidden[name] = found
+        if torch.isfinite(final).all():
+            hidden[name] = final
     losses = token_losses(head, sequence, hidden)
-    return {name: own for name, own in losses.items() if np.isfinite(own.nll).all() and np.isfinite(own.kl).all()}
+    return {name: tokens for name, tokens in losses.items() if _finite(tokens)}
 
 
 class _Result:
@@ -188,16 +203,16 @@ class _Result:
         self.losses: list[TokenLosses] = []
         self.distances: list[HiddenDistance] = []
         self.guarded_rows = 0
+        self.prepared: PreparedConfig | None = None
 
-    def run(self, model: Any, sequence: Tensor, hidden: dict[str, Tensor]) -> None:
+    def run(self, model: Any, description: ModelDescription, sequence: Tensor, hidden: dict[str, Tensor]) -> None:
         """Add the contender's final hidden states to ``hidden``, unless they overflow."""
         contender = self.contender
         if contender.config is None and EXACT in hidden:
             hidden[contender.name] = hidden[EXACT]
             return
-        running = nullcontext() if contender.config is None else adapted(model, contender.config, guard=contender.guard)
         try:
-            with running as counts:
+            with self._running(model, description) as handle:
                 states = hidden_states(model, sequence)
         except NonFiniteError as error:
             self.failure = str(error)
@@ -206,12 +221,18 @@ class _Result:
             self.failure = "its final hidden states hold NaN or infinite values"
             return
         hidden[contender.name] = states
-        if counts is not None:
-            self.guarded_rows += sum(int(rows.sum()) for rows in counts.guarded_rows.values())
+        if handle is not None:
+            self.guarded_rows += sum(int(rows.sum()) for rows in handle.counts.guarded_rows.values())
+
+    def _running(self, model: Any, description: ModelDescription) -> AbstractContextManager[Handle | None]:
+        if self.contender.config is None:
+            return nullcontext()
+        self.prepared = self.prepared or prepare(model, self.contender.config, description)
+        return attach(model, self.prepared, guard=self.contender.guard)
 
     def add_losses(self, losses: TokenLosses) -> None:
         """Keep one sequence's losses, unless logits overflowed."""
-        if np.isfinite(losses.nll).all() and np.isfinite(losses.kl).all():
+        if _finite(losses):
             self.losses.append(losses)
         else:
             self.failure = "its logits overflow"
@@ -222,6 +243,10 @@ class _Result:
         if self.distances:
             return np.array([distance.relative_l2 for distance in self.distances])
         return _means([losses.nll for losses in self.losses])
+
+
+def _finite(losses: TokenLosses) -> bool:
+    return bool(np.isfinite(losses.nll).all() and np.isfinite(losses.kl).all())
 
 
 def _refuse_broken(exact: _Result, model: ModelDescription) -> None:
@@ -279,7 +304,7 @@ def _standing(result: _Result, model: ModelDescription, sequences: Tensor, resul
 def _note(contender: Contender, length: int) -> str:
     """The contender's note, with a warning where its near fields leave nothing to truncate or to drop."""
     layers = () if contender.config is None else contender.config.layers
-    near = [head.window + head.sinks for layer in layers for head in layer.heads if head.order != "exact"]
+    near = [head.spec.near.tokens for layer in layers for head in layer.heads if not isinstance(head.spec.far, Exact)]
     if not near or min(near) < length:
         return contender.note
     all_near = f"its near fields hold all {length:,} tokens, so that it runs as exact at this length"
@@ -291,8 +316,8 @@ def _guarded_share(result: _Result, model: ModelDescription, sequences: Tensor) 
     rows = 0
     for layer in result.contender.config.layers if result.contender.config is not None else ():
         for head in layer.heads:
-            if head.order != "exact" and not head.drops_far:
-                rows += len(sequences) * max(0, sequences.shape[1] - head.window - head.sinks)
+            if isinstance(head.spec.far, Taylor):
+                rows += len(sequences) * max(0, sequences.shape[1] - head.spec.near.tokens)
     return result.guarded_rows / rows if rows else None
 
 

@@ -6,13 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
@@ -23,6 +24,11 @@ from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
+from taylorder.models.running import next_logits
+from taylorder.storage.frames import as_html, frame
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
 """The short evaluation that ends an analysis, and how long it may take in all."""
@@ -65,6 +71,31 @@ class Evaluation:
     reason: str | None = None
     continuations: Continuations | None = None
 
+    def __repr__(self) -> str:
+        """One line; ``comparisons`` has the figures."""
+        if not self.comparisons:
+            return f"<Evaluation without figures: {self.reason}>"
+        lengths = ", ".join(f"{comparison.length:,}" for comparison in self.comparisons)
+        names = ", ".join(standing.name for standing in self.comparisons[0].standings)
+        return f"<Evaluation at {lengths} tokens: {names}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_frame(self) -> DataFrame:
+        """One row per contender and length: the figures of :class:`~taylorder.evaluation.comparison.Standing`.
+
+        An interval is three columns (``nll``, ``nll_low``, ``nll_high``); losses by position are left out.
+
+        >>> evaluation.to_frame()[["length", "name", "nominal_bytes", "nll", "kl"]].name.tolist()
+        ['exact', 'config', 'window', 'one order', 'alphas', 'paper', 'paper, raw']
+        """
+        return frame(
+            {"length": comparison.length, "sequences": comparison.sequences, **standing.record()}
+            for comparison in self.comparisons
+            for standing in comparison.standings
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TaskResults:
@@ -76,7 +107,7 @@ class TaskResults:
     failure: str | None = None
 
 
-def evaluate(
+def compare_with_rivals(
     model: Any,
     tokenizer: Any,
     description: ModelDescription,
@@ -119,7 +150,9 @@ def evaluate(
     if continue_text and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
         new = min(NEW_TOKENS, description.max_context // 2)
         length = min(PROMPT_TOKENS, description.max_context - new, len(unseen.ids))
-        continuations = _continuations(model, config, _draw(unseen, length, PROMPTS, seed), new, progress)
+        continuations = _continuations(
+            model, prepare(model, config, description), _draw(unseen, length, PROMPTS, seed), new, progress
+        )
     return Evaluation(exact, tuple(comparisons), continuations=continuations)
 
 
@@ -220,7 +253,7 @@ def evaluate_tasks(
             results.append(TaskResults(name, note, (), "the config's bytes hold no window"))
             continue
         try:
-            rows = summarise(exact, _under(model, tasks, by_length, exact, report), seed)
+            rows = summarise(exact, _under(model, description, tasks, by_length, exact, report), seed)
         except NonFiniteError as error:
             results.append(TaskResults(name, note, (), str(error)))
         else:
@@ -230,6 +263,7 @@ def evaluate_tasks(
 
 def _under(
     model: Any,
+    description: ModelDescription,
     tasks: Sequence[Task],
     by_length: Mapping[int, Contender | None],
     exact: Sequence[Outcome],
@@ -241,7 +275,7 @@ def _under(
         NonFiniteError: the state breaks down.
 
     """
-    known = {(outcome.kind, outcome.length, outcome.case, outcome.depth): outcome for outcome in exact}
+    known = {_question(outcome): outcome for outcome in exact}
     done = 0
 
     def report(now: int, total: int) -> None:
@@ -250,21 +284,23 @@ def _under(
     for length, contender in by_length.items():
         chosen = [task for task in tasks if task.length == length]
         if contender is not None and contender.config is not None:
-            with adapted(model, contender.config):
+            with attach(model, prepare(model, contender.config, description)):
                 outcomes = run_tasks(model, chosen, report)
-            known |= {(each.kind, each.length, each.case, each.depth): each for each in outcomes}
+            known |= {_question(outcome): outcome for outcome in outcomes}
         done += len(chosen)
         progress(done, len(tasks))
-    return [known[outcome.kind, outcome.length, outcome.case, outcome.depth] for outcome in exact]
+    return [known[_question(outcome)] for outcome in exact]
+
+
+def _question(outcome: Outcome) -> tuple[str, int, int, float | None]:
+    return outcome.kind, outcome.length, outcome.case, outcome.depth
 
 
 def _continuations(
-    model: Any, config: OrderConfig, prompts: Tensor, new_tokens: int, progress: Progress | None
+    model: Any, prepared: PreparedConfig, prompts: Tensor, new_tokens: int, progress: Progress | None
 ) -> Continuations:
-    """Continue prompts ``[B, T]`` exactly and with a config that belongs to the model."""
+    """Continue prompts ``[B, T]`` exactly and with a config."""
     from transformers import DynamicCache
-
-    from taylorder.adapt.cache import TaylorCache
 
     count, length = prompts.shape
 
@@ -273,12 +309,11 @@ def _continuations(
             progress("greedy continuations", done, 2)
 
     report(0)
-    prompts = prompts.to(next(model.parameters()).device)
     exact = _greedy(model, prompts, DynamicCache(config=model.config), new_tokens)
     report(1)
     try:
-        with adapted(model, config):
-            made = _greedy(model, prompts, TaylorCache.unchecked(model, config), new_tokens)
+        with attach(model, prepared) as handle:
+            made = _greedy(model, prompts, handle.new_cache(), new_tokens)
     except TaylorderError as error:
         return Continuations(count, length, new_tokens, failure=str(error))
     report(2)
@@ -294,21 +329,19 @@ def _continuations(
     )
 
 
-@torch.no_grad()
 def _greedy(model: Any, ids: Tensor, cache: Any, new_tokens: int) -> list[list[int]]:
     """The likeliest tokens after ``ids`` ``[B, T]``."""
-    options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     made: list[Tensor] = []
     for _ in range(new_tokens):
-        logits = model(input_ids=made[-1] if made else ids, past_key_values=cache, use_cache=True, **options).logits
-        made.append(logits[:, -1].argmax(-1, keepdim=True))
+        made.append(next_logits(model, made[-1] if made else ids, cache).argmax(-1, keepdim=True))
     tokens: list[list[int]] = torch.cat(made, 1).tolist()
     return tokens
 
 
 def _agreed(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens before the first that differs."""
-    return next((place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), len(one))
+    pairs = enumerate(zip(one, other, strict=True))
+    return next((token for token, (mine, theirs) in pairs if mine != theirs), len(one))
 
 
 def _repetition(tokens: Sequence[int], size: int = 4) -> float:

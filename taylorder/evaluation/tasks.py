@@ -25,6 +25,7 @@ from taylorder.evaluation.intervals import (
     share_difference,
     share_interval,
 )
+from taylorder.models.running import input_device
 
 CANNOT = 0.6
 """A length at which the exact model has less than this share right says nothing about a config."""
@@ -142,7 +143,7 @@ def score(model: Any, task: Task) -> tuple[Outcome, ...]:
 
 def answer_logits(model: Any, input_ids: Sequence[int], positions: Sequence[int]) -> Tensor:
     """Logits ``[len(positions), vocabulary]``, float32, after the given positions of one prompt, without a cache."""
-    device = getattr(model, "device", "cpu")
+    device = input_device(model)
     ids = torch.tensor([input_ids], dtype=torch.int64, device=device)
     rows = torch.tensor(positions, dtype=torch.int64, device=device)
     keep = inspect.signature(model.forward).parameters.get("logits_to_keep")

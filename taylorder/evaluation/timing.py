@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.generate import PROMPT_CHUNK
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import prepare
 from taylorder.errors import UnsupportedModelError, UsageError
 from taylorder.evaluation.comparison import Progress
 from taylorder.models.description import ModelDescription
 from taylorder.models.positions import token_embeddings
+from taylorder.models.running import input_device, next_logits
 
 WARM_UP = 16
 """Tokens run before each measurement: what the first calls allocate is not the cache's."""
@@ -113,8 +115,6 @@ def bench(
     """
     from transformers import DynamicCache
 
-    from taylorder.adapt.cache import TaylorCache
-
     if not (description.causal and getattr(model, "can_generate", lambda: False)()):
         raise UnsupportedModelError(
             f"{description.name} generates no text: choose a causal language model with its head"
@@ -127,7 +127,7 @@ def bench(
             f"contexts are {contexts}, expected numbers from 1 to {description.max_context - new_tokens}: the model "
             f"sees {description.max_context} tokens, and {new_tokens} are fed after the context"
         )
-    config.check(description)
+    prepared = prepare(model, config, description)
     rows = []
     with one_thread():
         for done, context in enumerate(contexts):
@@ -136,9 +136,9 @@ def bench(
             ids = random_tokens(model, context + new_tokens, seed)
             _measure(model, DynamicCache(config=model.config), ids[:, : WARM_UP + 1], 1)
             exact = _measure(model, DynamicCache(config=model.config), ids, new_tokens)
-            with adapted(model, config):
-                _measure(model, TaylorCache.unchecked(model, config), ids[:, : WARM_UP + 1], 1)
-                rows.append(Row(context, exact, _measure(model, TaylorCache.unchecked(model, config), ids, new_tokens)))
+            with attach(model, prepared) as handle:
+                _measure(model, handle.new_cache(), ids[:, : WARM_UP + 1], 1)
+                rows.append(Row(context, exact, _measure(model, handle.new_cache(), ids, new_tokens)))
     if progress is not None:
         progress("bench", len(contexts), len(contexts))
     return Bench(tuple(rows), new_tokens, predicted_break_even(config, description))
@@ -175,11 +175,11 @@ def one_thread() -> Iterator[None]:
 
 
 def random_tokens(model: Any, count: int, seed: int) -> Tensor:
-    """Draw tokens of the model's vocabulary, ``[1, count]``, on its device."""
+    """Draw tokens of the model's vocabulary, ``[1, count]``, where it takes them."""
     table = token_embeddings(model)
     vocabulary = int(model.config.get_text_config().vocab_size if table is None else table.shape[0])
     ids = torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(seed))
-    return ids.to(next(model.parameters()).device)
+    return ids.to(input_device(model))
 
 
 def _measure(model: Any, cache: Any, ids: Tensor, new_tokens: int) -> Reading:
@@ -198,10 +198,8 @@ def seconds_to_read(model: Any, ids: Tensor, cache: Any) -> float:
     return sum(seconds(model, piece, cache) for piece in torch.split(ids, PROMPT_CHUNK, 1))
 
 
-@torch.no_grad()
 def seconds(model: Any, ids: Tensor, cache: Any) -> float:
     """Time of a forward pass and of picking the likeliest token, which waits for the device."""
-    options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     begun = time.perf_counter()
-    int(model(input_ids=ids, past_key_values=cache, use_cache=True, **options).logits[0, -1].argmax())
+    int(next_logits(model, ids, cache)[0].argmax())
     return time.perf_counter() - begun

@@ -21,14 +21,24 @@ from taylorder.models.running import PROBE_TOKENS, leaving_no_trace, probe_ids, 
 def describe(model: nn.Module, name: str | None = None, *, weights_note: str | None = None) -> ModelDescription:
     """Describe a model's attention modules as one short forward pass calls them; the model is left as it was.
 
-    ``model`` is a transformers model, ``name`` (default: what its config calls it) and ``weights_note`` go into the
-    description. Raises UnsupportedModelError, naming what was found and the way out, for every model that cannot be
-    measured truthfully.
+    ``model`` is a transformers model; ``name`` and ``weights_note`` go into the description, by default what ``load``
+    gave them, or the name that the config has. Raises UnsupportedModelError, naming what was found and the way out,
+    for every model that cannot be measured truthfully.
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> description = taylorder.describe(loaded.model)
+    >>> description
+    <ModelDescription of smollm2-135m: LlamaForCausalLM, ... layers x ... heads over ... KV heads ...>
+    >>> first = description.modules[0]
+    >>> first.name, first.causal, first.sliding_window
+    ('model.layers.0.self_attn', True, None)
     """
     refuse_adapters(model, name or type(model).__name__)
     refuse_class(model)
     config: Any = model.config
-    name = name or getattr(config, "name_or_path", "") or type(model).__name__
+    loaded_as, note = getattr(model, "loaded_as", ("", None))
+    name = name or loaded_as or getattr(config, "name_or_path", "") or type(model).__name__
     refuse_config(config, name)
     refuse_weights(model, name)
     with lookups() as seen:
@@ -40,7 +50,8 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     _refuse_mixture(modules, name)
     refuse_other_numbers(model, name, modules, hidden)
     dtype = dtype_name(model)
-    return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), weights_note, dtype)
+    note = weights_note or note
+    return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), note, dtype)
 
 
 def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tensor]:
@@ -116,12 +127,12 @@ def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:
         (module.heads, module.kv_heads, module.head_dim, module.value_dim, module.causal): module for module in modules
     }
     if len(kinds) > 1:
-        found = ", ".join(
+        named = ", ".join(
             f"{module.name} has {module.heads} heads on {module.kv_heads} KV heads of dimension {module.head_dim} "
             f"(values {module.value_dim}, {'causal' if module.causal else 'bidirectional'})"
             for module in kinds.values()
         )
         raise UnsupportedModelError(
-            f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {found}. Choose a model whose "
+            f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {named}. Choose a model whose "
             "layers all have the same heads."
         )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from taylorder.kernels.spec import grouped
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,10 @@ class AttentionModule:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.heads // self.kv_heads
+
+    def groups(self, heads: Sequence[_T]) -> list[Sequence[_T]]:
+        """Cut what belongs to the query heads into what belongs to each KV head's."""
+        return grouped(heads, self.kv_heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +65,16 @@ class ModelDescription:
     def causal(self) -> bool:
         """False for encoders, whose attention sees both sides."""
         return all(module.causal for module in self.modules)
+
+    @property
+    def shape(self) -> str:
+        """Layers and heads, in words; those of the first layer where layers differ."""
+        return f"{len(self.modules)} layers x {self.modules[0].heads} heads"
+
+    def __repr__(self) -> str:
+        """One line; ``modules`` has the rest."""
+        first = self.modules[0]
+        return (
+            f"<ModelDescription of {self.name}: {self.architecture}, {self.shape} over {first.kv_heads} KV heads of "
+            f"dimension {first.head_dim}, {self.max_context:,} tokens>"
+        )

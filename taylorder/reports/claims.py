@@ -2,100 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table as RichTable
-from rich.text import Text
-
-from taylorder.claims.claim import Cell, Claim, Effect, Table
-from taylorder.reports.document import finite
-from taylorder.reports.fitting_tables import FittingTable
-from taylorder.reports.parts import INDENT
-from taylorder.reports.plain import plain_text
+from taylorder.claims import claim as judged
+from taylorder.claims.claim import Claim, Effect, Verdict
+from taylorder.reports.sections import Block, Cell, Column, Section, Style, Table, paragraph, table
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/claims@1"
 WIDTH = 100
 """Of the plain text: effects have long names."""
 
-_STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow", "not applicable": "dim"}
+_STYLES: dict[Verdict, Style] = {
+    "supported": "good",
+    "contradicted": "bad",
+    "undecided": "doubtful",
+    "not applicable": "faint",
+}
 _MOST_ROWS = 12
 
 
-def as_document(claims: Sequence[Claim], models: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ClaimsReport:
+    """The claims, judged, and the models they were judged on."""
+
+    models: tuple[str, ...]
+    claims: tuple[Claim, ...]
+
+
+def as_document(report: ClaimsReport) -> dict[str, Any]:
     """All claims as one JSON document, schema ``taylorder/claims@1``."""
-    made: dict[str, Any] = finite(
-        {
-            "schema": SCHEMA,
-            "models": list(models),
-            "claims": [asdict(claim) for claim in claims],
-            "software": software_versions(),
-        }
-    )
+    made: dict[str, Any] = finite({"schema": SCHEMA, **asdict(report), "software": software_versions()})
     return made
 
 
-def render(claims: Sequence[Claim], models: Sequence[str], console: Console, *, tables: bool = False) -> None:
-    """Print the verdicts, and with ``tables`` all figures."""
-    for part in _parts(claims, models, tables):
-        console.print(part)
+def sections(report: ClaimsReport, *, tables: bool = False) -> Iterator[Section]:
+    """The verdicts, and with ``tables`` all figures."""
+    yield Section(f"taylorder claims: {', '.join(report.models)}", (), level=1)
+    for number, claim in enumerate(report.claims, start=1):
+        verdict = Cell(claim.verdict.upper(), style=_STYLES[claim.verdict])
+        yield Section(f"{number}. {claim.statement}", tuple(_blocks(claim, tables)), level=3, badge=verdict)
 
 
-def as_text(claims: Sequence[Claim], models: Sequence[str], *, tables: bool = False, width: int = WIDTH) -> str:
-    """The report as plain text: no colour, no trailing blanks."""
-    return plain_text(lambda console: render(claims, models, console, tables=tables), width)
+def _blocks(claim: Claim, tables: bool) -> Iterator[Block]:
+    yield paragraph(claim.reason)
+    if claim.effects:
+        shown = effects(claim.effects[:_MOST_ROWS], exact="")
+        if (more := len(claim.effects) - _MOST_ROWS) > 0:
+            rest = (Cell(f"and {more} more", style="faint"), *[Cell("")] * 3)
+            shown = replace(shown, rows=(*shown.rows, rest))
+        yield replace(shown, headed=False, tight=True)
+    if tables:
+        yield paragraph(f"Rule: {claim.rule}", style="faint", tight=True)
+        for found in claim.tables:
+            yield paragraph(found.title, style="caption")
+            yield replace(figures(found), tight=True)
+            if found.note:
+                yield paragraph(found.note, style="faint", tight=True)
+    for note in claim.notes:
+        yield paragraph(note, style="faint", tight=True)
 
 
-def _parts(claims: Sequence[Claim], models: Sequence[str], tables: bool) -> Iterable[RenderableType]:
-    yield Text(f"taylorder claims: {', '.join(models)}", style="bold")
-    for number, claim in enumerate(claims, start=1):
-        yield Text()
-        yield Text.assemble(
-            f"{number}. ", (claim.statement, "bold"), "  ", (claim.verdict.upper(), f"bold {_STYLES[claim.verdict]}")
+def effects(found: Sequence[Effect], exact: str) -> Table:
+    """What a verdict rests on; ``exact`` stands where a figure has no interval, since it follows from a formula."""
+    columns = [Column("effect", wraps=True), Column("estimate", figures=True, wraps=True)]
+    columns += [Column(title, wraps=True) for title in ("interval", "the claim expects")]
+    rows = [
+        (
+            effect.name,
+            cell(effect.estimate),
+            exact if effect.low is None or effect.high is None else f"[{cell(effect.low)}, {cell(effect.high)}]",
+            Cell(effect.meaning, style="faint"),
         )
-        yield Padding(Text(claim.reason), INDENT)
-        if claim.effects:
-            yield Padding(_effects(claim.effects), INDENT, expand=False)
-        if tables:
-            yield Padding(Text(f"Rule: {claim.rule}", style="dim"), INDENT)
-            for table in claim.tables:
-                yield Text()
-                yield Padding(Text(table.title, style="italic"), INDENT)
-                yield Padding(_table(table), INDENT, expand=False)
-                if table.note:
-                    yield Padding(Text(table.note, style="dim"), INDENT)
-        for note in claim.notes:
-            yield Padding(Text(note, style="dim"), INDENT)
+        for effect in found
+    ]
+    return table(columns, rows, indented=True)
 
 
-def _effects(effects: Sequence[Effect]) -> RichTable:
-    table = RichTable.grid(padding=(0, 2, 0, 0))
-    for effect in effects[:_MOST_ROWS]:
-        interval = "" if effect.low is None or effect.high is None else f"[{cell(effect.low)}, {cell(effect.high)}]"
-        table.add_row(
-            Text(effect.name), Text(cell(effect.estimate), justify="right"), Text(interval), Text(effect.meaning, "dim")
-        )
-    if len(effects) > _MOST_ROWS:
-        table.add_row(Text(f"and {len(effects) - _MOST_ROWS} more", "dim"))
-    return table
+def figures(found: judged.Table) -> Table:
+    """A table behind the effects; columns with words are set to the left."""
+    columns = [
+        Column(title, figures=not any(isinstance(row[place], str) for row in found.rows), wraps=True)
+        for place, title in enumerate(found.columns)
+    ]
+    return table(columns, [[cell(value) for value in row] for row in found.rows], indented=True)
 
 
-def _table(found: Table) -> FittingTable:
-    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for place, title in enumerate(found.columns):
-        words = any(isinstance(row[place], str) for row in found.rows)
-        table.add_column(title, justify="left" if words else "right")
-    for row in found.rows:
-        table.add_row(*map(cell, row))
-    return table
-
-
-def cell(value: Cell) -> str:
+def cell(value: judged.Cell) -> str:
     """A figure with three significant digits; a dash where there is none."""
     match value:
         case None:

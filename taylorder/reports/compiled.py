@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
-from taylorder.reports.document import finite
-from taylorder.reports.fitting_tables import FittingTable
 from taylorder.reports.numbers import counted, number, size
-from taylorder.reports.parts import INDENT
-from taylorder.reports.plain import plain_text
+from taylorder.reports.sections import Cell, Column, Section, Table, facts, paragraph, table
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/compile-report@1"
@@ -105,15 +97,14 @@ def _record(row: Compiled | Failed) -> dict[str, Any]:
     return record if isinstance(row, Compiled) else record | {"error": row.error}
 
 
-def render(report: CompileReport, console: Console) -> None:
-    """Print the report."""
-    for part in _parts(report):
-        console.print(part)
-
-
-def as_text(report: CompileReport, width: int = 80) -> str:
-    """The report as plain text: no colour, no trailing blanks."""
-    return plain_text(lambda console: render(report, console), width)
+def sections(report: CompileReport) -> Iterator[Section]:
+    """The report: a table per target, what follows from them, and what the words mean."""
+    yield Section("taylorder compile-report", (facts(_facts(report)),), level=1)
+    for target in report.targets:
+        yield Section(target, (_figures([row for row in report.rows if row.target == target]),), level=3)
+    found = [line for sentence, rows in sentences(report) for line in (sentence, *(f"  {row}" for row in rows))]
+    blocks = (_overheads(report.overheads), paragraph(*found), paragraph(_LEGEND))
+    yield Section("rows of a state over those of the minimal basis", blocks, level=3)
 
 
 def sentences(report: CompileReport) -> Iterator[tuple[str, Sequence[str]]]:
@@ -159,28 +150,6 @@ def _setting(row: Compiled | Failed) -> str:
     return "/".join(map(str, figures if setting.registers is None else (*figures, setting.registers)))
 
 
-def _parts(report: CompileReport) -> Iterable[RenderableType]:
-    yield Text("taylorder compile-report", style="bold")
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    for name, fact in _facts(report).items():
-        facts.add_row(Text(name), Text(fact))
-    yield Padding(facts, INDENT, expand=False)
-    for target in report.targets:
-        yield Text()
-        yield Text(target, style="bold")
-        yield _figures([row for row in report.rows if row.target == target])
-    yield Text()
-    yield Text("rows of a state over those of the minimal basis", style="bold")
-    yield _overheads(report.overheads)
-    yield Text()
-    for sentence, rows in sentences(report):
-        yield Padding(Text(sentence), INDENT)
-        for row in rows:
-            yield Padding(Text(row), (0, 0, 0, 4))
-    yield Text()
-    yield Padding(Text(_LEGEND), INDENT)
-
-
 def _facts(report: CompileReport) -> dict[str, str]:
     settings = "every setting that ships" if report.every_setting else "the setting a launch takes before autotuning"
     return {
@@ -192,41 +161,33 @@ def _facts(report: CompileReport) -> dict[str, str]:
 
 def _figures(rows: Sequence[Compiled | Failed]) -> Table:
     """One target's rows, kernel by kernel."""
-    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.add_column("kernel, config")
-    table.add_column("launch", no_wrap=True)
-    for title in ("regs", "spills", "shared\nKiB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("tensor:\nissue")
+    columns = [Column("kernel, config", wraps=True), Column("launch")]
+    columns += [Column(title, figures=True) for title in ("regs", "spills", "shared\nKiB")]
+    columns.append(Column("tensor:\nissue", wraps=True))
+    shown: list[Sequence[Cell | str]] = []
     for kernel in dict.fromkeys(row.job.kernel for row in rows):
-        table.add_section()
-        table.add_row(Text(kernel, style="bold"))
-        for row in rows:
-            if row.job.kernel == kernel:
-                table.add_row(row.job.config, _setting(row), *_cells(row))
-    return table
+        shown += [[""] * 6] if shown else []
+        shown.append((Cell(kernel, style="strong"), *[""] * 5))
+        shown += [(row.job.config, _setting(row), *_cells(row)) for row in rows if row.job.kernel == kernel]
+    return table(columns, shown)
 
 
-def _cells(row: Compiled | Failed) -> tuple[str | Text, ...]:
+def _cells(row: Compiled | Failed) -> tuple[Cell | str, ...]:
     if isinstance(row, Failed):
-        return "-", "-", "-", Text("failed", style="red")
+        return "-", "-", "-", Cell("failed", style="bad")
     return (
         str(row.registers),
-        Text(str(row.spills), style="red" if row.spills else ""),
-        Text(f"{row.shared_bytes / 1024:.4g}", style="red" if row.too_large else ""),
+        Cell(str(row.spills), style="bad" if row.spills else ""),
+        Cell(f"{row.shared_bytes / 1024:.4g}", style="bad" if row.too_large else ""),
         " ".join(f"{loop.ratio:.2f}" for loop in row.loops) or "-",
     )
 
 
 def _overheads(overheads: Sequence[Overhead]) -> Table:
     """A row per head dim, a column per order."""
-    orders = sorted({each.order for each in overheads})
-    found = {(each.head_dim, each.order): each.overhead for each in overheads}
-    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.add_column("head dim", justify="right")
-    for order in orders:
-        table.add_column(f"P={order}", justify="right")
-    for head_dim in dict.fromkeys(each.head_dim for each in overheads):
-        cells = (found.get((head_dim, order)) for order in orders)
-        table.add_row(str(head_dim), *("-" if cell is None else f"{cell:.3f}" for cell in cells))
-    return table
+    orders = sorted({overhead.order for overhead in overheads})
+    columns = [Column("head dim", figures=True), *(Column(f"P={order}", figures=True) for order in orders)]
+    rows: dict[int, dict[int, str]] = {}
+    for found in overheads:
+        rows.setdefault(found.head_dim, dict.fromkeys(orders, "-"))[found.order] = f"{found.overhead:.3f}"
+    return table(columns, [(str(head_dim), *figures.values()) for head_dim, figures in rows.items()])

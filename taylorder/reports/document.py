@@ -1,76 +1,16 @@
-"""The result of a run as one JSON document: the content of ``report.json``, and what ``--format json`` prints.
-
-JSON has no NaN and no infinities: such a figure is written as the string ``"nan"``, ``"inf"`` or ``"-inf"``, which
-``float()`` reads.
-"""
+"""The result of an analysis as one JSON document: what ``--format json`` prints."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from taylorder.adapt.decisions import HeadOrder
-from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
+from taylorder.analysis.results import Analysis
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.models.description import ModelDescription
-from taylorder.reports import summary, verdict
-from taylorder.runs.run_files import FILES, LEVERS_FILE
-from taylorder.selection.by_tolerance import HeadVerdict, Policy, Selection
-from taylorder.selection.lever_summary import LeverSummary
-
-SCHEMA = "taylorder/report@2"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What was measured and by which rule orders were chosen."""
-
-    max_order: int
-    window: int
-    sinks: int
-    policy: Policy
-    tolerance: float
-    context: int
-    largest_order: int
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """Which candidate of a head comes nearest to exact attention, among those that may be chosen."""
-
-    order: int
-    expansion: Expansion
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRecord:
-    """The verdict on one head; what was chosen for it is in ``orders.json``."""
-
-    module: str
-    head: int
-    kv_head: int
-    choice: dict[str, Any]
-    best: Best | None
-    needed_order: int | None
-    predicted_order: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReportDocument:
-    """What ``read`` needs of ``report.json``; the rest of the document is for other readers."""
-
-    schema: Literal["taylorder/report@2"]
-    model: ModelDescription
-    calibration: Calibration
-    settings: Settings
-    preview: NearFieldPreview | None
-    heads: tuple[HeadRecord, ...]
-    evaluation: Evaluation | None = None
-    levers: LeverSummary | None = None
+from taylorder.reports import summary
+from taylorder.reports import verdict as words
+from taylorder.runs import document
+from taylorder.selection.by_tolerance import Selection
 
 
 def as_document(
@@ -79,106 +19,28 @@ def as_document(
     directory: str | Path | None = None,
     evaluation: Evaluation | None = None,
 ) -> dict[str, Any]:
-    """The whole result but the tables as one JSON-ready dict: the content of ``report.json``, and of ``--format json``.
+    """The whole result but the tables; the arguments are those of :func:`taylorder.runs.document.as_document`."""
+    told = verdict_record(analysis, selection, directory, evaluation)
+    return document.as_document(analysis, selection, told, directory, evaluation)
 
-    ``files`` are names within the run directory, or paths if ``directory`` is given; ``evaluation`` is the short
-    one that ends an analysis, None if it was skipped.
-    """
+
+def verdict_record(
+    analysis: Analysis,
+    selection: Selection,
+    directory: str | Path | None = None,
+    evaluation: Evaluation | None = None,
+) -> dict[str, Any]:
+    """The verdict in words, the next command, and heads counted by what became of them."""
     counts = summary.outcome(analysis, selection)
-    document = {
-        "schema": SCHEMA,
-        "model": asdict(analysis.model),
-        "calibration": asdict(analysis.calibration),
-        "settings": asdict(
-            Settings(
-                max_order=analysis.max_order,
-                window=analysis.window,
-                sinks=analysis.sinks,
-                policy=selection.policy,
-                tolerance=selection.tolerance,
-                context=selection.context,
-                largest_order=selection.largest_order,
-            )
-        ),
-        "verdict": {
-            "text": " ".join(verdict.sentences(analysis, selection, evaluation)),
-            "next": verdict.next_command(analysis, selection, None if directory is None else Path(directory))[0],
-            "heads": counts.heads,
-            "sliding": counts.sliding,
-            "adapted": counts.adapted,
-            "within_tolerance": counts.within,
-            "within_tolerance_at_a_higher_order": counts.beyond,
-            "orders": {str(order): count for order, count in counts.orders.items()},
-            "windows": counts.windows,
-            "exact": counts.exact,
-        },
-        "preview": None if analysis.preview is None else asdict(analysis.preview),
-        "evaluation": None if evaluation is None else asdict(evaluation),
-        "levers": None if selection.levers is None else asdict(selection.levers),
-        "heads": [_head_record(head) for head in selection.heads],
-        "alphas": _alphas(analysis.spectral),
-        "software": dict(selection.config.software),
-        "files": {
-            kind: name if directory is None else str(Path(directory) / name)
-            for kind, name in (FILES if selection.levers is None else FILES | {"levers": LEVERS_FILE}).items()
-        },
-    }
-    made: dict[str, Any] = finite(document)
-    return made
-
-
-def as_json(document: dict[str, Any]) -> str:
-    """Serialise a document: nested objects and lists of records spread over lines, everything else on one."""
-    return _json(document, "") + "\n"
-
-
-def _json(value: Any, indent: str) -> str:
-    inner = indent + " "
-    if isinstance(value, dict) and any(isinstance(item, dict | list) for item in value.values()):
-        lines = [f"{inner}{json.dumps(key)}: {_json(item, inner)}" for key, item in value.items()]
-        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n" + ",\n".join(inner + json.dumps(record, allow_nan=False) for record in value) + f"\n{indent}]"
-    return json.dumps(value, allow_nan=False)
-
-
-def choice_record(choice: HeadOrder) -> dict[str, Any]:
-    """What was chosen for a head, as ``report.json`` repeats it."""
-    made: dict[str, Any] = finite(choice.model_dump(mode="json", exclude_defaults=True))
-    return made
-
-
-def _head_record(head: HeadVerdict) -> dict[str, Any]:
-    best = head.best
     return {
-        "module": head.module,
-        "head": head.head,
-        "kv_head": head.kv_head,
-        "choice": choice_record(head.choice),
-        "best": None
-        if best is None
-        else {"order": best.order, "expansion": best.expansion, "relative_l2": best.relative_l2},
-        "needed_order": head.needed_order,
-        "predicted_order": head.predicted_order,
+        "text": " ".join(words.sentences(analysis, selection, evaluation)),
+        "next": words.next_command(analysis, selection, None if directory is None else Path(directory))[0],
+        "heads": counts.heads,
+        "sliding": counts.sliding,
+        "adapted": counts.adapted,
+        "within_tolerance": counts.within,
+        "within_tolerance_at_a_higher_order": counts.beyond,
+        "orders": {str(order): count for order, count in counts.orders.items()},
+        "windows": counts.windows,
+        "exact": counts.exact,
     }
-
-
-def _alphas(spectral: Iterable[SpectralRow]) -> list[dict[str, Any]]:
-    """Alphas of whole projections, one record per module; None where there is no usable fit."""
-    layers: dict[str, dict[str, Any]] = {}
-    for row in spectral:
-        if row.head is None:
-            layers.setdefault(row.module, {"module": row.module})[row.projection] = row.alpha
-    return list(layers.values())
-
-
-def finite(value: Any) -> Any:
-    """Replace what JSON cannot hold: non-finite floats by strings, tuples by lists."""
-    match value:
-        case float() if not math.isfinite(value):
-            return str(value)
-        case dict():
-            return {key: finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [finite(item) for item in value]
-    return value

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.analysis.losses import EXACT
 from taylorder.evaluation import rivals
-from taylorder.evaluation.comparison import Comparison
+from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation, TaskResults
 from taylorder.evaluation.tasks import CANNOT
+from taylorder.kernels.spec import Dropped, Exact, Taylor
 from taylorder.models.description import ModelDescription
 from taylorder.reports import evaluation_tables as tables
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_tables import Lookup
 from taylorder.reports.numbers import counted, number, percent
-from taylorder.reports.parts import INDENT, note, title
-from taylorder.reports.plain import plain_text
+from taylorder.reports.sections import Block, Section, Table, facts, paragraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,76 +36,52 @@ class EvalReport:
     dtype: str = "float32"
 
 
-def render(report: EvalReport, console: Console) -> None:
-    """Print the report of ``eval``."""
-    for part in _parts(report):
-        console.print(part)
-
-
-def as_text(report: EvalReport, width: int = 80) -> str:
-    """The report as plain text: no colour, no trailing blanks."""
-    return plain_text(lambda console: render(report, console), width)
-
-
-def short_section(evaluation: Evaluation) -> Iterable[RenderableType]:
-    """What ``analyze`` and ``show`` print of the short evaluation, under a heading of its own."""
+def short_section(evaluation: Evaluation) -> Section:
+    """What ``analyze`` and ``show`` print of the short evaluation."""
     if not evaluation.comparisons:
-        yield title("What the model loses", "config")
-        yield note(f"Not measured: {evaluation.reason}.")
-        return
+        return Section("What the model loses", (paragraph(f"Not measured: {evaluation.reason}."),), "config")
     comparison = evaluation.comparisons[0]
-    yield title(f"What the model loses: {_sequences(comparison)}", "config")
-    if comparison.standings[0].nll is None:
-        yield tables.hidden(comparison)
-    else:
-        yield tables.figures(comparison)
-        if (table := tables.differences(comparison)) is not None:
-            yield Text()
-            yield table
-    yield Text()
-    yield _legend(comparison)
-    yield Text()
+    lines = words.sizes(comparison)
     if evaluation.exact_everywhere:
-        yield note("The config keeps every head exact, so it equals exact and was not run.")
-    for line in words.sizes(comparison):
-        yield note(line)
+        lines.insert(0, "The config keeps every head exact, so it equals exact and was not run.")
     rough = "" if comparison.standings[0].nll is None else f" {_rough(comparison)}"
-    yield note(
+    lines.append(
         f"Held-out text: {comparison.text_source}, seed {comparison.seed}.{rough} `taylorder eval` compares at equal "
         "bytes and at longer contexts."
     )
+    blocks = (*_tables(comparison, tables.differences), paragraph(*lines))
+    return Section(f"What the model loses: {_sequences(comparison)}", blocks, "config")
 
 
-def _parts(report: EvalReport) -> Iterable[RenderableType]:
+def sections(report: EvalReport) -> Iterator[Section]:
+    """The report of ``eval``."""
     evaluation = report.evaluation
-    yield Text(f"taylorder eval: {report.model.name}", style="bold")
-    facts = _facts(report)
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for name, fact in facts.items():
-        table.add_row(Text(name), Text(fact))
-    yield Padding(table, INDENT, expand=False)
+    blocks: list[Block] = [facts(_facts(report))]
     if evaluation.exact_everywhere:
-        yield Text()
-        yield note(
-            f"{words.EQUALS_EXACT} There is nothing to compare at equal bytes; the paper's order 4 is shown beside it."
+        blocks.append(
+            paragraph(
+                f"{words.EQUALS_EXACT} There is nothing to compare at equal bytes; the paper's order 4 is shown beside "
+                "it."
+            )
         )
+    yield Section(f"taylorder eval: {report.model.name}", tuple(blocks), level=1)
     for comparison in evaluation.comparisons:
-        yield from _comparison(comparison)
+        blocks = _tables(comparison, tables.differences, tables.positions)
+        if comparison.standings[0].nll is not None:
+            blocks.append(paragraph(*words.sizes(comparison), _rough(comparison)))
+        yield Section(_sequences(comparison), tuple(blocks))
     if evaluation.continuations is not None:
-        yield title("Greedy generation")
-        yield note(words.continued(evaluation.continuations))
+        yield Section("Greedy generation", (paragraph(words.continued(evaluation.continuations)),))
     if report.tasks:
-        yield from _tasks(report)
+        yield Section("Tasks: share of right answers", tuple(_tasks(report)))
     elif report.tasks_reason is not None:
-        yield title("Tasks")
-        yield note(f"Not run: {report.tasks_reason}.")
-    yield title("Verdict")
-    for line in words.verdicts(evaluation):
-        yield Padding(Text(line, style="bold"), INDENT, expand=False)
+        yield Section("Tasks", (paragraph(f"Not run: {report.tasks_reason}."),))
+    blocks = [paragraph(*words.verdicts(evaluation), style="strong")]
     if report.max_kl is not None:
-        yield Text()
         missed = words.missed(evaluation, report.max_kl)
-        yield note(f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}.")
+        told = f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}."
+        blocks.append(paragraph(told))
+    yield Section("Verdict", tuple(blocks))
 
 
 def _facts(report: EvalReport) -> dict[str, str]:
@@ -118,12 +89,13 @@ def _facts(report: EvalReport) -> dict[str, str]:
     counts: dict[str, int] = {}
     for layer in config.layers:
         for head in layer.heads:
-            if head.order == "exact":
-                kind = "exact"
-            elif head.drops_far:
-                kind = "window only"
-            else:
-                kind = f"order {head.order}"
+            match head.spec.far:
+                case Exact():
+                    kind = "exact"
+                case Dropped():
+                    kind = "window only"
+                case Taylor(order=order):
+                    kind = f"order {order}"
             counts[kind] = counts.get(kind, 0) + 1
     facts = {
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
@@ -139,52 +111,44 @@ def _facts(report: EvalReport) -> dict[str, str]:
     return facts
 
 
-def _comparison(comparison: Comparison) -> Iterable[RenderableType]:
-    yield title(_sequences(comparison))
+def _tables(comparison: Comparison, *more: Callable[[Comparison], Table | None]) -> list[Block]:
+    """Figures of all contenders, ``more`` tables where there are losses, and what each contender is."""
+    legend = {
+        standing.name: _note(standing)
+        for standing in comparison.standings
+        if standing.name != EXACT and (standing.note or standing.failure)
+    }
     if comparison.standings[0].nll is None:
-        yield tables.hidden(comparison)
+        found = [tables.hidden(comparison)]
     else:
-        yield tables.figures(comparison)
-        for table in (tables.differences(comparison), tables.positions(comparison)):
-            if table is not None:
-                yield Text()
-                yield table
-    yield Text()
-    yield _legend(comparison)
-    if comparison.standings[0].nll is not None:
-        yield Text()
-        for line in (*words.sizes(comparison), _rough(comparison)):
-            yield note(line)
+        found = [tables.figures(comparison), *(made for make in more if (made := make(comparison)) is not None)]
+    return [*found, facts(legend)] if legend else [*found]
 
 
-def _tasks(report: EvalReport) -> Iterable[RenderableType]:
+def _tasks(report: EvalReport) -> Iterator[Block]:
     results = report.tasks
-    yield title("Tasks: share of right answers")
-    if any(each.rows for each in results):
+    if any(result.rows for result in results):
         yield tables.tasks(results)
-        if (table := tables.depths(results)) is not None:
-            yield Text()
-            yield table
-        if (table := tables.lookup_bytes(lookups(report))) is not None:
-            yield Text()
-            yield table
-        yield Text()
-    for each in results:
-        if each.failure is not None:
-            yield note(f"{each.name}: not run, {each.failure}.")
-        elif each.name == rivals.WINDOW:
-            yield note(f"window: {each.note} at the length of each task.")
-    if any(row.exact_cannot for each in results for row in each.rows):
-        yield note(
+        for table in (tables.depths(results), tables.lookup_bytes(lookups(report))):
+            if table is not None:
+                yield table
+    lines = []
+    for result in results:
+        if result.failure is not None:
+            lines.append(f"{result.name}: not run, {result.failure}.")
+        elif result.name == rivals.WINDOW:
+            lines.append(f"window: {result.note} at the length of each task.")
+    if any(row.exact_cannot for result in results for row in result.rows):
+        lines.append(
             f"exact cannot: the exact model has less than {percent(CANNOT)} right there, so the task says nothing "
             "about a config."
         )
-    yield note("Intervals are 95% over prompts; differences are in percentage points.")
+    yield paragraph(*lines, "Intervals are 95% over prompts; differences are in percentage points.")
 
 
 def lookups(report: EvalReport) -> list[Lookup]:
     """Lookup, in pairs and in lists, against nominal bytes of all caches and states; empty without the config."""
-    rows = next((each.rows for each in report.tasks if each.name == rivals.CONFIG), ())
+    rows = next((result.rows for result in report.tasks if result.name == rivals.CONFIG), ())
     exact = OrderConfig.uniform(report.model, "exact")
     return [
         Lookup(
@@ -201,19 +165,10 @@ def lookups(report: EvalReport) -> list[Lookup]:
     ]
 
 
-def _legend(comparison: Comparison) -> RenderableType:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for each in comparison.standings:
-        if each.name == EXACT or not (each.note or each.failure):
-            continue
-        if each.failure is None:
-            fact = each.note
-        elif each.note:
-            fact = f"{each.note}; no figures: {each.failure}"
-        else:
-            fact = f"no figures: {each.failure}"
-        table.add_row(Text(each.name), Text(fact))
-    return Padding(table, INDENT, expand=False)
+def _note(standing: Standing) -> str:
+    if standing.failure is None:
+        return standing.note
+    return f"{standing.note}; no figures: {standing.failure}" if standing.note else f"no figures: {standing.failure}"
 
 
 def _sequences(comparison: Comparison) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from taylorder.adapt.config import ModelIdentity
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import evaluation_words as words
-from taylorder.reports.document import finite
 from taylorder.reports.evaluation import EvalReport, lookups
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/eval@1"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich.table import Table
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from taylorder.analysis.losses import EXACT
 from taylorder.evaluation import rivals
@@ -14,8 +12,8 @@ from taylorder.evaluation.evaluate import TaskResults
 from taylorder.evaluation.intervals import Interval
 from taylorder.evaluation.tasks import TaskRow
 from taylorder.reports.evaluation_words import figure, with_bracket
-from taylorder.reports.fitting_tables import dense_table
 from taylorder.reports.numbers import compact, number, percent, size
+from taylorder.reports.sections import Column, Table, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,91 +34,73 @@ _BY_POSITION = (EXACT, rivals.CONFIG, rivals.WINDOW)
 
 def figures(comparison: Comparison) -> Table:
     """Losses of every contender that ran, with intervals."""
-    table = dense_table()
-    table.add_column("", no_wrap=True)
-    for title in (
+    titles = (
         "bytes per\nKV head",
         "NLL, nats per token\n[95% interval]",
         "perplexity",
         "mean KL\nto exact",
         "top-1\nagrees",
         "needs\nguard",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
-    for each in _ran(comparison):
-        table.add_row(
-            each.name,
-            "-" if each.nominal_bytes is None else size(each.nominal_bytes),
-            _interval(each.nll),
-            "-" if each.perplexity is None else perplexity(each.perplexity),
-            "-" if each.kl is None else figure(each.kl.estimate),
-            _share(each.agreement),
-            _share(each.guarded_share),
+    )
+    rows = [
+        (
+            standing.name,
+            "-" if standing.nominal_bytes is None else size(standing.nominal_bytes),
+            _interval(standing.nll),
+            "-" if standing.perplexity is None else perplexity(standing.perplexity),
+            "-" if standing.kl is None else figure(standing.kl.estimate),
+            _share(standing.agreement),
+            _share(standing.guarded_share),
         )
-    return table
+        for standing in _ran(comparison)
+    ]
+    return _table("", titles, rows)
 
 
 def differences(comparison: Comparison) -> Table | None:
     """NLL of every contender above exact, and above the window of the config's bytes; None if only exact ran."""
-    standings = [each for each in _ran(comparison) if each.delta_exact is not None]
+    standings = [standing for standing in _ran(comparison) if standing.delta_exact is not None]
     if not standings:
         return None
-    with_window = any(each.delta_window is not None for each in standings)
-    table = dense_table()
-    table.add_column("difference of NLL", no_wrap=True)
-    table.add_column("to exact [95%]", justify="right", no_wrap=True)
-    if with_window:
-        table.add_column("to window [95%]", justify="right", no_wrap=True)
-    for each in standings:
-        cells = [_interval(each.delta_exact, signed=True)]
-        if with_window:
-            cells.append(_interval(each.delta_window, signed=True))
-        table.add_row(each.name, *cells)
-    return table
+    titles = ["to exact [95%]"]
+    rows = [[standing.name, _interval(standing.delta_exact, signed=True)] for standing in standings]
+    if any(standing.delta_window is not None for standing in standings):
+        titles.append("to window [95%]")
+        for row, standing in zip(rows, standings, strict=True):
+            row.append(_interval(standing.delta_window, signed=True))
+    return _table("difference of NLL", titles, rows)
 
 
 def positions(comparison: Comparison) -> Table | None:
     """NLL by position in the sequence, for exact, the config and the window; None where there is one bucket only."""
-    shown = [each for each in _ran(comparison) if each.name in _BY_POSITION and each.buckets]
+    shown = [standing for standing in _ran(comparison) if standing.name in _BY_POSITION and standing.buckets]
     if not shown or len(shown[0].buckets) < 2:
         return None
-    table = dense_table()
-    table.add_column("NLL at position", no_wrap=True)
-    for first, last, _ in shown[0].buckets:
-        table.add_column(f"{number(first)}-{number(last)}", justify="right", no_wrap=True)
-    for each in shown:
-        table.add_row(each.name, *(figure(nll) for _, _, nll in each.buckets))
-    return table
+    titles = [f"{number(first)}-{number(last)}" for first, last, _ in shown[0].buckets]
+    rows = [(standing.name, *(figure(nll) for _, _, nll in standing.buckets)) for standing in shown]
+    return _table("NLL at position", titles, rows)
 
 
 def hidden(comparison: Comparison) -> Table:
     """Distances of final hidden states, for models without next-token losses."""
-    causal = any(each.nominal_bytes is not None for each in comparison.standings)
-    table = dense_table()
-    table.add_column("final hidden states", no_wrap=True)
-    for title in (*(("bytes per\nKV head",) if causal else ()), "relative L2\nto exact", "mean cosine\nto exact"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("needs\nguard", justify="right", no_wrap=True)
-    for each in _ran(comparison):
-        cells = [] if not causal else ["-" if each.nominal_bytes is None else size(each.nominal_bytes)]
-        if each.name == EXACT:
-            cells += ["-", "-"]
-        else:
-            cells += [percent(each.hidden_relative_l2 or 0.0), f"{each.hidden_cosine:.4f}"]
-        table.add_row(each.name, *cells, _share(each.guarded_share))
-    return table
+    causal = any(standing.nominal_bytes is not None for standing in comparison.standings)
+    titles = ["relative L2\nto exact", "mean cosine\nto exact", "needs\nguard"]
+    rows = []
+    for standing in _ran(comparison):
+        distances = (percent(standing.hidden_relative_l2 or 0.0), f"{standing.hidden_cosine:.4f}")
+        rows.append([*(("-", "-") if standing.name == EXACT else distances), _share(standing.guarded_share)])
+        if causal:
+            rows[-1].insert(0, "-" if standing.nominal_bytes is None else size(standing.nominal_bytes))
+        rows[-1].insert(0, standing.name)
+    return _table("final hidden states", ["bytes per\nKV head", *titles] if causal else titles, rows)
 
 
 def tasks(results: Sequence[TaskResults]) -> Table:
     """Share of right answers by kind and length, under exact attention and the others."""
-    table = dense_table()
-    for title in ("task", "tokens", "asked", "chance", "exact [95%]"):
-        table.add_column(title, justify="left" if title == "task" else "right", no_wrap=True)
-    others = [each for each in results if each.rows and each.name != EXACT]
-    for each in others:
-        table.add_column(each.name, justify="right", no_wrap=True)
-    table.add_column("config - exact" if others else "", justify="right" if others else "left", no_wrap=True)
-    known = next((each.rows for each in results if each.rows), ())
+    others = [result for result in results if result.rows and result.name != EXACT]
+    titles = ["tokens", "asked", "chance", "exact [95%]", *(other.name for other in others)]
+    known = next((result.rows for result in results if result.rows), ())
+    rows = []
     for place, row in enumerate(known):
         if row.depth is not None:
             continue
@@ -128,60 +108,59 @@ def tasks(results: Sequence[TaskResults]) -> Table:
         if row.exact_cannot:
             last = "exact cannot"
         elif others and others[0].name == rivals.CONFIG:
-            difference = others[0].rows[place].accuracy_difference
-            last = _points(difference)
-        table.add_row(
-            row.kind,
-            number(row.length),
-            number(row.questions),
-            percent(row.chance),
-            f"{percent(row.exact_accuracy.estimate)} {_ends(row.exact_accuracy)}",
-            *(percent(each.rows[place].other_accuracy.estimate) for each in others),
-            last,
+            last = _points(others[0].rows[place].accuracy_difference)
+        rows.append(
+            (
+                row.kind,
+                number(row.length),
+                number(row.questions),
+                percent(row.chance),
+                f"{percent(row.exact_accuracy.estimate)} {_ends(row.exact_accuracy)}",
+                *(percent(other.rows[place].other_accuracy.estimate) for other in others),
+                last,
+            )
         )
-    return table
+    made = _table("task", [*titles, "config - exact"], rows)
+    return made if others else replace(made, columns=(*made.columns[:-1], Column("")))
 
 
 def depths(results: Sequence[TaskResults]) -> Table | None:
     """Share of right answers by the depth of what is asked for, where the exact model can do it at all."""
-    known = next((each.rows for each in results if each.rows), ())
+    known = next((result.rows for result in results if result.rows), ())
     asked = [(place, row) for place, row in enumerate(known) if row.depth is not None and not row.exact_cannot]
     if not asked:
         return None
-    table = dense_table()
-    table.add_column("by depth", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    columns = sorted({row.depth for _, row in asked if row.depth is not None})
-    for depth in columns:
-        table.add_column(percent(depth), justify="right", no_wrap=True)
+    shown = sorted({row.depth for _, row in asked if row.depth is not None})
+    rows: list[tuple[str, ...]] = []
     for kind, length in dict.fromkeys((row.kind, row.length) for _, row in asked):
         places = {row.depth: place for place, row in asked if (row.kind, row.length) == (kind, length)}
-        table.add_row(kind, number(length), EXACT, *_at(places, columns, known, exact=True))
-        for each in results:
-            if each.rows and each.name != EXACT:
-                table.add_row("", "", each.name, *_at(places, columns, each.rows, exact=False))
-    return table
+        rows.append((kind, number(length), EXACT, *_at(places, shown, known, exact=True)))
+        rows += [
+            ("", "", result.name, *_at(places, shown, result.rows, exact=False))
+            for result in results
+            if result.rows and result.name != EXACT
+        ]
+    columns = [Column("by depth"), Column("tokens", figures=True), Column("")]
+    return table([*columns, *(Column(percent(depth), figures=True) for depth in shown)], rows)
 
 
 def lookup_bytes(lookups: Sequence[Lookup]) -> Table | None:
     """What lookup takes in memory, exactly and with the config; None if there is nothing to show."""
     if not lookups:
         return None
-    table = dense_table()
-    table.add_column("task against\nnominal bytes", no_wrap=True)
-    for title in ("tokens", "exact\nright", "exact\nbytes", "config\nright", "config\nbytes"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for each in lookups:
-        table.add_row(
-            each.kind + (" (exact cannot)" if each.exact_cannot else ""),
-            number(each.length),
-            percent(each.exact_accuracy),
-            size(each.exact_bytes),
-            percent(each.config_accuracy),
-            size(each.config_bytes),
+    titles = ("tokens", "exact\nright", "exact\nbytes", "config\nright", "config\nbytes")
+    rows = [
+        (
+            lookup.kind + (" (exact cannot)" if lookup.exact_cannot else ""),
+            number(lookup.length),
+            percent(lookup.exact_accuracy),
+            size(lookup.exact_bytes),
+            percent(lookup.config_accuracy),
+            size(lookup.config_bytes),
         )
-    return table
+        for lookup in lookups
+    ]
+    return _table("task against\nnominal bytes", titles, rows)
 
 
 def perplexity(value: float) -> str:
@@ -189,6 +168,11 @@ def perplexity(value: float) -> str:
     if value < 999.95:
         return f"{value:.1f}"
     return compact(round(value)) if value < 1e300 else "over 1e300"
+
+
+def _table(first: str, titles: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Names, and figures beside them."""
+    return table([Column(first), *(Column(title, figures=True) for title in titles)], rows)
 
 
 def _at(
@@ -201,7 +185,7 @@ def _at(
 
 
 def _ran(comparison: Comparison) -> list[Standing]:
-    return [each for each in comparison.standings if each.failure is None]
+    return [standing for standing in comparison.standings if standing.failure is None]
 
 
 def _interval(interval: Interval | None, signed: bool = False) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
+
+from taylorder.reports import sections
 
 _WIDE = 10_000
 
@@ -64,3 +67,16 @@ class FittingTable(Table):
 def dense_table() -> FittingTable:
     """A table of figures as reports have them: a rule below the titles, no frame, one space between columns."""
     return FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+
+
+def fold(narrow: sections.Table, width: int) -> sections.Table:
+    """The rows of a narrow table in as many columns side by side as there is room for in ``width`` characters."""
+    rows, titles = narrow.rows, narrow.columns
+    widest = max(len(cell.text) for row in rows for cell in row)
+    times = max(1, (width - 2) // (len(titles) * (widest + 2) + 4))
+    height = -(-len(rows) // times)
+    times = -(-len(rows) // height)
+    again = (replace(titles[0], title=f"  {titles[0].title}"), *titles[1:])
+    filled = rows + ((sections.Cell(""),) * len(titles),) * (times * height - len(rows))
+    lines = (tuple(cell for row in filled[line::height] for cell in row) for line in range(height))
+    return replace(narrow, columns=titles + again * (times - 1), rows=tuple(lines), folds=False)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from taylorder.adapt.config import ModelIdentity, OrderConfig
-from taylorder.adapt.generate import Comparison, Generated
+from taylorder.adapt.generate import Generated, GeneratedPair
 from taylorder.evaluation.rivals import exact_everywhere
 from taylorder.evaluation.timing import Bench, Row
 from taylorder.models.description import ModelDescription
-from taylorder.reports.document import finite
-from taylorder.reports.fitting_tables import FittingTable
 from taylorder.reports.numbers import counted, number, size
-from taylorder.reports.parts import INDENT
-from taylorder.reports.plain import plain_text
+from taylorder.reports.sections import Column, Section, Table, facts, paragraph, table
+from taylorder.storage.finite_json import finite
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/bench@1"
@@ -54,7 +46,7 @@ def figures(name: str, made: Generated, would_hold: int | None = None) -> str:
     return "; ".join(parts)
 
 
-def parting(comparison: Comparison) -> str:
+def parting(comparison: GeneratedPair) -> str:
     """Where two continuations part, and how each goes on."""
     exact, adapted = comparison.exact, comparison.adapted
     if not comparison.parted:
@@ -122,15 +114,16 @@ def as_document(report: BenchReport) -> dict[str, Any]:
     return made
 
 
-def render(report: BenchReport, console: Console) -> None:
-    """Print the report of ``bench``."""
-    for part in _parts(report):
-        console.print(part)
-
-
-def as_text(report: BenchReport, width: int = 80) -> str:
-    """The report as plain text: no colour, no trailing blanks."""
-    return plain_text(lambda console: render(report, console), width)
+def sections(report: BenchReport) -> Iterator[Section]:
+    """The report of ``bench``."""
+    blocks = (
+        facts(_facts(report)),
+        _sizes(report.bench),
+        _durations(report.bench),
+        paragraph(*sentences(report)),
+        paragraph(_LEGEND),
+    )
+    yield Section(f"taylorder bench: {report.model.name}", blocks, level=1)
 
 
 def sentences(report: BenchReport) -> list[str]:
@@ -183,23 +176,6 @@ def _contexts(ratios: Sequence[tuple[Row, float]]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) + " tokens"
 
 
-def _parts(report: BenchReport) -> Iterable[RenderableType]:
-    yield Text(f"taylorder bench: {report.model.name}", style="bold")
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    for name, fact in _facts(report).items():
-        facts.add_row(Text(name), Text(fact))
-    yield Padding(facts, INDENT, expand=False)
-    yield Text()
-    yield _sizes(report.bench)
-    yield Text()
-    yield _durations(report.bench)
-    yield Text()
-    for line in sentences(report):
-        yield Padding(Text(line), INDENT)
-    yield Text()
-    yield Padding(Text(_LEGEND), INDENT)
-
-
 def _facts(report: BenchReport) -> dict[str, str]:
     facts = {
         "config": report.note if report.config_path is None else report.config_path,
@@ -212,30 +188,22 @@ def _facts(report: BenchReport) -> dict[str, str]:
 
 
 def _sizes(bench: Bench) -> Table:
-    table = _table("exact\nheld", "adapted\nheld", "exact\nnominal", "adapted\nnominal")
-    for row in bench.rows:
-        table.add_row(
-            number(row.context),
-            *(size(each.cache_bytes) for each in (row.exact, row.adapted)),
-            *(size(each.nominal_bytes) for each in (row.exact, row.adapted)),
-        )
-    return table
+    titles = ("exact\nheld", "adapted\nheld", "exact\nnominal", "adapted\nnominal")
+    return _by_context(titles, bench, lambda row: (
+        *(size(reading.cache_bytes) for reading in (row.exact, row.adapted)),
+        *(size(reading.nominal_bytes) for reading in (row.exact, row.adapted)),
+    ))  # fmt: skip
 
 
 def _durations(bench: Bench) -> Table:
-    table = _table("exact\nms/token", "adapted\nms/token", "adapted\n/ exact", "exact\nprefill s", "adapted\nprefill s")
-    for row in bench.rows:
-        table.add_row(
-            number(row.context),
-            *(f"{each.milliseconds_per_token:.3g}" for each in (row.exact, row.adapted)),
-            f"{row.slowdown:.2f}",
-            *(f"{each.prefill_seconds:.3g}" for each in (row.exact, row.adapted)),
-        )
-    return table
+    titles = ("exact\nms/token", "adapted\nms/token", "adapted\n/ exact", "exact\nprefill s", "adapted\nprefill s")
+    return _by_context(titles, bench, lambda row: (
+        *(f"{reading.milliseconds_per_token:.3g}" for reading in (row.exact, row.adapted)),
+        f"{row.slowdown:.2f}",
+        *(f"{reading.prefill_seconds:.3g}" for reading in (row.exact, row.adapted)),
+    ))  # fmt: skip
 
 
-def _table(*titles: str) -> Table:
-    table = FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for title in ("context,\ntokens", *titles):
-        table.add_column(title, justify="right", no_wrap=True)
-    return table
+def _by_context(titles: Iterable[str], bench: Bench, figures: Callable[[Row], Iterable[str]]) -> Table:
+    columns = [Column(title, figures=True) for title in ("context,\ntokens", *titles)]
+    return table(columns, [(number(row.context), *figures(row)) for row in bench.rows])

@@ -10,15 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.style import Style
-from rich.text import Text
-
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
-from taylorder.reports import summary
-from taylorder.reports.alphas import NARROWEST, fitting_columns
-from taylorder.reports.grid_columns import heading, label_width, row_label, widest_row
-from taylorder.reports.numbers import counted, layer_names, percent_cell
+from taylorder.kernels.spec import Dropped, Exact, Taylor
+from taylorder.reports import alphas, summary
+from taylorder.reports.numbers import counted, layer_labels, percent_cell
+from taylorder.reports.sections import Beside, Cell, Column, Fill, GridRow, HeadGrid, Key, Layout, Legend
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.reasons import explained
 
@@ -26,55 +23,55 @@ GRID_ORDER = 3
 
 WINDOW_MARK, WINDOW_MEANING = "w", "a window and sinks, all other keys dropped: no polynomial"
 _RAMP = ("#12263f", "#1d4569", "#2c6a9b", "#5a9fd0", "#a9d6f5")
-_LIGHTEST = Style(bold=True, color="#000000", bgcolor=_RAMP[-1])
+LIGHTEST = Fill(_RAMP[-1], "#000000")
 
 
-def order_grid(analysis: Analysis, selection: Selection, width: int) -> list[Text]:
+def order_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
     """Chosen orders of every head, with the alphas of its layer beside them."""
     modules = analysis.model.modules
-    names = layer_names([module.name for module in modules])
-    room = width - label_width(names) - 2
     by_module = {layer.module: layer.heads for layer in selection.config.layers}
-    digits = len(str(modules[0].heads - 1))
-    row = widest_row(modules[0], room - NARROWEST, ((digits, " "), (1, "")))
-    if row is None:
-        counts = {name: _counts(heads) for name, heads in by_module.items()}
-        wide = max(len("heads by order"), *map(len, counts.values()))
-        cells = {name: Text(text.ljust(wide)) for name, text in counts.items()}
-        header = Text("heads by order".ljust(wide))
-    else:
-        wide, header = row.width, row.header()
-        cells = {name: row.line([_order_cell(head, row.cell) for head in heads]) for name, heads in by_module.items()}
-    columns = fitting_columns(analysis.spectral, room - wide)
-    lines = [_bold(heading(names) + header + Text("  ") + columns.header())]
-    lines += [row_label(names, each) + cells[each.name] + Text("  ") + columns.line(each.name) for each in modules]
-    if columns.left_out:
-        lines.append(Text(f"Too narrow for {columns.left_out}: spectral.csv has them."))
-    return lines
+    beside, layouts = alphas.beside()
+    fits = alphas.of_layers(analysis)
+    rows = []
+    for module, label in layer_labels(modules):
+        heads = by_module[module.name]
+        rows.append(GridRow(label, tuple(map(_order_cell, heads)), _counts(heads), fits[module.name]))
+    spacing = ((len(str(modules[0].heads - 1)), " "), (1, ""))
+    return HeadGrid(tuple(rows), modules[0].group, spacing, (Column("heads by order"),), beside, layouts)
 
 
-def error_grid(analysis: Analysis, selection: Selection, width: int) -> list[Text]:
+def error_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
     """Errors in percent at one order, expansion ``mean``; beside them the layer's median with expansion ``zero``."""
     modules = analysis.model.modules
-    names = layer_names([module.name for module in modules])
     order = grid_order(analysis)
     mean: dict[str, list[float]] = {module.name: [] for module in modules}
     zero: dict[str, list[float]] = {module.name: [] for module in modules}
     for candidate in analysis.candidates:
         if candidate.order == order and candidate.expansion != "centre":
             (mean if candidate.expansion == "mean" else zero)[candidate.module].append(candidate.relative_l2)
-    row = widest_row(modules[0], width - label_width(names) - 7, ((4, " "), (4, "")))
-    header = Text(f"{'lowest':>7}{'median':>8}{'highest':>8} ") if row is None else row.header(" ")
-    lines = [_bold(heading(names) + header + Text(f"{'zero':>7}"))]
-    for module in modules:
+    rows = []
+    for module, label in layer_labels(modules):
         errors = mean[module.name]
-        if row is None:
-            figures = [summary.quantile(errors, share) for share in (0.0, 0.5, 1.0)]
-            cells = Text("    ").join([Text(), *(_error_cell(figure, selection.tolerance) for figure in figures)])
-        else:
-            cells = row.line([_error_cell(error, selection.tolerance) for error in errors])
-        lines.append(row_label(names, module) + cells + Text(f"{percent_cell(summary.median(zero[module.name])):>7}"))
-    return lines
+        heads = tuple(error_cell(error, selection.tolerance) for error in errors)
+        three = (summary.quantile(errors, share) for share in (0.0, 0.5, 1.0))
+        middle = summary.median(zero[module.name])
+        rows.append(
+            GridRow(
+                label,
+                heads,
+                tuple(error_cell(error, selection.tolerance) for error in three),
+                (Cell(percent_cell(middle), middle),),
+            )
+        )
+    return HeadGrid(
+        tuple(rows),
+        modules[0].group,
+        ((4, " "), (4, "")),
+        (Column("lowest"), Column("median"), Column("highest")),
+        (Beside("zero", 5),),
+        (Layout((0,)),),
+        figures=True,
+    )
 
 
 def grid_order(analysis: Analysis) -> int:
@@ -82,54 +79,63 @@ def grid_order(analysis: Analysis) -> int:
     return min(GRID_ORDER, analysis.max_order)
 
 
-def order_legend(selection: Selection) -> list[Text]:
+def order_legend(selection: Selection) -> Legend:
     """What the cells of the order grid mean, with the number of heads behind each."""
     choices = [head.choice for head in selection.heads]
-    reasons = Counter(explained(choice.reason) for choice in choices if choice.order == "exact")
-    lines = [Text(f"{mark}  {meaning} ({counted(count, 'head')})") for (mark, meaning), count in reasons.most_common()]
-    windows = sum(choice.drops_far for choice in choices)
-    if windows:
-        lines.insert(0, Text(WINDOW_MARK, style=_LIGHTEST) + Text(f"  {WINDOW_MEANING} ({counted(windows, 'head')})"))
-    orders = sorted({choice.order for choice in choices if choice.order != "exact" and not choice.drops_far})
+    exact = exact_keys(selection)
+    windows = sum(isinstance(choice.spec.far, Dropped) for choice in choices)
+    keys = []
+    orders = sorted({choice.spec.far.order for choice in choices if isinstance(choice.spec.far, Taylor)})
     if orders:
-        shown = Text(", ").join([Text(str(order), style=_LIGHTEST) for order in orders])
-        chosen = len(choices) - reasons.total() - windows
-        lines.insert(0, shown + Text(f"  the order chosen ({counted(chosen, 'head')})"))
-    return lines
+        chosen = sum(isinstance(choice.spec.far, Taylor) for choice in choices)
+        marks = tuple(Cell(str(order), style="strong", fill=LIGHTEST) for order in orders)
+        keys.append(Key(marks, f"the order chosen ({counted(chosen, 'head')})"))
+    if windows:
+        mark = Cell(WINDOW_MARK, style="strong", fill=LIGHTEST)
+        keys.append(Key((mark,), f"{WINDOW_MEANING} ({counted(windows, 'head')})"))
+    return Legend((*keys, *exact))
 
 
-def shade(error: float, tolerance: float) -> Style:
+def exact_keys(selection: Selection) -> tuple[Key, ...]:
+    """Why heads are exact, by their marks, with the number of heads behind each."""
+    exact = [head.choice for head in selection.heads if isinstance(head.choice.spec.far, Exact)]
+    reasons = Counter(explained(choice.reason) for choice in exact)
+    return tuple(
+        Key((Cell(mark),), f"{meaning} ({counted(count, 'head')})") for (mark, meaning), count in reasons.most_common()
+    )
+
+
+def shade(error: float, tolerance: float) -> Fill | None:
     """No fill for errors of 100 % or more, then from dark to the lightest step, which is within the tolerance."""
     if error <= tolerance:
-        return _LIGHTEST
+        return LIGHTEST
     if not error < 1:
-        return Style()
+        return None
     share = math.log(error) / math.log(tolerance)  # 0 at 100 %, 1 at the tolerance
     step = min(int(share * 4), 3)
-    return Style(color="#000000" if step == 3 else "#ffffff", bgcolor=_RAMP[step])
+    return Fill(_RAMP[step], "#000000" if step == 3 else "#ffffff")
 
 
-def _order_cell(head: HeadOrder, width: int) -> Text:
-    if head.order == "exact":
-        return Text(f"{explained(head.reason).mark:>{width}}")
-    return Text(" " * (width - 1)) + Text(WINDOW_MARK if head.drops_far else str(head.order), style=_LIGHTEST)
+def error_cell(error: float, tolerance: float) -> Cell:
+    """A relative error in percent, with a star where it is within the tolerance."""
+    within = error <= tolerance
+    return Cell(percent_cell(error), error, "*" if within else "", "strong" if within else "", shade(error, tolerance))
 
 
-def _error_cell(error: float, tolerance: float) -> Text:
-    return Text(f"{percent_cell(error)}{'*' if error <= tolerance else ' '}".rjust(4), style=shade(error, tolerance))
+def _order_cell(head: HeadOrder) -> Cell:
+    match head.spec.far:
+        case Exact():
+            return Cell(explained(head.reason).mark)
+        case Dropped():
+            return Cell(WINDOW_MARK, style="strong", fill=LIGHTEST)
+        case Taylor(order=order):
+            return Cell(str(order), style="strong", fill=LIGHTEST)
 
 
-def _counts(heads: Sequence[HeadOrder]) -> str:
-    counts = Counter("window" if head.drops_far else head.order for head in heads)
-    orders = sorted(order for order in counts if isinstance(order, int))
-    parts = [f"{order}: {counts[order]}" for order in orders]
-    if counts["window"]:
-        parts.append(f"window: {counts['window']}")
-    if counts["exact"]:
-        parts.append(f"exact: {counts['exact']}")
-    return ", ".join(parts)
-
-
-def _bold(text: Text) -> Text:
-    text.stylize("bold")
-    return text
+def _counts(heads: Sequence[HeadOrder]) -> tuple[Cell, ...]:
+    orders = Counter(head.spec.far.order for head in heads if isinstance(head.spec.far, Taylor))
+    counts: list[tuple[int | str, int]] = sorted(orders.items())
+    for name, kind in (("window", Dropped), ("exact", Exact)):
+        if count := sum(isinstance(head.spec.far, kind) for head in heads):
+            counts.append((name, count))
+    return tuple(Cell(f"{name}: {count}", count) for name, count in counts)

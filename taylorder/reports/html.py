@@ -1,53 +1,31 @@
 """An analysis and its config as one HTML page that needs nothing else: the content of ``report.html``.
 
-Words and tables are those of the terminal report, section by section as their headings say what they are about; the
-script of the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loaded from anywhere.
+Words and tables are those of the terminal report: the same sections, each where what it is about stands. The script of
+the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loaded from anywhere.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from taylorder.analysis.results import Analysis
+from taylorder.claims.claim import Claim
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, html_claims, html_data, summary, terminal, verdict
-from taylorder.reports.html_page import Block, Column, fill
-from taylorder.reports.parts import About, Heading
+from taylorder.reports.html_page import fill
 from taylorder.reports.reproduce import analyze_command
 from taylorder.selection.by_tolerance import Selection
-from taylorder.storage.files import replacing
 
-_WIDTH = 80
-"""Of the terminal that tables are made for."""
-
-_SCRIPTS = (
-    *("format.js", "palette.js", "chart.js", "theme.js", "plots.js", "views.js", "heatmap.js", "detail.js"),
-    "report.js",
-)
-
-
-@dataclass(slots=True)
-class Section:
-    """What stands under one heading of the terminal report; the header, without one, is about None."""
-
-    title: str
-    about: About | None
-    blocks: list[Block] = field(default_factory=list)
+_SCRIPTS = ("theme.js", "element.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
 
 
 def render(
     analysis: Analysis,
     selection: Selection,
     evaluation: Evaluation | None = None,
-    claims: Mapping[str, Any] | None = None,
+    claims: Sequence[Claim] | None = None,
     directory: Path | None = None,
 ) -> str:
     """The whole page as one string.
@@ -56,11 +34,11 @@ def render(
         analysis: the measurements.
         selection: the choice.
         evaluation: the short evaluation, None if it was skipped.
-        claims: a document of :func:`taylorder.reports.claims.as_document`, None if no claims were judged.
+        claims: claims judged on this model alone, None if none were.
         directory: where the files of this run lie, for the commands.
 
     """
-    header, *sections = _sections(analysis, selection, evaluation)
+    header, *sections = terminal.sections(analysis, selection, directory, evaluation)
     exact, adapted = html_data.saved_bytes(analysis, selection)
     command, reason = verdict.next_command(analysis, selection, directory)
     return fill(
@@ -68,55 +46,21 @@ def render(
         _SCRIPTS,
         title=analysis.model.name,
         verdict=" ".join(verdict.sentences(analysis, selection, evaluation)),
-        data=html_data.as_data(analysis, selection, claims),
+        data=html_data.as_data(analysis, selection),
         model=analysis.model,
-        facts=[row for block in header.blocks for row in block.rows],
+        facts=header.blocks[0],
         counts=summary.outcome(analysis, selection),
         alphas_note=alphas.legend(analysis),
-        overall=[each for each in sections if each.about == "all heads"],
-        saved=[each for each in sections if each.about == "config"],
+        overall=[section for section in sections if section.about == "all heads"],
+        saved=[section for section in sections if section.about == "config"],
         shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
-        claims=None if claims is None else html_claims.in_words(claims),
+        claims=None if claims is None else html_claims.on_page(claims),
         commands=_commands(analysis, selection, evaluation, directory),
         next=command,
         reason=reason,
         software=selection.config.software,
         text_sha256=analysis.calibration.text_sha256,
     )
-
-
-def write(
-    path: str | Path,
-    analysis: Analysis,
-    selection: Selection,
-    evaluation: Evaluation | None = None,
-    claims: Mapping[str, Any] | None = None,
-    directory: Path | None = None,
-) -> None:
-    """Write the page; the arguments are those of :func:`render`."""
-    with replacing(path) as temporary:
-        temporary.write_text(render(analysis, selection, evaluation, claims, directory), encoding="utf-8")
-
-
-def _sections(analysis: Analysis, selection: Selection, evaluation: Evaluation | None) -> list[Section]:
-    """The terminal report by its headings; the first section, without one, is the header."""
-    sections = [Section("", None)]
-    for part in terminal.parts(analysis, selection, _WIDTH, None, evaluation):
-        inner = part.renderable if isinstance(part, Padding) else part
-        match inner:
-            case Heading():
-                sections.append(Section(str(inner.title), inner.about))
-            case Table():
-                sections[-1].blocks.append(_block(inner))
-            case Text() if inner is not part:  # others are blank lines, or laid out by hand
-                sections[-1].blocks.append(Block(text=inner.plain))
-    return sections
-
-
-def _block(table: Table) -> Block:
-    columns = tuple(Column(str(each.header).replace("\n", " "), each.justify == "right") for each in table.columns)
-    cells = [[str(found) for found in each.cells] for each in table.columns]
-    return Block(columns=columns if table.show_header else (), rows=tuple(zip(*cells, strict=True)))
 
 
 def _commands(

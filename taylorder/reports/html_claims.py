@@ -1,72 +1,67 @@
-"""Claims on a page: their figures in words, and ``claims.html``, a page of claims and nothing else."""
+"""Claims on a page: their figures in words, their plots, and ``claims.html``, a page of claims and nothing else."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from taylorder.claims.claim import Verdict
-from taylorder.reports.claims import cell
-from taylorder.reports.document import finite
-from taylorder.reports.html_page import Block, Column, fill
+from taylorder.claims.claim import Claim, Verdict
+from taylorder.reports.charts import Chart, chart
+from taylorder.reports.claims import ClaimsReport, effects, figures
+from taylorder.reports.html_page import fill
+from taylorder.reports.sections import Table
+from taylorder.storage.provenance import software_versions
 
-_SCRIPTS = ("format.js", "palette.js", "chart.js", "theme.js", "plots.js", "claims.js")
-_MARKS = {"supported": "\u2713", "contradicted": "\u2715", "undecided": "?", "not applicable": "\u2013"}
+_MARKS: dict[Verdict, str] = {
+    "supported": "\u2713",
+    "contradicted": "\u2715",
+    "undecided": "?",
+    "not applicable": "\u2013",
+}
 
 
-def render(document: Mapping[str, Any], directories: Sequence[Path], out: Path) -> str:
-    """The page of a document of :func:`taylorder.reports.claims.as_document` as one string.
+@dataclass(frozen=True, slots=True)
+class ClaimOnPage:
+    """A claim as a page shows it: a mark for its verdict, figures written out, plots laid out."""
 
-    ``directories`` are the runs it came from, and ``out`` where it goes, for the command that makes it again.
+    claim: Claim
+    mark: str
+    effects: Table
+    charts: list[Chart]
+    tables: list[tuple[str, Table, str]]
+
+
+def render(report: ClaimsReport, directories: Sequence[Path], out: Path) -> str:
+    """The page of claims as one string.
+
+    ``directories`` are the runs they came from, and ``out`` where it goes, for the command that makes it again.
     """
-    counts = Counter(claim["verdict"] for claim in document["claims"])
-    told = [f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict]]
+    counts = Counter(claim.verdict for claim in report.claims)
+    verdicts = [f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict]]
     return fill(
         "claims.html.j2",
-        _SCRIPTS,
-        title=", ".join(document["models"]),
-        verdict=f"{len(document['claims'])} claims about truncated attention: {', '.join(told)}.",
-        data=finite({"plots": plots(document)}),
-        claims=in_words(document),
+        ("theme.js",),
+        title=", ".join(report.models),
+        verdict=f"{len(report.claims)} claims about truncated attention: {', '.join(verdicts)}.",
+        claims=on_page(report.claims),
         command=shlex.join(["taylorder", "claims", *map(str, directories), "--out", str(out)]),
-        software=document["software"],
+        software=software_versions(),
     )
 
 
-def plots(document: Mapping[str, Any] | None) -> list[Any]:
-    """The plots of every claim, none without a document."""
-    return [claim.get("plots", ()) for claim in (document or {}).get("claims", ())]
-
-
-def in_words(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The claims, numbered, as a page shows them."""
-    return [_claim(number, finite(dict(claim))) for number, claim in enumerate(document["claims"], start=1)]
-
-
-def _claim(number: int, claim: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **claim,
-        "number": number,
-        "mark": _MARKS.get(claim["verdict"], "?"),
-        "effects": [
-            (each["name"], cell(each["estimate"]), _interval(each["low"], each["high"]), each["meaning"])
-            for each in claim.get("effects", ())
-        ],
-        "tables": [(each["title"], _figures(each), each.get("note", "")) for each in claim.get("tables", ())],
-    }
-
-
-def _interval(low: Any, high: Any) -> str:
-    return "exact, by formula" if low is None or high is None else f"[{cell(low)}, {cell(high)}]"
-
-
-def _figures(table: Mapping[str, Any]) -> Block:
-    rows: Sequence[Sequence[Any]] = table["rows"]
-    columns = tuple(
-        Column(title, not any(isinstance(row[place], str) and row[place] not in ("nan", "inf", "-inf") for row in rows))
-        for place, title in enumerate(table["columns"])
-    )
-    return Block(columns=columns, rows=tuple(tuple(cell(value) for value in row) for row in rows))
+def on_page(claims: Sequence[Claim]) -> list[ClaimOnPage]:
+    """The claims, as a page shows them."""
+    return [
+        ClaimOnPage(
+            claim,
+            _MARKS[claim.verdict],
+            effects(claim.effects, exact="exact, by formula"),
+            [chart(plot) for plot in claim.plots],
+            [(table.title, figures(table), table.note) for table in claim.tables],
+        )
+        for claim in claims
+    ]

@@ -1,62 +1,52 @@
 """The figures that the script of ``report.html`` draws: every layer and head of an analysis, ready for JSON.
 
-Figures are those of ``heads.csv`` and ``spectral.csv``, not rounded; infinite ones are strings, as in ``report.json``.
+Numbers are those of ``heads.csv`` and ``spectral.csv``, not rounded, and beside each stands its finished text: the
+script rounds nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from taylorder.adapt.config import HeadOrder
-from taylorder.analysis.alpha_ranks import layer_alpha
-from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
-from taylorder.models.description import AttentionModule
-from taylorder.reports import alphas, grids, html_claims, savings, summary
-from taylorder.reports.document import finite
-from taylorder.reports.numbers import counted, layer_names, number, percent, size
+from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
+from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
+from taylorder.reports import alphas, charts, grids, heat_map, savings, summary
+from taylorder.reports.claims import cell
+from taylorder.reports.numbers import counted, layer_labels, number, percent, size
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.reasons import explained
 
 _HeadKey = tuple[str, int]
 
 
-def as_data(analysis: Analysis, selection: Selection, claims: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything the script needs, JSON-ready; plots of claims are those of the document ``claims``."""
-    names = layer_names([module.name for module in analysis.model.modules])
+def as_data(analysis: Analysis, selection: Selection) -> dict[str, Any]:
+    """Everything the script needs, JSON-ready."""
     preview = analysis.preview
-    made: dict[str, Any] = finite(
-        {
-            "tolerance": {"value": selection.tolerance, "text": percent(selection.tolerance, 3)},
-            "max_order": analysis.max_order,
-            "start_order": grids.grid_order(analysis),
-            "expansions": list(EXPANSIONS),
-            "near": None if preview is None else f"mean, window {preview.window}, sinks {preview.sinks}",
-            "legend": _legend(selection),
-            "start": _start(analysis, selection),
-            "layers": _layers(analysis, selection, names.labels),
-            "plots": html_claims.plots(claims),
-        }
-    )
-    return made
+    return {
+        "tolerance": {"value": selection.tolerance, "text": percent(selection.tolerance, 3)},
+        "orders": list(range(1, analysis.max_order + 1)),
+        "start_order": grids.grid_order(analysis),
+        "expansions": list(EXPANSIONS),
+        "projections": heat_map.PROJECTIONS,
+        "near": None if preview is None else f"mean, window {preview.window}, sinks {preview.sinks}",
+        "views": heat_map.views(analysis, selection),
+        "palette": [astuple(fill) for fill in heat_map.palette()],
+        "start": _start(analysis, selection),
+        "layers": _layers(analysis, selection),
+        "count": counted(len(selection.heads), "head"),
+        "across": charts.across(analysis.max_order),
+        "ticks": list(_ticks(analysis, selection)),
+    }
 
 
 def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
     """What every head exact takes and what the config takes: nominal bytes, or multiplications of an encoder."""
     take = savings.cache_bytes if analysis.model.causal else savings.attention_multiplications
     return take(analysis, selection)
-
-
-def _legend(selection: Selection) -> list[str]:
-    """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
-    exact = [head for head in selection.heads if head.choice.order == "exact"]
-    lines = grids.order_legend(replace(selection, heads=tuple(exact)))
-    legend = [line.plain.replace("  ", ": ", 1) for line in lines]
-    if any(head.choice.drops_far for head in selection.heads):
-        legend.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
-    return legend
 
 
 def _start(analysis: Analysis, selection: Selection) -> list[int]:
@@ -72,101 +62,116 @@ def _start(analysis: Analysis, selection: Selection) -> list[int]:
     return [layers[first.module], first.head]
 
 
-def _layers(
-    analysis: Analysis,
-    selection: Selection,
-    labels: Mapping[str, str],
-) -> list[dict[str, Any]]:
+def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
     candidates: dict[_HeadKey, list[CandidateRow]] = {}
     for row in analysis.candidates:
         candidates.setdefault((row.module, row.head), []).append(row)
-    spectra: dict[tuple[str, int | None], dict[str, SpectralRow]] = {}
+    fits: dict[_HeadKey, list[SpectralRow]] = {}
     for fit in analysis.spectral:
-        spectra.setdefault((fit.module, fit.head), {})[fit.projection] = fit
+        if fit.head is not None:
+            fits.setdefault((fit.module, fit.head), []).append(fit)
     verdicts = {(head.module, head.head): head for head in selection.heads}
+    deviation, of_layers = heat_map.of_deviation(analysis), heat_map.of_alphas(analysis)
     layers = []
-    for module in analysis.model.modules:
+    for module, label in layer_labels(analysis.model.modules):
         heads = []
         for head in range(module.heads):
             key = module.name, head
-            verdict = verdicts[key]
+            first = candidates[key][0]
+            facts = _facts(analysis, verdicts[key], first)
+            facts["alpha, layer"] = ", ".join(
+                f"{name} {of_layers[module.name][projection][1]}" for projection, name in heat_map.PROJECTIONS.items()
+            )
+            if key in fits:
+                cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
+                facts["alpha, head"] = ", ".join(f"{name} {own.text}{own.mark}" for name, own in cells.items())
             heads.append(
-                _measured(candidates[key], analysis.max_order)
-                | _near(analysis, module, head)
-                | _decided(analysis, selection, verdict)
-                | {"alphas": _alphas(spectra.get(key, {}))}
+                {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}
+                | _errors(analysis, selection, candidates[key])
+                | _decided(analysis, selection, verdicts[key])
             )
         layers.append(
             {
-                "label": labels[module.name],
+                "label": label.text,
+                "marked": " ".join(filter(None, (label.text, label.mark))),
                 "module": module.name,
                 "group": module.group,
-                "sliding": module.sliding_window,
-                "alphas": _alphas(spectra.get((module.name, None), {}))
-                | {"qk": {"alpha": layer_alpha(analysis.spectral, module.name), "text": None}},
+                "sliding": module.sliding_window and f"sliding window of {counted(module.sliding_window, 'token')}",
+                "alphas": of_layers[module.name],
                 "heads": heads,
             }
         )
     return layers
 
 
-def _measured(rows: Sequence[CandidateRow], max_order: int) -> dict[str, Any]:
-    """Figures of one head; errors by expansion and order, ``raw`` (without the guard) where that differs."""
+def _errors(analysis: Analysis, selection: Selection, rows: Sequence[CandidateRow]) -> dict[str, Any]:
+    """Errors of one head by expansion and order, those with the preview's near field, and the table of all of it."""
     by_place = {(row.expansion, row.order): row for row in rows}
-    table = [[by_place[expansion, order] for order in range(1, max_order + 1)] for expansion in EXPANSIONS]
-    first = table[0][0]
-    return {
-        "error": [[row.relative_l2 for row in line] for line in table],
-        "raw": [
-            [None if row.raw_relative_l2 == row.relative_l2 else row.raw_relative_l2 for row in line] for line in table
+    orders = range(1, analysis.max_order + 1)
+    lines = [[by_place[expansion, order] for order in orders] for expansion in EXPANSIONS]
+    made: dict[str, Any] = {
+        "error": [[heat_map.of_error(row.relative_l2, selection) for row in line] for line in lines],
+        "table": [
+            [
+                str(order),
+                *(_with_raw(row) for row in by_order),
+                *(percent(row.nonpositive_share) for row in by_order),
+                percent(by_order[0].gaussian_prediction),
+            ]
+            for order, *by_order in zip(orders, *lines, strict=True)
         ],
-        "guarded": [[row.nonpositive_share for row in line] for line in table],
-        "gaussian": [row.gaussian_prediction for row in table[0]],
-        "score_std": first.score_std,
-        "score_max": first.score_max,
-        "logit_rank": first.logit_rank,
-        "kv_head": first.kv_head,
+    }
+    if analysis.preview is not None:
+        near = analysis.preview.relative_l2[rows[0].module][rows[0].head]
+        made["near"] = [heat_map.of_error(error, selection) for error in near]
+    return made
+
+
+def _with_raw(row: CandidateRow) -> str:
+    """An error, and in parentheses without the guard where that differs."""
+    guarded, raw = percent(row.relative_l2), percent(row.raw_relative_l2)
+    return guarded if guarded == raw else f"{guarded} ({raw})"
+
+
+def _facts(analysis: Analysis, head: HeadVerdict, row: CandidateRow) -> dict[str, str]:
+    best, needed, predicted = head.best, head.needed_order, head.predicted_order
+    return {
+        "least error": "no order pays off"
+        if best is None
+        else f"{percent(best.relative_l2, 3)} with order {best.order}, {best.expansion} (of what may be chosen)",
+        "needs order": f"{f'more than {analysis.max_order}' if needed is None else needed}, as measured",
+        "predicted": f"{'an order beyond 400' if predicted is None else f'order {predicted}'}, were scores normal",
+        "scores": f"standard deviation {cell(row.score_std)}, largest {cell(row.score_max)}, "
+        f"logit rank {cell(row.logit_rank)}",
     }
 
 
-def _near(analysis: Analysis, module: AttentionModule, head: int) -> dict[str, Any]:
-    """Errors with the preview's near field, expansion ``mean``, from order 1 on."""
-    if analysis.preview is None:
-        return {}
-    return {"near": analysis.preview.relative_l2[module.name][head]}
-
-
-def _decided(
-    analysis: Analysis,
-    selection: Selection,
-    head: HeadVerdict,
-) -> dict[str, Any]:
+def _decided(analysis: Analysis, selection: Selection, head: HeadVerdict) -> dict[str, Any]:
     """What was chosen, why, and what the head would need."""
     choice = head.choice
-    exact = choice.order == "exact"
-    mark, meaning = explained(choice.reason) if exact else (str(choice.order), "")
-    return {
-        "order": None if exact or choice.drops_far else choice.order,
-        "mark": grids.WINDOW_MARK if choice.drops_far else mark,
-        "choice": meaning if exact else _kept(choice),
-        "why": "" if exact else _why(analysis, selection, choice),
-        "best": None if head.best is None else [head.best.order, head.best.expansion, head.best.relative_l2],
-        "needed": head.needed_order,
-        "predicted": head.predicted_order,
-    }
+    far = choice.spec.far
+    if isinstance(far, Exact):
+        mark, words = explained(choice.reason)
+        sentence = f"Stays {words}."
+    else:
+        mark = str(far.order) if isinstance(far, Taylor) else grids.WINDOW_MARK
+        words = _kept(choice)
+        sentence = f"Chosen: {words}. {_why(analysis, selection, choice)}"
+    return {"choice": sentence} | heat_map.of_choice(analysis, head, mark, words)
 
 
 def _kept(choice: HeadOrder) -> str:
-    near = f"the last {counted(choice.window, 'key')} and the first {number(choice.sinks)} exact"
-    if choice.drops_far:
+    far = choice.spec.far
+    near = f"the last {counted(choice.spec.near.window, 'key')} and the first {number(choice.spec.near.sinks)} exact"
+    if not isinstance(far, Taylor):
         return f"{near}, all others dropped"
-    told = f"order {choice.order}, expansion {choice.expansion}"
-    if choice.window or choice.sinks:
+    told = f"order {far.order}, expansion {far.expansion}"
+    if choice.spec.near.tokens:
         told += f", {near}"
-    if choice.ranks is not None:
-        told += f", ranks {', '.join(map(str, choice.ranks))}"
-    if choice.coefficients is not None:
-        told += f", coefficients {', '.join(f'{value:.3g}' for value in choice.coefficients)}"
+    if far.ranks is not None:
+        told += f", ranks {', '.join(map(str, far.ranks))}"
+    if far.coefficients is not None:
+        told += f", coefficients {', '.join(f'{value:.3g}' for value in far.coefficients)}"
     return told
 
 
@@ -174,13 +179,8 @@ def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
     """By what rule a head has an order, its error, and what it costs."""
     limit, where = percent(selection.tolerance, 3), f"at {counted(selection.context, 'token')}"
     error = "not measured" if choice.error is None else percent(choice.error, 3)
-    if selection.policy == "levers":
-        told = "Chosen together with all other KV heads, for the least loss or the fewest bytes"
-    elif selection.policy == "alpha":
-        told = "From the alphas of the layer alone, without looking at any error"
-    elif choice.error is not None and choice.error <= selection.tolerance:
-        told = f"The smallest order that pays off {where} and meets {limit}, as all heads of its KV cache do"
-    else:
+    told = selection.why.rule.format(where=where, limit=limit)
+    if selection.why.bounded and (choice.error is None or choice.error > selection.tolerance):
         told = "As the config has it"
     told += f"; error {error}"
     if analysis.model.causal and choice.nominal_bytes is not None:
@@ -190,14 +190,18 @@ def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
     return f"{told}."
 
 
-def _alphas(fits: Mapping[str, SpectralRow]) -> dict[str, dict[str, Any]]:
-    """Alpha of every projection with what the terminal prints of it; ``?`` marks one of several fits as good."""
-    found = {}
-    for projection, fit in fits.items():
-        text = "-" if fit.status == "unavailable" else "failed"
-        if fit.status == "success" and fit.alpha is not None:
-            wide = fit.alpha_low is not None and fit.alpha_high is not None
-            wide = wide and (fit.alpha_high or 0.0) - (fit.alpha_low or 0.0) > alphas.WIDE
-            text = f"{fit.alpha:.2f}{'?' if wide else ''}"
-        found[projection] = {"alpha": fit.alpha, "text": text, "distance": fit.D}
-    return found
+def _ticks(analysis: Analysis, selection: Selection) -> Iterator[tuple[float, str, int]]:
+    """Round errors for an axis, each with its text and how round it is: powers of ten are rounder than the rest."""
+    errors = [row.relative_l2 for row in analysis.candidates]
+    for heads in analysis.preview.relative_l2.values() if analysis.preview else ():
+        errors += [error for head in heads for error in head]
+    known = [selection.tolerance, *(error for error in errors if 0 < error < 1e300)]
+    for power in range(math.floor(math.log10(min(known))) - 1, math.ceil(math.log10(max(known))) + 1):
+        yield (
+            10.0**power,
+            percent(10.0**power),
+            2 + next(zeros for zeros in range(10) if power % 2 ** (zeros + 1) or zeros == 9),
+        )
+        for factor in (1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8):
+            error = float(f"{factor}e{power}")
+            yield error, percent(error), int(factor in (2, 5))

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from taylorder.reports.fitting_tables import fold
+from taylorder.reports.sections import Paragraph, Table
+
 _FOLDER = Path(__file__).parent / "page"
+_WIDTH = 80
+"""Characters that a table which folds has room for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Heading of a column, and whether its cells are figures."""
-
-    title: str
-    figures: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A paragraph, or a table with or without headings."""
-
-    text: str = ""
-    columns: tuple[Column, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
-def fill(
-    template: str, scripts: Sequence[str], *, title: str, verdict: str, data: Mapping[str, Any], **values: Any
-) -> str:
+def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **values: Any) -> str:
     """Return a page as one string.
 
     Args:
@@ -37,7 +22,6 @@ def fill(
         scripts: files there, in the order in which they run, as one module.
         title: heading of the page.
         verdict: what stands below it.
-        data: what the script reads, JSON-ready.
         values: what else the template asks for.
 
     """
@@ -51,11 +35,13 @@ def fill(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.tests["table"] = lambda block: isinstance(block, Table)
+    environment.tests["paragraph"] = lambda block: isinstance(block, Paragraph)
+    environment.filters["folded"] = lambda block: fold(block, _WIDTH) if block.folds else block
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template(template).render(
         title=title,
         verdict=verdict,
-        data=data,
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in scripts)),
         **values,

@@ -1,21 +1,16 @@
-"""What the levers led to, for the terminal: the choice of every KV head, and polynomials beside windows."""
+"""What the levers led to, in words and tables: the choice of every KV head, and polynomials beside windows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import Exact, Taylor
 from taylorder.reports.evaluation_words import figure
-from taylorder.reports.fitting_tables import dense_table
-from taylorder.reports.grid_columns import SLIDING_MARK
-from taylorder.reports.numbers import LayerNames, compact, counted, layer_names, number, percent, size
-from taylorder.reports.parts import INDENT, note
+from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
+from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
 
@@ -23,67 +18,48 @@ _NAMED = 6
 """KV heads named in a sentence before it says how many others there are."""
 
 
-def kept_grid(analysis: Analysis, selection: Selection, width: int) -> Padding:
-    """Tokens that every KV head keeps, and the order of its polynomial; layers side by side if they fit."""
+def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
+    """Tokens that every KV head keeps, and the order of its polynomial."""
     modules = analysis.model.modules
-    names = layer_names([module.name for module in modules])
     by_module = {layer.module: layer.heads for layer in selection.config.layers}
-    rows = []
-    for module in modules:
-        heads = by_module[module.name][:: module.group]
-        mark = SLIDING_MARK if module.sliding_window is not None else ""
-        rows.append([names.labels[module.name] + mark, *(_kept(head) for head in heads)])
-    widest = max(len(cell) for row in rows for cell in row)
-    columns = max(1, (width - 2) // ((len(rows[0])) * (widest + 2) + 4))
-    height = -(-len(rows) // columns)
-    table = dense_table()
-    for column in range(columns):
-        if column * height < len(rows):
-            table.add_column("layer" if not column else "  layer", justify="right", no_wrap=True)
-            for kv_head in range(len(rows[0]) - 1):
-                table.add_column(f"KV {kv_head}", justify="right", no_wrap=True)
-    for line in range(height):
-        cells: list[str] = []
-        for place in range(line, len(rows), height):
-            cells += rows[place]
-        table.add_row(*cells)
-    return Padding(table, INDENT, expand=False)
+    rows = [
+        (Cell(label.text + label.mark), *(Cell(_kept(head)) for head in by_module[module.name][:: module.group]))
+        for module, label in layer_labels(modules)
+    ]
+    titles = ("layer", *(f"KV {kv_head}" for kv_head in range(modules[0].kv_heads)))
+    return table([Column(title, figures=True) for title in titles], rows, folds=True, indented=True)
 
 
 def _kept(head: HeadOrder) -> str:
-    if head.order == "exact":
+    if isinstance(head.spec.far, Exact):
         return "all"
-    kept = number(head.window + head.sinks)
-    if head.drops_far:
-        return kept
-    return f"{kept} +P{head.order}{'r' if head.ranks is not None else ''}"
+    kept, far = number(head.spec.near.tokens), head.spec.far
+    return f"{kept} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else kept
 
 
 def counts(summary: LeverSummary) -> Table:
     """How many KV heads run each candidate."""
-    table = dense_table()
-    table.add_column("chosen", no_wrap=True)
-    table.add_column("KV heads", justify="right", no_wrap=True)
-    for label, count in summary.chosen:
-        table.add_row(label, number(count))
-    return table
+    columns = (Column("chosen"), Column("KV heads", figures=True))
+    return table(columns, [(label, Cell(number(count), count)) for label, count in summary.chosen])
 
 
 def beside_windows(summary: LeverSummary) -> Table:
     """Every candidate with a polynomial, beside the same bytes of window."""
-    table = dense_table()
-    table.add_column("polynomial", overflow="fold")
-    for title in ("bytes", "error", "of window", "better on"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for each in summary.beside_window:
-        table.add_row(
-            each.label,
-            size(each.nominal_bytes),
-            percent(each.relative_l2),
-            percent(each.window_relative_l2),
-            number(len(each.better)),
-        )
-    return table
+    titles = ("bytes", "error", "of window", "better on")
+    columns = (Column("polynomial", wraps=True), *(Column(title, figures=True) for title in titles))
+    return table(
+        columns,
+        [
+            (
+                beside.label,
+                Cell(size(beside.nominal_bytes), beside.nominal_bytes),
+                Cell(percent(beside.relative_l2), beside.relative_l2),
+                Cell(percent(beside.window_relative_l2), beside.window_relative_l2),
+                Cell(number(len(beside.better)), len(beside.better)),
+            )
+            for beside in summary.beside_window
+        ],
+    )
 
 
 def legend(summary: LeverSummary) -> str:
@@ -158,24 +134,20 @@ def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
     return ", ".join(shown) + (f" and {counted(len(heads) - _NAMED, 'other')}" if len(heads) > _NAMED else "")
 
 
-def section(analysis: Analysis, selection: Selection, width: int) -> Iterable[Table | Text | Padding]:
-    """Everything below the heading."""
-    summary = selection.levers
-    if summary is None:
-        return
-    yield kept_grid(analysis, selection, width)
-    yield Text()
-    yield note(legend(summary))
-    yield note(program(summary))
-    yield Text()
-    yield counts(summary)
-    yield Text()
+def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> Section:
+    """What every KV head keeps, and what polynomials are worth beside windows."""
+    blocks: list[Block] = [
+        kept_tokens(analysis, selection),
+        paragraph(legend(summary), program(summary)),
+        counts(summary),
+    ]
+    told = sentences(analysis, summary)
     if summary.beside_window:
-        yield beside_windows(summary)
-        yield Text()
-        yield note(
-            f"Relative L2 error of the median KV head, and that of a window of the same bytes; on how many of "
-            f"{summary.kv_heads} KV heads the polynomial is better by gradient-weighted error, never needing the guard."
+        blocks.append(beside_windows(summary))
+        told.insert(
+            0,
+            "Relative L2 error of the median KV head, and that of a window of the same bytes; on how many of "
+            f"{summary.kv_heads} KV heads the polynomial is better by gradient-weighted error, never needing the "
+            "guard.",
         )
-    for line in sentences(analysis, summary):
-        yield note(line)
+    return Section("What every KV head keeps", (*blocks, paragraph(*told)), "config")

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from taylorder.models.description import AttentionModule
+from taylorder.reports.sections import Cell
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -103,3 +106,11 @@ def layer_names(modules: Sequence[str]) -> LayerNames:
             return LayerNames({module: split[place] for module, split in zip(modules, parts, strict=True)}, pattern)
     labels = {module: str(position) for position, module in enumerate(modules)}
     return LayerNames(labels, f"{modules[0]} to {modules[-1]}, numbered in order")
+
+
+def layer_labels(modules: Sequence[AttentionModule]) -> list[tuple[AttentionModule, Cell]]:
+    """Every module with its label, marked if it attends to a sliding window."""
+    labels = layer_names([module.name for module in modules]).labels
+    return [
+        (module, Cell(labels[module.name], mark="" if module.sliding_window is None else "~")) for module in modules
+    ]

@@ -7,8 +7,8 @@ from typing import Any
 
 from taylorder.analysis.results import Analysis, Calibration
 from taylorder.analysis.text import CALIBRATION_SOURCE
-from taylorder.selection.by_tolerance import TIERS, Selection
-from taylorder.selection.criteria import DEFAULT_CRITERION
+from taylorder.selection.by_tolerance import Selection
+from taylorder.selection.settings import DEFAULTS, LONGEST_LEVER_SEQUENCE
 
 
 def analyze_command(
@@ -40,29 +40,28 @@ def analyze_command(
     words = ["taylorder", "analyze", analysis.model.name]
     if calibration.source != CALIBRATION_SOURCE:
         words += [word for file in calibration.source.split(", ") for word in ("--text", file)]
-    rows = _rows(calibration)
+    rows, usual_rows = _rows(calibration), DEFAULTS.rows or length
     policy = policy or selection.policy
     context = selection.context if context is None else context
     options: list[tuple[str, Any, Any]] = [
-        ("--max-tokens", calibration.tokens, 8192 // length * length),
-        ("--sequence-length", length, min(1024, longest)),
-        ("--rows", rows, rows if calibration.rows_per_sequence == min(64, length) else "64"),
-        ("--tolerance", selection.tolerance, TIERS["int4"]),
-        ("--max-order", analysis.max_order, 8),
-        ("--window", analysis.window if window is None else window, 0),
-        ("--sinks", analysis.sinks if sinks is None else sinks, 0),
+        ("--max-tokens", calibration.tokens, DEFAULTS.max_tokens // length * length),
+        ("--sequence-length", length, min(DEFAULTS.sequence_length, longest)),
+        ("--rows", rows, rows if calibration.rows_per_sequence == min(usual_rows, length) else str(usual_rows)),
+        ("--tolerance", selection.tolerance, DEFAULTS.tolerance),
+        ("--max-order", analysis.max_order, DEFAULTS.max_order),
+        ("--window", analysis.window if window is None else window, DEFAULTS.window),
+        ("--sinks", analysis.sinks if sinks is None else sinks, DEFAULTS.sinks),
         ("--context", context, longest),
-        ("--seed", calibration.seed, 0),
+        ("--seed", calibration.seed, DEFAULTS.seed),
         ("--dtype", analysis.model.dtype, "float32"),
     ]
     if levers is None:
-        options.append(("--policy", policy, "error"))
+        options.append(("--policy", policy, DEFAULTS.policy))
     else:
         options += [
             ("--levers", ",".join(levers.levers), None),
             ("--budget", None if levers.budget is None else f"{levers.budget}B", None),
-            ("--criterion", levers.criterion, DEFAULT_CRITERION if levers.budget is not None else levers.criterion),
-            ("--lever-length", levers.sequence_length, min(context, 4096)),
+            ("--lever-length", levers.sequence_length, min(context, LONGEST_LEVER_SEQUENCE)),
         ]
     words += [word for option, value, usual in options if value != usual for word in (option, str(value))]
     words += ["--per-head-alpha"] if any(row.head is not None for row in analysis.spectral) else []

@@ -2,54 +2,58 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from taylorder.analysis.results import EXPANSIONS, Analysis
+from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import EXPANSIONS
 from taylorder.reports import summary
-from taylorder.reports.fitting_tables import dense_table
 from taylorder.reports.numbers import compact, layer_names, number, percent, percent_figure, size
+from taylorder.reports.sections import Cell, Column, Table, table
 from taylorder.selection.by_tolerance import Selection
 
 
 def error_by_order(analysis: Analysis, selection: Selection) -> Table:
     """Median error per order and expansion point, heads within the tolerance, and what the order costs."""
     causal = analysis.model.causal
-    table = dense_table()
-    table.add_column("order", justify="right", no_wrap=True)
-    for expansion in EXPANSIONS:
-        table.add_column(expansion, justify="right")
-    table.add_column("heads\nwithin", justify="right", no_wrap=True)
-    table.add_column("state per\nKV head" if causal else "features\nper head", justify="right", no_wrap=True)
-    table.add_column("breaks\neven at", justify="right", no_wrap=True)
-    table.add_column("pays\noff", justify="right", no_wrap=True)
-    for line in summary.by_order(analysis, selection):
-        table.add_row(
-            str(line.order),
-            *(_guarded_and_raw(*line.errors[expansion]) for expansion in EXPANSIONS),
-            number(line.within),
-            size(line.nominal_bytes) if causal else compact(line.features),
-            compact(line.break_even),
-            "yes" if line.pays else "no",
-        )
-    return table
+    columns = (
+        Column("order", figures=True),
+        *(Column(expansion, figures=True, wraps=True) for expansion in EXPANSIONS),
+        Column("heads\nwithin", figures=True),
+        Column("state per\nKV head" if causal else "features\nper head", figures=True),
+        Column("breaks\neven at", figures=True),
+        Column("pays\noff", figures=True),
+    )
+    return table(
+        columns,
+        [
+            (
+                Cell(str(line.order), line.order),
+                *(_guarded_and_raw(*line.errors[expansion]) for expansion in EXPANSIONS),
+                Cell(number(line.within), line.within),
+                Cell(size(line.nominal_bytes), line.nominal_bytes)
+                if causal
+                else Cell(compact(line.features), line.features),
+                Cell(compact(line.break_even), line.break_even),
+                "yes" if line.pays else "no",
+            )
+            for line in summary.by_order(analysis, selection)
+        ],
+    )
 
 
 def distances(analysis: Analysis, selection: Selection) -> Table:
     """Quantiles over heads of each head's least error, among orders that pay off and among all measured ones."""
-    table = dense_table()
-    table.add_column("least error of a head")
-    for title in ("lowest", "25%", "median", "75%", "highest"):
-        table.add_column(title, justify="right", no_wrap=True)
+    titles = ("lowest", "25%", "median", "75%", "highest")
     paying = [head.best.relative_l2 for head in summary.described_heads(analysis, selection) if head.best is not None]
     anyhow = [row.relative_l2 for row in summary.best_measured(analysis).values()]
     largest = min(selection.largest_order, analysis.max_order)
-    for label, errors in (
-        (f"order {_span(largest)} (pays off)", paying),
-        (f"order {_span(analysis.max_order)}", anyhow),
-    ):
-        if errors:
-            table.add_row(label, *(percent(summary.quantile(errors, share)) for share in summary.QUANTILES))
-    return table
+    lines = ((f"order {_span(largest)} (pays off)", paying), (f"order {_span(analysis.max_order)}", anyhow))
+    return table(
+        (Column("least error of a head", wraps=True), *(Column(title, figures=True) for title in titles)),
+        [
+            (label, *(_error(summary.quantile(errors, share)) for share in summary.QUANTILES))
+            for label, errors in lines
+            if errors
+        ],
+    )
 
 
 def nearest_heads(analysis: Analysis, selection: Selection) -> Table | None:
@@ -58,19 +62,22 @@ def nearest_heads(analysis: Analysis, selection: Selection) -> Table | None:
     if not nearest:
         return None
     names = layer_names([module.name for module in analysis.model.modules])
-    table = dense_table()
-    table.add_column("heads that miss it by least")
-    table.add_column("error", justify="right", no_wrap=True)
-    table.add_column("with", no_wrap=True)
-    table.add_column("needs order", justify="right", no_wrap=True)
-    for head, row in nearest:
-        table.add_row(
+    columns = (
+        Column("heads that miss it by least", wraps=True),
+        Column("error", figures=True),
+        Column("with"),
+        Column("needs order", figures=True),
+    )
+    rows = [
+        (
             names.head(head.module, head.head),
-            percent(row.relative_l2, 3),
+            _error(row.relative_l2, 3),
             f"order {row.order}, {row.expansion}",
-            f"more than {analysis.max_order}" if head.needed_order is None else str(head.needed_order),
+            Cell(f"more than {analysis.max_order}" if head.needed_order is None else str(head.needed_order)),
         )
-    return table
+        for head, row in nearest
+    ]
+    return table(columns, rows)
 
 
 def near_field(analysis: Analysis, selection: Selection) -> Table | None:
@@ -78,21 +85,25 @@ def near_field(analysis: Analysis, selection: Selection) -> Table | None:
     preview = analysis.preview
     if preview is None:
         return None
-    table = dense_table()
-    table.add_column("order", justify="right")
-    table.add_column("no near\nfield", justify="right")
-    table.add_column("heads\nwithin", justify="right")
-    table.add_column(f"window {preview.window},\nsinks {preview.sinks}", justify="right")
-    table.add_column("heads\nwithin", justify="right")
-    for line in summary.near_field(analysis, selection):
-        table.add_row(
-            str(line.order),
-            percent(line.without),
-            number(line.within_without),
-            percent(line.near),
-            number(line.within_near),
-        )
-    return table
+    near = f"window {preview.window},\nsinks {preview.sinks}"
+    titles = ("order", "no near\nfield", "heads\nwithin", near, "heads\nwithin")
+    return table(
+        [Column(title, figures=True, wraps=True) for title in titles],
+        [
+            (
+                Cell(str(line.order), line.order),
+                _error(line.without),
+                Cell(number(line.within_without), line.within_without),
+                _error(line.near),
+                Cell(number(line.within_near), line.within_near),
+            )
+            for line in summary.near_field(analysis, selection)
+        ],
+    )
+
+
+def _error(error: float, digits: int = 2) -> Cell:
+    return Cell(percent(error, digits), error)
 
 
 def _span(largest: int) -> str:

@@ -1,16 +1,12 @@
-"""An analysis and its config as a person reads them in a terminal, or as SVG for the documentation."""
+"""An analysis and its config as a person reads them: the sections of a report, in order."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from taylorder.adapt import cost
 from taylorder.analysis.results import Analysis
@@ -18,31 +14,10 @@ from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, grids, levers, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
-from taylorder.reports.parts import INDENT, note, title
-from taylorder.reports.plain import plain_text
+from taylorder.reports.render import plain_text, print_sections
+from taylorder.reports.sections import Block, Command, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
 from taylorder.storage.files import replacing
-
-
-def render(
-    analysis: Analysis,
-    selection: Selection,
-    console: Console,
-    directory: Path | None = None,
-    evaluation: Evaluation | None = None,
-) -> None:
-    """Print the report.
-
-    Args:
-        analysis: the measurements.
-        selection: the choice.
-        console: where to print; its width decides the layout.
-        directory: where the files of this run lie, for the last lines.
-        evaluation: the short evaluation, None if it was skipped.
-
-    """
-    for part in parts(analysis, selection, console.width, directory, evaluation):
-        console.print(part)
 
 
 def as_text(
@@ -53,7 +28,7 @@ def as_text(
     evaluation: Evaluation | None = None,
 ) -> str:
     """The report as plain text: no colour, no line longer than ``width``, no trailing blanks."""
-    return plain_text(lambda console: render(analysis, selection, console, directory, evaluation), width)
+    return plain_text(sections(analysis, selection, directory, evaluation), width)
 
 
 def export_svg(
@@ -63,7 +38,7 @@ def export_svg(
     console = Console(
         record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False
     )
-    render(analysis, selection, console, None, evaluation)
+    print_sections(sections(analysis, selection, None, evaluation), console)
     svg = console.export_svg(title=f"taylorder: {analysis.model.name}", unique_id="taylorder")
     # Rich points at web fonts; a report must not fetch anything, and any monospaced font will do.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
@@ -74,34 +49,38 @@ def export_svg(
         temporary.write_text(svg, encoding="utf-8")
 
 
-def parts(
-    analysis: Analysis, selection: Selection, width: int, directory: Path | None, evaluation: Evaluation | None
-) -> Iterable[RenderableType]:
-    """What the report is made of, in order; arguments as in :func:`render`."""
-    yield from _header(analysis, selection)
+def sections(
+    analysis: Analysis, selection: Selection, directory: Path | None = None, evaluation: Evaluation | None = None
+) -> tuple[Section, ...]:
+    """The report of an analysis.
+
+    Args:
+        analysis: the measurements.
+        selection: the choice.
+        directory: where the files of this run lie, for the last lines.
+        evaluation: the short evaluation, None if it was skipped.
+
+    """
+    found = [_header(analysis, selection)]
     if selection.levers is not None:
-        yield title("What every KV head keeps", "config")
-        yield from levers.section(analysis, selection, width)
-    yield from _orders(analysis, selection, width)
+        found.append(levers.section(analysis, selection, selection.levers))
+    found.append(_orders(analysis, selection))
     if selection.levers is None:  # else no head has to meet a tolerance
-        yield from _errors(analysis, selection, width)
-        yield from _by_order(analysis, selection)
-        yield from _distance(analysis, selection)
-        yield from _near_field(analysis, selection)
-    if lines := alphas.head_alphas(analysis):
-        yield title("Alphas of single heads", "each head")
-        yield from lines
-        yield note("Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit.")
-    yield from _savings(analysis, selection)
+        found += [_errors(analysis, selection), _by_order(analysis, selection), _distance(analysis, selection)]
+        found += _near_field(analysis, selection)
+    if (grid := alphas.of_heads(analysis)) is not None:
+        told = "Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit."
+        found.append(Section("Alphas of single heads", (grid, paragraph(told, tight=True)), "each head"))
+    found.append(_savings(analysis, selection))
     if evaluation is not None:
-        yield from short_section(evaluation)
+        found.append(short_section(evaluation))
     else:
-        yield title("What the model loses", "config")
-        yield note("Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them.")
-    yield from _verdict(analysis, selection, width, directory, evaluation)
+        told = "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them."
+        found.append(Section("What the model loses", (paragraph(told),), "config"))
+    return (*found, _verdict(analysis, selection, directory, evaluation))
 
 
-def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+def _header(analysis: Analysis, selection: Selection) -> Section:
     model, text = analysis.model, analysis.calibration
     first = model.modules[0]
     names = layer_names([module.name for module in model.modules])
@@ -112,7 +91,7 @@ def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType
     )
     shared = "" if first.group == 1 else f" on {counted(first.kv_heads, 'KV head')}"
     near = f"window {analysis.window}, sinks {analysis.sinks}" if analysis.window or analysis.sinks else "none"
-    facts = {
+    named = {
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
         "heads": (
             f"{counted(len(model.modules), 'layer')} of {counted(first.heads, 'head')}{shared}, head dim "
@@ -135,49 +114,39 @@ def _header(analysis: Analysis, selection: Selection) -> Iterable[RenderableType
         ),
     }
     if selection.levers is not None:
-        del facts["tolerance"]
-        facts |= {
+        del named["tolerance"]
+        named |= {
             "policy": f"levers {', '.join(selection.levers.levers)}",
             "context": counted(selection.context, "token"),
         }
     weights = [model.weights_note.removeprefix("weights ")] if model.weights_note else []
     weights += [f"run in {model.dtype}"] if model.dtype != "float32" else []
     if weights:
-        facts["weights"] = "; ".join(weights)
-    yield Text(f"taylorder: {model.name}", style="bold")
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for name, fact in facts.items():
-        table.add_row(Text(name), Text(fact))
-    yield Padding(table, INDENT, expand=False)
+        named["weights"] = "; ".join(weights)
+    return Section(f"taylorder: {model.name}", (facts(named),), "run", level=1)
 
 
-def _orders(analysis: Analysis, selection: Selection, width: int) -> Iterable[RenderableType]:
-    yield title("Order of every head, and the alphas of its layer", "each head")
-    yield from grids.order_grid(analysis, selection, width)
-    yield Text()
-    for line in grids.order_legend(selection):
-        yield Padding(line, INDENT, expand=False)
-    yield Text()
-    yield note(alphas.legend(analysis))
+def _orders(analysis: Analysis, selection: Selection) -> Section:
+    blocks = (
+        grids.order_grid(analysis, selection),
+        grids.order_legend(selection),
+        paragraph(alphas.legend(analysis)),
+    )
+    return Section("Order of every head, and the alphas of its layer", blocks, "each head")
 
 
-def _errors(analysis: Analysis, selection: Selection, width: int) -> Iterable[RenderableType]:
-    order = grids.grid_order(analysis)
-    yield title(f"Error at order {order}, in percent", "each head")
-    yield from grids.error_grid(analysis, selection, width)
-    yield Text()
-    yield note(
+def _errors(analysis: Analysis, selection: Selection) -> Section:
+    told = (
         f"Expansion mean, one head replaced at a time; * is within {percent(selection.tolerance, 3)}. "
         f"Last column: the layer's median with expansion zero, the plain Taylor series."
     )
+    title = f"Error at order {grids.grid_order(analysis)}, in percent"
+    return Section(title, (grids.error_grid(analysis, selection), paragraph(told)), "each head")
 
 
-def _by_order(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+def _by_order(analysis: Analysis, selection: Selection) -> Section:
     heads = counted(len(summary.described_heads(analysis, selection)), "head")
     seeing = " that see the whole context" if summary.outcome(analysis, selection).sliding else ""
-    yield title(f"Error by order, in percent: the median of {heads}{seeing}")
-    yield tables.error_by_order(analysis, selection)
-    yield Text()
     told = (
         f"In parentheses without the guard, where that differs. Heads within {percent(selection.tolerance, 3)} at any "
         "expansion point; an even order counts only where no row needed the guard. "
@@ -192,49 +161,45 @@ def _by_order(analysis: Analysis, selection: Selection) -> Iterable[RenderableTy
         )
     else:
         told += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
-    yield note(told)
+    title = f"Error by order, in percent: the median of {heads}{seeing}"
+    return Section(title, (tables.error_by_order(analysis, selection), paragraph(told)))
 
 
-def _distance(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
-    limit = percent(selection.tolerance, 3)
-    yield title(f"How far the heads are from {limit}, and what it would take")
-    yield tables.distances(analysis, selection)
-    yield Text()
-    if nearest := tables.nearest_heads(analysis, selection):
-        yield nearest
-        yield Text()
+def _distance(analysis: Analysis, selection: Selection) -> Section:
+    blocks: list[Block] = [tables.distances(analysis, selection)]
+    if (nearest := tables.nearest_heads(analysis, selection)) is not None:
+        blocks.append(nearest)
     need = summary.needed(analysis, selection)
     heads = sum(need.measured.values()) + need.more
     parts = [f"order {order}: {number(count)}" for order, count in need.measured.items()]
     parts.append(f"more than {analysis.max_order}: {number(need.more)}")
-    yield note(f"Order needed as measured, of {counted(heads, 'head')}, whatever it costs: {', '.join(parts)}.")
+    told = f"Order needed as measured, of {counted(heads, 'head')}, whatever it costs: {', '.join(parts)}."
     spread = f"Were scores normally distributed, the median head (score std {need.score_std:.2g}) would need"
     if need.predicted is None or need.predicted_bytes is None:
-        yield note(f"{spread} an order beyond 400.")
+        predicted = f"{spread} an order beyond 400."
     else:
         state = f", a state of {size(need.predicted_bytes)} per KV head" if analysis.model.causal else ""
-        yield note(f"{spread} order {need.predicted}{state}.")
+        predicted = f"{spread} order {need.predicted}{state}."
+    title = f"How far the heads are from {percent(selection.tolerance, 3)}, and what it would take"
+    return Section(title, (*blocks, paragraph(told, predicted)))
 
 
-def _near_field(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
+def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
     table = tables.near_field(analysis, selection)
     if table is None or analysis.preview is None:
-        return
+        return []
     first, preview = analysis.model.modules[0], analysis.preview
     kept = cost.kv_bytes(first.head_dim, first.value_dim, preview.window + preview.sinks)
-    yield title("What a near field changes: the median head, expansion mean")
-    yield table
-    yield Text()
-    yield note(
+    told = (
         f"The last {preview.window} and the first {preview.sinks} keys keep the true exponential, which costs "
         f"{size(kept)} per KV head beside the state. Measured on sequences of "
         f"{counted(analysis.calibration.sequence_length, 'token')}: over longer ones they are a smaller share of the "
         "keys. Even orders count here whether or not a row needed the guard."
     )
+    return [Section("What a near field changes: the median head, expansion mean", (table, paragraph(told)))]
 
 
-def _savings(analysis: Analysis, selection: Selection) -> Iterable[RenderableType]:
-    yield title(f"What this config saves at {counted(selection.context, 'token')}", "config")
+def _savings(analysis: Analysis, selection: Selection) -> Section:
     if analysis.model.causal:
         exact, adapted = savings.cache_bytes(analysis, selection)
         what, before, after = "All caches, nominal bytes", size(exact), size(adapted)
@@ -242,36 +207,25 @@ def _savings(analysis: Analysis, selection: Selection) -> Iterable[RenderableTyp
         exact, adapted = savings.attention_multiplications(analysis, selection)
         what, before, after = "Multiplications of attention", compact(exact, 3), compact(adapted, 3)
     if exact == adapted:
-        yield note(f"Nothing. {what}: {before} with every head exact, and as much with this config.")
+        told = f"Nothing. {what}: {before} with every head exact, and as much with this config."
     else:
-        yield note(f"{what}: {before} with every head exact, {after} with this config.")
+        told = f"{what}: {before} with every head exact, {after} with this config."
+    return Section(f"What this config saves at {counted(selection.context, 'token')}", (paragraph(told),), "config")
 
 
 def _verdict(
-    analysis: Analysis, selection: Selection, width: int, directory: Path | None, evaluation: Evaluation | None
-) -> Iterable[RenderableType]:
-    yield title("Verdict", "verdict")
-    yield Padding(
-        Text(" ".join(verdict.sentences(analysis, selection, evaluation)), style="bold"), INDENT, expand=False
-    )
-    yield Text()
+    analysis: Analysis, selection: Selection, directory: Path | None, evaluation: Evaluation | None
+) -> Section:
+    command, reason = verdict.next_command(analysis, selection, directory)
+    told = [f"Next, {reason}:"]
     if directory is not None:
         more = ", levers.csv" if selection.levers is not None else ""
-        yield note(
-            f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
+        told.insert(
+            0, f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
         )
-    command, reason = verdict.next_command(analysis, selection, directory)
-    yield note(f"Next, {reason}:")
-    yield Text()
-    yield Text(_folded(command, width - 6), style="bold", no_wrap=True, overflow="ignore")
-
-
-def _folded(command: str, width: int) -> str:
-    """A shell command over as many lines as it takes, so that it can still be copied."""
-    lines = [""]
-    for word in re.split(r" (?=--)", command):
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("  " + word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
-    return " \\\n".join(f"    {line}" for line in lines)
+    blocks = (
+        paragraph(" ".join(verdict.sentences(analysis, selection, evaluation)), style="strong"),
+        paragraph(*told),
+        Command(command),
+    )
+    return Section("Verdict", blocks, "verdict")

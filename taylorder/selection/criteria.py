@@ -1,67 +1,70 @@
-"""What an allocation minimises: the loss that each candidate of each KV head is thought to cost.
-
-None of these is the loss of the whole model. Which comes nearest is a matter of measurement (docs/choosing.md).
-"""
+"""Which candidates may be chosen, and the losses of those that may, as the knapsack takes them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from taylorder.kernels.spec import Taylor
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.knapsack import Option
 from taylorder.selection.lever_errors import LeverRow
 from taylorder.selection.lever_table import LeverTable
 
-Criterion = Literal["relative-l2", "gradient", "kl", "sqrt-kl", "iterative"]
-CRITERIA: tuple[Criterion, ...] = ("relative-l2", "gradient", "kl", "sqrt-kl", "iterative")
-DEFAULT_CRITERION: Criterion = "iterative"
-"""The shipped one: the least loss on unseen text in benchmarks/policies.py, at both budgets (docs/choosing.md)."""
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """A loss for every candidate of every KV head by itself; the integer program minimises their sum.
+
+    ``losses`` gives them as ``[KV heads][candidates]``, infinite for what may not be chosen.
+    """
+
+    name: str
+    losses: Callable[[LeverTable], list[list[float]]]
 
 
 def eligible(candidate: Candidate, row: LeverRow) -> bool:
     """Whether a candidate may be chosen: plain odd orders always, others only if no calibration row was guarded."""
-    positive = candidate.coefficients == "taylor" and candidate.ranks is None and (candidate.order or 1) % 2 == 1
-    return not candidate.truncates or positive or row.guarded_share == 0
+    far = candidate.spec.far
+    if not isinstance(far, Taylor):
+        return True
+    positive = not candidate.fitted and far.ranks is None and far.order % 2 == 1
+    return positive or row.guarded_share == 0
 
 
-def losses(
-    table: LeverTable, criterion: Criterion, screened: Mapping[tuple[str, int], float] | None = None, reference: int = 0
-) -> list[list[float]]:
-    """Loss of every candidate for every KV head, in the order of ``table.kv_heads``; infinite if not eligible, or if
-    what was measured is not a number.
+def where_eligible(table: LeverTable, losses: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The losses ``[KV heads][candidates]``, infinite for what may not be chosen and for what is not a number."""
+    return [
+        [
+            loss if eligible(candidate, row) and loss >= 0 else math.inf
+            for candidate, row, loss in zip(table.candidates, rows, of_head, strict=True)
+        ]
+        for rows, of_head in zip(table.rows(), losses, strict=True)
+    ]
 
-    ``relative-l2`` is the squared relative error of the output. ``gradient`` is the gradient-weighted error. ``kl`` and
-    ``sqrt-kl`` give the KV head the measured KL of the model when that head alone runs the ``reference`` candidate (or
-    its square root), and the other candidates as much of it as their squared relative error is of the reference's.
-    """
-    result = []
-    for head, rows in zip(table.kv_heads, table.rows(), strict=True):
-        if criterion == "relative-l2":
-            values = [row.relative_l2**2 for row in rows]
-        elif criterion == "gradient":
-            values = [row.gradient_error for row in rows]
-        else:
-            if screened is None:
-                raise ValueError(f"criterion {criterion} needs the KL of each KV head")
-            whole = screened[head] if criterion == "kl" else math.sqrt(screened[head])
-            unit = rows[reference].relative_l2 ** 2
-            values = [whole * row.relative_l2**2 / unit if unit else 0.0 for row in rows]
-        pairs = zip(table.candidates, rows, values, strict=True)
-        result.append(
-            [value if eligible(candidate, row) and value >= 0 else math.inf for candidate, row, value in pairs]
-        )
-    return result
+
+def squared_errors(table: LeverTable) -> list[list[float]]:
+    """The squared relative L2 errors ``[KV heads][candidates]``, which a tolerance bounds the mean of."""
+    return where_eligible(table, [[row.relative_l2**2 for row in rows] for rows in table.rows()])
+
+
+RELATIVE_L2 = Criterion("relative-l2", squared_errors)
 
 
 def options(
-    values: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]
+    losses: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]
 ) -> tuple[list[list[Option]], list[list[int]]]:
-    """Options of every KV head that have a finite loss, and the places of their candidates."""
-    places = [[place for place, value in enumerate(own) if math.isfinite(value)] for own in values]
-    found = [
-        [Option(size[place], value[place]) for place in own]
-        for own, size, value in zip(places, sizes, values, strict=True)
+    """The options of every KV head, those of finite loss, and which candidates they are.
+
+    Args:
+        losses: ``[KV heads][candidates]``.
+        sizes: nominal bytes, of the same shape.
+
+    """
+    candidates = [[index for index, loss in enumerate(of_head) if math.isfinite(loss)] for of_head in losses]
+    offered = [
+        [Option(size[index], of_head[index]) for index in finite]
+        for finite, size, of_head in zip(candidates, sizes, losses, strict=True)
     ]
-    return found, places
+    return offered, candidates

@@ -9,10 +9,8 @@ options chosen, where it holds exactly.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from taylorder.errors import TaylorderError, UsageError
@@ -27,8 +25,6 @@ _TOLERANCE = 1e-6
 _TINY = 1e-300
 _ATTEMPTS = 20
 """Solves at most, each with less room than the one before, until rounding no longer exceeds the limit."""
-_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{0,18})?)\s*([kmg]i?b|b)?\s*", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +100,6 @@ def allocate_within(options: Sequence[Sequence[Option]], largest_loss: float, *,
     return _minimise(options, frontiers, cost=_bytes, weight=_loss, limit=largest_loss, seconds=seconds)
 
 
-def parse_bytes(text: str) -> int:
-    """Return a number of bytes, rounded down, from a number with a unit.
-
-    Raises:
-        UsageError: not a number, no unit or an unknown one, or less than one byte.
-
-    """
-    match = _SIZE.fullmatch(text)
-    size = int(Fraction(match[1]) * _UNITS[(match[2] or "B").lower()]) if match else 0
-    if size < 1:
-        raise UsageError(
-            f"--budget is {text!r}, expected a positive number of bytes with a unit: B, KiB, MiB, GiB (powers of "
-            "1024), KB, MB or GB (powers of 1000), for example 65536B or 1.5MiB"
-        )
-    if match and match[2] is None:  # whoever writes 128 hardly means bytes
-        raise UsageError(f"--budget is {text!r}, which has no unit: write {match[1]}KiB, {match[1]}MiB, or {match[1]}B")
-    return size
-
-
 def _bytes(options: Iterable[Option]) -> int:
     return sum(option.nominal_bytes for option in options)
 
@@ -140,11 +117,11 @@ def _frontiers(options: Sequence[Sequence[Option]]) -> list[list[int]]:
     for kv_head, candidates in enumerate(options):
         if not candidates:
             raise UsageError(f"KV head {kv_head} has 0 options, expected at least one; offer it the exact cache")
-        kept: list[int] = []
+        frontier: list[int] = []
         for index in sorted(range(len(candidates)), key=lambda i: (candidates[i].nominal_bytes, candidates[i].loss, i)):
-            if not kept or candidates[index].loss < candidates[kept[-1]].loss:
-                kept.append(index)
-        frontiers.append(kept)
+            if not frontier or candidates[index].loss < candidates[frontier[-1]].loss:
+                frontier.append(index)
+        frontiers.append(frontier)
     return frontiers
 
 
@@ -162,7 +139,7 @@ def _minimise(
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
-    rows = [[own[i] for i in row] for own, row in zip(options, frontiers, strict=True)]
+    rows = [[offered[i] for i in frontier] for offered, frontier in zip(options, frontiers, strict=True)]
     # Frontiers go from the fewest bytes to the least loss.
     by_bytes, by_loss = [row[0] for row in rows], [row[-1] for row in rows]
     lightest, cheapest = (by_bytes, by_loss) if weight is _bytes else (by_loss, by_bytes)

@@ -10,14 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.analysis.losses import language_model_head, nll_gradient
+from taylorder.analysis.progress import Progress
 from taylorder.errors import UnsupportedModelError
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.lever_errors import LayerLevers, LeverRow, Prepared, measure_levers
 from taylorder.storage.records import Records
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,26 +42,30 @@ class LeverTable:
 
     def rows(self) -> list[list[LeverRow]]:
         """Rows of each KV head (as ``kv_heads``), by candidate."""
-        count = len(self.candidates)
+        count = len(self.candidates)  # a layer's rows are [KV heads][candidates], flattened
         return [
             list(layer.rows[start : start + count])
             for layer in self.layers
             for start in range(0, len(layer.rows), count)
         ]
 
-    def only(self, places: Sequence[int]) -> LeverTable:
-        """The table with the candidates at these places alone, in this order."""
+    def restricted_to(self, indices: Sequence[int]) -> LeverTable:
+        """The table with these candidates alone, in this order."""
         count = len(self.candidates)
         layers = []
         for layer in self.layers:
             rows = [
-                replace(layer.rows[start + place], candidate=own)
+                replace(layer.rows[start + index], candidate=new)
                 for start in range(0, len(layer.rows), count)
-                for own, place in enumerate(places)
+                for new, index in enumerate(indices)
             ]
-            fitted = {own: layer.fitted[place] for own, place in enumerate(places) if place in layer.fitted}
+            fitted = {new: layer.fitted[index] for new, index in enumerate(indices) if index in layer.fitted}
             layers.append(replace(layer, rows=tuple(rows), fitted=fitted))
-        return replace(self, candidates=tuple(self.candidates[place] for place in places), layers=tuple(layers))
+        return replace(self, candidates=tuple(self.candidates[index] for index in indices), layers=tuple(layers))
+
+    def __repr__(self) -> str:
+        """One line; ``rows`` has the figures."""
+        return f"<LeverTable of {self.model.name}: {len(self.kv_heads)} KV heads, {len(self.candidates)} candidates>"
 
 
 def refuse_unsupported(description: ModelDescription) -> None:
@@ -102,24 +105,28 @@ def measure(
     """
     refuse_unsupported(description)
     modules = description.open_modules
-    table = [_read(records, module.name) for module in modules]
-    if any(layer is None for layer in table):
+    layers = [_read(records, module.name) for module in modules]
+    if any(layer is None for layer in layers):
         head = language_model_head(model)
         observed: list[dict[str, Observed]] = []
         for done, sequence in enumerate(sequences):
             progress("backward pass", done, len(sequences))
             observed.append(observe_sequence(model, sequence, partial(nll_gradient, head, sequence))[1])
-        for place, module in enumerate(modules):
-            progress("levers", place, len(modules))
-            own = [each.pop(module.name) for each in observed]
-            if table[place] is None:
-                layer = measure_levers(
-                    module.name, own, candidates, [instead(each, module) for each in candidates], seed=seed
-                )
+        for done, module in enumerate(modules):
+            progress("levers", done, len(modules))
+            of_module = [modules_observed.pop(module.name) for modules_observed in observed]
+            if layers[done] is None:
+                windows = [instead(candidate, module) for candidate in candidates]
+                layer = measure_levers(module.name, of_module, candidates, windows, seed=seed)
                 _write(records, layer)
-                table[place] = layer
+                layers[done] = layer
     progress("levers", len(modules), len(modules))
-    return LeverTable(description, tuple(candidates), tuple(layer for layer in table if layer is not None))
+    return LeverTable(description, tuple(candidates), tuple(layer for layer in layers if layer is not None))
+
+
+def record_name(module: str) -> str:
+    """Name of the record that a module's measurements are kept in."""
+    return f"levers-{module}"
 
 
 def _write(records: Records, layer: LayerLevers) -> None:
@@ -127,11 +134,11 @@ def _write(records: Records, layer: LayerLevers) -> None:
     if layer.prepared.rotations is not None:
         tensors |= dict(zip(("query", "key"), layer.prepared.rotations, strict=True))
     value = {"rows": [asdict(row) for row in layer.rows], "fitted": layer.fitted}
-    records.put(f"levers-{layer.module}", value, tensors)
+    records.put(record_name(layer.module), value, tensors)
 
 
 def _read(records: Records, module: str) -> LayerLevers | None:
-    name = f"levers-{module}"
+    name = record_name(module)
     value = records.get(name)
     if value is None:
         return None
@@ -139,6 +146,6 @@ def _read(records: Records, module: str) -> LayerLevers | None:
     return LayerLevers(
         module=module,
         rows=tuple(LeverRow(**row) for row in value["rows"]),
-        fitted={int(place): tuple(map(tuple, heads)) for place, heads in value["fitted"].items()},
+        fitted={int(index): tuple(map(tuple, heads)) for index, heads in value["fitted"].items()},
         prepared=Prepared(tensors["centres"], (tensors["query"], tensors["key"]) if "query" in tensors else None),
     )

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import Handle, attach
+from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head
+from taylorder.analysis.progress import Progress
 from taylorder.models.attention import Observer
 from taylorder.selection.config_of import config_of
 from taylorder.selection.criteria import eligible, options
@@ -68,36 +68,29 @@ class Round:
     among: Among = "all"
 
 
-@dataclass(frozen=True, slots=True)
-class Refinement:
-    """The rounds in order."""
-
-    rounds: tuple[Round, ...]
-
-    @property
-    def best(self) -> Round:
-        """The config of least KL."""
-        return min(self.rounds, key=lambda each: each.kl)
+def best_of(rounds: Sequence[Round]) -> Round:
+    """The config of least KL; of equals the first."""
+    return min(rounds, key=lambda measured: measured.kl)
 
 
 @dataclass(frozen=True, slots=True)
 class Slopes:
-    """Around one config, per KV head and candidate: ``gradient . delta``, and ``|delta|^2`` relative to the output.
+    """What the candidates in reach of one config would change, ``[KV heads][candidates]``, None out of reach.
 
-    Both are None for candidates out of reach.
+    ``first_order`` is ``gradient . delta``, and ``squared`` is ``|delta|^2`` relative to the output.
     """
 
     first_order: list[list[float | None]]
     squared: list[list[float | None]]
 
-    def model(self, sensitivity: Sequence[float], price: float) -> list[list[float]]:
-        """Modelled change of the KL for every candidate; infinite out of reach."""
+    def promises(self, sensitivities: Sequence[float], price: float) -> list[list[float]]:
+        """Modelled change of the KL ``[KV heads][candidates]``; infinite out of reach."""
         return [
             [
-                math.inf if slope is None or square is None else slope + price * own * square / 2
+                math.inf if slope is None or square is None else slope + price * sensitivity * square / 2
                 for slope, square in zip(slopes, squares, strict=True)
             ]
-            for slopes, squares, own in zip(self.first_order, self.squared, sensitivity, strict=True)
+            for slopes, squares, sensitivity in zip(self.first_order, self.squared, sensitivities, strict=True)
         ]
 
 
@@ -112,9 +105,9 @@ def refine(
     rounds: int = ROUNDS,
     name: str,
     records: Records,
-    progress: Callable[[str, int, int], None],
-) -> Refinement:
-    """Improve a choice that fits the budget.
+    progress: Progress,
+) -> tuple[Round, ...]:
+    """Improve a choice that fits the budget, and return the rounds in order.
 
     Args:
         model: the model.
@@ -129,55 +122,55 @@ def refine(
         progress: called with the stage, rounds done, and their number.
 
     """
-    sensitivity = sensitivities(table)
+    of_heads = sensitivities(table)
     exact: list[Tensor] = []
     head = language_model_head(model)
     done: list[Round] = []
     best, around = None, None
     step = Round(tuple(start), math.nan)
     price = 1.0
-    for place in range(rounds):
-        progress(f"moving bytes, {name}", place, rounds)
-        kept = records.get(f"{name}-{place}")
-        if kept is None:
+    for number in range(rounds):
+        progress(f"moving bytes, {name}", number, rounds)
+        record = records.get(f"{name}-{number}")
+        if record is None:
             exact = exact or [hidden_states(model, sequence).clone() for sequence in sequences]
             kl, slopes = measure_slopes(model, table, sizes, step.choice, sequences, exact, head)
-            kept = {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
-            records.put(f"{name}-{place}", kept)
-        measured = Round(**kept["round"] | {"choice": tuple(kept["round"]["choice"])})
+            record = {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
+            records.put(f"{name}-{number}", record)
+        measured = Round(**record["round"] | {"choice": tuple(record["round"]["choice"])})
         done.append(measured)
         if best is None or measured.kl < best.kl:
             price = max(_LEAST_PRICE, price / _EASIER) if best else price
-            best, around = measured, Slopes(**kept["slopes"])
+            best, around = measured, Slopes(**record["slopes"])
         else:
             price *= _HARDER
         if around is None:
             break
-        step = _next(around.model(sensitivity, price), sizes, budget, price)
-        while step.choice in {each.choice for each in done} and price <= _MOST_PRICE:
+        step = _best_step(around.promises(of_heads, price), sizes, budget, price)
+        while step.choice in {earlier.choice for earlier in done} and price <= _MOST_PRICE:
             price *= _HARDER  # measured before, and no better
-            step = _next(around.model(sensitivity, price), sizes, budget, price)
+            step = _best_step(around.promises(of_heads, price), sizes, budget, price)
         if price > _MOST_PRICE or (step.promised or 0.0) > -_WORTHWHILE * best.kl:
             break
     progress(f"moving bytes, {name}", rounds, rounds)
-    return Refinement(tuple(done))
+    return tuple(done)
 
 
-def _next(values: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int, price: float) -> Round:
+def _best_step(promises: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int, price: float) -> Round:
     """The step that the model promises most of."""
-    found, places = options(values, sizes)
-    allocation = allocate(found, budget)
-    choice = tuple(own[taken] for own, taken in zip(places, allocation.choice, strict=True))
+    offered, candidates = options(promises, sizes)
+    allocation = allocate(offered, budget)
+    choice = tuple(indices[option] for indices, option in zip(candidates, allocation.choice, strict=True))
     return Round(choice, math.nan, allocation.loss, price, allocation.bound, allocation.gap)
 
 
 def sensitivities(table: LeverTable) -> list[float]:
     """What a squared relative error of one costs, in nats squared per token, for every KV head."""
-    found = []
+    of_heads = []
     for rows in table.rows():
         errors = sum(row.relative_l2**2 for row in rows)
-        found.append(sum(row.gradient_error for row in rows) / errors if errors else 0.0)
-    return found
+        of_heads.append(sum(row.gradient_error for row in rows) / errors if errors else 0.0)
+    return of_heads
 
 
 def measure_slopes(
@@ -195,62 +188,64 @@ def measure_slopes(
         model: the model.
         table: its candidates.
         sizes: nominal bytes of every candidate, for every KV head.
-        choice: place of the candidate of every KV head.
+        choice: index of the candidate of every KV head.
         sequences: ``[N, T]``.
         exact: final hidden states of the exact model on each of them.
         head: from :func:`~taylorder.analysis.losses.language_model_head`.
 
     """
-    config = config_of(table, choice, context=sequences.shape[1])
+    prepared = prepare(model, config_of(table, choice, context=sequences.shape[1]), table.model)
+
+    def running(model: Any, observe: Observer) -> Handle:
+        return attach(model, prepared, observe=observe)
+
     reach = _in_reach(table, sizes, choice)
-    first: list[list[float | None]] = [
-        [0.0 if place in own else None for place in range(len(table.candidates))] for own in reach
+    first_order: list[list[float | None]] = [
+        [0.0 if index in candidates else None for index in range(len(table.candidates))] for candidates in reach
     ]
-    squared = [list(own) for own in first]
+    squared = [list(of_head) for of_head in first_order]
     loss = 0.0
     for sequence, hidden in zip(sequences, exact, strict=True):
-        kl, observed = observe_sequence(model, sequence, partial(kl_gradient, head, hidden), partial(_running, config))
+        kl, observed = observe_sequence(model, sequence, partial(kl_gradient, head, hidden), running)
         loss += kl / len(sequences)
-        start = 0
+        start = 0  # the layer's first KV head among those of all layers
         for layer, module in zip(table.layers, table.modules, strict=True):
-            own = slice(start, start + module.kv_heads)
-            for kv_head, place, slope, square in _changes(
-                observed.pop(layer.module), table, layer, reach[own], choice[own]
-            ):
-                for totals, value in ((first, slope), (squared, square)):
-                    totals[start + kv_head][place] = (totals[start + kv_head][place] or 0.0) + value / len(sequences)
+            kv_heads = slice(start, start + module.kv_heads)
+            slopes = _slopes_of_layer(observed.pop(layer.module), table, layer, reach[kv_heads], choice[kv_heads])
+            for kv_head, index, slope, square in slopes:
+                for totals, value in ((first_order, slope), (squared, square)):
+                    totals[start + kv_head][index] = (totals[start + kv_head][index] or 0.0) + value / len(sequences)
             start += module.kv_heads
-    return loss, Slopes(first, squared)
-
-
-def _running(config: OrderConfig, model: Any, observe: Observer) -> AbstractContextManager[Any]:
-    return adapted(model, config, observe=observe)
+    return loss, Slopes(first_order, squared)
 
 
 def _in_reach(table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int]) -> list[list[int]]:
     """Candidates that may be chosen and whose bytes are within the factor of the present ones, per KV head."""
     return [
         [
-            place
-            for place, (candidate, row) in enumerate(zip(table.candidates, rows, strict=True))
-            if place == now
-            or (eligible(candidate, row) and size[now] <= size[place] * REACH and size[place] <= size[now] * REACH)
+            index
+            for index, (candidate, row) in enumerate(zip(table.candidates, rows, strict=True))
+            if index == now
+            or (eligible(candidate, row) and size[now] <= size[index] * REACH and size[index] <= size[now] * REACH)
         ]
         for rows, size, now in zip(table.rows(), sizes, choice, strict=True)
     ]
 
 
-def _changes(
+def _slopes_of_layer(
     observed: Observed, table: LeverTable, layer: LayerLevers, reach: Sequence[Sequence[int]], choice: Sequence[int]
 ) -> list[tuple[int, int, float, float]]:
-    """KV head, candidate, ``gradient . delta`` and relative ``|delta|^2`` for the candidates in reach, one module."""
+    """KV head, candidate, ``gradient . delta`` and relative ``|delta|^2`` for the candidates in reach, one module.
+
+    ``reach`` holds the candidates of each of its KV heads, ``choice`` the one that runs now, whose change is nothing.
+    """
     runner = Runner(observed, layer.prepared)
-    found = []
-    for kv_head, (own, now) in enumerate(zip(reach, choice, strict=True)):
-        others = [place for place in own if place != now]
+    slopes = []
+    for kv_head, (in_reach, now) in enumerate(zip(reach, choice, strict=True)):
+        others = [index for index in in_reach if index != now]
         size = runner.squared_output(kv_head)
-        runs = [group_specs(table.candidates, layer.fitted, place, kv_head, runner.group) for place in others]
-        for index, output, _ in runner.run(kv_head, runs):
+        runs = [group_specs(table.candidates, layer.fitted, index, kv_head, runner.group) for index in others]
+        for run, output, _ in runner.run(kv_head, runs):
             first_order, change = runner.change(kv_head, output)
-            found.append((kv_head, others[index], float(first_order.sum()), change / size))
-    return found
+            slopes.append((kv_head, others[run], float(first_order.sum()), change / size))
+    return slopes

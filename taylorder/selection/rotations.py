@@ -1,4 +1,4 @@
-"""Coordinates in which few carry most of a KV head's score variance (design section 2, "Ranks").
+"""Coordinates in which few carry most of a KV head's score variance (docs/math.md#7-ranks).
 
 Balanced truncation (B. Moore, "Principal component analysis in linear systems", IEEE TAC 26, 1981), with queries and
 keys in the place of observability and controllability. With Cholesky factors ``C_q = L_q L_q^T``, ``C_k = L_k L_k^T``

@@ -30,6 +30,8 @@ class Records:
     def __init__(self, directory: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         """Open, and empty unless the pieces there were measured under these settings.
 
+        ``replaced`` tells afterwards whether there were pieces of other settings.
+
         Args:
             directory: created if need be.
             settings: everything that a piece depends on, as JSON.
@@ -42,12 +44,18 @@ class Records:
         self.directory = directory
         self._settings = json.dumps(settings, sort_keys=True)
         try:
-            if fresh or self._bytes(_SETTINGS) != self._settings.encode():
+            other = self._bytes(_SETTINGS) != self._settings.encode()
+            self.replaced = other and not fresh and bool(self._files())
+            if fresh or other:
                 shutil.rmtree(directory, ignore_errors=True)
                 directory.mkdir(parents=True, exist_ok=True)
                 self._write(_SETTINGS, self._settings)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def names(self) -> list[str]:
+        """The names of all finished pieces, sorted."""
+        return [path.stem for path in self._files() if self.get(path.stem) is not None]
 
     def get(self, name: str) -> Any:
         """The value of a piece, or None if it was not finished or is not whole."""
@@ -89,6 +97,9 @@ class Records:
     def _checksum(self, name: str, value: Any, tensors: bytes | None) -> str:
         held = None if tensors is None else sha256(tensors)
         return sha256(json.dumps([self._settings, name, value, held]).encode())
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.directory.glob("*.json") if path.name != _SETTINGS)
 
     def _bytes(self, name: str) -> bytes | None:
         try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from taylorder.analysis.capture import run_layers
+from taylorder.analysis.text import calibration_text
 from taylorder.analysis.truncation import LayerTensors, blocks, key_centres
+from taylorder.claims.measurement import Measurement, Progress, Subject
 from taylorder.models.description import ModelDescription
+from taylorder.storage.records import Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +42,27 @@ def measure_ranges(
     with torch.inference_mode():
         run_layers(model, input_ids[None], consume)
     return RangesByLength(tuple(lengths), {module.name: largest[module.name] for module in description.modules})
+
+
+@dataclass(frozen=True)
+class RangeMeasurement(Measurement[RangesByLength]):
+    """Ranges of scores after contexts of these lengths, or of those among them that the model allows."""
+
+    name = "ranges"
+    result = RangesByLength
+    lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+
+    def key(self) -> dict[str, Any]:
+        """The lengths and the text."""
+        return {**asdict(self), "text": calibration_text().sha256}
+
+    def applies(self, subject: Subject) -> bool:
+        """Encoders see their whole input at once."""
+        return subject.description.causal
+
+    def measure(self, subject: Subject, records: Records, progress: Progress) -> RangesByLength:
+        """Measure the beginning of the calibration text."""
+        most = subject.description.max_context
+        lengths = [length for length in self.lengths if length <= most] or [most]
+        (sequence,) = subject.calibration.first(lengths[-1], lengths[-1])
+        return measure_ranges(subject.model, subject.description, sequence, lengths)

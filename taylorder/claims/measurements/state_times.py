@@ -7,25 +7,17 @@ first, and then every one is fed a token in turn: what is compared was measured 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.context import adapted
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import PreparedConfig, prepare
+from taylorder.claims.measurement import Measurement, Progress, Subject
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
-from taylorder.models.description import ModelDescription
 from taylorder.storage.records import Records
-
-ORDERS = (2, 3)
-WINDOW, SINKS = 64, 4
-LENGTHS = (256, 1024, 4096)
-ROUNDS, TOKENS = 8, 8
-"""A figure is the median over so many tokens, and there are so many figures."""
 
 EXACT = "exact"
 
@@ -55,82 +47,90 @@ class StateTimes:
         return list(self.replaced)
 
     def constant(self, state: str) -> list[int]:
-        """Places of the lengths after which the replaced layers hold as much as after the longest.
+        """Indices of the lengths after which the replaced layers hold as much as after the longest.
 
         At shorter ones the kernels keep keys and values, because a state would be larger.
         """
         held = self.replaced[state]
-        return [place for place, own in enumerate(held) if held[-1] / _SAME <= own <= held[-1] * _SAME]
+        least, most = held[-1] / _SAME, held[-1] * _SAME
+        return [index for index, size in enumerate(held) if least <= size <= most]
 
 
-def measure_times(
-    model: Any,
-    description: ModelDescription,
-    *,
-    records: Records,
-    progress: Callable[[str, int, int], None],
-) -> StateTimes | None:
-    """Feed tokens one by one after contexts of random tokens, on one thread; a finished run is found in ``records``.
+@dataclass(frozen=True)
+class TimeMeasurement(Measurement[StateTimes]):
+    """Times after contexts of random tokens, on one thread.
 
-    None where the model sees fewer tokens than are fed.
+    There are ``rounds`` figures for every context, each the median over ``tokens`` tokens; states of every order stand
+    beside a window and sinks.
     """
-    if description.max_context <= _new_tokens():
-        return None
-    kept = records.get("times")
-    if kept is None:
-        kept = asdict(_measure(model, description, progress))
-        records.put("times", kept)
-    return TypeAdapter(StateTimes).validate_python(kept)
 
+    name = "times"
+    result = StateTimes
+    on_device = True
+    lengths: tuple[int, ...] = (256, 1024, 4096)
+    rounds: int = 8
+    tokens: int = 8
+    orders: tuple[int, ...] = (2, 3)
+    window: int = 64
+    sinks: int = 4
 
-def _new_tokens() -> int:
-    return _WARM_UP + ROUNDS * TOKENS
+    def applies(self, subject: Subject) -> bool:
+        """Only what predicts tokens is fed one by one, and it has to see as many as are fed."""
+        return subject.predicts_tokens and subject.description.max_context > self._new_tokens
 
+    @property
+    def _new_tokens(self) -> int:
+        return _WARM_UP + self.rounds * self.tokens
 
-def _measure(model: Any, description: ModelDescription, progress: Callable[[str, int, int], None]) -> StateTimes:
-    from transformers import DynamicCache
+    def measure(self, subject: Subject, records: Records, progress: Progress) -> StateTimes:
+        """Read all contexts, and feed a token to each in turn."""
+        from transformers import DynamicCache
 
-    from taylorder.adapt.cache import TaylorCache, cache_bytes, replaced_bytes
+        from taylorder.adapt.cache import cache_bytes, replaced_bytes
 
-    configs: dict[str, OrderConfig | None] = {EXACT: None}
-    configs |= {f"order {order}": OrderConfig.uniform(description, order, "mean", WINDOW, SINKS) for order in ORDERS}
-    new_tokens = _new_tokens()
-    longest = description.max_context - new_tokens
-    lengths = tuple(length for length in LENGTHS if length <= longest) or (longest,)
-    turns = list(product(configs, lengths))
-    ids = random_tokens(model, lengths[-1] + new_tokens, 0)
+        model, configs = subject.model, self._configs(subject)
+        longest = subject.description.max_context - self._new_tokens
+        lengths = tuple(length for length in self.lengths if length <= longest) or (longest,)
+        turns = list(product(configs, lengths))
+        ids = random_tokens(model, lengths[-1] + self._new_tokens, 0)
 
-    def running(name: str) -> Any:
-        config = configs[name]
-        return nullcontext() if config is None else adapted(model, config)
+        def running(name: str) -> Any:
+            prepared = configs[name]
+            return nullcontext() if prepared is None else attach(model, prepared)
 
-    caches, times = {}, {turn: list[float]() for turn in turns}
-    with one_thread():
-        for done, (name, length) in enumerate(turns):
-            progress("time per token", done, len(turns) + 1)
-            config = configs[name]
-            with running(name):
-                cache = DynamicCache(config=model.config) if config is None else TaylorCache.unchecked(model, config)
-                seconds_to_read(model, ids[:, :length], cache)
-            caches[name, length] = cache
-        held, replaced = (
-            {name: tuple(count(caches[name, length]) for length in lengths) for name in configs}
-            for count in (cache_bytes, replaced_bytes)
-        )
-        del replaced[EXACT]
-        for step in range(new_tokens):
-            for name, length in turns:
-                with running(name):
-                    token = ids[:, length + step : length + step + 1]
-                    times[name, length].append(1e3 * seconds(model, token, caches[name, length]))
-    progress("time per token", len(turns) + 1, len(turns) + 1)
+        caches, times = {}, {turn: list[float]() for turn in turns}
+        with one_thread():
+            for done, (name, length) in enumerate(turns):
+                progress("time per token", done, len(turns) + 1)
+                with running(name) as handle:
+                    cache = DynamicCache(config=model.config) if handle is None else handle.new_cache()
+                    seconds_to_read(model, ids[:, :length], cache)
+                caches[name, length] = cache
+            held, replaced = (
+                {name: tuple(count(caches[name, length]) for length in lengths) for name in configs}
+                for count in (cache_bytes, replaced_bytes)
+            )
+            del replaced[EXACT]
+            for step in range(self._new_tokens):
+                for name, length in turns:
+                    with running(name):
+                        token = ids[:, length + step : length + step + 1]
+                        times[name, length].append(1e3 * seconds(model, token, caches[name, length]))
+        progress("time per token", len(turns) + 1, len(turns) + 1)
 
-    def median(name: str, length: int, place: int) -> float:
-        begin = _WARM_UP + place * TOKENS
-        return statistics.median(times[name, length][begin : begin + TOKENS])
+        def median(name: str, length: int, round_: int) -> float:
+            begin = _WARM_UP + round_ * self.tokens
+            return statistics.median(times[name, length][begin : begin + self.tokens])
 
-    milliseconds = {
-        name: tuple(tuple(median(name, length, place) for length in lengths) for place in range(ROUNDS))
-        for name in configs
-    }
-    return StateTimes(lengths, milliseconds, held, replaced)
+        milliseconds = {
+            name: tuple(tuple(median(name, length, round_) for length in lengths) for round_ in range(self.rounds))
+            for name in configs
+        }
+        return StateTimes(lengths, milliseconds, held, replaced)
+
+    def _configs(self, subject: Subject) -> dict[str, PreparedConfig | None]:
+        configs: dict[str, PreparedConfig | None] = {EXACT: None}
+        for order in self.orders:
+            config = OrderConfig.uniform(subject.description, order, "mean", self.window, self.sinks)
+            configs[f"order {order}"] = prepare(subject.model, config, subject.description)
+        return configs

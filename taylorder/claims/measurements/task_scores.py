@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from taylorder.adapt.config import HeadOrder, OrderConfig
-from taylorder.adapt.context import adapted
-from taylorder.errors import NonFiniteError
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import prepare
+from taylorder.claims.measurement import Measurement, Progress, Subject
+from taylorder.errors import NonFiniteError, UsageError
 from taylorder.evaluation.rivals import bytes_per_kv_head, per_layer
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, TaskRow, run_tasks, summarise
+from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.description import ModelDescription
 from taylorder.storage.records import Records
-
-LENGTH = 1024
-"""Tokens of a task, at least; as many as :data:`WINDOWS_LONG` times the widest sliding window of the model."""
-
-WINDOWS_LONG = 4
-SINKS = 4
-STATES = (2, 3, 5)
-"""Orders of states without a near field: nothing but a state of fixed size."""
-
-BESIDE = ((2, 64), (3, 64))
-"""Order and window of states beside a near field."""
-
-WINDOWS = (64, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,68 +34,79 @@ class TaskScore:
     row: TaskRow
 
 
-def measure_task_scores(
-    model: Any,
-    tokenizer: Any,
-    description: ModelDescription,
-    *,
-    records: Records,
-    progress: Callable[[str, int, int], None],
-) -> tuple[TaskScore, ...]:
-    """Run the tasks of one length under every state; finished states are found in ``records``.
+@dataclass(frozen=True)
+class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
+    """Tasks of at least ``length`` tokens, and ``times_window`` times the widest sliding window of the model.
 
-    Raises:
-        UsageError: tokenizer or model do not allow such prompts.
-
+    ``states`` are orders without a near field: nothing but a state of fixed size. ``beside`` are orders and windows of
+    states beside a near field, ``windows`` are those of near fields alone.
     """
-    widest = max(module.sliding_window or 0 for module in description.modules)
-    length = min(max(LENGTH, WINDOWS_LONG * widest), description.max_context)
-    tasks = make_tasks(tokenizer, lengths=(length,))
-    contenders = _contenders(description)
-    outcomes: dict[str, list[Outcome]] = {}
-    adapter = TypeAdapter(list[Outcome])
-    for done, (name, (_, config)) in enumerate(contenders.items()):
-        progress("tasks", done, len(contenders))
-        kept = records.get(f"tasks-{name}")
-        if kept is None:
-            kept = [asdict(each) for each in _run(model, tasks, config)]
-            records.put(f"tasks-{name}", kept)
-        outcomes[name] = adapter.validate_python(kept)
-    progress("tasks", len(contenders), len(contenders))
-    exact = outcomes.pop("exact")
-    whole = bytes_per_kv_head(None, description, length)
-    return tuple(
-        TaskScore(name, contenders[name][0], bytes_per_kv_head(contenders[name][1], description, length), whole, row)
-        for name, own in outcomes.items()
-        if len(own) == len(exact)
-        for row in summarise(exact, own, 0)
-        if row.depth is None
-    )
+
+    name = "tasks"
+    result = tuple[TaskScore, ...]
+    length: int = 1024
+    times_window: int = 4
+    states: tuple[int, ...] = (2, 3, 5)
+    beside: tuple[tuple[int, int], ...] = ((2, 64), (3, 64))
+    windows: tuple[int, ...] = (64, 256)
+    sinks: int = 4
+
+    def applies(self, subject: Subject) -> bool:
+        """Only what predicts tokens answers."""
+        return subject.predicts_tokens
+
+    def measure(self, subject: Subject, records: Records, progress: Progress) -> tuple[TaskScore, ...]:
+        """Run the tasks under every state; none for a tokenizer without offsets, or with too few words."""
+        description = subject.description
+        widest = max(module.sliding_window or 0 for module in description.modules)
+        length = min(max(self.length, self.times_window * widest), description.max_context)
+        try:
+            tasks = make_tasks(subject.tokenizer, lengths=(length,))
+        except UsageError:
+            return ()
+        contenders = self._contenders(description)
+        outcomes: dict[str, list[Outcome]] = {}
+        adapter = TypeAdapter(list[Outcome])
+        for done, (name, (_, config)) in enumerate(contenders.items()):
+            progress("tasks", done, len(contenders))
+            kept = records.get(f"tasks-{name}")
+            if kept is None:
+                kept = [asdict(outcome) for outcome in _run(subject.model, description, tasks, config)]
+                records.put(f"tasks-{name}", kept)
+            outcomes[name] = adapter.validate_python(kept)
+        progress("tasks", len(contenders), len(contenders))
+        exact = outcomes.pop("exact")
+        whole = bytes_per_kv_head(None, description, length)
+        return tuple(
+            TaskScore(name, kind, bytes_per_kv_head(config, description, length), whole, row)
+            for name, (kind, config) in contenders.items()
+            if name in outcomes and len(outcomes[name]) == len(exact)
+            for row in summarise(exact, outcomes[name], 0)
+            if row.depth is None
+        )
+
+    def _contenders(self, description: ModelDescription) -> dict[str, tuple[str, OrderConfig | None]]:
+        def uniform(order: int, window: int = 0, sinks: int = 0) -> OrderConfig:
+            return OrderConfig.uniform(description, order, "mean", window, sinks)
+
+        contenders: dict[str, tuple[str, OrderConfig | None]] = {"exact": ("exact", None)}
+        for order in self.states:
+            contenders[f"order {order}"] = ("state", uniform(order))
+        for order, window in self.beside:
+            contenders[f"order {order}, window {window}"] = ("state and window", uniform(order, window, self.sinks))
+        for window in self.windows:
+            head = HeadOrder(spec=HeadSpec(Dropped(), Near(window, self.sinks)))
+            config = per_layer(description, dict.fromkeys((module.name for module in description.modules), head), {})
+            contenders[f"window {window}"] = ("window", config)
+        return contenders
 
 
-def _contenders(description: ModelDescription) -> dict[str, tuple[str, OrderConfig | None]]:
-    def uniform(order: int, window: int = 0, sinks: int = 0) -> OrderConfig:
-        return OrderConfig.uniform(description, order, "mean", window, sinks)
-
-    found: dict[str, tuple[str, OrderConfig | None]] = {"exact": ("exact", None)}
-    found |= {f"order {order}": ("state", uniform(order)) for order in STATES}
-    found |= {
-        f"order {order}, window {window}": ("state and window", uniform(order, window, SINKS))
-        for order, window in BESIDE
-    }
-    for window in WINDOWS:
-        head = HeadOrder.near_only(window, SINKS)
-        config = per_layer(description, dict.fromkeys((module.name for module in description.modules), head), {})
-        found[f"window {window}"] = ("window", config)
-    return found
-
-
-def _run(model: Any, tasks: Any, config: OrderConfig | None) -> list[Outcome]:
+def _run(model: Any, description: ModelDescription, tasks: Any, config: OrderConfig | None) -> list[Outcome]:
     """Outcomes of all tasks; none where the state breaks down."""
     if config is None:
         return list(run_tasks(model, tasks))
     try:
-        with adapted(model, config):
+        with attach(model, prepare(model, config, description)):
             return list(run_tasks(model, tasks))
     except NonFiniteError:
         return []

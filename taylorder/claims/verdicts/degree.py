@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
-from taylorder.claims.evidence import Evidence, below, overall
-from taylorder.claims.measurements.order_losses import NEAR, OrderLosses
+from taylorder.claims.evidence import Evidence, ModelEvidence, below, overall
+from taylorder.claims.measurements.order_losses import NEAR, LossMeasurement, OrderLosses
 from taylorder.evaluation.intervals import Interval, paired_difference
+from taylorder.kernels.spec import EXPANSIONS, Expansion
 
 _MEAN: Expansion = "mean"
 _ZERO: Expansion = "zero"
@@ -26,37 +25,36 @@ _RULE = (
 )
 
 
-def degree_claim(models: Sequence[Evidence]) -> Claim:
+def degree_claim(evidence: Evidence) -> Claim:
     """Follow error and loss from order to order."""
-    steps = {model.replaced: _steps(model.measured.losses) for model in models if model.measured.losses is not None}
-    effects = [
-        Effect.of(f"{name}: loss at order {after} less at order {order}", each, "below 0")
-        for name, own in steps.items()
-        for (order, after), each in own.items()
-    ]
-    verdict = overall([below(each, 0.0) for own in steps.values() for each in own.values()])
+    models = evidence.models
+    steps = {
+        (model.name_and_layers, *orders): difference
+        for model in models
+        for orders, difference in _steps(model.result(LossMeasurement)).items()
+    }
     return Claim(
         key="degree",
         statement="Degree helps: every two terms more, around the mean and beside a near field, lower the loss.",
         source="arXiv 2602.00294: arbitrary precision with more terms",
-        verdict=verdict,
-        reason=" ".join(_told(model) for model in models),
+        verdict=overall([below(difference, 0.0) for difference in steps.values()]),
+        reason=" ".join(_sentence(model) for model in models),
         rule=_RULE,
-        effects=tuple(effects),
+        effects=tuple(
+            Effect.of(f"{name}: loss at order {after} less at order {order}", difference, "below 0")
+            for (name, order, after), difference in steps.items()
+        ),
         tables=tuple(
-            table
-            for model in models
-            for table in (
-                _error_table(model),
-                *([_loss_table(model.replaced, model.measured.losses)] if model.measured.losses else []),
-                _energy_table(model),
-            )
+            table for model in models for table in (_error_table(model), *_loss_tables(model), _energy_table(model))
         ),
         plots=tuple(_plot(model) for model in models),
     )
 
 
-def _steps(losses: OrderLosses) -> dict[tuple[int, int], Interval]:
+def _steps(losses: OrderLosses | None) -> dict[tuple[int, int], Interval]:
+    """What the loss changes by from each odd order to the next."""
+    if losses is None:
+        return {}
     odd = [order for order in losses.near if order % 2]
     level = 1 - 0.05 / max(1, len(odd) - 1)
     return {
@@ -65,38 +63,40 @@ def _steps(losses: OrderLosses) -> dict[tuple[int, int], Interval]:
     }
 
 
-def _told(model: Evidence) -> str:
+def _sentence(model: ModelEvidence) -> str:
     orders = [row.order for row in model.layers.analysis.candidates]
     largest = max(order for order in orders if order % 2)
     mean, zero = (
         " to ".join(f"{_median_error(model, order, expansion):.0%}" for order in (1, largest))
         for expansion in (_MEAN, _ZERO)
     )
-    told = f"{model.name}: from order 1 to {largest} the median head's error goes from {mean} (around zero from {zero})"
-    losses = model.measured.losses
+    sentence = (
+        f"{model.name}: from order 1 to {largest} the median head's error goes from {mean} (around zero from {zero})"
+    )
+    losses = model.result(LossMeasurement)
     if losses is not None:
         shown = [order for order in (1, largest) if order in losses.near]
         near = " to ".join(f"{statistics.fmean(losses.near[order]):.3f}" for order in shown)
-        told += f", the loss beside a near field from {near} (exact {statistics.fmean(losses.exact):.3f})"
-        plain = ", ".join(f"{order}: {statistics.fmean(own):.1f}" for order, own in sorted(losses.plain.items()))
-        told += f". Without a near field the loss by order is {plain}"
-    return told + "."
+        sentence += f", the loss beside a near field from {near} (exact {statistics.fmean(losses.exact):.3f})"
+        plain = ", ".join(f"{order}: {statistics.fmean(nll):.1f}" for order, nll in sorted(losses.plain.items()))
+        sentence += f". Without a near field the loss by order is {plain}"
+    return sentence + "."
 
 
-def _median_error(model: Evidence, order: int, expansion: Expansion = "mean") -> float:
+def _median_error(model: ModelEvidence, order: int, expansion: Expansion = "mean") -> float:
     return statistics.median(row.relative_l2 for row in model.layers.rows(order, expansion))
 
 
-def _error_table(model: Evidence) -> Table:
+def _error_table(model: ModelEvidence) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for order in range(1, model.layers.analysis.max_order + 1):
         cells: list[Cell] = [order]
         for expansion in EXPANSIONS:
-            own = model.layers.rows(order, expansion)
+            heads = model.layers.rows(order, expansion)
             cells += [
-                statistics.median(row.relative_l2 for row in own),
-                statistics.median(row.raw_relative_l2 for row in own),
-                statistics.fmean(row.nonpositive_share for row in own),
+                statistics.median(row.relative_l2 for row in heads),
+                statistics.median(row.raw_relative_l2 for row in heads),
+                statistics.fmean(row.nonpositive_share for row in heads),
             ]
         rows.append(tuple(cells))
     titles = [f"{expansion}: {what}" for expansion in EXPANSIONS for what in ("error", "unguarded", "guarded rows")]
@@ -108,37 +108,42 @@ def _error_table(model: Evidence) -> Table:
     )
 
 
-def _loss_table(name: str, losses: OrderLosses) -> Table:
+def _loss_tables(model: ModelEvidence) -> list[Table]:
+    """One, where the model has losses."""
+    losses = model.result(LossMeasurement)
+    if losses is None:
+        return []
     rows: list[tuple[Cell, ...]] = []
     for order in sorted(losses.near.keys() | losses.plain.keys()):
         cells: list[Cell] = [order]
-        for own in (losses.near, losses.plain):
-            if order in own:
-                delta = paired_difference(own[order], losses.exact)
-                nll = statistics.fmean(own[order])
+        for by_order in (losses.near, losses.plain):
+            if order in by_order:
+                delta = paired_difference(by_order[order], losses.exact)
+                nll = statistics.fmean(by_order[order])
                 cells += [nll, math.exp(nll), delta.estimate, delta.low, delta.high]
             else:
                 cells += [None] * 5
         rows.append(tuple(cells))
     exact = statistics.fmean(losses.exact)
-    return Table(
-        f"{name}: loss with every head at one order, {len(losses.exact)} sequences of {losses.length:,} tokens",
-        (
-            "order", f"window {NEAR[0]}: nll", "perplexity", "nll over exact", "low", "high",
-            "no near field: nll", "perplexity", "nll over exact", "low", "high",
-        ),
-        tuple(rows),
-        note=(
-            f"Nats per token; exact: {exact:.4f}, perplexity {math.exp(exact):.2f}. Expansion mean, guarded."
-        ),
-    )  # fmt: skip
+    columns = ("nll", "perplexity", "nll over exact", "low", "high")
+    return [
+        Table(
+            f"{model.name_and_layers}: loss with every head at one order, {len(losses.exact)} sequences of "
+            f"{losses.length:,} tokens",
+            ("order", f"window {NEAR[0]}: {columns[0]}", *columns[1:], f"no near field: {columns[0]}", *columns[1:]),
+            tuple(rows),
+            note=f"Nats per token; exact: {exact:.4f}, perplexity {math.exp(exact):.2f}. Expansion mean, guarded.",
+        )
+    ]
 
 
-def _energy_table(model: Evidence) -> Table:
+def _energy_table(model: ModelEvidence) -> Table:
     numerator = np.concatenate(model.head_sums("numerator"))
     by_degree = np.concatenate(model.head_sums("degrees"), -1)
     size = np.sqrt(by_degree / numerator)
-    rows = [(degree, *(float(np.quantile(own, share)) for share in (0.1, 0.5, 0.9))) for degree, own in enumerate(size)]
+    rows = [
+        (degree, *(float(np.quantile(heads, share)) for share in (0.1, 0.5, 0.9))) for degree, heads in enumerate(size)
+    ]
     return Table(
         f"{model.name}: size of what each degree adds",
         ("degree", "least tenth of the heads", "median", "largest tenth"),
@@ -150,7 +155,7 @@ def _energy_table(model: Evidence) -> Table:
     )
 
 
-def _plot(model: Evidence) -> Plot:
+def _plot(model: ModelEvidence) -> Plot:
     orders = tuple(range(1, model.layers.analysis.max_order + 1))
     series = tuple(
         Series(

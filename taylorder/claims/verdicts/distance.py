@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from taylorder.claims.association import Floats
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
-from taylorder.claims.evidence import Evidence, above, over_layers, overall
+from taylorder.claims.evidence import Evidence, ModelEvidence, above, over_layers, overall
+from taylorder.claims.layers import Floats
 from taylorder.claims.measurements import heads
 
 ORDER = 5
@@ -26,28 +25,28 @@ _RULE = (
 )
 
 
-def distance_claim(models: Sequence[Evidence]) -> Claim:
+def distance_claim(evidence: Evidence) -> Claim:
     """Compare the weight by distance, truncated and exact."""
-    causal = [model for model in models if model.model.causal]
-    shifts = {model.name: over_layers(_shifts(model)) for model in causal}
-    told = [f"{math.exp(each.estimate):.2f} times in {name}" for name, each in shifts.items() if each is not None]
+    causal = [model for model in evidence.models if model.model.causal]
+    of_model = {model.name: over_layers(_shifts(model)) for model in causal}
+    shifts = {name: shift for name, shift in of_model.items() if shift is not None}
+    growth = [f"{math.exp(shift.estimate):.2f} times in {name}" for name, shift in shifts.items()]
     sinks = [f"by {_sinks(model):.2f} in {model.name}" for model in causal]
     reason = "No causal model was measured."
-    if told:
+    if growth:
         reason = (
-            f"Against the nearest {NEAR} keys, the weight of keys {FAR} or more tokens back grows {', '.join(told)}; "
+            f"Against the nearest {NEAR} keys, the weight of keys {FAR} or more tokens back grows {', '.join(growth)}; "
             f"that of the first {heads.SINKS} keys of the text is multiplied {', '.join(sinks)}."
         )
     return Claim(
         key="distance",
         statement="Truncated attention softens into the past: it spreads weight to distant keys.",
         source="discussion of the paper, news.ycombinator.com/item?id=46886265",
-        verdict=overall([above(each, 0.0) for each in shifts.values()]),
+        verdict=overall([above(shift, 0.0) for shift in shifts.values()]),
         reason=reason,
         rule=_RULE,
         effects=tuple(
-            Effect.of(f"{name}: log ratio, past over present", each, "above 0")
-            for name, each in shifts.items() if each is not None
+            Effect.of(f"{name}: log ratio, past over present", shift, "above 0") for name, shift in shifts.items()
         ),
         tables=tuple(
             table for model in causal for table in (_mass_table(model), _error_table(model), _context_table(model))
@@ -56,16 +55,16 @@ def distance_claim(models: Sequence[Evidence]) -> Claim:
     )  # fmt: skip
 
 
-def _shifts(model: Evidence) -> list[float]:
-    """Of every layer, NaN where there is no weight to compare."""
-    place, ends = heads.ORDERS.index(ORDER), np.array(_ends())
-    found = []
-    for mass, truncated in zip(model.head_sums("mass"), model.head_sums("truncated_mass"), strict=True):
-        exact, own = mass.sum(-1)[: len(ends)], truncated[place].sum(-1)[: len(ends)]
-        sums = [each[chosen].sum() for chosen in (ends > FAR, ends <= NEAR) for each in (own, exact)]
+def _shifts(model: ModelEvidence) -> list[float]:
+    """Log ratio of every layer, NaN where there is no weight to compare."""
+    order, ends = heads.ORDERS.index(ORDER), np.array(_ends())
+    shifts = []
+    for exact_mass, mass in zip(model.head_sums("mass"), model.head_sums("truncated_mass"), strict=True):
+        exact, truncated = exact_mass.sum(-1)[: len(ends)], mass[order].sum(-1)[: len(ends)]
+        sums = [weight[bucket].sum() for bucket in (ends > FAR, ends <= NEAR) for weight in (truncated, exact)]
         far, far_exact, near, near_exact = sums
-        found.append(math.log(far / far_exact * near_exact / near) if min(sums) > 0 else math.nan)
-    return found
+        shifts.append(math.log(far / far_exact * near_exact / near) if min(sums) > 0 else math.nan)
+    return shifts
 
 
 def _ends() -> list[int]:
@@ -73,31 +72,29 @@ def _ends() -> list[int]:
     return [*heads.DISTANCES, 2 * heads.DISTANCES[-1]]
 
 
-def _by_distance(model: Evidence) -> tuple[Floats, Floats]:
+def _by_distance(model: ModelEvidence) -> tuple[Floats, Floats]:
     """Weight per query by distance, exact ``[bucket]`` and truncated ``[order, bucket]``, mean over heads and rows."""
-    mass = sum(each.sum(-1) for each in model.head_sums("mass"))
-    truncated = sum(each.sum(-1) for each in model.head_sums("truncated_mass"))
-    total = np.asarray(mass).sum()
-    return np.asarray(mass) / total, np.asarray(truncated) / total
+    mass, truncated = model.total_sums("mass"), model.total_sums("truncated_mass")
+    return mass / mass.sum(), truncated / mass.sum()
 
 
-def _sinks(model: Evidence) -> float:
+def _sinks(model: ModelEvidence) -> float:
     mass, truncated = _by_distance(model)
     return float(truncated[heads.ORDERS.index(ORDER), -1] / mass[-1])
 
 
 def _labels() -> list[str]:
     """Of the buckets of distance."""
-    labels = [str(end - 1) if place < 2 else f"to {end - 1:,}" for place, end in enumerate(_ends())]
+    labels = [str(end - 1) if end <= 2 else f"to {end - 1:,}" for end in _ends()]
     return [*labels[:-1], "beyond", f"the first {heads.SINKS} keys"]
 
 
-def _mass_table(model: Evidence) -> Table:
+def _mass_table(model: ModelEvidence) -> Table:
     mass, truncated = _by_distance(model)
     rows: list[tuple[Cell, ...]] = [
-        (label, float(own), *(float(each) for each in others))
-        for label, own, others in zip(_labels(), mass, truncated.T, strict=True)
-        if own > 0
+        (label, float(exact), *map(float, by_order))
+        for label, exact, by_order in zip(_labels(), mass, truncated.T, strict=True)
+        if exact > 0
     ]
     return Table(
         f"{model.name}: weight by distance",
@@ -107,14 +104,13 @@ def _mass_table(model: Evidence) -> Table:
     )
 
 
-def _error_table(model: Evidence) -> Table:
-    moved = np.asarray(sum(each.sum(-1) for each in model.head_sums("moved")))
+def _error_table(model: ModelEvidence) -> Table:
     mass, _ = _by_distance(model)
-    size = sum(each.sum() for each in model.head_sums("output"))
+    size = model.total_sums("output")
     rows: list[tuple[Cell, ...]] = [
-        (label, *(math.sqrt(each / size) for each in own))
-        for label, own, there in zip(_labels(), moved.T, mass, strict=True)
-        if there > 0
+        (label, *(math.sqrt(moved / size) for moved in by_order))
+        for label, by_order, exact in zip(_labels(), model.total_sums("moved").T, mass, strict=True)
+        if exact > 0
     ]
     return Table(
         f"{model.name}: error by distance",
@@ -127,15 +123,11 @@ def _error_table(model: Evidence) -> Table:
     )
 
 
-def _context_table(model: Evidence) -> Table:
-    output, rounding, truncation = (
-        np.asarray(sum(each.sum(-1) for each in model.head_sums(f"by_keys_{name}")))
-        for name in ("output", "rounding", "truncation")
-    )
-    ends = _ends()
+def _context_table(model: ModelEvidence) -> Table:
+    by_keys = [model.total_sums(f"by_keys_{name}") for name in ("output", "rounding", "truncation")]
     rows: list[tuple[Cell, ...]] = [
-        (f"to {end:,}", math.sqrt(low / size), math.sqrt(own / size))
-        for end, size, low, own in zip(ends, output, rounding, truncation, strict=True)
+        (f"to {end:,}", math.sqrt(rounding / size), math.sqrt(truncation / size))
+        for end, size, rounding, truncation in zip(_ends(), *by_keys, strict=True)
         if size > 0
     ]
     return Table(
@@ -146,14 +138,14 @@ def _context_table(model: Evidence) -> Table:
     )
 
 
-def _plot(model: Evidence) -> Plot:
+def _plot(model: ModelEvidence) -> Plot:
     mass, truncated = _by_distance(model)
     count = len(_ends())
     known = mass[:count] > 0
-    x = tuple(float(end) for end, there in zip(_ends(), known, strict=True) if there)
+    x = tuple(float(end) for end in np.array(_ends())[known])
     series = tuple(
-        Series(f"order {order}", x, tuple((own[:count][known] / mass[:count][known]).tolist()))
-        for order, own in zip(heads.ORDERS, truncated, strict=True)
+        Series(f"order {order}", x, tuple((weight[:count][known] / mass[:count][known]).tolist()))
+        for order, weight in zip(heads.ORDERS, truncated, strict=True)
         if order % 2
     )
     return Plot(

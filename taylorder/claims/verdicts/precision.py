@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from taylorder.claims.claim import Cell, Claim, Effect, Table
-from taylorder.claims.evidence import Evidence, below, overall
-from taylorder.claims.measurements import gaussian, heads
-from taylorder.claims.measurements.gaussian import GaussianHead
+from taylorder.claims.evidence import Evidence, ModelEvidence, below, overall
+from taylorder.claims.measurements import heads, normal_inputs
+from taylorder.claims.measurements.normal_inputs import NormalHead
 from taylorder.claims.rounding import PRECISIONS
 from taylorder.evaluation.intervals import Interval, geometric_mean_interval, mean_interval
 
@@ -29,15 +29,17 @@ _RULE = (
 )
 
 
-def precision_claim(draws: Sequence[GaussianHead], models: Sequence[Evidence]) -> Claim:
+def precision_claim(evidence: Evidence) -> Claim:
     """Compare truncation with rounding, on normal inputs and on the heads of some models."""
-    largest = max(draw.head_dim for draw in draws)
-    own = [draw for draw in draws if draw.head_dim == largest]
-    setup = geometric_mean_interval([draw.relative_l2[ORDER] / draw.rounding["fp16"] for draw in own])
-    absolute = mean_interval([draw.median_error[ORDER] for draw in own])
-    low = mean_interval([draw.rounding_median["fp16"] for draw in own])
-    relative = mean_interval([draw.relative_l2[ORDER] for draw in own])
-    ratios = {model.name: _ratio(model) for model in models}
+    models = evidence.models
+    largest = max(draw.head_dim for draw in evidence.normal)
+    draws = [draw for draw in evidence.normal if draw.head_dim == largest]
+    setup = geometric_mean_interval([draw.relative_l2[ORDER] / draw.rounding["fp16"] for draw in draws])
+    absolute = mean_interval([draw.median_error[ORDER] for draw in draws])
+    low = mean_interval([draw.rounding_median["fp16"] for draw in draws])
+    relative = mean_interval([draw.relative_l2[ORDER] for draw in draws])
+    measured = {model.name: _ratio(model) for model in models}
+    ratios = {name: ratio for name, ratio in measured.items() if ratio is not None}
     inputs = f"normal inputs, d = {largest}"
     effects = [
         Effect.of(f"{inputs}: relative error over that of float16", setup, "about 1"),
@@ -46,70 +48,71 @@ def precision_claim(draws: Sequence[GaussianHead], models: Sequence[Evidence]) -
         Effect.of(f"{inputs}: relative error", relative, "as small as float16's, 0.0005"),
     ]
     effects += [
-        Effect.of(f"{name}: relative error over that of float16", each, "about 1")
-        for name, each in ratios.items()
-        if each is not None
+        Effect.of(f"{name}: relative error over that of float16", ratio, "about 1") for name, ratio in ratios.items()
     ]
-    verdict = overall([below(each, SAME) for each in (setup, *ratios.values())])
-    rms = float(np.mean([draw.output_rms for draw in own]))
+    rms = float(np.mean([draw.output_rms for draw in draws]))
     reason = (
         f"In the paper's set-up the median error of an element is {absolute.estimate:.1g}, of the order of float16's "
         f"resolution, {RESOLUTION:g}, but outputs there average {rms:.1g}, and rounding to float16 is off by "
         f"{low.estimate:.1g}: the relative error is {relative.estimate:.0%}, {setup.estimate:,.0f} times that of "
         "rounding."
     )
-    told = [f"{each.estimate:,.0f} times in {name}" for name, each in ratios.items() if each is not None]
-    if told:
-        reason += f" On real heads it is {', '.join(told)} (expansion mean)."
+    if ratios:
+        times = ", ".join(f"{ratio.estimate:,.0f} times in {name}" for name, ratio in ratios.items())
+        reason += f" On real heads it is {times} (expansion mean)."
     return Claim(
         key="precision",
         statement="Four Taylor terms recover attention with errors of about the magnitude of float16 resolution.",
         source="arXiv 2602.00294, abstract",
-        verdict=verdict,
+        verdict=overall([below(ratio, SAME) for ratio in (setup, *ratios.values())]),
         reason=reason,
         rule=_RULE,
         effects=tuple(effects),
-        tables=(_setup_table(draws), *(_model_table(model) for model in models)),
+        tables=(_setup_table(evidence.normal), *(_model_table(model) for model in models)),
     )
 
 
-def _ratio(model: Evidence) -> Interval | None:
+def _ratio(model: ModelEvidence) -> Interval | None:
     """Truncation over float16, each layer by the sums over its heads."""
-    place, precision = heads.ORDERS.index(ORDER), PRECISIONS.index("fp16")
-    pairs = zip(model.head_sums("truncation"), model.head_sums("rounding"), strict=True)
-    ratios = [math.sqrt(own[place].sum() / low[precision].sum()) for own, low in pairs if low[precision].sum() > 0]
+    order, fp16 = heads.ORDERS.index(ORDER), PRECISIONS.index("fp16")
+    ratios = [
+        math.sqrt(truncation[order].sum() / rounding[fp16].sum())
+        for truncation, rounding in zip(model.head_sums("truncation"), model.head_sums("rounding"), strict=True)
+        if rounding[fp16].sum() > 0
+    ]
     return geometric_mean_interval(ratios) if ratios else None
 
 
-def _setup_table(draws: Sequence[GaussianHead]) -> Table:
+def _setup_table(normal: Sequence[NormalHead]) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for head_dim in dict.fromkeys(draw.head_dim for draw in draws):
-        own = [draw for draw in draws if draw.head_dim == head_dim]
-        rms = float(np.mean([draw.output_rms for draw in own]))
-        for order in gaussian.ORDERS:
-            absolute = float(np.median([draw.median_error[order] for draw in own]))
-            relative = float(np.median([draw.relative_l2[order] for draw in own]))
+    for head_dim in dict.fromkeys(draw.head_dim for draw in normal):
+        draws = [draw for draw in normal if draw.head_dim == head_dim]
+        rms = float(np.mean([draw.output_rms for draw in draws]))
+        for order in normal_inputs.ORDERS:
+            absolute = float(np.median([draw.median_error[order] for draw in draws]))
+            relative = float(np.median([draw.relative_l2[order] for draw in draws]))
             rows.append((head_dim, f"order {order}", absolute, rms, relative))
         for precision in PRECISIONS:
-            absolute = float(np.median([draw.rounding_median[precision] for draw in own]))
-            relative = float(np.median([draw.rounding[precision] for draw in own]))
+            absolute = float(np.median([draw.rounding_median[precision] for draw in draws]))
+            relative = float(np.median([draw.rounding[precision] for draw in draws]))
             rows.append((head_dim, precision, absolute, rms, relative))
+    first = normal[0]
     return Table(
-        f"normal inputs, {gaussian.TOKENS:,} tokens, the last {gaussian.ROWS} queries of {gaussian.HEADS} draws",
+        f"normal inputs, {first.tokens:,} tokens, the last {first.queries} queries of {len(draws)} draws",
         ("head dim", "attention", "median absolute error", "rms of the output", "relative L2 error"),
         tuple(rows),
         note="Median over draws. Orders: around zero, unguarded, as in the paper.",
     )
 
 
-def _model_table(model: Evidence) -> Table:
+def _model_table(model: ModelEvidence) -> Table:
     output, elements = (np.concatenate(model.head_sums(name)) for name in ("output", "elements"))
     rms = float(np.median(np.sqrt(output / elements)))
     truncation = np.concatenate(model.head_sums("truncation"), -1)
     rounding = np.concatenate(model.head_sums("rounding"), -1)
     rows: list[tuple[Cell, ...]] = []
     for name, errors in [
-        *((f"order {order}", own) for order, own in zip(heads.ORDERS, truncation, strict=True)),
+        *zip((f"order {order}" for order in heads.ORDERS), truncation, strict=True),
         *zip(PRECISIONS, rounding, strict=True),
     ]:
         relative = np.sqrt(errors / output)

@@ -10,9 +10,11 @@ from scipy import optimize
 
 from taylorder.analysis.statistics import gaussian_prediction
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
-from taylorder.claims.evidence import Evidence, above, overall
+from taylorder.claims.evidence import Evidence, ModelEvidence, above, overall
+from taylorder.claims.layers import Floats
+from taylorder.claims.measurements.score_ranges import RangeMeasurement
 from taylorder.evaluation.intervals import share_interval
-from taylorder.selection.by_tolerance import TIERS
+from taylorder.selection.settings import TIERS
 
 ORDER = 4
 TOLERANCES = (TIERS["int4"], 0.2, 0.5)
@@ -32,39 +34,41 @@ _RULE = (
 )
 
 
-def ranges_claim(models: Sequence[Evidence]) -> Claim:
+def ranges_claim(evidence: Evidence) -> Claim:
     """Compare what orders tolerate with the spread of real scores."""
+    models = evidence.models
+    long = [model for model in models if model.result(RangeMeasurement)]
     limit = tolerated_std(ORDER, TOLERANCES[0])
     shares = {
         model.name: share_interval(model.layers.over_heads(1, "mean", lambda row: float(row.score_std <= limit)))
         for model in models
     }
-    told = []
+    within = []
     for model in models:
         stds = [row.score_std for row in model.layers.rows(1, "mean")]
-        told.append(
+        within.append(
             f"{float(np.mean(np.array(stds) <= limit)):.0%} in {model.name} (median head {np.median(stds):.1f})"
         )
     return Claim(
         key="ranges",
         statement="Queries and keys of trained models are mild enough for a short series.",
         source="arXiv 2602.00294 tests normal inputs, of score std 1; theory: arXiv 2302.13214",
-        verdict=overall([above(each, MAJORITY) for each in shares.values()]),
+        verdict=overall([above(share, MAJORITY) for share in shares.values()]),
         reason=(
             f"Order {ORDER} tolerates a score std of {limit:.2f} at {TOLERANCES[0]:.0%}. Heads within that: "
-            f"{', '.join(told)}." + _growth(models)
+            f"{', '.join(within)}." + _growth(long)
         ),
         rule=_RULE,
         effects=tuple(
-            Effect.of(f"{name}: share of heads mild enough", each, f"above {MAJORITY:g}")
-            for name, each in shares.items()
+            Effect.of(f"{name}: share of heads mild enough", share, f"above {MAJORITY:g}")
+            for name, share in shares.items()
         ),
-        tables=(*(_orders(model) for model in models), *(_lengths(model) for model in models if model.measured.ranges)),
-        plots=tuple(_plot(model) for model in models if model.measured.ranges),
+        tables=(*(_orders(model) for model in models), *map(_lengths, long)),
+        plots=tuple(map(_plot, long)),
     )  # fmt: skip
 
 
-def _orders(model: Evidence) -> Table:
+def _orders(model: ModelEvidence) -> Table:
     """For every order: what it tolerates, and how many heads keep to that, predicted and measured."""
     rows: list[tuple[Cell, ...]] = []
     for order in range(1, model.layers.analysis.max_order + 1):
@@ -90,19 +94,20 @@ def _orders(model: Evidence) -> Table:
     )
 
 
-def _by_length(model: Evidence) -> np.ndarray:
-    """Largest scores ``[length, head]`` of layers that see all tokens, or of all layers where none does."""
-    if model.measured.ranges is None:
-        raise ValueError(f"ranges of {model.name} were not measured")
+def _by_length(model: ModelEvidence) -> dict[int, Floats]:
+    """By context, the largest scores ``[head]`` of layers that see all tokens, or of all layers where none does."""
+    ranges = model.result(RangeMeasurement)
+    if ranges is None:
+        return {}
     modules = model.model.open_modules or model.model.modules
-    return np.concatenate([np.array(model.measured.ranges.largest[module.name]) for module in modules], -1)
+    largest = np.concatenate([np.array(ranges.largest[module.name]) for module in modules], -1)
+    return dict(zip(ranges.lengths, largest, strict=True))
 
 
-def _lengths(model: Evidence) -> Table:
-    ranges = model.measured.ranges
+def _lengths(model: ModelEvidence) -> Table:
     rows = [
-        (length, math.log(length), *(float(np.quantile(own, share)) for share in (0.1, 0.5, 0.9)))
-        for length, own in zip(ranges.lengths if ranges else (), _by_length(model), strict=True)
+        (length, math.log(length), *(float(np.quantile(largest, share)) for share in (0.1, 0.5, 0.9)))
+        for length, largest in _by_length(model).items()
     ]
     return Table(
         f"{model.name}: largest |score| by context",
@@ -113,22 +118,22 @@ def _lengths(model: Evidence) -> Table:
     )
 
 
-def _growth(models: Sequence[Evidence]) -> str:
-    told = []
+def _growth(models: Sequence[ModelEvidence]) -> str:
+    growth = []
     for model in models:
-        if model.measured.ranges is not None and len(model.measured.ranges.lengths) > 1:
-            medians = np.median(_by_length(model), -1)
-            logs = np.log(model.measured.ranges.lengths)
-            told.append(f"{medians[0] / logs[0]:.1f} to {medians[-1] / logs[-1]:.1f} times ln n in {model.name}")
-    return f" The largest score of the median head is {', '.join(told)} (shortest to longest context)." if told else ""
+        ratios = [float(np.median(largest)) / math.log(length) for length, largest in _by_length(model).items()]
+        if len(ratios) > 1:
+            growth.append(f"{ratios[0]:.1f} to {ratios[-1]:.1f} times ln n in {model.name}")
+    if not growth:
+        return ""
+    return f" The largest score of the median head is {', '.join(growth)} (shortest to longest context)."
 
 
-def _plot(model: Evidence) -> Plot:
-    ranges = model.measured.ranges
-    lengths = tuple(map(float, ranges.lengths)) if ranges else ()
-    found = _by_length(model)
+def _plot(model: ModelEvidence) -> Plot:
+    by_length = _by_length(model)
+    lengths = tuple(map(float, by_length))
     series = [
-        Series(label, lengths, tuple(np.quantile(found, share, -1).tolist()))
+        Series(label, lengths, tuple(float(np.quantile(largest, share)) for largest in by_length.values()))
         for label, share in (("mildest tenth", 0.1), ("median head", 0.5), ("wildest tenth", 0.9))
     ]
     series.append(Series("ln n", lengths, tuple(math.log(length) for length in lengths)))

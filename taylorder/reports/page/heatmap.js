@@ -27,21 +27,21 @@ function sortedRows() {
     rows.sort((a, b) => ascending(means.get(a), means.get(b)) || a[0].at - b[0].at);
   }
   if (state.columns === "value") {
-    const value = currentView().value;
+    const value = (head) => figureOf(head).value;
     for (const row of rows) row.sort((a, b) => ascending(value(a), value(b)) || a.number - b.number);
   }
   return rows;
 }
 
-/** Smallest first; what is missing or not finite comes last. */
+/** Smallest first; what is missing comes last. */
 function ascending(a, b) {
-  const known = (value) => (value === null || Number.isNaN(value) ? Infinity : value);
-  return known(a) === known(b) ? 0 : known(a) - known(b);
+  const [first, second] = [a ?? Infinity, b ?? Infinity];
+  return first === second ? 0 : first - second;
 }
 
 /** Mean of the figures of a row that exist. */
 function meanFigure(row) {
-  const known = row.map(currentView().value).filter((value) => value !== null && Number.isFinite(value));
+  const known = row.map((head) => figureOf(head).value).filter((value) => value !== null);
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
 }
 
@@ -77,9 +77,9 @@ function cornerCell(text) {
 function gridBody() {
   const body = element("tbody");
   for (const row of arranged) {
-    const { label, module, sliding } = row[0].layer;
-    const title = sliding === null ? module : `${module}, sliding window of ${counted(sliding, "token")}`;
-    const name = element("th", { scope: "row", className: "label", textContent: sliding === null ? label : `${label} ~`, title });
+    const { marked, module, sliding } = row[0].layer;
+    const title = sliding === null ? module : `${module}, ${sliding}`;
+    const name = element("th", { scope: "row", className: "label", textContent: marked, title });
     const line = element("tr", {}, name);
     row.forEach((head, column) => {
       cells.get(head).classList.toggle("start", opensGroup(row, column));
@@ -91,27 +91,24 @@ function gridBody() {
 }
 
 function paintCells() {
-  const view = currentView();
-  const scale = view.scale();
   for (const [head, cell] of cells) {
-    const value = view.value(head);
-    const known = value !== null && !Number.isNaN(value);
-    const colour = known ? colourAt(share(value, scale)) : null;
+    const { value, text, words, step } = figureOf(head);
+    const [ground, ink] = step === null ? ["", ""] : data.palette[step];
     cell.style.background = "";
-    cell.style.backgroundColor = colour ? css(colour) : "";
-    cell.style.color = colour ? inkOn(colour) : "";
-    cell.replaceChildren(...(state.columns === "value" ? [element("small", { textContent: `h${head.number}` })] : []), view.text(head));
-    cell.classList.toggle("none", !known);
-    cell.classList.toggle("within", state.view === "error" && value <= data.tolerance.value);
-    cell.setAttribute("aria-label", `${nameOf(head)}: ${view.words(head)}`);
+    cell.style.backgroundColor = ground;
+    cell.style.color = ink;
+    cell.replaceChildren(...(state.columns === "value" ? [element("small", { textContent: `h${head.number}` })] : []), text);
+    cell.classList.toggle("none", step === null);
+    cell.classList.toggle("within", state.view === "error" && value !== null && value <= data.tolerance.value);
+    cell.setAttribute("aria-label", `${nameOf(head)}: ${words}`);
   }
   paintThreshold();
   paintSelection();
-  paintLegend(scale);
+  paintLegend();
 }
 
 function isAbove(head) {
-  const value = currentView().value(head);
+  const { value } = figureOf(head);
   return state.threshold !== null && !(value !== null && value <= state.threshold);
 }
 
@@ -124,28 +121,30 @@ function paintThreshold() {
   }
   const view = currentView();
   const slider = document.getElementById("threshold");
-  const limit = state.threshold === null ? "off" : view.format(state.threshold);
+  const limit = state.threshold === null ? "off" : bounds.find(([value]) => value === state.threshold)[1];
   slider.setAttribute("aria-valuetext", limit);
   const count = document.getElementById("count");
   count.dataset.threshold = state.threshold ?? "";
   count.textContent = state.threshold === null
-    ? `No threshold: all ${counted(heads.length, "head")} are shown.`
-    : `${low.toLocaleString("en")} of ${counted(heads.length, "head")} ${low === 1 ? "is" : "are"} at or below ${limit}${view.where()}.`;
+    ? `No threshold: all ${data.count} are shown.`
+    : `${low.toLocaleString("en")} of ${data.count} ${low === 1 ? "is" : "are"} at or below ${limit}${view.where}.`;
 }
 
 /** Give the slider the thresholds of the view; beyond the last one it is off. */
 function resetThreshold() {
-  bounds = currentView().bounds();
-  if (!bounds.includes(state.threshold)) state.threshold = null;
+  bounds = currentView().bounds;
+  if (placeOfThreshold() === -1) state.threshold = null;
   const slider = document.getElementById("threshold");
   slider.max = bounds.length;
   slider.disabled = bounds.length === 0;
-  slider.value = state.threshold === null ? bounds.length : bounds.indexOf(state.threshold);
+  slider.value = state.threshold === null ? bounds.length : placeOfThreshold();
 }
+
+const placeOfThreshold = () => bounds.findIndex(([value]) => value === state.threshold);
 
 function setThreshold(value) {
   state.threshold = value;
-  document.getElementById("threshold").value = value === null ? bounds.length : bounds.indexOf(value);
+  document.getElementById("threshold").value = value === null ? bounds.length : placeOfThreshold();
   paintThreshold();
 }
 
@@ -158,19 +157,17 @@ function paintSelection() {
   }
 }
 
-function paintLegend(scale) {
-  const view = currentView();
-  const ramp = element("div", { className: "ramp", "aria-hidden": "true" });
-  for (let step = 0; step < 40; step += 1) ramp.append(element("span", { style: `background: ${css(colourAt(step / 39))}` }));
-  const labels = element("div", { className: "ticks" }, ...scale.ticks.map((text) => element("span", { textContent: text })));
-  const lines = [...view.special()];
-  if (layers.some((layer) => layer.sliding !== null)) lines.push("~: a sliding-window layer");
-  document.getElementById("legend").replaceChildren(ramp, labels, element("ul", {}, ...lines.map((text) => element("li", { textContent: text }))));
+function paintLegend() {
+  const { ticks, legend } = currentView();
+  const colours = data.palette.map(([ground]) => element("span", { style: `background: ${ground}` }));
+  const ramp = element("div", { className: "ramp", "aria-hidden": "true" }, ...colours);
+  const labels = element("div", { className: "ticks" }, ...ticks.map((text) => element("span", { textContent: text })));
+  document.getElementById("legend").replaceChildren(ramp, labels, element("ul", {}, ...legend.map((text) => element("li", { textContent: text }))));
 }
 
 function showReadout(head) {
-  const view = currentView();
-  document.getElementById("readout").textContent = `${nameOf(head)}, KV head ${head.kv_head}: ${view.words(head)}${state.view === "error" ? view.where() : ""}`;
+  document.getElementById("readout").textContent =
+    `${nameOf(head)}, KV head ${head.kv_head}: ${figureOf(head).words}${state.view === "error" ? currentView().where : ""}`;
 }
 
 function placeOf(head) {

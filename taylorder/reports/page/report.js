@@ -10,7 +10,7 @@ function choices(id, options, value, changed) {
 
 function refresh() {
   for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== state.view;
-  document.getElementById("explanation").textContent = currentView().explanation();
+  document.getElementById("explanation").textContent = currentView().explanation;
   document.getElementById("readout").textContent = "";
   resetThreshold();
   drawGrid();
@@ -25,18 +25,17 @@ function changing(name, read = (value) => value) {
 
 function startControls() {
   const same = (names) => names.map((name) => [name, name]);
-  const shown = Object.entries(VIEWS).filter(([name]) => name !== "alpha" || layers.some((layer) => Object.keys(layer.alphas).length > 1));
-  choices("view", shown.map(([name, view]) => [name, view.name]), state.view, (view) => {
+  choices("view", Object.entries(data.views).map(([name, view]) => [name, view.name]), state.view, (view) => {
     state.threshold = null;
     changing("view")(view);
   });
-  choices("order", same(ORDERS), state.order, changing("order", Number));
+  choices("order", same(data.orders), state.order, changing("order", Number));
   choices("expansion", same(data.expansions), state.expansion, changing("expansion"));
-  choices("projection", Object.entries(PROJECTIONS), state.projection, changing("projection"));
+  choices("projection", Object.entries(data.projections), state.projection, changing("projection"));
   choices("rows", [], state.rows, changing("rows"));
   choices("columns", [], state.columns, changing("columns"));
   const slider = document.getElementById("threshold");
-  slider.addEventListener("input", () => setThreshold(bounds[Number(slider.value)] ?? null));
+  slider.addEventListener("input", () => setThreshold(bounds[Number(slider.value)]?.[0] ?? null));
   const tolerance = document.getElementById("tolerance");
   tolerance.textContent = `at the tolerance, ${data.tolerance.text}`;
   tolerance.addEventListener("click", () => setThreshold(data.tolerance.value));
@@ -51,25 +50,19 @@ function startNumbers() {
 }
 
 function allNumbers(expansion) {
-  const projections = Object.keys(PROJECTIONS);
-  const titles = ["layer", "head", "KV head", "chosen", "needed", ...ORDERS.map((order) => `order ${order}`),
+  const projections = Object.keys(data.projections);
+  const titles = ["layer", "head", "KV head", "chosen", "needed", ...data.orders.map((order) => `order ${order}`),
     ...projections.map((name) => `alpha ${name}`), "score std"];
   const titleRow = element("tr", {}, ...titles.map((title) => element("th", { scope: "col", className: "number", textContent: title })));
   const body = element("tbody", {}, ...heads.map((head) => figureRow([
-    head.layer.label, head.number, head.kv_head, VIEWS.order.text(head), VIEWS.needed.text(head),
-    ...ORDERS.map((order) => percent(errorOf(head, order, expansion), 3)),
-    ...projections.map((name) => alphaOf(head.layer, name).text), general(head.score_std)])));
+    head.layer.label, head.number, head.kv_head, head.order[1], head.needed[1],
+    ...data.orders.map((order) => errorOf(head, order, expansion)[2]),
+    ...projections.map((name) => head.layer.alphas[name][1]), head.std[2]])));
   return [element("thead", {}, titleRow), body];
 }
 
-startTheme();
 startControls();
 watchGrid();
 refresh();
 drawDetail();
 startNumbers();
-drawPlots();
-watchWidth(() => {
-  drawCurves();
-  drawPlots();
-});

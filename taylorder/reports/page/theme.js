@@ -20,10 +20,8 @@ function setTheme(theme) {
   return known;
 }
 
-function startTheme() {
-  let theme = setTheme(remembered());
-  document.getElementById("theme").addEventListener("click", () => {
-    theme = setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
-    remembered(theme);
-  });
-}
+let theme = setTheme(remembered());
+document.getElementById("theme").addEventListener("click", () => {
+  theme = setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
+  remembered(theme);
+});

@@ -1,4 +1,4 @@
-"""What a model carries inside an ``adapted`` block: its attention, two kinds of hooks, and a way to make caches."""
+"""What a model carries while a handle is attached: its attention, two kinds of hooks, and a way to make caches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from transformers import Cache, DynamicCache
 
 from taylorder.adapt.attention import (
     ATTENTION_NAME,
@@ -18,6 +19,7 @@ from taylorder.adapt.attention import (
     refuse_packed,
     register,
 )
+from taylorder.adapt.cache import TaylorCache
 from taylorder.errors import UsageError
 from taylorder.models.attention import selected, selections
 from taylorder.models.quiet import uncompiled
@@ -25,44 +27,54 @@ from taylorder.models.refusals import refuse_block_mask
 
 _PREPARE = "_prepare_cache_for_generation"
 
+NewCache = Callable[[], TaylorCache]
+
 
 @contextmanager
 def installed(
-    model: Any, targets: dict[nn.Module, ModuleRun], digest: str, *, guard: bool, new_cache: Callable[[], Any]
+    model: Any, runs: dict[nn.Module, ModuleRun], digest: str, *, guard: bool, new_cache: NewCache | None
 ) -> Iterator[None]:
-    """Have the modules of ``model`` run as ``targets`` says inside the block; nothing is left afterwards.
+    """Have the modules of ``model`` run as ``runs`` says inside the block; nothing is left afterwards.
 
-    ``digest`` is of the config, see :func:`taylorder.adapt.attention.execution_digest`, and ``new_cache`` makes what
-    ``generate`` keeps where it would keep a cache of its own.
+    ``digest`` is of the config, see :func:`taylorder.adapt.prepared.execution_digest`, and ``new_cache`` makes what
+    ``generate`` keeps where it would keep a cache of its own; None where nobody generates.
     """
     register()
-    suspended = {module: RUNS[module] for module in targets if module in RUNS}
+    suspended = {module: RUNS[module] for module in runs if module in RUNS}
     with ExitStack() as stack:
-        stack.enter_context(selected(model, ATTENTION_NAME, targets))
-        block = Block(targets, digest, guard, selections(model))
+        stack.enter_context(selected(model, ATTENTION_NAME, runs))
+        hooks = Hooks(runs, digest, guard, selections(model), new_cache)
         for caller in {model, model.base_model}:
-            stack.callback(caller.register_forward_pre_hook(block.check_call, with_kwargs=True).remove)
-        for module in targets:
-            stack.callback(module.register_forward_pre_hook(block.note_cache, with_kwargs=True).remove)
-        if hasattr(model, _PREPARE):
-            stack.enter_context(_preparing_caches(model, block, new_cache))
-        RUNS.update(targets)
+            stack.callback(caller.register_forward_pre_hook(hooks.check_call, with_kwargs=True).remove)
+        for module in runs:
+            stack.callback(module.register_forward_pre_hook(hooks.note_cache, with_kwargs=True).remove)
+        if new_cache is not None and hasattr(model, _PREPARE):
+            stack.enter_context(_preparing_caches(model, hooks, new_cache))
+        RUNS.update(runs)
         try:
             yield
         finally:
-            for module in targets:
+            for module in runs:
                 RUNS.pop(module, None)
             RUNS.update(suspended)
 
 
-class Block:
-    """The hooks of one ``adapted`` block. A model that has them cannot be copied or pickled."""
+class Hooks:
+    """The hooks of one attached handle. A model that has them cannot be copied or pickled."""
 
     def __init__(
-        self, targets: dict[nn.Module, ModuleRun], digest: str, guard: bool, selected: list[tuple[Any, str | None]]
+        self,
+        runs: dict[nn.Module, ModuleRun],
+        digest: str,
+        guard: bool,
+        selected: list[tuple[Any, str | None]],
+        new_cache: NewCache | None,
     ) -> None:
-        """Note whose hooks these are, and what attention the model's configs select."""
-        self.targets, self.digest, self.guard, self.selected = targets, digest, guard, selected
+        """Note whose hooks these are, and what attention the model's configs select.
+
+        ``new_cache`` is kept because its owner, the handle, has to live as long as the model has the hooks.
+        """
+        self.runs, self.digest, self.guard, self.selected, self.new_cache = runs, digest, guard, selected, new_cache
 
     def __reduce_ex__(self, _protocol: Any) -> NoReturn:
         """Refuse to be copied: the copy would have hooks for another model, and no plan of its own."""
@@ -90,11 +102,7 @@ class Block:
     @uncompiled
     def note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the attention function which cache layer it works for; transformers does not."""
-        from transformers import DynamicCache
-
-        from taylorder.adapt.cache import TaylorCache
-
-        run = self.targets.get(module)
+        run = self.runs.get(module)
         if run is None:
             raise outside_error(module)
         if RUNS.get(module) is not run:
@@ -112,8 +120,8 @@ class Block:
                 )
 
     def in_force(self) -> bool:
-        """Whether no block inside this one has taken over."""
-        return all(RUNS.get(module) is run for module, run in self.targets.items())
+        """Whether nothing attached later has taken over."""
+        return all(RUNS.get(module) is run for module, run in self.runs.items())
 
     def _refuse_other_attention(self, model: nn.Module) -> None:
         for config, name in self.selected:
@@ -126,17 +134,12 @@ class Block:
                 )
 
     def _refuse_cache(self, model: nn.Module, cache: Any, kwargs: Mapping[str, Any]) -> None:
-        from taylorder.adapt.cache import TaylorCache
-
         if not isinstance(cache, TaylorCache):
             return
         cache.refuse_other(self.digest)
         cache.refuse_torn()
         if not self.guard:
-            raise UsageError(
-                "guard=False was asked for with a TaylorCache, whose states are always guarded: leave the cache out, "
-                "or the guard on"
-            )
+            raise unguarded_error()
         if not cache.is_croppable:  # it has states
             mask = kwargs.get("attention_mask")
             refuse_packed(type(model).__name__, mask, kwargs)
@@ -144,29 +147,33 @@ class Block:
                 honoured(type(model).__name__, mask, mask.shape[-2], causal=True)
 
 
+def unguarded_error() -> UsageError:
+    """Say that raw denominators and states do not go together."""
+    return UsageError(
+        "guard=False was asked for with a TaylorCache, whose states are always guarded: leave the cache out, or the "
+        "guard on"
+    )
+
+
 def _caches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """Every cache among the arguments of a module, whatever they are called; of a pair, that for self attention."""
-    from transformers import Cache
-
     caches = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Cache)]
     return [getattr(cache, "self_attention_cache", cache) for cache in caches]
 
 
 @contextmanager
-def _preparing_caches(model: Any, block: Block, new_cache: Callable[[], Any]) -> Iterator[None]:
+def _preparing_caches(model: Any, hooks: Hooks, new_cache: NewCache) -> Iterator[None]:
     """Have ``model.generate`` make a new cache where it would make one of its own.
 
     The method replaced is private, but the only place where generate makes caches; it is shadowed on the instance.
     """
-    from taylorder.adapt.cache import TaylorCache
-
     shadowed = vars(model).get(_PREPARE)
     original = getattr(model, _PREPARE)
     # The others make caches of classes of their own, and take no other.
     takes_any = getattr(model, "_supports_default_dynamic_cache", lambda: True)()
 
     def prepare(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if not block.in_force():  # a shallow copy of the model has outlived it
+        if not hooks.in_force():  # a shallow copy of the model has outlived it
             return original(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         asked = generation_config.cache_implementation
@@ -177,7 +184,7 @@ def _preparing_caches(model: Any, block: Block, new_cache: Callable[[], Any]) ->
                     f"cache_implementation is {asked!r}, and an adapted model keeps its own states: leave it out, or "
                     "take 'dynamic' to keep every key"
                 )
-            if asked is None and takes_any and block.guard:
+            if asked is None and takes_any and hooks.guard:
                 cache = model_kwargs["past_key_values"] = new_cache()
         mode = args[0] if args else kwargs.get("generation_mode")
         if getattr(mode, "value", None) == "assisted_generation" and isinstance(cache, TaylorCache):

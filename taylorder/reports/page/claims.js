@@ -1,5 +1,0 @@
-// A page of claims alone.
-
-startTheme();
-drawPlots();
-watchWidth(drawPlots);
