@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 from generating import MODELS, in_pieces, padded_batch, score_space
-from mixed_orders import reference_output
-from ranked_orders import FULL, HALF, NONE, ranked_config
+from mixed_orders import FULL, HALF, NONE, ranked_config, reference_output
 from tiny import TINY, tokens
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask

@@ -80,7 +80,7 @@ def test_the_summary_is_one_sentence_that_counts(path):
         "than their near field from a Taylor polynomial (query heads: 2 at order 1, 1 at order 2, 2 at order 3), "
         "chosen for a context of 8,192 tokens."
     )
-    exact = document_of(config_of(EXACT, EXACT, EXACT, EXACT), {})
+    exact = document_of(dict(config_of(EXACT, EXACT, EXACT, EXACT)), {})
     assert exact["summary"] == "4 KV heads of tiny: 4 run exact attention."
     assert "context" not in exact
 
@@ -345,5 +345,5 @@ def test_a_byte_order_mark_changes_nothing(path):
 
 
 def test_the_text_is_that_of_the_document():
-    document = document_of(example(), {})
+    document = document_of(dict(example()), {})
     assert json.loads(as_text(document)) == document

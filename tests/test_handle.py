@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from generating import mixed_config, structure, uniform
+from generating import structure, uniform
 from measured_levers import CANDIDATES, measured
+from mixed_orders import mixed_config, ranked_config
 from policy_rules.screening import screen
-from ranked_orders import ranked_config
 from tiny import TINY, llama, tokens
 from torch import nn
 from transformers import DynamicCache

@@ -6,18 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from measured_levers import (
-    CANDIDATES,
-    DROPPED,
-    EXACT,
-    FITTED_1,
-    FITTED_2,
-    LENGTH,
-    LONG,
-    SINKS_16,
-    TAYLOR_1,
-    measured,
-)
+from measured_levers import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LENGTH, LONG, SINKS_16, TAYLOR_1, measured
 from policy_rules.criteria import gradient_errors
 from tiny import llama
 

@@ -251,7 +251,7 @@ class OrderConfig(Strict):
         path = Path(path)
         beside = companion(path)
         content = content_of(self._key_centres, self._rotations)
-        text = as_text(document_of(self, {} if content is None else {beside.name: sha256(content)}))
+        text = as_text(document_of(dict(self), {} if content is None else {beside.name: sha256(content)}))
         if content is None:
             with replacing(path) as document:
                 document.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,9 +30,6 @@ from taylorder.adapt.decisions import (
 from taylorder.adapt.head_forms import Coefficients, FlatOrder, Order, Ranks, Sinks, Window, spec_of
 from taylorder.kernels.spec import Dropped, Exact, Expansion, HeadSpec, Near, Taylor, deepest, grouped
 from taylorder.storage.strict_json import brief
-
-if TYPE_CHECKING:
-    from taylorder.adapt.config import OrderConfig
 
 SCHEMA: Literal["taylorder/orders@2"] = "taylorder/orders@2"
 FIRST_SCHEMA = "taylorder/orders@1"
@@ -231,24 +228,25 @@ def _about(file: OrdersFile | FirstFile) -> dict[str, Any]:
     return {name: getattr(file, name) for name in ("model", "calibration", "criterion", "software")}
 
 
-def document_of(config: OrderConfig, files: Mapping[str, str]) -> dict[str, Any]:
-    """Return the document of a config whose companion files are ``files``, by name with their SHA-256."""
+def document_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the document of a config, given its fields and its companion ``files``, by name with their SHA-256."""
+    model, criterion = fields["model"], fields["criterion"]
     layers = tuple(
         LayerEntry(
             module=layer.module,
-            kv_heads=tuple(KvHeadEntry.of(heads) for heads in grouped(layer.heads, config.model.kv_heads)),
+            kv_heads=tuple(KvHeadEntry.of(heads) for heads in grouped(layer.heads, model.kv_heads)),
         )
-        for layer in config.layers
+        for layer in fields["layers"]
     )
     file = OrdersFile(
         schema=SCHEMA,
-        context=_context(config.criterion),
-        summary=_summary(config.model, _context(config.criterion), layers),
-        model=config.model,
+        context=_context(criterion),
+        summary=_summary(model, _context(criterion), layers),
+        model=model,
         files=dict(files),
-        calibration=config.calibration,
-        criterion=config.criterion,
-        software=config.software,
+        calibration=fields["calibration"],
+        criterion=criterion,
+        software=fields["software"],
         layers=layers,
     )
     return file.model_dump(mode="json", by_alias=True, exclude_defaults=True)
