@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Optional, Protocol, Union
+from typing import Callable, Optional, Protocol, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from .tables import FeatureTable
 from .token_buffer import TokenBuffer
 
 Change = Callable[[Tensor], Tensor]
+
+_Self = TypeVar("_Self", bound="TruncatedKvHeads")
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,72 @@ class ExactPart:
         return _nominal(self.recent.keys, self.recent.values, self.recent.length)
 
 
-class TaylorPart:
+class TruncatedKvHeads:
+    """What both backends keep alike of KV heads that truncate: their first tokens, and every tensor by its name.
+
+    Attributes:
+        kv_heads: which KV heads, ascending; G of them.
+        specs: the specs of each one's query heads.
+        sink_keys, sink_values: ``[B, G, slots, *]``, the first valid tokens.
+        seen: int64 ``[B]``, valid tokens so far, counted until every sequence has all sinks.
+        sinks_filled: whether every sequence has all sinks.
+
+    """
+
+    def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
+        self.kv_heads, self.specs = tuple(kv_heads), tuple(tuple(group) for group in specs)
+        B, G, slots = k.shape[0], len(kv_heads), max(group[0].near.sinks for group in specs)
+        self.sink_keys, self.sink_values = (x.new_zeros(B, G, slots, x.shape[-1]) for x in (k, v))
+        self.seen = torch.zeros(B, dtype=torch.int64, device=k.device)
+        self.sinks_filled = slots == 0
+
+    def store_sinks(self, k: Tensor, v: Tensor, valid: Optional[Tensor]) -> Optional[Tensor]:
+        """Store new sinks ``k`` ``[B, G, T, d]``, ``v``, unless every sink was there before: None then.
+
+        Returns how many valid tokens there were up to each new one, itself included, int64 ``[B, T]``.
+        """
+        if self.sinks_filled:
+            return None
+        slots = self.sink_keys.shape[2]
+        known = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if valid is None else valid
+        rank = self.seen[:, None] + known.cumsum(1)
+        for b in range(k.shape[0]):
+            index = (known[b] & (rank[b] <= slots)).nonzero()[:, 0]
+            place = rank[b, index] - 1
+            self.sink_keys[b, :, place] = k[b][:, index]
+            self.sink_values[b, :, place] = v[b][:, index]
+        self.seen = rank[:, -1].clone()  # a view would keep the whole prefill alive
+        self.sinks_filled = bool((self.seen >= slots).all())
+        return rank
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What is held besides tokens to be folded, by name; the first dimension of each is the batch."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def put_own(self, held: dict[str, Tensor]) -> None:
+        """Take the tensors of those names."""
+        for name in self.own_tensors():
+            setattr(self, name, held[name])
+        self.sinks_filled = bool((self.seen >= self.sink_keys.shape[2]).all())
+
+    def map(self: _Self, change: Change) -> _Self:
+        """Return a copy with ``change``, which keeps the order of dimensions, applied to every tensor."""
+        copy = type(self).__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        for name, value in self.own_tensors().items():
+            setattr(copy, name, change(value))
+        return copy
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors of ``own_tensors``."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.own_tensors().values())
+
+
+class TaylorPart(TruncatedKvHeads):
     """KV heads with one feature table.
 
     Attributes:
-        kv_heads: which KV heads, ascending.
-        specs: the specs of each one's query heads.
         table: their features.
         near: their near field.
         drops_far: whether no query head has a far field: nothing is folded then, far tokens are forgotten.
@@ -113,8 +175,6 @@ class TaylorPart:
         origin: ``[B, len(kv_heads), d]``, that vector, the mean of the first tokens folded; None before, or if it does
             not shift.
         recent: tokens that are not folded; sinks are marked there as not to be used.
-        sink_keys, sink_values: ``[B, len(kv_heads), sinks, *]``, the first valid tokens.
-        seen: int64 ``[B]``, valid tokens so far.
 
     """
 
@@ -123,19 +183,15 @@ class TaylorPart:
         longest = deepest(flat) or Taylor(1)
         # The sum of the keys, which means are read from, is of degree 1.
         order = max(longest.order, 2) if any(spec.around_mean for spec in flat) else longest.order
-        self.kv_heads, self.specs = tuple(kv_heads), tuple(tuple(group) for group in specs)
-        self.table = FeatureTable.build(k.shape[-1], order, longest.ranks)
         self.near = flat[0].near
+        super().__init__(kv_heads, specs, k, v)
+        self.table = FeatureTable.build(k.shape[-1], order, longest.ranks)
         self.drops_far = all(isinstance(spec.far, Dropped) for spec in flat)
         self.shifts = ignores_shifts(flat)
         self.origin: Optional[Tensor] = None
         self.features: Optional[Tensor] = None
         self.sums: Optional[Tensor] = None
         self.recent = TokenBuffer(k, v, len(kv_heads))
-        B, Gb = k.shape[0], len(kv_heads)
-        self.sink_keys = k.new_zeros(B, Gb, self.near.sinks, k.shape[-1])
-        self.sink_values = v.new_zeros(B, Gb, self.near.sinks, v.shape[-1])
-        self.seen = torch.zeros(B, dtype=torch.int64, device=k.device)
 
     def start_features(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return features and sums, zero if nothing was folded yet."""
@@ -147,37 +203,24 @@ class TaylorPart:
         return self.features, self.sums
 
     def held(self) -> dict[str, Tensor]:
-        return {**_held_tokens(self.recent), **self._own()}
+        return {**_held_tokens(self.recent), **self.own_tensors()}
 
     def put(self, held: dict[str, Tensor]) -> None:
         held = dict(held)
         _put_tokens(self.recent, held)
         if "features" in held:
             self.start_features(held["features"].dtype)
-        check_names(held, self._own())
-        for name, tensor in held.items():
-            setattr(self, name, tensor)
-
-    def _own(self) -> dict[str, Tensor]:
-        """What is held besides recent tokens: sums, sinks, counts."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        check_names(held, self.own_tensors())
+        self.put_own(held)
 
     def map(self, change: Change) -> TaylorPart:
-        copy = TaylorPart.__new__(TaylorPart)
-        copy.__dict__.update(self.__dict__)
+        copy = super().map(change)
         copy.recent = self.recent.map(change)
-        copy.features = None if self.features is None else change(self.features)
-        copy.sums = None if self.sums is None else change(self.sums)
-        copy.origin = None if self.origin is None else change(self.origin)
-        copy.sink_keys, copy.sink_values = change(self.sink_keys), change(self.sink_values)
-        copy.seen = change(self.seen)
         return copy
 
     @property
     def nbytes(self) -> int:
-        held = [self.sink_keys, self.sink_values, self.seen]
-        held += [tensor for tensor in (self.features, self.sums, self.origin) if tensor is not None]
-        return self.recent.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return self.recent.nbytes + super().nbytes
 
     @property
     def nominal_bytes(self) -> int:

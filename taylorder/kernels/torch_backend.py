@@ -366,19 +366,12 @@ def _take_sinks(
     """
     if valid is not None and bool(valid.all()):
         valid = None
-    if not part.near.sinks or bool((part.seen >= part.near.sinks).all()):
+    heads = selection(part.kv_heads)
+    rank = part.store_sinks(k[:, heads], v[:, heads], valid)
+    if rank is None:
         return valid, None
-    known = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if valid is None else valid
-    rank = part.seen[:, None] + known.cumsum(1)
-    sink = known & (rank <= part.near.sinks)
-    heads = list(part.kv_heads)
-    for b in range(k.shape[0]):
-        index = sink[b].nonzero()[:, 0]
-        slots = rank[b, index] - 1
-        part.sink_keys[b, :, slots] = k[b, heads][:, index]
-        part.sink_values[b, :, slots] = v[b, heads][:, index]
-    part.seen = rank[:, -1].clone()  # a view would keep the whole prefill alive
-    return known & ~sink, rank
+    remains = rank > part.near.sinks
+    return remains if valid is None else valid & remains, rank
 
 
 def _orders(group: Sequence[HeadSpec]) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import fold_rule
 from ..spec import HeadSpec
-from ..state import check_names
+from ..state import TruncatedKvHeads, check_names
 from .far_sums import FarSums
 from .head_tables import HeadTables, head_tables
 from .layout_tables import Kind, LayoutTables, layout_tables
@@ -19,14 +19,12 @@ from .pending import PendingTokens
 from .tiles import Layout
 
 
-class KvHeadStates:
+class KvHeadStates(TruncatedKvHeads):
     """All truncated KV heads of a call, whatever their orders, ranks and near fields.
 
     Features of the KV heads that have folded tokens lie in one tensor, one head's tiles behind another's.
 
     Attributes:
-        kv_heads: which KV heads, ascending; G of them.
-        specs: the specs of each one's query heads.
         pending: tokens that are not folded.
         features: float32 ``[B, rows, d_v]``, sum of multiplicity x feature x value over the folded tokens.
         sums: float32 ``[B, rows]``, the same with value 1.
@@ -34,14 +32,11 @@ class KvHeadStates:
         folded_values, folded_counts: float32 ``[B, G, d_v]`` and ``[B, G]``, degree 0 of the folded tokens.
         far: sums over the far tokens of the last row, folded or not: its mean, and what it falls back to if guarded.
         origin: float32 ``[B, G, d]``, subtracted from keys when they are folded, see ``torch_backend``.
-        sink_keys, sink_values: ``[B, G, sinks, *]``, the first valid tokens.
-        seen: int64 ``[B]``, valid tokens so far.
-        sinks_filled: whether every sequence has all sinks.
 
     """
 
     def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
-        self.kv_heads, self.specs = tuple(kv_heads), tuple(tuple(group) for group in specs)
+        super().__init__(kv_heads, specs, k, v)
         B, G, d, d_v = k.shape[0], len(kv_heads), k.shape[-1], v.shape[-1]
         device = k.device
         self.pending = PendingTokens(G, k, v)
@@ -53,10 +48,6 @@ class KvHeadStates:
         tables = head_tables(self.specs, d, device)
         self.far = FarSums.none(B, G, 0 if tables.around_mean is None else d, d_v, device)
         self.origin = torch.zeros(B, G, d if bool(tables.shifts.any()) else 0, device=device)
-        sinks = max(tables.sinks)
-        self.sink_keys, self.sink_values = k.new_zeros(B, G, sinks, d), v.new_zeros(B, G, sinks, d_v)
-        self.seen = torch.zeros(B, dtype=torch.int64, device=device)
-        self.sinks_filled = sinks == 0
 
     @cached_property
     def tables(self) -> HeadTables:
@@ -127,37 +118,20 @@ class KvHeadStates:
             ``[B, T]`` (None: every sink is visible).
 
         """
-        if self.sinks_filled:
+        rank = self.store_sinks(k, v, valid)
+        if rank is None:
             return None if valid is None else valid[:, None].expand(-1, k.shape[1], -1), None
-        B, _, T, _ = k.shape
-        known = torch.ones(B, T, dtype=torch.bool, device=k.device) if valid is None else valid
-        rank = self.seen[:, None] + known.cumsum(1)
-        slots = self.sink_keys.shape[2]
-        for b in range(B):
-            index = (known[b] & (rank[b] <= slots)).nonzero()[:, 0]
-            place = rank[b, index] - 1
-            self.sink_keys[b, :, place] = k[b][:, index]
-            self.sink_values[b, :, place] = v[b][:, index]
-        self.seen = rank[:, -1].clone()  # a view would keep the whole prefill alive
-        self.sinks_filled = bool((self.seen >= slots).all())
-        remains = known[:, None] & (rank[:, None] > self.tables.sink_counts[None, :, None])
-        return remains, rank.int()
+        remains = rank[:, None] > self.tables.sink_counts[None, :, None]
+        return remains if valid is None else valid[:, None] & remains, rank.int()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> KvHeadStates:
         """Return a copy with ``change``, which keeps the order of dimensions, applied to every tensor."""
-        copy = KvHeadStates.__new__(KvHeadStates)
-        copy.__dict__.update(self.__dict__)
+        copy = super().map(change)
         for name in ("tables", "layouts"):
             copy.__dict__.pop(name, None)  # looked up again: the copy may be on another device
         copy.pending, copy.far = self.pending.map(change), self.far.map(change)
-        for name, value in self.own_tensors().items():
-            setattr(copy, name, change(value))
         copy.state_rows = list(self.state_rows)
         return copy
-
-    def own_tensors(self) -> dict[str, Tensor]:
-        """What is held besides pending tokens and far sums, by name; the first dimension of each is the batch."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def held(self) -> dict[str, Tensor]:
         """Return everything held, by name; pending tokens without the spare room between KV heads."""
@@ -180,15 +154,12 @@ class KvHeadStates:
         for name, tensor in self.pending.tensors().items():
             tensor.copy_(held[f"pending.{name}"])
         self.far = FarSums(**{name: held[f"far.{name}"] for name in self.far.tensors()})
-        for name in self.own_tensors():
-            setattr(self, name, held[name])
-        self.sinks_filled = bool((self.seen >= self.sink_keys.shape[2]).all())
+        self.put_own(held)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors held."""
-        own = (tensor.numel() * tensor.element_size() for tensor in self.own_tensors().values())
-        return self.pending.nbytes + self.far.nbytes + sum(own)
+        return self.pending.nbytes + self.far.nbytes + super().nbytes
 
     @property
     def nominal_bytes(self) -> int:
