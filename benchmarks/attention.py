@@ -31,6 +31,7 @@ from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
 
 from taylorder.kernels import HeadSpec, State, taylor_attention, torch_backend
+from taylorder.kernels.spec import Exact, Near, Taylor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -77,8 +78,9 @@ def tensors(heads: int, tokens: int, d: int) -> tuple[torch.Tensor, torch.Tensor
 
 def features(d: int, spec: HeadSpec) -> int:
     """D, counted from the spec."""
-    order = spec.order or 0
-    return sum(math.comb(spec.rank(p, d) + p - 1, p) for p in range(1, order)) + 1
+    far = spec.far
+    order = far.order if isinstance(far, Taylor) else 0
+    return sum(math.comb(far.rank(p, d) + p - 1, p) for p in range(1, order)) + 1
 
 
 @contextmanager
@@ -169,14 +171,14 @@ def decode(d: int, spec: HeadSpec, heads: int, lengths: tuple[int, ...], repeats
 
 def mixed(tokens: int, repeats: int, d: int = 32) -> dict[str, float]:
     """Orders 2, 3, 4 and exact in turn over 32 heads in one call, against four calls of one kind each."""
-    kinds = [HeadSpec(2), HeadSpec(3), HeadSpec(4), HeadSpec(None)]
+    kinds = [HeadSpec(Taylor(2)), HeadSpec(Taylor(3)), HeadSpec(Taylor(4)), HeadSpec(Exact())]
     q, k, v = tensors(32, tokens, d)
     each = tensors(8, tokens, d)
     candidates: dict[str, Callable[[], object]] = {
         "whole": lambda: taylor_attention(q, k, v, kinds * 8, scaling=d**-0.5)
     }
     for kind in kinds:
-        candidates[f"order {kind.order}"] = lambda kind=kind: taylor_attention(*each, [kind] * 8, scaling=d**-0.5)
+        candidates[str(kind.far)] = lambda kind=kind: taylor_attention(*each, [kind] * 8, scaling=d**-0.5)
     seconds = medians(candidates, repeats)
     parts = sum(time for name, time in seconds.items() if name != "whole")
     return {"whole_ms": 1e3 * seconds["whole"], "parts_ms": 1e3 * parts, "ratio": seconds["whole"] / parts}
@@ -192,17 +194,17 @@ def crossover(rows: list[dict[str, float]]) -> float:
 
 
 def state_bytes_ratio(d: int = 64, order: int = 3, tokens: int = 4096) -> float:
-    spec = HeadSpec(order)
+    spec = HeadSpec(Taylor(order))
     return grown_state([spec], tokens, d).nbytes / (features(d, spec) * (d + 1) * 4)
 
 
-LOW_RANK = HeadSpec(4, "mean", 64, 0, (0, 64, 8, 8))
+LOW_RANK = HeadSpec(Taylor(4, "mean", (0, 64, 8, 8)), Near(64))
 
 PREFILL = {
-    "d=64 P=2": (64, HeadSpec(2), 4),
-    "d=64 P=3": (64, HeadSpec(3), 4),
-    "d=32 P=3": (32, HeadSpec(3), 8),
-    "d=16 P=4": (16, HeadSpec(4), 8),
+    "d=64 P=2": (64, HeadSpec(Taylor(2)), 4),
+    "d=64 P=3": (64, HeadSpec(Taylor(3)), 4),
+    "d=32 P=3": (32, HeadSpec(Taylor(3)), 8),
+    "d=16 P=4": (16, HeadSpec(Taylor(4)), 8),
     "d=64 P=4 rank 8 window 64": (64, LOW_RANK, 8),
 }
 
@@ -231,7 +233,7 @@ def measure(quick: bool) -> tuple[list[Bar], dict[str, object]]:
         if name == "d=64 P=3":
             bars.append(Bar(case, "share of GEMM peak", ">= 0.5", row["peak_share"], row["peak_share"] >= 0.5))
     lengths = (4096, 8192, 16384) if quick else (4096, 8192, 32768, 131072)
-    decoding = decode(64, HeadSpec(3), 8, lengths, 64 if quick else 256)
+    decoding = decode(64, HeadSpec(Taylor(3)), 8, lengths, 64 if quick else 256)
     slower = decoding[-1]["taylor_ms"] / decoding[0]["taylor_ms"]
     case = "decode d=64 P=3, 8 heads"
     bars.append(Bar(case, f"time at {lengths[-1]:,} / time at {lengths[0]:,}", "<= 1.1", slower, slower <= 1.1))

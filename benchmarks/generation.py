@@ -27,6 +27,7 @@ import transformers as hf
 import taylorder
 from taylorder.adapt.cache import TaylorCache, cache_bytes, nominal_cache_bytes
 from taylorder.adapt.cost import break_even_tokens
+from taylorder.adapt.prepared import prepare
 from taylorder.models.describe import describe
 from taylorder.storage.provenance import software_versions
 
@@ -111,12 +112,13 @@ def times(model: hf.PreTrainedModel, cache: hf.Cache, lengths: list[int], label:
 def break_even(model: hf.PreTrainedModel, config: taylorder.OrderConfig) -> dict[str, int]:
     """Context at which the adapted cache stays below the exact one: predicted by arithmetic, found by feeding."""
     predicted = break_even_tokens(HEAD_DIM, HEAD_DIM, ORDER, near=WINDOW + SINKS)
-    exact, adapted = hf.DynamicCache(config=model.config), TaylorCache(model, config)
+    prepared = prepare(model, config)
+    exact, adapted = hf.DynamicCache(config=model.config), TaylorCache(model, prepared)
     found = step = 16
     plain, truncated = Feeding(model, exact), Feeding(model, adapted)
     for context in range(step, 4 * predicted, step):
         plain.feed(step)
-        with taylorder.adapted(model, config):
+        with taylorder.attach(model, prepared):
             truncated.feed(step)
         if nominal_cache_bytes(adapted) > nominal_cache_bytes(exact):
             found = context + step
@@ -147,9 +149,9 @@ def main() -> None:
     Feeding(model, hf.DynamicCache(config=model.config)).feed(
         2 * CHUNK
     )  # what the first calls allocate is not the cache's
-    with taylorder.adapted(model, config):
-        document["memory_adapted"] = memory(model, TaylorCache(model, config), 100_000, "adapted")
-        document["time_adapted"] = times(model, TaylorCache(model, config), lengths, "adapted")
+    with taylorder.attach(model, config) as handle:
+        document["memory_adapted"] = memory(model, handle.new_cache(), 100_000, "adapted")
+        document["time_adapted"] = times(model, handle.new_cache(), lengths, "adapted")
     exact = hf.DynamicCache(config=model.config)
     document["memory_exact"] = memory(model, exact, 10_000 if chosen.quick else 50_000, "exact")
     document["time_exact"] = times(model, hf.DynamicCache(config=model.config), lengths, "exact")

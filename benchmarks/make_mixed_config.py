@@ -16,6 +16,7 @@ import numpy as np
 
 import taylorder
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.storage.provenance import software_versions
 
 SEED = 20260204
@@ -28,11 +29,13 @@ SINKS = (0, 1, 4)
 def draw_group(generator: np.random.Generator, group: int) -> list[HeadOrder]:
     """Decisions for the query heads of one KV head: shared near field and family, orders and expansions their own."""
     if generator.random() < EXACT_SHARE:
-        return [HeadOrder(order="exact", error=0.0, reason="drawn")] * group
-    near = {"window": int(generator.choice(WINDOWS)), "sinks": int(generator.choice(SINKS))}
+        return [HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="drawn")] * group
+    near = Near(int(generator.choice(WINDOWS)), int(generator.choice(SINKS)))
     family = ("zero",) if generator.random() < ZERO_SHARE else ("centre", "mean")
     return [
-        HeadOrder(order=int(generator.integers(1, 5)), expansion=str(generator.choice(family)), reason="drawn", **near)
+        HeadOrder(
+            spec=HeadSpec(Taylor(int(generator.integers(1, 5)), str(generator.choice(family))), near), reason="drawn"
+        )
         for _ in range(group)
     ]
 

@@ -52,8 +52,8 @@ from taylorder.selection import lever_summary
 from taylorder.selection.candidates import LEVERS, candidates
 from taylorder.selection.config_of import window_instead
 from taylorder.selection.lever_table import LeverTable, measure
-from taylorder.selection.settings import parse_bytes
-from taylorder.selection.under_limit import ITERATIVE, Chosen, Limit, choose, windows_alone
+from taylorder.selection.settings import Limit, parse_bytes
+from taylorder.selection.under_limit import ITERATIVE, Chosen, choose, windows_alone
 from taylorder.storage.files import replacing
 from taylorder.storage.finite_json import as_json
 from taylorder.storage.provenance import software_versions
@@ -77,9 +77,11 @@ def main() -> None:
     settings = {"model": model.fingerprint, "length": arguments.length, "calibration": words.sha256}
     alphas = rivals.fitted_alphas(loaded.model, model, _progress)
 
-    found = candidates(LEVERS, model.modules[0].head_dim, arguments.length, (arguments.length // 64, SINKS))
-    records = Records(arguments.records / "levers", settings | {"candidates": str(found)})
-    full = measure(loaded.model, model, calibration, found, window_instead, seed=0, records=records, progress=_progress)
+    offered = candidates(LEVERS, model.modules[0].head_dim, arguments.length, (arguments.length // 64, SINKS))
+    records = Records(arguments.records / "levers", settings | {"candidates": str(offered)})
+    full = measure(
+        loaded.model, model, calibration, offered, window_instead, seed=0, records=records, progress=_progress
+    )
     windows = full.restricted_to(windows_alone(full.candidates))
     shared = {"sequences": calibration, "records": records, "progress": _progress}
     minimised = criteria(loaded.model, screening, records, _progress)
@@ -103,7 +105,7 @@ def main() -> None:
         default = chosen[ITERATIVE].config
         contenders = [Contender(EXACT, None), Contender(DEFAULT, default)]
         contenders += _simple(model, alphas, budget, arguments.length)
-        contenders += [Contender(name, each.config) for name, each in chosen.items()]
+        contenders += [Contender(name, choice.config) for name, choice in chosen.items()]
         without = [Contender(lever, without_lever(default, model, lever, arguments.length)) for lever in LEVERS]
         few = unseen[: arguments.few]
         judge(loaded.model, contenders + without, few, losses)
@@ -117,12 +119,12 @@ def main() -> None:
         shape = (len(calibration), arguments.length)
         document["taylor"].append({"budget_bytes": budget} | served_by_taylor(full, chosen[ITERATIVE], shape))
         document.setdefault("rounds", {})[str(budget)] = [
-            {"kl": each.kl, "promised": each.promised, "price": each.price, "among": each.among}
-            for each in chosen[ITERATIVE].rounds
+            {"kl": measured.kl, "promised": measured.promised, "price": measured.price, "among": measured.among}
+            for measured in chosen[ITERATIVE].rounds
         ]
         write(arguments.out, document)
         show(document, budget)
-        for_tasks[budget] = [Contender(WINDOW, next(each for each in contenders if each.name == WINDOW).config)]
+        for_tasks[budget] = [Contender(WINDOW, next(rival for rival in contenders if rival.name == WINDOW).config)]
         for_tasks[budget] += best(contenders, document, budget)
     if arguments.tasks:
         document["tasks"] = tasks(loaded, for_tasks, losses)
@@ -133,11 +135,11 @@ def _simple(model: Any, alphas: Any, budget: int, length: int) -> list[Contender
     """The rules that measure nothing."""
     window = rivals.sliding_window(model, budget, length)
     order = rivals.uniform_order(model, budget, length)
-    found = [Contender(WINDOW, window.config)] if window else []
-    found += [Contender(ORDER_WINDOW, order.config)] if order else []
-    found.append(policies.depth_progression(model, budget, length))
-    found += policies.alpha_windows(model, alphas, budget, length)
-    return found + [policies.random_windows(model, budget, length, seed) for seed in (0, 1)]
+    contenders = [Contender(WINDOW, window.config)] if window else []
+    contenders += [Contender(ORDER_WINDOW, order.config)] if order else []
+    contenders.append(policies.depth_progression(model, budget, length))
+    contenders += policies.alpha_windows(model, alphas, budget, length)
+    return contenders + [policies.random_windows(model, budget, length, seed) for seed in (0, 1)]
 
 
 def _key(config: OrderConfig | None, of: int | str) -> str:
@@ -149,23 +151,26 @@ def _key(config: OrderConfig | None, of: int | str) -> str:
 def judge(model: Any, contenders: list[Contender], unseen: torch.Tensor, records: Records) -> None:
     """Run every contender on every sequence, unless it was; equal configs are run once."""
     head = language_model_head(model)
-    for place, sequence in enumerate(unseen):
+    for number, sequence in enumerate(unseen):
         missing = {
-            _key(each.config, place): each.config
-            for each in contenders
-            if not each.absent and records.get(_key(each.config, place)) is None
+            _key(contender.config, number): contender.config
+            for contender in contenders
+            if not contender.absent and records.get(_key(contender.config, number)) is None
         }
         if not missing:
             continue
         began = time.monotonic()
         configs = {key: config for key, config in missing.items() if config is not None}
-        found = losses_of_states(model, head, sequence, configs)
+        losses = losses_of_states(model, head, sequence, configs)
         for key, config in missing.items():
-            own = found.get(EXACT if config is None else key)
-            means = own and {"nll": float(own.nll.mean(dtype=np.float64)), "kl": float(own.kl.mean(dtype=np.float64))}
+            judged = losses.get(EXACT if config is None else key)
+            means = judged and {
+                "nll": float(judged.nll.mean(dtype=np.float64)),
+                "kl": float(judged.kl.mean(dtype=np.float64)),
+            }
             records.put(key, means or {"nll": math.inf, "kl": math.inf})  # it overflowed
         seconds = time.monotonic() - began
-        print(f"sequence {place + 1} of {len(unseen)}: {len(missing)} runs in {seconds:.0f} s", file=sys.stderr)
+        print(f"sequence {number + 1} of {len(unseen)}: {len(missing)} runs in {seconds:.0f} s", file=sys.stderr)
 
 
 def rows(
@@ -174,31 +179,31 @@ def rows(
     """One row per contender that ran, with its difference to the rival."""
 
     def means(config: OrderConfig | None, what: str) -> np.ndarray:
-        return np.array([records.get(_key(config, place))[what] for place in range(len(unseen))])
+        return np.array([records.get(_key(config, number))[what] for number in range(len(unseen))])
 
-    other = next(each.config for each in contenders if each.name == rival)
-    found = []
-    for each in contenders:
-        if each.absent:
+    other = next(contender.config for contender in contenders if contender.name == rival)
+    judged = []
+    for contender in contenders:
+        if contender.absent:
             continue
-        nll = means(each.config, "nll")
+        nll = means(contender.config, "nll")
         if not np.isfinite(nll).all():
-            print(f"{each.name} overflows at {budget:,} bytes and is left out", file=sys.stderr)
+            print(f"{contender.name} overflows at {budget:,} bytes and is left out", file=sys.stderr)
             continue
         delta = paired_difference(nll, means(other, "nll"))
-        found.append(
+        judged.append(
             {
-                "policy": each.name,
+                "policy": contender.name,
                 "budget_bytes": budget,
-                "nominal_bytes": rivals.bytes_per_kv_head(each.config, model, unseen.shape[1]),
+                "nominal_bytes": rivals.bytes_per_kv_head(contender.config, model, unseen.shape[1]),
                 "nll": float(nll.mean()),
                 "delta_nll": delta.estimate,
                 "delta_low": delta.low,
                 "delta_high": delta.high,
-                "kl": float(means(each.config, "kl").mean()),
+                "kl": float(means(contender.config, "kl").mean()),
             }
         )
-    return found
+    return judged
 
 
 def served_by_taylor(table: LeverTable, chosen: Chosen, shape: tuple[int, int]) -> dict[str, Any]:
@@ -209,13 +214,13 @@ def served_by_taylor(table: LeverTable, chosen: Chosen, shape: tuple[int, int]) 
         "chosen_worse": [f"{module}.{kv_head}" for module, kv_head in summary.chosen_worse],
         "chosen": dict(summary.chosen),
         "candidates": {
-            each.label: {
-                "order": each.order,
-                "relative_l2": each.relative_l2,
-                "window_relative_l2": each.window_relative_l2,
-                "better": [f"{module}.{kv_head}" for module, kv_head in each.better],
+            polynomial.label: {
+                "order": polynomial.order,
+                "relative_l2": polynomial.relative_l2,
+                "window_relative_l2": polynomial.window_relative_l2,
+                "better": [f"{module}.{kv_head}" for module, kv_head in polynomial.better],
             }
-            for each in summary.beside_window
+            for polynomial in summary.beside_window
         },
     }
 
@@ -223,9 +228,11 @@ def served_by_taylor(table: LeverTable, chosen: Chosen, shape: tuple[int, int]) 
 def best(contenders: list[Contender], document: dict[str, Any], budget: int) -> list[Contender]:
     """The three configs of least loss at a budget; of equal configs the first."""
     losses = {row["policy"]: row["nll"] for row in document["rows"] if row["budget_bytes"] == budget}
-    named = [each for each in contenders if each.config is not None and each.name in losses]
-    found = {execution_digest(each.config): each for each in reversed(named) if each.config is not None}
-    return sorted(found.values(), key=lambda each: losses[each.name])[:3]
+    named = [contender for contender in contenders if contender.config is not None and contender.name in losses]
+    distinct = {
+        execution_digest(contender.config): contender for contender in reversed(named) if contender.config is not None
+    }
+    return sorted(distinct.values(), key=lambda contender: losses[contender.name])[:3]
 
 
 def tasks(loaded: Any, contenders: dict[int, list[Contender]], records: Records) -> dict[str, Any]:
@@ -236,23 +243,23 @@ def tasks(loaded: Any, contenders: dict[int, list[Contender]], records: Records)
         key = _key(config, "tasks")
         if records.get(key) is None:
             with nullcontext() if config is None else adapted(loaded.model, config):
-                found = run_tasks(loaded.model, drawn, lambda done, total: _progress(key, done, total))
-            records.put(key, [asdict(each) for each in found])
+                results = run_tasks(loaded.model, drawn, lambda done, total: _progress(key, done, total))
+            records.put(key, [asdict(result) for result in results])
         return TypeAdapter(list[Outcome]).validate_python(records.get(key))
 
     return {
         str(budget): {
-            each.name: [
+            contender.name: [
                 {
                     "task": row.kind,
                     "length": row.length,
                     "exact": row.exact_accuracy.estimate,
                     "accuracy": row.other_accuracy.estimate,
                 }
-                for row in summarise(outcomes(None), outcomes(each.config), 0)
+                for row in summarise(outcomes(None), outcomes(contender.config), 0)
                 if row.depth is None
             ]
-            for each in chosen
+            for contender in chosen
         }
         for budget, chosen in contenders.items()
     }

@@ -38,7 +38,7 @@ near field. Triton on GPUs, PyTorch on CPUs; no gradients. In a checkout of this
 import pathlib, kernels, torch
 kernel = kernels.get_local_kernel(pathlib.Path("."))
 q, k, v = torch.randn(1, 4, 100, 16), torch.randn(1, 2, 100, 16), torch.randn(1, 2, 100, 16)
-heads = [kernel.HeadSpec(order=3, expansion="mean", window=8, sinks=1)] * 4
+heads = [kernel.HeadSpec(kernel.Taylor(order=3, expansion="mean"), kernel.Near(window=8, sinks=1))] * 4
 output, state = kernel.taylor_attention(q, k, v, heads, scaling=0.25)
 ```
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taylorder.evaluation.whole_evaluation import evaluate
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
+    from taylorder.selection.budget import budget
     from taylorder.selection.by_tolerance import select
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _HOMES = {
     "adapted": "taylorder.adapt.handle",
     "analyze": "taylorder.analysis.analyze",
     "attach": "taylorder.adapt.handle",
+    "budget": "taylorder.selection.budget",
     "describe": "taylorder.models.describe",
     "evaluate": "taylorder.evaluation.whole_evaluation",
     "judge_claims": "taylorder.claims.judge",
@@ -43,6 +45,7 @@ __all__ = [
     "adapted",
     "analyze",
     "attach",
+    "budget",
     "describe",
     "evaluate",
     "judge_claims",

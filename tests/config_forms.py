@@ -8,6 +8,8 @@ import json
 import torch
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.head_forms import FlatOrder
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 
 HEADS, KV_HEADS, DIM = 6, 2, 8
 MODULES = ("layers.0.attn", "layers.1.attn")
@@ -26,13 +28,13 @@ def config_of(*groups, **options):
     return OrderConfig(model=identity, layers=tuple(layers), **options)
 
 
-def taylor(order, **options):
-    return HeadOrder(order=order, **options)
+def taylor(order, expansion="zero", window=0, ranks=None, **about):
+    return HeadOrder(spec=HeadSpec(Taylor(order, expansion, ranks), Near(window)), **about)
 
 
-EXACT = [HeadOrder(order="exact", error=0.0, reason="cost", nominal_bytes=512)] * 3
-WINDOW = [HeadOrder.near_only(16, 4)] * 3
-PLAIN = [taylor(3, error=0.25), taylor(1, error=0.5), HeadOrder(order=1, coefficients=(0.0,))]
+EXACT = [HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="cost", nominal_bytes=512)] * 3
+WINDOW = [HeadOrder(spec=HeadSpec(Dropped(), Near(16, 4)))] * 3
+PLAIN = [taylor(3, error=0.25), taylor(1, error=0.5), HeadOrder(spec=HeadSpec(Dropped()))]
 RANKED = [
     taylor(order, expansion="mean", window=4, ranks=(8, 8, 5)[:order], nominal_bytes=99, reason=reason)
     for order, reason in ((3, "x"), (2, "y"), (1, None))
@@ -52,7 +54,13 @@ def centres(seed=0):
 def first_form(config):
     """The document of schema ``taylorder/orders@1``."""
     parts = config.model_dump(mode="json", include={"model", "calibration", "criterion", "software"})
-    layers = [layer.model_dump(mode="json", exclude_defaults=True) for layer in config.layers]
+    layers = [
+        {
+            "module": layer.module,
+            "heads": [FlatOrder.of(head).model_dump(mode="json", exclude_defaults=True) for head in layer.heads],
+        }
+        for layer in config.layers
+    ]
     return {"schema": "taylorder/orders@1", **parts, "layers": layers}
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from taylorder.kernels import HeadSpec, taylor_attention, torch_backend
 from taylorder.kernels import attend as rows
 from taylorder.kernels import state_products as products
+from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.kernels.torch_backend import Output
 
 SCALING = 0.4
@@ -34,28 +35,30 @@ class Case:
 
 
 @st.composite
-def head_groups(draw, d, group, causal, orders=(1, 2, 3, 4, 6)):
+def head_groups(draw, d, group, causal, orders=(1, 2, 3, 4, 6), drops=True):
     """Specs of one KV head's query heads."""
     if draw(st.integers(0, 4)) == 0:
-        return [HeadSpec(None)] * group
+        return [HeadSpec(Exact())] * group
     window = draw(st.sampled_from([0, 1, 5, 30])) if causal else 0
     sinks = draw(st.sampled_from([0, 0, 1, 4])) if causal else 0
     ranks = draw(st.sampled_from([None, (0, d, 4, 3, 3, 2, 1, 0), (0, 3, 3, 2, 2, 2, 2, 2), (0, d, d, 3, 1, 1, 1, 1)]))
-    coefficients = draw(st.sampled_from([None, (0.9, 0.8, 0.7, 0.3, 0.2, 0.1, 0.05, 0.02), (0.0,) * 8]))
+    fitted = (0.9, 0.8, 0.7, 0.3, 0.2, 0.1, 0.05, 0.02)
+    coefficients = draw(st.sampled_from([None, fitted, *(["dropped"] if drops else [])]))
     specs = []
     for _ in range(group):
         order = draw(st.sampled_from(orders))
-        expansion = draw(st.sampled_from(["zero", "mean"]))
+        expansion = draw(st.sampled_from(["centre", "mean"]))
         if draw(st.integers(0, 5)) == 0:
             coefficients = None
-        specs.append(
-            HeadSpec(order, expansion, window, sinks, ranks and ranks[:order], coefficients and coefficients[:order])
-        )
+        far = Dropped()
+        if coefficients != "dropped":
+            far = Taylor(order, expansion, ranks and ranks[:order], coefficients and coefficients[:order])
+        specs.append(HeadSpec(far, Near(window, sinks)))
     return specs
 
 
 @st.composite
-def cases(draw, orders=(1, 2, 3, 4, 6)):
+def cases(draw, orders=(1, 2, 3, 4, 6), drops=True):
     B, G, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5])), draw(st.integers(1, 3))
     T, d, d_v = (
         draw(st.sampled_from([1, 3, 17, 70, 110])),
@@ -63,7 +66,7 @@ def cases(draw, orders=(1, 2, 3, 4, 6)):
         draw(st.sampled_from([3, 8])),
     )
     causal = draw(st.sampled_from([True, True, True, False]))
-    heads = [spec for _ in range(G) for spec in draw(head_groups(d, group, causal, orders))]
+    heads = [spec for _ in range(G) for spec in draw(head_groups(d, group, causal, orders, drops))]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     q = torch.randn(B, G * group, T, d, generator=generator)
     k, v = torch.randn(B, G, T, d, generator=generator), torch.randn(B, G, T, d_v, generator=generator)

@@ -10,14 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from taylorder.analysis.results import (
-    EXPANSIONS,
-    Analysis,
-    Calibration,
-    CandidateRow,
-    NearFieldPreview,
-    SpectralRow,
-)
+from taylorder.analysis.results import Analysis, Calibration, CandidateRow, NearFieldPreview, SpectralRow
+from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.by_tolerance import Selection, select
 

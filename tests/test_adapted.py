@@ -16,8 +16,10 @@ from transformers.masking_utils import sdpa_mask
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.errors import ConfigError, NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.kernels.spec import Exact, Near, Taylor
 from taylorder.models.describe import describe
 
 ARCHITECTURES = ["gpt2", "llama", "qwen3", "pythia", "opt", "gemma3", "phi3", "bert"]
@@ -36,12 +38,13 @@ def mixed_config(model, seed=0):
         heads = []
         for kv_head in range(module.kv_heads):
             if module.sliding_window is not None or (kv_head == 0 and draw(4) == 0):
-                heads += [HeadOrder(order="exact", error=0.0)] * module.group
+                heads += [HeadOrder(spec=HeadSpec(Exact()), error=0.0)] * module.group
                 continue
-            near = {"window": draw(8), "sinks": draw(3)} if module.causal else {}
+            near = Near(draw(8), draw(3)) if module.causal else Near()
             family = [["zero"], ["centre", "mean"]][draw(2)]
             heads += [
-                HeadOrder(order=1 + draw(4), expansion=family[draw(len(family))], **near) for _ in range(module.group)
+                HeadOrder(spec=HeadSpec(Taylor(1 + draw(4), family[draw(len(family))]), near))
+                for _ in range(module.group)
             ]
         layers.append(LayerOrders(module=module.name, heads=tuple(heads)))
     config = OrderConfig(model=ModelIdentity.of(description), layers=tuple(layers))
@@ -68,13 +71,14 @@ def reference_output(model, config, **inputs):
         output = torch.zeros(B, H, T, value.shape[-1], dtype=torch.float64)
         for h, head in enumerate(layers[names[module]]):
             g = h // (H // G)
-            if head.order == "exact":
+            far = head.spec.far
+            if isinstance(far, Exact):
                 scores = scaling * query[:, h] @ key[:, g].transpose(1, 2)
                 weights = scores.masked_fill(~attention_mask[:, 0], -1e300).softmax(-1)
                 output[:, h] = weights @ value[:, g]
                 continue
-            k = key[:, g] if head.expansion == "zero" else key[:, g] - config.key_centres[names[module]][g].double()
-            spec = HeadSpec(head.order, "mean" if head.expansion == "mean" else "zero", head.window, head.sinks)
+            k = key[:, g] if far.expansion == "zero" else key[:, g] - config.key_centres[names[module]][g].double()
+            spec = HeadSpec(Taylor(far.order, "mean" if far.expansion == "mean" else "zero"), head.spec.near)
             alone, _ = reference_attention(
                 query[:, h : h + 1], k[:, None], value[:, g : g + 1], [spec],
                 scaling=scaling, causal=causal, valid=valid,
@@ -297,7 +301,7 @@ def test_the_mixed_config_on_the_built_in_model_agrees_with_float64(builtin):
 
     ids = tokenise(builtin.tokenizer, evaluation_text()).first(320, 320)
     config = OrderConfig.load(pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json", builtin.model)
-    heads = [head for layer in config.layers for head in layer.heads]
+    heads = [FlatOrder.of(head) for layer in config.layers for head in layer.heads]
     assert {head.order for head in heads} == {1, 2, 3, 4, "exact"}
     assert {head.expansion for head in heads} == {"zero", "centre", "mean"}
     assert {head.window for head in heads} == {0, 32, 64, 128, 256}
@@ -328,12 +332,12 @@ def test_the_wrong_model_and_hand_edited_configs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="made for weights sha256"), taylorder.adapted(tuned, config):
         pass
     layers = list(config.layers)
-    ranked = HeadOrder(order=3, expansion="mean", ranks=(8, 8, 4))
+    ranked = HeadOrder(spec=HeadSpec(Taylor(3, "mean", (8, 8, 4))))
     layers[0] = LayerOrders(module=layers[0].module, heads=(ranked,) * 4)
     edited = OrderConfig(model=config.model, layers=tuple(layers))
     with pytest.raises(ConfigError, match="has ranks"), taylorder.adapted(model, edited):
         pass
-    centred = LayerOrders(module=layers[0].module, heads=(HeadOrder(order=3, expansion="centre"),) * 4)
+    centred = LayerOrders(module=layers[0].module, heads=(HeadOrder(spec=HeadSpec(Taylor(3, "centre"))),) * 4)
     edited = OrderConfig(model=config.model, layers=(centred, *layers[1:]))
     with pytest.raises(ConfigError, match="expansion 'centre' needs key centres"), taylorder.adapted(model, edited):
         pass

@@ -22,6 +22,7 @@ from taylorder.analysis.capture import run_layers
 from taylorder.analysis.truncation import key_centres
 from taylorder.errors import ConfigError, UsageError
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.kernels.spec import Exact, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.selection.rotations import balanced_rotations
 
@@ -34,15 +35,15 @@ HALF, FULL, NONE = 0.5, 1.0, 0.0
 def group(module, kind, share):
     """Decisions for one group: two orders and two expansions on shared ranks, plain Taylor, or exact."""
     if kind == "exact" or module.sliding_window is not None:
-        return (HeadOrder(order="exact", error=0.0),) * module.group
-    near = {"window": 5, "sinks": 2} if module.causal else {}
+        return (HeadOrder(spec=HeadSpec(Exact()), error=0.0),) * module.group
+    near = Near(5, 2) if module.causal else Near()
     if kind == "plain":
-        return (HeadOrder(order=3, **near),) * module.group
+        return (HeadOrder(spec=HeadSpec(Taylor(3), near)),) * module.group
     d, few = module.head_dim, int(module.head_dim * share)
     ranks = (0, d, few, few if share == FULL else 2)
     pairs = [(4, "mean"), (3, "centre")] * module.group
     return tuple(
-        HeadOrder(order=order, expansion=expansion, **near, ranks=ranks[:order] if share else None)
+        HeadOrder(spec=HeadSpec(Taylor(order, expansion, ranks[:order] if share else None), near))
         for order, expansion in pairs[: module.group]
     )
 
@@ -87,17 +88,18 @@ def ranked_reference(model, config, **inputs):
         for h, head in enumerate(heads_of[name]):
             g = h * G // H
             q, k, v = query[:, h], key[:, g], value[:, g]
-            if head.order == "exact":
+            far = head.spec.far
+            if isinstance(far, Exact):
                 scores = (scaling * q @ k.mT).masked_fill(~attention_mask[:, 0], -1e300)
                 outputs.append(scores.softmax(-1) @ v)
                 continue
-            if head.expansion != "zero":
+            if far.expansion != "zero":
                 k = k - config.key_centres[name][g].double()
-            if head.ranks is not None:
+            if far.ranks is not None:
                 A_q, A_k = (matrix[g].double() for matrix in config.rotations[name])
                 q, k = torch.einsum("ij,btj->bti", A_q, q), torch.einsum("ij,btj->bti", A_k, k)
-            kernel = "mean" if head.expansion == "mean" else "zero"
-            spec = HeadSpec(head.order, kernel, head.window, head.sinks, head.ranks)
+            kernel = "mean" if far.expansion == "mean" else "centre"
+            spec = HeadSpec(Taylor(far.order, kernel, far.ranks), head.spec.near)
             valid = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
             output, _ = reference_attention(
                 q[:, None], k[:, None], v[:, None], [spec], scaling=scaling, causal=causal, valid=valid
@@ -259,7 +261,7 @@ def uniform_ranked(model):
     """Order 3 around the mean with a near field, half of the coordinates at degree 2, in every head."""
     config = ranked_config(model)
     d = config.model.head_dim
-    head = HeadOrder(order=3, expansion="mean", window=6, sinks=2, ranks=(d, d, d // 2))
+    head = HeadOrder(spec=HeadSpec(Taylor(3, "mean", (d, d, d // 2)), Near(6, 2)))
     layers = tuple(layer.model_copy(update={"heads": (head,) * len(layer.heads)}) for layer in config.layers)
     return OrderConfig(model=config.model, layers=layers).with_rotations(config.rotations)
 

@@ -12,6 +12,8 @@ import torch
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
+from taylorder.adapt.head_forms import FlatOrder
+from taylorder.kernels.spec import Dropped, Exact
 from taylorder.models.describe import describe
 from taylorder.models.loading import LoadedModel, load
 from taylorder.selection import lever_table as measuring
@@ -88,7 +90,8 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
         (f"model.layers.{layer}.self_attn", str(kv_head)) for layer in (0, 1) for kv_head in (0, 1)
     ]
     assert sum(int(row["nominal_bytes"]) for row in chosen) == total
-    for row, head in zip(chosen, [layer.heads[i] for layer in config.layers for i in (0, 2)], strict=True):
+    for row, choice in zip(chosen, [layer.heads[i] for layer in config.layers for i in (0, 2)], strict=True):
+        head = FlatOrder.of(choice)
         assert row["order"] == str(head.order)
         assert (int(row["window"]), int(row["sinks"])) == (head.window, head.sinks)
         assert float(row["relative_l2"]) == pytest.approx(head.error, abs=1e-6)
@@ -149,8 +152,8 @@ def test_windows_alone_give_windows_only(analyze, saved, tmp_path):
     assert code == 0, err
     config, description = config_in(tmp_path / "out", saved)
     heads = [head for layer in config.layers for head in layer.heads]
-    assert all(head.order == "exact" or head.drops_far for head in heads)
-    assert not all(head.order == "exact" for head in heads)
+    assert all(isinstance(head.spec.far, Exact | Dropped) for head in heads)
+    assert not all(isinstance(head.spec.far, Exact) for head in heads)
     assert config_bytes(config, description, 64) <= 4 * 800
     assert {row["coefficients"] for row in lever_rows(tmp_path / "out") if row["order"] != "exact"} == {"dropped"}
 
@@ -159,7 +162,7 @@ def test_a_kv_head_that_a_tolerance_keeps_exact_is_not_exact_by_a_budget(analyze
     code, out, _ = analyze("--levers", "all", "--tolerance", 1e-5)
     assert code == 0
     config, _ = config_in(tmp_path / "out", saved)
-    reasons = {head.reason for layer in config.layers for head in layer.heads if head.order == "exact"}
+    reasons = {head.reason for layer in config.layers for head in layer.heads if isinstance(head.spec.far, Exact)}
     assert reasons == {"levers"}
     assert "e  exact: the error allowed in all is spent better on other KV heads" in out
 

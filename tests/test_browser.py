@@ -18,6 +18,7 @@ from selenium.webdriver.support.ui import Select
 
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.claims.claim import Claim, Plot, Series, Table
+from taylorder.kernels.spec import Exact
 from taylorder.reports import html, html_claims
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.numbers import percent, percent_cell
@@ -211,7 +212,8 @@ def test_every_view_shows_its_figure(page):
     chosen = texts(page)
     marks = {"tolerance": "·", "group": "g", "sliding": "s", "cost": "c"}
     decided = [
-        str(head.choice.order) if head.choice.order != "exact" else marks[head.choice.reason] for head in CHOSEN.heads
+        marks[head.choice.reason] if isinstance(head.choice.spec.far, Exact) else str(head.choice.spec.far.order)
+        for head in CHOSEN.heads
     ]
     assert [cell for row in chosen for cell in row] == decided
     assert len(set(decided)) > 2

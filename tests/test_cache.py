@@ -32,6 +32,7 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.adapt.cost import config_bytes
 from taylorder.analysis.text import calibration_text
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError, UsageError
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near
 from taylorder.models.describe import describe
 
 
@@ -105,7 +106,9 @@ def test_the_mixed_config_on_the_built_in_model_is_the_same_in_linear_time(built
     expected = score_space(builtin.model, config, ids, torch.ones_like(ids))
     with torch.no_grad(), taylorder.adapted(builtin.model, config):
         found = builtin.model(ids, use_cache=False).logits
-    assert len(linear_calls) == sum(any(head.order != "exact" for head in layer.heads) for layer in config.layers)
+    assert len(linear_calls) == sum(
+        any(not isinstance(head.spec.far, Exact) for head in layer.heads) for layer in config.layers
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
@@ -138,7 +141,7 @@ def test_the_layers_are_those_of_the_model_except_where_heads_are_truncated():
 def test_heads_that_drop_their_far_field_are_evaluated_as_that():
     model = MODELS["llama"]()
     description = describe(model, "tiny")
-    head = HeadOrder(order=1, window=9, sinks=2, coefficients=(0.0,))
+    head = HeadOrder(spec=HeadSpec(Dropped(), Near(9, 2)))
     layers = tuple(LayerOrders(module=module.name, heads=(head,) * 4) for module in description.modules)
     config = OrderConfig(model=ModelIdentity.of(description), layers=layers)
     ids, mask = padded_batch(LENGTH)

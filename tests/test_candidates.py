@@ -9,7 +9,7 @@ import pytest
 
 from taylorder.errors import UsageError
 from taylorder.kernels import HeadSpec
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped, Exact, Near, Taylor
 from taylorder.selection.candidates import LEVERS, MORE_SINKS, MOST, Candidate, candidates, parse_levers
 
 LONG = (128, 512, 1024, 2048, 3072, 4096, 8192, 20_000)
@@ -49,117 +49,110 @@ def test_few_exact_first_without_repetition_and_within_the_sequence(length):
         for head_dim in (4, 64):
             found = candidates(levers, head_dim, length, (min(28, length // 2), min(4, length // 4)))
             assert len(found) <= MOST
-            assert found[0] == Candidate(None)
+            assert found[0] == Candidate(HeadSpec(Exact()))
             assert len(set(found)) == len(found)
-            assert all(each.near < max(length, SINKS + 1) for each in found)
-            assert all(each.ranks is None or max(each.ranks) <= head_dim for each in found)
-            assert None not in {each.order for each in found[1:]}
+            assert all(each.spec.near.tokens < max(length, SINKS + 1) for each in found)
+            assert all(each.spec.ranks is None or max(each.spec.ranks) <= head_dim for each in found)
+            assert HeadSpec(Exact()) not in {each.spec for each in found[1:]}
 
 
 @pytest.mark.parametrize("length", [17, 40, 64])
 def test_a_few_windows_are_offered_without_far_field_too(length):
-    assert any(each.coefficients == "dropped" for each in offered(length=length))
+    assert any(isinstance(each.spec.far, Dropped) for each in offered(length=length))
 
 
 @pytest.mark.parametrize("length", LONG)
 def test_all_levers_are_offered_at_every_length(length):
     found = offered(length=length)[1:]
-    assert {each.order for each in found} == {1, 2, 3, 4}
-    assert {each.expansion for each in found if each.order == 2} == {"centre", "mean"}
-    assert len({each.window for each in found}) > 3
-    assert {each.sinks for each in found} == {SINKS, MORE_SINKS}
-    assert {None, (64, 64, 8), (64, 64, 8, 8)} <= {each.ranks for each in found}
-    assert {each.coefficients for each in found} == {"taylor", "fitted", "dropped"}
+    assert {each.columns()["order"] for each in found} == {1, 2, 3, 4}
+    assert {each.columns()["expansion"] for each in found if each.columns()["order"] == 2} == {"centre", "mean"}
+    assert len({each.spec.near.window for each in found}) > 3
+    assert {each.spec.near.sinks for each in found} == {SINKS, MORE_SINKS}
+    assert {None, (64, 64, 8), (64, 64, 8, 8)} <= {each.spec.ranks for each in found}
+    assert {each.columns()["coefficients"] for each in found} == {"taylor", "fitted", "dropped"}
 
 
 def test_longer_sequences_get_longer_windows():
-    widest = [max(each.window for each in offered(length=length)) for length in (64, 512, 2048)]
+    widest = [max(each.spec.near.window for each in offered(length=length)) for length in (64, 512, 2048)]
     assert widest == sorted(set(widest))
     assert widest[-1] > 2048 // 2
 
 
 def test_without_order_there_is_no_polynomial():
     found = offered("order")[1:]
-    assert {each.coefficients for each in found} == {"dropped"}
+    assert {each.columns()["coefficients"] for each in found} == {"dropped"}
     assert not any(each.truncates for each in found)
-    assert len({each.window for each in found}) > 3
+    assert len({each.spec.near.window for each in found}) > 3
 
 
 @pytest.mark.parametrize("near", [(12, 2), (100, 4), (100, 30)])
 def test_without_window_all_have_the_near_field_given(near):
     found = offered("window", "sinks", near=near)[1:]
-    assert {(each.window, each.sinks) for each in found} == {near}
-    assert {each.order for each in found} == {1, 2, 3, 4}
-    assert Candidate(1, window=near[0], sinks=near[1], coefficients="dropped") in found
+    assert {(each.spec.near.window, each.spec.near.sinks) for each in found} == {near}
+    assert {each.columns()["order"] for each in found} == {1, 2, 3, 4}
+    assert Candidate(HeadSpec(Dropped(), Near(near[0], near[1]))) in found
 
 
 def test_sinks_alone_exchange_window_for_sinks():
     found = offered("window", near=(100, 4))[1:]
-    assert {(each.window, each.sinks) for each in found} == {(100, 4), (88, MORE_SINKS)}
-    assert {each.near for each in found} == {104}
+    assert {(each.spec.near.window, each.spec.near.sinks) for each in found} == {(100, 4), (88, MORE_SINKS)}
+    assert {each.spec.near.tokens for each in found} == {104}
 
 
 @pytest.mark.parametrize("left_out", [("sinks",), ("sinks", "order")])
 def test_without_sinks_all_keep_the_same(left_out):
-    assert {each.sinks for each in offered(*left_out)[1:]} == {SINKS}
+    assert {each.spec.near.sinks for each in offered(*left_out)[1:]} == {SINKS}
 
 
 def test_without_ranks_all_coordinates_are_used():
     found = offered("ranks")
-    assert {each.ranks for each in found} == {None}
-    assert 3 in {each.order for each in found}
+    assert {each.spec.ranks for each in found} == {None}
+    assert 3 in {each.columns()["order"] for each in found}
 
 
 def test_without_coefficients_polynomials_are_taylors():
     found = offered("coefficients")
-    assert {each.coefficients for each in found if each.order != 1} == {"taylor"}
-    assert {each.coefficients for each in found if each.order == 1} == {"taylor", "dropped"}
+    assert {each.columns()["coefficients"] for each in found if each.columns()["order"] != 1} == {"taylor"}
+    assert {each.columns()["coefficients"] for each in found if each.columns()["order"] == 1} == {"taylor", "dropped"}
 
 
 def test_without_expansion_no_order_has_two():
     for order in (1, 2, 3, 4):
-        assert len({each.expansion for each in offered("expansion") if each.order == order}) == 1
-    assert {each.expansion for each in offered("expansion") if each.truncates and each.order > 1} == {"mean"}
+        assert (
+            len({each.columns()["expansion"] for each in offered("expansion") if each.columns()["order"] == order}) == 1
+        )
+    assert {
+        each.columns()["expansion"] for each in offered("expansion") if each.truncates and each.columns()["order"] > 1
+    } == {"mean"}
 
 
 def test_each_kind_is_what_the_kernels_run():
-    near = {"window": 12, "sinks": 4}
-    assert Candidate(None).spec() == HeadSpec(None)
-    assert Candidate(2, "centre", **near).spec() == HeadSpec(2, "zero", 12, 4)
-    assert Candidate(3, "mean", **near).spec() == HeadSpec(3, "mean", 12, 4)
-    assert Candidate(3, "mean", **near, ranks=(8, 8, 2)).spec() == HeadSpec(3, "mean", 12, 4, (8, 8, 2))
-    dropped = Candidate(1, **near, coefficients="dropped")
-    assert dropped.spec() == HeadSpec(1, "zero", 12, 4, None, (0.0,))
-    assert dropped.spec().drops_far
-    fitted = Candidate(2, "mean", **near, coefficients="fitted")
-    assert fitted.spec((0.5, 0.25)) == HeadSpec(2, "mean", 12, 4, None, (0.5, 0.25))
+    fitted = Candidate(HeadSpec(Taylor(2, "mean"), Near(12, 4)), fitted=True)
+    assert fitted.head_spec((0.5, 0.25)) == HeadSpec(Taylor(2, "mean", None, (0.5, 0.25)), Near(12, 4))
 
 
-def test_fitted_coefficients_go_nowhere_else():
-    assert Candidate(2, "mean").spec((0.5, 0.25)).coefficients is None
-    assert Candidate(2, coefficients="dropped").spec((0.5, 0.25)).coefficients == (0.0, 0.0)
+@pytest.mark.parametrize("far", [Exact(), Dropped(), Taylor(2, "mean"), Taylor(3, "mean", (8, 8, 2))])
+def test_fitted_coefficients_go_nowhere_else(far):
+    assert Candidate(HeadSpec(far)).head_spec((0.5, 0.25)) == HeadSpec(far)
 
 
 def test_a_fitted_candidate_without_coefficients_is_refused():
     with pytest.raises(ValueError, match="needs fitted coefficients"):
-        Candidate(2, "mean", coefficients="fitted").spec()
+        Candidate(HeadSpec(Taylor(2, "mean")), fitted=True).head_spec()
 
 
-def test_what_is_near_and_what_truncates():
-    assert Candidate(2, window=12, sinks=4).near == 16
-    assert Candidate(None).near == 0
-    assert [Candidate(None).truncates, Candidate(1).truncates] == [False, True]
-    assert [Candidate(1, coefficients=kind).truncates for kind in ("fitted", "dropped")] == [True, False]
+def test_what_truncates():
+    assert [Candidate(HeadSpec(far)).truncates for far in (Exact(), Dropped(), Taylor(1))] == [False, False, True]
 
 
 @pytest.mark.parametrize(
     "candidate, label",
     [
-        (Candidate(None), "exact"),
-        (Candidate(1, window=1020, sinks=4, coefficients="dropped"), "1,020 + 4 keys"),
-        (Candidate(1, "centre", 12, 4, coefficients="fitted"), "order 1 centre fitted, 12 + 4 keys"),
-        (Candidate(2, "mean", 12, 16), "order 2 mean, 12 + 16 keys"),
-        (Candidate(4, "mean", 12, 4, (64, 64, 8, 2)), "order 4 mean, rank 2, 12 + 4 keys"),
+        (Candidate(HeadSpec(Exact())), "exact"),
+        (Candidate(HeadSpec(Dropped(), Near(1020, 4))), "1,020 + 4 keys"),
+        (Candidate(HeadSpec(Taylor(1, "centre"), Near(12, 4)), fitted=True), "order 1 centre fitted, 12 + 4 keys"),
+        (Candidate(HeadSpec(Taylor(2, "mean"), Near(12, 16))), "order 2 mean, 12 + 16 keys"),
+        (Candidate(HeadSpec(Taylor(4, "mean", (64, 64, 8, 2)), Near(12, 4))), "order 4 mean, rank 2, 12 + 4 keys"),
     ],
 )
 def test_labels(candidate, label):
@@ -169,4 +162,4 @@ def test_labels(candidate, label):
 def test_labels_tell_all_candidates_of_a_list_apart():
     found = offered(length=2048)
     assert len({each.label() for each in found}) == len(found)
-    assert replace(found[1], window=13).label() != found[1].label()
+    assert replace(found[1], spec=replace(found[1].spec, near=Near(13, 4))).label() != found[1].label()

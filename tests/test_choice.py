@@ -14,6 +14,7 @@ from taylorder.adapt.cost import config_bytes, kv_bytes
 from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states
 from taylorder.errors import ConfigError
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.attention import recording
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule
@@ -25,16 +26,16 @@ from taylorder.storage.records import Records
 LENGTH = 48
 EXACT, DROPPED, FITTED_1, RANKED, EVEN, FITTED_2, CENTRE_3, LONG, SINKS_16, TAYLOR_1 = range(10)
 CANDIDATES = (
-    Candidate(None),
-    Candidate(1, window=12, sinks=4, coefficients="dropped"),
-    Candidate(1, window=6, sinks=4, coefficients="fitted"),
-    Candidate(3, "mean", 4, 4, (8, 8, 3)),
-    Candidate(2, "centre", 4, 4),
-    Candidate(2, "mean", 4, 4, coefficients="fitted"),
-    Candidate(3, "centre", 4, 4),
-    Candidate(1, window=100, sinks=4, coefficients="dropped"),
-    Candidate(1, window=4, sinks=16, coefficients="dropped"),
-    Candidate(1, window=6, sinks=4),
+    Candidate(HeadSpec(Exact())),
+    Candidate(HeadSpec(Dropped(), Near(12, 4))),
+    Candidate(HeadSpec(Taylor(1, "centre"), Near(6, 4)), fitted=True),
+    Candidate(HeadSpec(Taylor(3, "mean", (8, 8, 3)), Near(4, 4))),
+    Candidate(HeadSpec(Taylor(2, "centre"), Near(4, 4))),
+    Candidate(HeadSpec(Taylor(2, "mean"), Near(4, 4)), fitted=True),
+    Candidate(HeadSpec(Taylor(3, "centre"), Near(4, 4))),
+    Candidate(HeadSpec(Dropped(), Near(100, 4))),
+    Candidate(HeadSpec(Dropped(), Near(4, 16))),
+    Candidate(HeadSpec(Taylor(1, "centre"), Near(6, 4))),
 )
 MODULE = AttentionModule("m", 4, 2, head_dim=8, value_dim=6, scaling=1.0, causal=True, sliding_window=None)
 
@@ -58,14 +59,14 @@ def tiny_llama(tmp_path_factory):
 @pytest.mark.parametrize(
     ("candidate", "expected"),
     [
-        (Candidate(None), 100 * 28),  # a token: (8 + 6) numbers of 2 bytes
-        (Candidate(1, window=12, sinks=4, coefficients="dropped"), 16 * 28),
-        (Candidate(1, window=0, sinks=4), 4 * 28 + 1 * 7 * 4),
-        (Candidate(1, window=12, sinks=4, coefficients="fitted"), 16 * 28 + 1 * 7 * 4),
-        (Candidate(3, "mean", 6, 2), 8 * 28 + (1 + 8 + 36) * 7 * 4),
-        (Candidate(4, "mean", 6, 2, (8, 8, 3, 2)), 8 * 28 + (1 + 8 + 6 + 4) * 7 * 4),
-        (Candidate(1, window=200, sinks=4, coefficients="dropped"), 100 * 28),
-        (Candidate(2, "mean", 97, 4), 100 * 28 + 9 * 7 * 4),
+        (Candidate(HeadSpec(Exact())), 100 * 28),  # a token: (8 + 6) numbers of 2 bytes
+        (Candidate(HeadSpec(Dropped(), Near(12, 4))), 16 * 28),
+        (Candidate(HeadSpec(Taylor(1, "centre"), Near(sinks=4))), 4 * 28 + 1 * 7 * 4),
+        (Candidate(HeadSpec(Taylor(1, "centre"), Near(12, 4)), fitted=True), 16 * 28 + 1 * 7 * 4),
+        (Candidate(HeadSpec(Taylor(3, "mean"), Near(6, 2))), 8 * 28 + (1 + 8 + 36) * 7 * 4),
+        (Candidate(HeadSpec(Taylor(4, "mean", (8, 8, 3, 2)), Near(6, 2))), 8 * 28 + (1 + 8 + 6 + 4) * 7 * 4),
+        (Candidate(HeadSpec(Dropped(), Near(200, 4))), 100 * 28),
+        (Candidate(HeadSpec(Taylor(2, "mean"), Near(97, 4))), 100 * 28 + 9 * 7 * 4),
     ],
 )
 def test_bytes_of_a_candidate_by_hand(candidate, expected):
@@ -73,11 +74,13 @@ def test_bytes_of_a_candidate_by_hand(candidate, expected):
 
 
 @pytest.mark.parametrize(
-    "candidate", [each for each in CANDIDATES if each.truncates] + [Candidate(4, "mean", 0, 4), Candidate(1, sinks=9)]
+    "candidate",
+    [each for each in CANDIDATES if each.truncates]
+    + [Candidate(HeadSpec(Taylor(4, "mean"), Near(sinks=4))), Candidate(HeadSpec(Taylor(1, "centre"), Near(sinks=9)))],
 )
 def test_the_window_instead_costs_the_state_and_less_than_a_token_more(candidate):
     instead = window_instead(candidate, MODULE)
-    assert (instead.sinks, instead.coefficients, instead.truncates) == (candidate.sinks, "dropped", False)
+    assert instead.spec == HeadSpec(Dropped(), Near(instead.spec.near.window, candidate.spec.near.sinks))
     more = candidate_bytes(instead, MODULE, 10_000) - candidate_bytes(candidate, MODULE, 10_000)
     assert 0 <= more < kv_bytes(8, 6, 1)
 
@@ -145,8 +148,8 @@ def test_fitted_coefficients_are_those_of_each_query_head(tiny_llama):
     _, table, _ = tiny_llama
     config = config_of(table, (FITTED_2,) * 4, context=LENGTH)
     for layer, measured_layer in zip(config.layers, table.layers, strict=True):
-        assert tuple(head.coefficients for head in layer.heads) == measured_layer.fitted[FITTED_2]
-    assert len({head.coefficients for layer in config.layers for head in layer.heads}) == 8
+        assert tuple(head.spec.far.coefficients for head in layer.heads) == measured_layer.fitted[FITTED_2]
+    assert len({head.spec.far.coefficients for layer in config.layers for head in layer.heads}) == 8
 
 
 def test_a_config_reads_back(tiny_llama, tmp_path):
@@ -159,14 +162,18 @@ def test_a_config_reads_back(tiny_llama, tmp_path):
 @pytest.mark.parametrize("place", [TAYLOR_1, RANKED])
 def test_modules_with_a_sliding_window_stay_exact(tmp_path, place):
     model = gemma3()
-    candidates = (Candidate(None), Candidate(1, window=6, sinks=4), Candidate(3, "mean", 4, 4, (16, 16, 3)))
+    candidates = (
+        Candidate(HeadSpec(Exact())),
+        Candidate(HeadSpec(Taylor(1, "centre"), Near(6, 4))),
+        Candidate(HeadSpec(Taylor(3, "mean", (16, 16, 3)), Near(4, 4))),
+    )
     table, ids = measured(model, tmp_path, candidates)
     place = {TAYLOR_1: 1, RANKED: 2}[place]
     config = config_of(table, (place,) * 4, context=LENGTH)
     config.check(model)
-    kinds = [{head.order for head in layer.heads} for layer in config.layers]
-    order = candidates[place].order
-    assert kinds == [{"exact"}, {order}, {"exact"}, {order}]
+    kinds = [{head.spec for head in layer.heads} for layer in config.layers]
+    exact, chosen = HeadSpec(Exact()), candidates[place].spec
+    assert kinds == [{exact}, {chosen}, {exact}, {chosen}]
     assert {layer.heads[0].reason for layer in config.layers[::2]} == {"sliding"}
     token = kv_bytes(16, 16, 1)
     assert config.layers[0].heads[0].nominal_bytes == 8 * token
@@ -181,25 +188,27 @@ def test_modules_with_a_sliding_window_stay_exact(tmp_path, place):
 
 
 def groups(config):
-    """The first head of every KV head of the tiny Llama."""
-    return [layer.heads[head] for layer in config.layers for head in (0, 2)]
+    """What the first head of every KV head of the tiny Llama runs."""
+    return [layer.heads[head].spec for layer in config.layers for head in (0, 2)]
 
 
-def kept_tokens(head):
+def kept_tokens(spec):
     """Tokens of 8 + 8 numbers, those that the state is worth included."""
-    if head.order == "exact":
+    if isinstance(spec.far, Exact):
         return LENGTH
-    features = {1: 1, 2: 9, 3: 45}[head.order] if head.ranks is None else 1 + 8 + 6
-    return head.window + head.sinks + (0 if head.drops_far else features * 9 * 4 // 32)
+    if isinstance(spec.far, Dropped):
+        return spec.near.tokens
+    features = {1: 1, 2: 9, 3: 45}[spec.far.order] if spec.ranks is None else 1 + 8 + 6
+    return spec.near.tokens + features * 9 * 4 // 32
 
 
 GONE = {
-    "order": lambda heads: all(head.order == "exact" or head.drops_far for head in heads),
-    "expansion": lambda heads: all(head.expansion != "mean" for head in heads),
-    "window": lambda heads: len({kept_tokens(head) for head in heads}) == 1,
-    "sinks": lambda heads: all(head.order == "exact" or head.sinks == 4 for head in heads),
-    "ranks": lambda heads: all(head.ranks is None for head in heads),
-    "coefficients": lambda heads: all(head.drops_far or head.coefficients is None for head in heads),
+    "order": lambda specs: not any(isinstance(spec.far, Taylor) for spec in specs),
+    "expansion": lambda specs: not any(spec.around_mean for spec in specs),
+    "window": lambda specs: len({kept_tokens(spec) for spec in specs}) == 1,
+    "sinks": lambda specs: all(isinstance(spec.far, Exact) or spec.near.sinks == 4 for spec in specs),
+    "ranks": lambda specs: all(spec.ranks is None for spec in specs),
+    "coefficients": lambda specs: all(getattr(spec.far, "coefficients", None) is None for spec in specs),
 }
 
 
@@ -256,7 +265,9 @@ def test_a_config_that_does_not_use_a_lever_stays_equal(tiny_llama, lever, choic
 def test_fewer_sinks_than_four_are_no_lever(tmp_path):
     """Four sinks and a window would take more bytes than the two sinks there were."""
     model = llama()
-    table, _ = measured(model, tmp_path, (Candidate(None), Candidate(1, sinks=2, coefficients="dropped")), length=16)
+    table, _ = measured(
+        model, tmp_path, (Candidate(HeadSpec(Exact())), Candidate(HeadSpec(Dropped(), Near(sinks=2)))), length=16
+    )
     assert isinstance(table, LeverTable)
     config = config_of(table, (1,) * 4, context=16)
     assert without_lever(config, table.model, "sinks", 16) == config

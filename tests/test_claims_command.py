@@ -10,6 +10,7 @@ import pytest
 import tiny
 from claims_cases import SMALL, SMALL_NORMAL
 
+import taylorder
 from taylorder.analysis.analyze import analyze
 from taylorder.claims import measure, registry
 from taylorder.claims.measurements.order_losses import LossMeasurement
@@ -59,7 +60,9 @@ def test_every_claim_gets_a_verdict_with_its_rule(run, small, finished):
     document = json.loads((directory / "claims.json").read_text())
     assert document["schema"] == "taylorder/claims@1"
     assert document["models"] == ["llama"]
-    assert [claim["key"] for claim in document["claims"]] == KEYS
+    keys = [claim["key"] for claim in document["claims"]]
+    assert len(set(keys)) == len(keys) == len(registry.VERDICTS)
+    assert [key for key in keys if key in KEYS] == KEYS
     verdicts = {claim["key"]: claim["verdict"] for claim in document["claims"]}
     assert verdicts["alpha"] == "not applicable"  # two layers
     assert verdicts["precision"] == "contradicted"
@@ -80,6 +83,18 @@ def test_what_was_measured_is_not_measured_again(run, small, finished):
     assert small == ["llama"]
     run("claims", directory, "--fresh")
     assert small == ["llama", "llama"]
+
+
+def test_python_judges_as_the_command_does(run, small, finished, tiny_tokenizer):
+    directory = finished("llama")
+    document = json.loads(run("claims", directory, "--format", "json")[1])
+    analysis = run_directory.read(directory)[0]
+    loaded = LoadedModel(tiny.llama(), tiny_tokenizer, "llama", None)
+    evidence = measure.measure(analysis, loaded, directory / "records-claims", measurements=SMALL)
+    claims = taylorder.judge_claims([evidence], SMALL_NORMAL.measure())
+    assert [(claim.key, claim.verdict, claim.reason) for claim in claims] == [
+        (claim["key"], claim["verdict"], claim["reason"]) for claim in document["claims"]
+    ]
 
 
 def test_several_models_are_pooled_into_a_place_of_their_own(run, small, finished, tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ from config_forms import save_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.config import LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.errors import ConfigError
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
 
 
@@ -52,7 +54,7 @@ def test_a_saved_config_is_read_back_equal(tmp_path_factory, pairs, window):
     heads = []
     for pair in pairs:  # the same choice for both heads of a group
         near = {} if pair["order"] == "exact" else {"window": window, "sinks": 2}
-        heads += [HeadOrder(**pair, **near)] * 2
+        heads += [FlatOrder(**pair, **near).decision()] * 2
     model = description()
     layers = tuple(
         LayerOrders(module=m.name, heads=tuple(heads[i * 4 : i * 4 + 4])) for i, m in enumerate(model.modules)
@@ -74,8 +76,7 @@ def test_absent_options_mean_plain_taylor(tmp_path):
             layer["heads"] = [{"order": 3, "error": 0.04}] * 4
 
     config = OrderConfig.load(write(tmp_path, strip))
-    assert config.layers[0].heads[0].expansion == "zero"
-    assert (config.layers[0].heads[0].window, config.layers[0].heads[0].sinks) == (0, 0)
+    assert config.layers[0].heads[0].spec == HeadSpec(Taylor(3, "zero"), Near(0, 0))
 
 
 def head(document, **changes):
@@ -230,11 +231,12 @@ def test_a_model_itself_serves_as_well_as_its_description(tmp_path):
 def test_uniform_leaves_sliding_window_layers_exact_and_needs_centres_for_centre():
     model = description(module(sliding_window=5), module("layers.1.attn"))
     config = OrderConfig.uniform(model, 3, "mean", 4, 1)
-    assert {h.order for h in config.layers[0].heads} == {"exact"}
-    assert {h.order for h in config.layers[1].heads} == {3}
+    assert {h.spec for h in config.layers[0].heads} == {HeadSpec(Exact())}
+    assert {h.spec for h in config.layers[1].heads} == {HeadSpec(Taylor(3, "mean"), Near(4, 1))}
     config.check(model)
     with pytest.raises(ConfigError, match="needs key_centres"):
         OrderConfig.uniform(model, 3, "centre")
     with pytest.raises(ConfigError, match="less than or equal to 8, found 9"):
         OrderConfig.uniform(model, 9)
-    assert {h.order for layer in OrderConfig.uniform(model, "exact").layers for h in layer.heads} == {"exact"}
+    exact = OrderConfig.uniform(model, "exact")
+    assert {h.spec for layer in exact.layers for h in layer.heads} == {HeadSpec(Exact())}

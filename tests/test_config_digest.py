@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from config_forms import EXACT, PLAIN, RANKED, WINDOW, centres, config_of, example
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
-from taylorder.adapt.decisions import PROVENANCE
 from taylorder.adapt.prepared import execution_digest
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 
 OTHERS = {
-    "order": {"order": 4},
-    "expansion": {"expansion": "centre"},
-    "window": {"window": 5},
-    "sinks": {"sinks": 3},
-    "ranks": {"ranks": (8, 8, 4)},
-    "coefficients": {"coefficients": (1.0, 1.0, 0.5)},
-    "error": {"error": 0.5},
-    "reason": {"reason": "other"},
-    "nominal_bytes": {"nominal_bytes": 7},
-    "break_even": {"break_even": 7},
+    "order": Taylor(4, "mean"),
+    "expansion": Taylor(3, "centre"),
+    "ranks": Taylor(3, "mean", (8, 8, 4)),
+    "coefficients": Taylor(3, "mean", None, (1.0, 1.0, 0.5)),
+    "window": Near(5, 2),
+    "sinks": Near(4, 3),
 }
-"""For every field of a head, another value than that of the head below."""
+"""For every field of what the head below runs, one in which it alone is another."""
 
-MARKED = {"error", "reason", "nominal_bytes", "break_even"}
+KINDS = (Exact(), Dropped(), Taylor(1))
+
+ABOUT = {"error": 0.5, "reason": "other", "nominal_bytes": 7, "break_even": 7}
 
 
-def test_every_field_of_a_head_is_executed_unless_it_is_marked_as_provenance():
-    assert HeadOrder.model_fields.keys() == OTHERS.keys()
-    assert {name for name, field in HeadOrder.model_fields.items() if PROVENANCE in field.metadata} == MARKED
+def digest(far=None, near=None, **about):
+    spec = HeadSpec(far or Taylor(3, "mean"), near or Near(4, 2))
+    head = HeadOrder(spec=spec, **about)
+    return execution_digest(config_of([head] * 3, EXACT, EXACT, EXACT))
+
+
+def test_the_table_names_every_field():
+    assert HeadOrder.model_fields.keys() == {"spec", *ABOUT}
+    assert OTHERS.keys() == {field.name for kind in (Taylor, Near) for field in fields(kind)}
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_field_of_a_head_counts_in_the_digest_unless_it_is_provenance(name):
-    def digest(**changes):
-        own = HeadOrder(**{"order": 3, "expansion": "mean", "window": 4, "sinks": 2} | changes)
-        return execution_digest(config_of([own] * 3, EXACT, EXACT, EXACT))
+def test_every_field_of_what_a_head_runs_counts_in_the_digest(name):
+    other = OTHERS[name]
+    assert digest(**{"near" if isinstance(other, Near) else "far": other}) != digest()
 
-    assert (digest() == digest(**OTHERS[name])) == (name in MARKED)
+
+def test_the_kind_of_far_field_counts_in_the_digest():
+    digests = [execution_digest(config_of(*[[HeadOrder(spec=HeadSpec(far))] * 3] * 4)) for far in KINDS]
+    assert len(set(digests)) == len(KINDS)
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_provenance_does_not_count_in_the_digest(name):
+    assert digest(**{name: ABOUT[name]}) == digest()
 
 
 def test_everything_else_in_a_config_is_known_to_the_digest():

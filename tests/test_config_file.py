@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.config_file import as_text, document_of
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.adapt.prepared import execution_digest
 from taylorder.errors import ConfigError
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 
 MIXED = Path(__file__).parents[1] / "benchmarks/configs/mixed.json"
 
@@ -111,8 +113,8 @@ def groups(draw):
     if draw(st.booleans()):
         drawn = [{**own, "reason": drawn[0]["reason"], "nominal_bytes": drawn[0]["nominal_bytes"]} for own in drawn]
     if draw(st.integers(0, 3)) == 0:
-        return [HeadOrder(order="exact", **own) for own in drawn]
-    near = {"window": draw(st.integers(0, 2**24)), "sinks": draw(st.integers(0, 2**16))}
+        return [HeadOrder(spec=HeadSpec(Exact()), **own) for own in drawn]
+    near = Near(draw(st.integers(0, 2**24)), draw(st.integers(0, 2**16)))
     expansions = draw(st.sampled_from([("zero",), ("centre", "mean")]))
     ranks = None
     if expansions != ("zero",) and draw(st.booleans()):
@@ -122,21 +124,14 @@ def groups(draw):
     for own in drawn:
         order = draw(st.integers(1, 8))
         kind = draw(st.sampled_from(["plain", "fitted", "dropped"]))
-        coefficients = {
-            "plain": None,
-            "fitted": tuple(draw(st.lists(numbers, min_size=order, max_size=order))),
-            "dropped": tuple(draw(st.lists(st.sampled_from([0.0, -0.0]), min_size=order, max_size=order))),
-        }[kind]
-        heads.append(
-            HeadOrder(
-                order=order,
-                expansion=draw(st.sampled_from(expansions)),
-                ranks=None if ranks is None else ranks[:order],
-                coefficients=coefficients,
-                **near,
-                **own,
-            )
+        coefficients = tuple(draw(st.lists(numbers, min_size=order, max_size=order).filter(any)))
+        far = Taylor(
+            order,
+            draw(st.sampled_from(expansions)),
+            None if ranks is None else ranks[:order],
+            coefficients if kind == "fitted" else None,
         )
+        heads.append(HeadOrder(spec=HeadSpec(Dropped() if kind == "dropped" else far, near), **own))
     return heads
 
 
@@ -178,13 +173,30 @@ def test_a_file_of_the_first_schema_means_what_it_says():
     for layer, listed in zip(config.layers, document["layers"], strict=True):
         assert layer.module == listed["module"]
         for head, entry in zip(layer.heads, listed["heads"], strict=True):
-            assert head.model_dump(exclude_none=True) == defaults | entry
+            assert FlatOrder.of(head).model_dump(exclude_none=True) == defaults | entry
             seen += 1
     assert seen == 270
     assert len(config.key_centres) == 30
     stored = load_file(MIXED.with_suffix(".safetensors"))
     assert all(torch.equal(stored[f"{name}.key_centre"], centre) for name, centre in config.key_centres.items())
     assert first_form(config) == document
+
+
+@pytest.mark.parametrize("coefficients", [[0.0], [0, -0.0, 0]])
+def test_coefficients_of_zero_are_read_as_no_far_field(path, coefficients):
+    window = HeadSpec(Dropped(), Near(16, 4))
+
+    def zeros(document):
+        for entry in document["layers"][0]["kv_heads"][1]["heads"]:
+            entry["coefficients"] = coefficients
+
+    assert OrderConfig.load(edit(path, zeros)).layers[0].heads[3].spec == window
+    first = {"order": len(coefficients), "window": 16, "sinks": 4, "coefficients": coefficients}
+    save_first(example(), path, lambda document: document["layers"][0]["heads"].__setitem__(slice(3, 6), [first] * 3))
+    config = OrderConfig.load(path)
+    assert config.layers[0].heads[3].spec == window
+    config.save(path)
+    assert json.loads(path.read_text())["layers"][0]["kv_heads"][1]["heads"] == [{"order": None}] * 3
 
 
 def test_a_file_of_the_first_schema_saved_anew_is_the_same_config(tmp_path):

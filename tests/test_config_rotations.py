@@ -11,6 +11,7 @@ from test_config import centres, description
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.prepared import execution_digest
 from taylorder.errors import ConfigError
+from taylorder.kernels.spec import HeadSpec, Taylor
 
 FIRST, SECOND = "layers.0.attn", "layers.1.attn"
 
@@ -25,8 +26,8 @@ def pair(seed=0, kv_heads=2, d=8):
 def ranked(ranks=(8, 8, 4), layers=(SECOND,), **options):
     """The tiny description's config, with those ranks on every head of ``layers``."""
     model = description()
-    with_ranks = HeadOrder(order=len(ranks), expansion="mean", ranks=ranks, **options)
-    plain = HeadOrder(order=3, expansion="mean")
+    with_ranks = HeadOrder(spec=HeadSpec(Taylor(len(ranks), "mean", ranks)), **options)
+    plain = HeadOrder(spec=HeadSpec(Taylor(3, "mean")))
     chosen = [(m.name, with_ranks if m.name in layers else plain) for m in model.modules]
     orders = tuple(LayerOrders(module=name, heads=(head,) * 4) for name, head in chosen)
     return OrderConfig(model=ModelIdentity.of(model), layers=orders)
@@ -40,7 +41,7 @@ def test_rotations_of_some_layers_are_read_back_equal(tmp_path, with_centres):
     config.save(tmp_path / "orders.json")
     back = OrderConfig.load(tmp_path / "orders.json", description())
     assert back == config
-    assert back.layers[1].heads[0].ranks == (8, 8, 4)
+    assert back.layers[1].heads[0].spec.ranks == (8, 8, 4)
     assert set(back.rotations) == {SECOND}
     assert len(back.key_centres) == (2 if with_centres else 0)
     for found, given in zip(back.rotations[SECOND], pair(), strict=True):

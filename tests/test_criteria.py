@@ -7,6 +7,7 @@ import math
 import pytest
 from policy_rules.criteria import gradient_errors, shared_out
 
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.criteria import eligible, options, squared_errors
@@ -15,10 +16,10 @@ from taylorder.selection.lever_errors import LayerLevers, LeverRow
 from taylorder.selection.lever_table import LeverTable
 
 CANDIDATES = (
-    Candidate(None),
-    Candidate(1, window=60, sinks=4, coefficients="dropped"),
-    Candidate(3, "mean", 8, 4),
-    Candidate(2, "mean", 8, 4),
+    Candidate(HeadSpec(Exact())),
+    Candidate(HeadSpec(Dropped(), Near(60, 4))),
+    Candidate(HeadSpec(Taylor(3, "mean"), Near(8, 4))),
+    Candidate(HeadSpec(Taylor(2, "mean"), Near(8, 4))),
 )
 
 
@@ -68,15 +69,15 @@ def test_a_reference_without_error_makes_no_loss():
 @pytest.mark.parametrize(
     ("candidate", "expected"),
     [
-        (Candidate(None), True),
-        (Candidate(1, window=8, sinks=4, coefficients="dropped"), True),
-        (Candidate(1, "centre", 8, 4), True),
-        (Candidate(3, "mean", 8, 4), True),
-        (Candidate(2, "mean", 8, 4), False),
-        (Candidate(4, "centre", 8, 4), False),
-        (Candidate(3, "mean", 8, 4, (8, 8, 2)), False),
-        (Candidate(3, "mean", 8, 4, coefficients="fitted"), False),
-        (Candidate(1, "centre", 8, 4, coefficients="fitted"), False),
+        (Candidate(HeadSpec(Exact())), True),
+        (Candidate(HeadSpec(Dropped(), Near(8, 4))), True),
+        (Candidate(HeadSpec(Taylor(1, "centre"), Near(8, 4))), True),
+        (Candidate(HeadSpec(Taylor(3, "mean"), Near(8, 4))), True),
+        (Candidate(HeadSpec(Taylor(2, "mean"), Near(8, 4))), False),
+        (Candidate(HeadSpec(Taylor(4, "centre"), Near(8, 4))), False),
+        (Candidate(HeadSpec(Taylor(3, "mean", (8, 8, 2)), Near(8, 4))), False),
+        (Candidate(HeadSpec(Taylor(3, "mean"), Near(8, 4)), fitted=True), False),
+        (Candidate(HeadSpec(Taylor(1, "centre"), Near(8, 4)), fitted=True), False),
     ],
 )
 def test_a_guarded_row_rules_out_all_that_could_turn_negative(candidate, expected):

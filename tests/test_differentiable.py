@@ -17,6 +17,7 @@ from taylorder.kernels import (
     windowed_attention,
 )
 from taylorder.kernels.differentiable import differentiable_attention
+from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 
 SCALING = 0.4
 
@@ -29,8 +30,8 @@ def tensors(B=1, H=4, G=2, T=20, d=6, d_v=5, dtype=torch.float64, seed=0):
     return tuple(each.to(dtype) for each in (q, k, v))
 
 
-def dropped(window, sinks, order=1):
-    return HeadSpec(order, "zero", window, sinks, None, (0.0,) * order)
+def dropped(window, sinks):
+    return HeadSpec(Dropped(), Near(window, sinks))
 
 
 NEAR = [(1, 0), (1, 3), (5, 0), (5, 2), (5, 19), (12, 8), (19, 0), (19, 1), (20, 0), (20, 4), (40, 40)]
@@ -42,7 +43,7 @@ NEAR = [(1, 0), (1, 3), (5, 0), (5, 2), (5, 19), (12, 8), (19, 0), (19, 1), (20,
 def test_a_window_equals_the_reference(window, sinks, T):
     q, k, v = tensors(B=2, T=T)
     expected, _ = reference_attention(q, k, v, [dropped(window, sinks)] * 4, scaling=SCALING)
-    torch.testing.assert_close(windowed_attention(q, k, v, window, sinks, scaling=SCALING), expected)
+    torch.testing.assert_close(windowed_attention(q, k, v, Near(window, sinks), scaling=SCALING), expected)
 
 
 @pytest.mark.parametrize("window, sinks", [(1, 0), (30, 4), (250, 20), (256, 0), (257, 3), (400, 120), (519, 0)])
@@ -50,25 +51,41 @@ def test_a_window_equals_the_reference(window, sinks, T):
 def test_blocks_of_rows_meet_without_a_seam(window, sinks, T):
     q, k, v = tensors(H=2, G=1, T=T, d=4, d_v=3)
     expected, _ = reference_attention(q, k, v, [dropped(window, sinks)] * 2, scaling=SCALING)
-    torch.testing.assert_close(windowed_attention(q, k, v, window, sinks, scaling=SCALING), expected)
+    torch.testing.assert_close(windowed_attention(q, k, v, Near(window, sinks), scaling=SCALING), expected)
 
 
 def test_one_key_more_or_less_would_show():
     q, k, v = tensors(T=300)
     expected, _ = reference_attention(q, k, v, [dropped(30, 4)] * 4, scaling=SCALING)
     for window, sinks in ((29, 4), (31, 4), (30, 3), (30, 5)):
-        found = windowed_attention(q, k, v, window, sinks, scaling=SCALING)
+        found = windowed_attention(q, k, v, Near(window, sinks), scaling=SCALING)
         assert relative_error(found, expected) > 1e-3
 
 
 KINDS = {
-    "exact": [HeadSpec(None)] * 4,
+    "exact": [HeadSpec(Exact())] * 4,
     "dropped": [dropped(5, 2)] * 4,
-    "dropped, the far field of one": [dropped(5, 2), HeadSpec(3, "mean", 5, 2), dropped(2, 0), dropped(2, 0)],
+    "dropped, the far field of one": [
+        dropped(5, 2),
+        HeadSpec(Taylor(3, "mean"), Near(5, 2)),
+        dropped(2, 0),
+        dropped(2, 0),
+    ],
     "dropped, sinks alone": [dropped(0, 2)] * 4,
-    "polynomial": [HeadSpec(3, "mean", 4, 1), HeadSpec(2, "mean", 4, 1), HeadSpec(3), HeadSpec(1)],
-    "mixed": [HeadSpec(None)] * 2 + [HeadSpec(4, "mean", 3, 1, (6, 6, 3, 2)), HeadSpec(3, "mean", 3, 1, (6, 6, 3))],
-    "dropped and polynomial": [dropped(7, 1, 3), dropped(7, 1, 2), HeadSpec(3, "mean", 4, 1), dropped(4, 1)],
+    "polynomial": [
+        HeadSpec(Taylor(3, "mean"), Near(4, 1)),
+        HeadSpec(Taylor(2, "mean"), Near(4, 1)),
+        HeadSpec(Taylor(3)),
+        HeadSpec(Taylor(1)),
+    ],
+    "mixed": [HeadSpec(Exact())] * 2
+    + [HeadSpec(Taylor(4, "mean", (6, 6, 3, 2)), Near(3, 1)), HeadSpec(Taylor(3, "mean", (6, 6, 3)), Near(3, 1))],
+    "dropped and polynomial": [
+        dropped(7, 1),
+        dropped(7, 1),
+        HeadSpec(Taylor(3, "mean"), Near(4, 1)),
+        dropped(4, 1),
+    ],
 }
 
 
@@ -119,7 +136,7 @@ def test_a_constant_far_field_needs_no_scores(monkeypatch, window, sinks):
     inputs = tensors(H=4, G=2, T=300, d=4, d_v=3)
     weights = torch.randn(1, 4, 300, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     # The last two are guarded: a constant that is too small, and one that is negative.
-    heads = [HeadSpec(1, "zero", window, sinks, None, (c,)) for c in (1.0, 2.5, 1e-4, -1.0)]
+    heads = [HeadSpec(Taylor(1, coefficients=(c,)), Near(window, sinks)) for c in (1.0, 2.5, 1e-4, -1.0)]
     expected, hits = gradients(lambda q, k, v: score_space_attention(q, k, v, heads, scaling=SCALING), inputs, weights)
     monkeypatch.setattr("taylorder.kernels.differentiable.score_space_attention", None)
     found, guarded = gradients(
@@ -133,10 +150,10 @@ def test_a_constant_far_field_needs_no_scores(monkeypatch, window, sinks):
 def test_guarded_rows_are_counted_and_pass_the_gradients_of_the_guard():
     q, k, v = tensors(T=30)
     inputs = 5 * q, k, v
-    heads = [dropped(4, 1)] * 2 + [HeadSpec(2, "mean", 4, 1)] * 2
+    heads = [dropped(4, 1)] * 2 + [HeadSpec(Taylor(2, "mean"), Near(4, 1))] * 2
     weights = torch.ones(1, 4, 30, 5, dtype=torch.float64)
     weights[..., 0] = -2.0
-    mixed = [HeadSpec(None)] * 2 + [HeadSpec(4, "zero", 4, 1)] * 2
+    mixed = [HeadSpec(Exact())] * 2 + [HeadSpec(Taylor(4), Near(4, 1))] * 2
     for chosen in (heads, mixed):
         found, guarded = gradients(
             lambda q, k, v, table=chosen: differentiable_attention(q, k, v, table, scaling=1.0), inputs, weights
@@ -156,8 +173,13 @@ PREFILL = {
     "window and sinks": [dropped(6, 3)] * 4,
     "one key": [dropped(1, 0)] * 4,
     "one key and sinks": [dropped(1, 2)] * 4,
-    "two parts and an exact head": [dropped(6, 3), dropped(6, 3, 2), HeadSpec(None), HeadSpec(None)],
-    "beside a polynomial": [HeadSpec(3, "mean", 6, 3), HeadSpec(2, "mean", 6, 3), dropped(30, 1), dropped(30, 1)],
+    "two parts and an exact head": [dropped(6, 3), dropped(6, 3), HeadSpec(Exact()), HeadSpec(Exact())],
+    "beside a polynomial": [
+        HeadSpec(Taylor(3, "mean"), Near(6, 3)),
+        HeadSpec(Taylor(2, "mean"), Near(6, 3)),
+        dropped(30, 1),
+        dropped(30, 1),
+    ],
 }
 
 
@@ -165,9 +187,9 @@ def told_of_near(monkeypatch):
     """The list of windows that the torch backend handed to ordinary attention."""
     calls = []
 
-    def attend(q, k, v, window, sinks, *, scaling):
-        calls.append((q.shape[2], window, sinks))
-        return windowed_attention(q, k, v, window, sinks, scaling=scaling)
+    def attend(q, k, v, near, *, scaling):
+        calls.append((q.shape[2], near.window, near.sinks))
+        return windowed_attention(q, k, v, near, scaling=scaling)
 
     monkeypatch.setattr(torch_backend, "windowed_attention", attend)
     return calls

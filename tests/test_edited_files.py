@@ -23,8 +23,10 @@ from tiny import TINY, tokens
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.adapt.prepared import prepare
 from taylorder.errors import TaylorderError
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.storage.records import Records
 
@@ -34,11 +36,11 @@ PIECES = {"first": {"rows": [0.1, -0.0, float("inf")], "fitted": {"2": [[1.0, 0.
 
 def config_for(description, window):
     """Exact, near field alone, plain, and ranked with rotations and centres."""
-    exact = [HeadOrder(order="exact", error=0.0, reason="cost", nominal_bytes=512)] * 2
-    near = [HeadOrder.near_only(window, 4)] * 2
-    plain = [HeadOrder(order=3, expansion="centre", window=window, error=0.25, coefficients=(1.0, 0.9, 0.4))]
-    plain.append(HeadOrder(order=1, expansion="mean", window=window, error=1 / 3, reason="group", break_even=300))
-    ranked = [HeadOrder(order=n, expansion="mean", window=4, sinks=1, ranks=(8, 8, 5)[:n]) for n in (3, 2)]
+    exact = [HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="cost", nominal_bytes=512)] * 2
+    near = [HeadOrder(spec=HeadSpec(Dropped(), Near(window, 4)))] * 2
+    plain = [HeadOrder(spec=HeadSpec(Taylor(3, "centre", coefficients=(1.0, 0.9, 0.4)), Near(window)), error=0.25)]
+    plain.append(HeadOrder(spec=HeadSpec(Taylor(1, "mean"), Near(window)), error=1 / 3, reason="group", break_even=300))
+    ranked = [HeadOrder(spec=HeadSpec(Taylor(n, "mean", (8, 8, 5)[:n]), Near(4, 1))) for n in (3, 2)]
     first, second = (module.name for module in description.modules)
     config = OrderConfig(
         model=ModelIdentity.of(description),
@@ -218,6 +220,8 @@ def said(document):
                 head["ranks"] = head["ranks"] and head["ranks"][: head["order"]]
                 heads.append(head)
     for head in heads:
+        if head["coefficients"] and not any(head["coefficients"]):
+            head |= {"order": 1, "expansion": "zero", "ranks": None, "coefficients": [0.0]}
         head["error"] = head["error"] and float(head["error"])
         head["coefficients"] = head["coefficients"] and [float(number) for number in head["coefficients"]]
     return heads
@@ -235,7 +239,7 @@ def outcome(runs, path):
         return "same"
     document = json.loads(path.read_bytes().decode("utf-8-sig"))
     heads = [head for layer in config.layers for head in layer.heads]
-    assert [head.model_dump(mode="json") for head in heads] == said(document)
+    assert [FlatOrder.of(head).model_dump(mode="json") for head in heads] == said(document)
     assert [layer.module for layer in config.layers] == [layer["module"] for layer in document["layers"]]
     assert config.model.model_dump() == document["model"]
     for name in ("calibration", "criterion", "software"):

@@ -14,6 +14,7 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.analysis import losses
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head, nll_gradient
 from taylorder.errors import NonFiniteError
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.models.running import run_base
 from taylorder.selection.gradients import exactly, observe_sequence
@@ -35,9 +36,9 @@ def llama64():
 
 def mixed(model):
     """Exact, dropped-far and polynomial KV heads, in both layers."""
-    window = HeadOrder(order=1, window=5, sinks=2, coefficients=(0.0,))
-    taylor = HeadOrder(order=3, expansion="mean", window=3, sinks=1)
-    layers = [(window, taylor), (taylor, HeadOrder(order="exact"))]
+    window = HeadOrder(spec=HeadSpec(Dropped(), Near(5, 2)))
+    taylor = HeadOrder(spec=HeadSpec(Taylor(3, "mean"), Near(3, 1)))
+    layers = [(window, taylor), (taylor, HeadOrder(spec=HeadSpec(Exact())))]
     description = describe(model, "tiny")
     return OrderConfig(
         model=ModelIdentity.of(description),

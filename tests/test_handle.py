@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from generating import mixed_config, structure, uniform
-from taylorder.selection.screening import screen
+from policy_rules.screening import screen
 from test_adapted_ranks import ranked_config
 from test_choice import CANDIDATES, measured
 from tiny import TINY, llama, tokens
@@ -34,6 +34,7 @@ from taylorder.claims.measurements.order_losses import measure_order_losses
 from taylorder.errors import ConfigError, UsageError
 from taylorder.evaluation.comparison import compare
 from taylorder.evaluation.rivals import Contender
+from taylorder.models.attention import recording
 from taylorder.models.describe import describe
 from taylorder.models.fingerprint import fingerprint
 from taylorder.models.running import device_of, input_device, next_logits
@@ -129,6 +130,21 @@ def test_blocks_and_handles_of_two_models_do_not_mind_each_other():
         assert not torch.equal(logits(second, ids), before[1])
     assert torch.equal(logits(first, ids), before[0])
     assert torch.equal(logits(second, ids), before[1])
+
+
+def test_a_handle_is_not_closed_inside_a_recording_that_began_later():
+    model, ids, calls = llama(), tokens(1, 8), []
+    before, handle = structure(model), taylorder.attach(model, uniform(model, 2))
+    with recording(model, calls.append):
+        with pytest.raises(UsageError, match="LlamaForCausalLM was to be closed while its attention is recorded: clos"):
+            handle.close()
+        with taylorder.attach(model, handle.prepared):  # what begins inside the recording ends there
+            logits(model, ids)
+        assert not calls
+        logits(model, ids)
+    assert len(calls) == 2
+    handle.close()
+    assert structure(model) == before
 
 
 def test_nothing_is_left_where_attaching_fails(monkeypatch):

@@ -16,12 +16,12 @@ from synthetic import replaced
 
 from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
-from taylorder.analysis.results import EXPANSIONS
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
 from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
+from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
 from taylorder.reports import grids, html, html_claims, html_data, levers, summary, terminal, verdict
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import as_document
@@ -68,8 +68,8 @@ def easy_error(layer, head, order, expansion):
 def lever_selection(measured):
     """Every KV head a window; those of the first layer with a polynomial for the rest."""
     chosen = synthetic.selection(measured)
-    window = HeadOrder(order=1, window=60, sinks=4, coefficients=(0.0,), nominal_bytes=17408)
-    beside = HeadOrder(order=2, expansion="mean", window=28, sinks=4, ranks=(64, 64), nominal_bytes=99999)
+    window = HeadOrder(spec=HeadSpec(Dropped(), Near(60, 4)), nominal_bytes=17408)
+    beside = HeadOrder(spec=HeadSpec(Taylor(2, "mean", (64, 64)), Near(28, 4)), nominal_bytes=99999)
     layers = tuple(
         LayerOrders(module=layer.module, heads=(beside if place == 0 else window,) * len(layer.heads))
         for place, layer in enumerate(chosen.config.layers)

@@ -163,7 +163,7 @@ PROGRAM = """
 
     def measure(backend):
         for kernel in copies:
-            heads = [kernel.HeadSpec(order, "mean", window=2, sinks=1) for order in (3, 2)]
+            heads = [kernel.HeadSpec(kernel.Taylor(order, "mean"), kernel.Near(2, 1)) for order in (3, 2)]
             output, state = kernel.taylor_attention(q, k, v, heads, scaling=0.3, backend=backend)
             expected, _ = kernel.reference_attention(q, k, v, heads, scaling=0.3)
             perturbed, _ = kernel.reference_attention(q, k.roll(1, 2), v, heads, scaling=0.3)

@@ -22,6 +22,7 @@ from taylorder.evaluation.evaluate import Evaluation, compare_with_rivals, evalu
 from taylorder.evaluation.intervals import mean_interval, paired_difference
 from taylorder.evaluation.rivals import Contender, per_layer
 from taylorder.evaluation.tasks import Question, Task, run_tasks, summarise
+from taylorder.kernels.spec import Dropped, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.reports.evaluation_words import loss_of_config
 
@@ -53,7 +54,7 @@ def own_losses(model, config, sequences, guard=True):
 def test_figures_are_those_of_the_adapted_model(llama):
     model, description = llama
     config = OrderConfig.uniform(description, 2, "mean", 8, 2)
-    window = everywhere(description, HeadOrder(order=1, window=12, sinks=4, coefficients=(0.0,)))
+    window = everywhere(description, HeadOrder(spec=HeadSpec(Dropped(), Near(12, 4))))
     sequences = tiny.tokens(3, LENGTH)
     found = judged(model, description, [Contender("config", config), Contender(rivals.WINDOW, window)], sequences)
     assert [each.name for each in found.standings] == [EXACT, "config", "window"]
@@ -98,7 +99,7 @@ def test_losses_by_position_add_up(llama, monkeypatch):
 
 def test_a_window_over_everything_is_exact_and_costs_the_cache(llama):
     model, description = llama
-    wide = everywhere(description, HeadOrder(order=1, window=LENGTH, sinks=4, coefficients=(0.0,)))
+    wide = everywhere(description, HeadOrder(spec=HeadSpec(Dropped(), Near(LENGTH, 4))))
     whole = rivals.sliding_window(description, 10**9, LENGTH)
     found = judged(model, description, [Contender("wide", wide), whole])
     for name in ("wide", "window"):
@@ -111,8 +112,8 @@ def test_a_window_over_everything_is_exact_and_costs_the_cache(llama):
 
 def test_the_share_of_guarded_rows_counts_rows_with_far_keys_only(llama):
     model, description = llama
-    negative = everywhere(description, HeadOrder(order=1, window=8, sinks=2, coefficients=(-1.0,)))
-    near = everywhere(description, HeadOrder(order=3, window=LENGTH))
+    negative = everywhere(description, HeadOrder(spec=HeadSpec(Taylor(1, coefficients=(-1.0,)), Near(8, 2))))
+    near = everywhere(description, HeadOrder(spec=HeadSpec(Taylor(3), Near(LENGTH))))
     plain = OrderConfig.uniform(description, 3, "mean")
     found = judged(
         model, description,
@@ -130,7 +131,9 @@ def test_the_share_of_guarded_rows_counts_rows_with_far_keys_only(llama):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_contender_that_overflows_is_reported_and_the_others_go_on(llama, layer):
     model, description = llama
-    broken = per_layer(description, {description.modules[layer].name: HeadOrder(order=1, coefficients=(3e38,))}, {})
+    broken = per_layer(
+        description, {description.modules[layer].name: HeadOrder(spec=HeadSpec(Taylor(1, coefficients=(3e38,))))}, {}
+    )
     good = OrderConfig.uniform(description, 2, "mean", 8, 2)
     alone = judged(model, description, [Contender("good", good)]).standing("good")
     found = judged(model, description, [Contender("broken", broken), Contender("good", good)])
@@ -338,7 +341,11 @@ def test_the_short_form_of_an_encoder_has_the_difference_to_every_rival(tiny_tok
 @pytest.mark.parametrize(("window", "told"), [(16, "sinks and one window of the same bytes ("), (None, "do not hold")])
 def test_the_short_form_beside_a_window_says_how_the_config_compares(llama, tiny_tokenizer, window, told):
     model, description = llama
-    head = HeadOrder(order=1, window=1) if window is None else HeadOrder.near_only(window, 4)
+    head = (
+        HeadOrder(spec=HeadSpec(Taylor(1), Near(1)))
+        if window is None
+        else HeadOrder(spec=HeadSpec(Dropped(), Near(window, 4)))
+    )
     found = shortly(model, tiny_tokenizer, everywhere(description, head), beside_window=True)
     assert [standing.name for standing in found.comparisons[0].standings] == ["exact", "config", "window"]
     assert told in loss_of_config(found)
@@ -400,7 +407,7 @@ def test_tasks_of_an_exact_config_are_run_once(llama, tasks, tiny_tokenizer):
 
 def test_tasks_of_a_config_that_breaks_down_have_a_reason(llama, tasks, tiny_tokenizer):
     model, description = llama
-    broken = everywhere(description, HeadOrder(order=1, coefficients=(3e38,)))
+    broken = everywhere(description, HeadOrder(spec=HeadSpec(Taylor(1, coefficients=(3e38,)))))
     found = evaluate_tasks(model, tiny_tokenizer, description, broken)
     assert found[0].rows == ()
     assert found[0].failure

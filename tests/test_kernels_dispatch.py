@@ -13,8 +13,9 @@ import torch
 
 import taylorder.kernels
 from taylorder.kernels import HeadSpec, taylor_attention
+from taylorder.kernels.spec import Near, Taylor
 
-HEADS = [HeadSpec(3)] * 4
+HEADS = [HeadSpec(Taylor(3))] * 4
 
 
 def arguments(**changes):
@@ -48,7 +49,7 @@ def arguments(**changes):
         (dict(valid=torch.ones(2, 5)), TypeError, "valid is torch.float32, expected a bool tensor"),
         (dict(backend="cuda"), ValueError, "backend is 'cuda', expected one of ('triton', 'torch', 'score-space')"),
         (dict(state=3), TypeError, "state is a int, expected a State"),
-        (dict(heads=[HeadSpec(3, window=2)] * 4, causal=False), ValueError, "bidirectional"),
+        (dict(heads=[HeadSpec(Taylor(3), Near(2))] * 4, causal=False), ValueError, "bidirectional"),
     ],
 )
 def test_the_message_names_argument_value_and_expectation(changes, error, words):
@@ -60,7 +61,7 @@ def test_the_message_names_argument_value_and_expectation(changes, error, words)
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(heads=[HeadSpec(2)] * 4), "heads differ from those the state was made for"),
+        (dict(heads=[HeadSpec(Taylor(2))] * 4), "heads differ from those the state was made for"),
         (dict(causal=False), "state was given, but attention is bidirectional"),
         (
             dict(q=torch.zeros(1, 4, 5, 8), k=torch.zeros(1, 2, 5, 8), v=torch.zeros(1, 2, 5, 3)),
@@ -101,7 +102,7 @@ def test_the_package_works_alone(tmp_path):
         import torch
         import attention_kernel as kernels
         q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
-        heads = [kernels.HeadSpec(3, "mean", 2, 1)] * 4
+        heads = [kernels.HeadSpec(kernels.Taylor(3, "mean"), kernels.Near(2, 1))] * 4
         output, state = kernels.taylor_attention(q, k, v, heads, scaling=0.3)
         expected, _ = kernels.reference_attention(q, k, v, heads, scaling=0.3)
         assert torch.allclose(output.double(), expected, atol=1e-5)

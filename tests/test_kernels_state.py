@@ -13,9 +13,15 @@ from kernel_cases import EAGER, SCALING, Case, attend, sized
 from tolerances import TOLERANCE, relative_error
 
 from taylorder.kernels import HeadSpec, taylor_attention
+from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.kernels.tables import FeatureTable, monomials
 
-MIXED = [HeadSpec(3, "mean", 4, 2), HeadSpec(2, "zero", 4, 2), HeadSpec(None), HeadSpec(None)]
+MIXED = [
+    HeadSpec(Taylor(3, "mean"), Near(4, 2)),
+    HeadSpec(Taylor(2, "centre"), Near(4, 2)),
+    HeadSpec(Exact()),
+    HeadSpec(Exact()),
+]
 
 
 def problem(heads, B=2, G=2, T=130, d=8, d_v=5, seed=0, cuts=None):
@@ -67,7 +73,7 @@ def test_the_state_of_an_order_is_a_prefix_of_the_next(order):
     parts = []
     for P in (order, order + 1):
         with sized(EAGER):
-            _, state = attend(problem([HeadSpec(P)] * 2, G=2))
+            _, state = attend(problem([HeadSpec(Taylor(P))] * 2, G=2))
         parts.append(state.parts[0])
     low, high = parts
     D = low.table.features
@@ -80,7 +86,9 @@ def test_state_bytes():
     d, order, T = 64, 3, 1500
     D = math.comb(d + order - 1, order - 1)
     bound = 1.1 * D * (d + 1) * 4
-    case = problem([HeadSpec(order)], B=1, G=1, T=T, d=d, d_v=d, cuts=(0, 300, 600, 1200, *range(1201, 1501, 7), 1500))
+    case = problem(
+        [HeadSpec(Taylor(order))], B=1, G=1, T=T, d=d, d_v=d, cuts=(0, 300, 600, 1200, *range(1201, 1501, 7), 1500)
+    )
     state = None
     for start, stop in zip(case.cuts, case.cuts[1:], strict=False):
         cut = slice(start, stop)
@@ -93,13 +101,15 @@ def test_state_bytes():
 
 
 def test_dropping_the_far_field_needs_no_state():
-    case = problem([HeadSpec(1, window=8, sinks=2, coefficients=(0.0,))] * 2, T=2000)
+    case = problem([HeadSpec(Dropped(), Near(8, 2))] * 2, T=2000)
     _, state = attend(case)
     assert state.nbytes < case.k.nbytes / 5
     assert state.parts[0].features is None
 
 
-@pytest.mark.parametrize("heads", [MIXED, [HeadSpec(3)] * 2, [HeadSpec(4, "mean", 6, 1, (0, 8, 4, 4))] * 2])
+@pytest.mark.parametrize(
+    "heads", [MIXED, [HeadSpec(Taylor(3))] * 2, [HeadSpec(Taylor(4, "mean", (0, 8, 4, 4)), Near(6, 1))] * 2]
+)
 @pytest.mark.parametrize("chosen", [EAGER, {}])
 def test_reordering_beams_is_reordering_the_batch(heads, chosen):
     case = problem(heads, B=3)
@@ -149,9 +159,9 @@ def test_prefill_needs_little_more_memory_than_the_state():
     """The high-water mark of a fresh process: nothing of size tokens x features, nor tokens x tokens."""
     program = """
         import resource, torch
-        from taylorder.kernels import HeadSpec, taylor_attention
+        from taylorder.kernels import HeadSpec, Near, Taylor, taylor_attention
         torch.set_num_threads(1)
-        heads, d = [HeadSpec(3, "mean", 64, 4)] * 2, 64
+        heads, d = [HeadSpec(Taylor(3, "mean"), Near(64, 4))] * 2, 64
         def run(T):
             q, k, v = torch.randn(1, 2, T, d), torch.randn(1, 2, T, d), torch.randn(1, 2, T, d)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

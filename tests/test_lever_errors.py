@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed
 from taylorder.selection.lever_errors import FIT_ROWS, Prepared, Runner, group_specs, measure_levers
@@ -16,14 +16,14 @@ from taylorder.selection.lever_errors import FIT_ROWS, Prepared, Runner, group_s
 H, G, T, D, DV, SCALING = 4, 2, 40, 6, 5, 0.4
 SEQUENCES = 2
 CANDIDATES = (
-    Candidate(None),
-    Candidate(1, "centre", 5, 2, coefficients="dropped"),
-    Candidate(1, "centre", 5, 2, coefficients="fitted"),
-    Candidate(2, "centre", 3, 1),
-    Candidate(4, "mean", 3, 1, (6, 6, 3, 3)),
+    Candidate(HeadSpec(Exact())),
+    Candidate(HeadSpec(Dropped(), Near(5, 2))),
+    Candidate(HeadSpec(Taylor(1, "centre"), Near(5, 2)), fitted=True),
+    Candidate(HeadSpec(Taylor(2, "centre"), Near(3, 1))),
+    Candidate(HeadSpec(Taylor(4, "mean", (6, 6, 3, 3)), Near(3, 1))),
 )
-WINDOW = Candidate(1, "centre", 9, 2, coefficients="dropped")
-INSTEAD = (None, None, WINDOW, replace(WINDOW, window=20), WINDOW)
+WINDOW = Candidate(HeadSpec(Dropped(), Near(9, 2)))
+INSTEAD = (None, None, WINDOW, Candidate(HeadSpec(Dropped(), Near(20, 2))), WINDOW)
 
 
 def observed(seed, spread=1.0):
@@ -61,7 +61,7 @@ def plain_errors(sequences, layer, specs, kv_head):
     squared = size = weighted = 0.0
     for each in sequences:
         found = reference(each, centres, layer.prepared.rotations, specs)
-        exact = reference(each, centres, None, [HeadSpec(None)] * H)
+        exact = reference(each, centres, None, [HeadSpec(Exact())] * H)
         for t in range(T):
             change = 0.0
             for h in group:
@@ -102,7 +102,7 @@ def test_errors_equal_the_plain_computation(both, kv_head, place):
 def test_windows_of_the_same_bytes_are_measured_beside(both, kv_head, place):
     sequences, layer = both
     row = layer.rows[kv_head * len(CANDIDATES) + place]
-    relative, weighted = plain_errors(sequences, layer, [INSTEAD[place].spec()] * H, kv_head)
+    relative, weighted = plain_errors(sequences, layer, [INSTEAD[place].spec] * H, kv_head)
     assert row.window_relative_l2 == pytest.approx(relative, rel=1e-4)
     assert row.window_gradient_error == pytest.approx(weighted, rel=1e-4)
 
@@ -125,7 +125,10 @@ def test_the_exact_candidate_has_no_error(both):
 
 def test_the_guarded_share_is_that_of_the_head_with_most():
     """Even orders around the centre, scores far from zero: counted in score space by hand."""
-    candidates = (Candidate(2, "centre", 3, 1), Candidate(3, "centre", 3, 1))
+    candidates = (
+        Candidate(HeadSpec(Taylor(2, "centre"), Near(3, 1))),
+        Candidate(HeadSpec(Taylor(3, "centre"), Near(3, 1))),
+    )
     sequences, layer = measured(candidates, (None, None), spread=4.0)
     k = [each.k.double() - torch.cat([s.k for s in sequences], 1).double().mean(1)[:, None] for each in sequences]
     apart = []
@@ -154,7 +157,7 @@ def test_every_query_head_has_coefficients_of_its_own(both):
 
 
 def test_coefficients_belong_to_their_seed():
-    fitted = Candidate(4, "mean", 3, 1, coefficients="fitted")
+    fitted = Candidate(HeadSpec(Taylor(4, "mean"), Near(3, 1)), fitted=True)
     sequences = [longer(each) for each in (0, 1)]
 
     def found(seed):
@@ -193,8 +196,8 @@ def test_rotations_leave_the_scores_as_they_are(both):
 def test_ranks_without_rotations_are_refused():
     runner = Runner(observed(0), Prepared(torch.zeros(G, D), None))
     with pytest.raises(ValueError, match="ranks need rotations, and none were calibrated"):
-        list(runner.run(0, [[CANDIDATES[4].spec()] * 2]))
-    list(runner.run(0, [[CANDIDATES[3].spec()] * 2]))
+        list(runner.run(0, [[CANDIDATES[4].spec] * 2]))
+    list(runner.run(0, [[CANDIDATES[3].spec] * 2]))
 
 
 @pytest.mark.parametrize("kv_head", range(G))
@@ -214,7 +217,7 @@ def test_a_change_is_told_token_by_token_and_summed_over_the_group(kv_head):
 
 def test_specs_are_those_of_the_query_heads_of_a_kv_head():
     fitted = {2: ((0.5,), (0.6,), (0.7,), (0.8,))}
-    own = tuple(HeadSpec(1, "zero", 5, 2, None, coefficients) for coefficients in ((0.7,), (0.8,)))
+    own = tuple(HeadSpec(Taylor(1, "centre", None, coefficients), Near(5, 2)) for coefficients in ((0.7,), (0.8,)))
     assert group_specs(CANDIDATES, fitted, 2, 1, 2) == own
-    assert group_specs(CANDIDATES, fitted, 1, 0, 3) == (CANDIDATES[1].spec(),) * 3
-    assert group_specs(CANDIDATES, fitted, 0, 1, 2) == (HeadSpec(None),) * 2
+    assert group_specs(CANDIDATES, fitted, 1, 0, 3) == (CANDIDATES[1].spec,) * 3
+    assert group_specs(CANDIDATES, fitted, 0, 1, 2) == (HeadSpec(Exact()),) * 2

@@ -10,23 +10,24 @@ import torch
 import transformers as hf
 
 from taylorder.errors import UnsupportedModelError
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.selection import lever_table as levers
 from taylorder.selection.candidates import Candidate
 from taylorder.storage.records import Records
 
 CANDIDATES = (
-    Candidate(None),
-    Candidate(1, "centre", 5, 2, coefficients="dropped"),
-    Candidate(2, "centre", 3, 1, coefficients="fitted"),
-    Candidate(3, "mean", 3, 1, (8, 8, 3)),
+    Candidate(HeadSpec(Exact())),
+    Candidate(HeadSpec(Dropped(), Near(5, 2))),
+    Candidate(HeadSpec(Taylor(2, "centre"), Near(3, 1)), fitted=True),
+    Candidate(HeadSpec(Taylor(3, "mean", (8, 8, 3)), Near(3, 1))),
 )
 SETTINGS = {"seed": 0, "text": "random"}
 FILES = ("levers-model.layers.1.self_attn.json", "levers-model.layers.1.self_attn.safetensors")
 
 
 def beside(candidate, module):
-    return Candidate(1, "centre", 9, 2, coefficients="dropped") if candidate.truncates else None
+    return Candidate(HeadSpec(Dropped(), Near(9, 2))) if candidate.truncates else None
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from taylorder.kernels import HeadSpec, reference_attention
 from taylorder.kernels.near_fields import NearField, attend_near_fields
+from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 
 HEADS, T, D, DV, SCALING = 3, 300, 6, 5, 0.4  # more rows than a block has
 DROP = (0.0,)
@@ -21,7 +22,8 @@ def tensors(seed=0, tokens=T):
 
 
 def specs(window, sinks, coefficients):
-    return [HeadSpec(1, "zero", window, sinks, None, (own,)) for own in coefficients]
+    """One head for each coefficient of order 1; 0 drops the far field."""
+    return [HeadSpec(Taylor(1, coefficients=(c,)) if c else Dropped(), Near(window, sinks)) for c in coefficients]
 
 
 def reference(q, k, v, heads):
@@ -98,10 +100,10 @@ def test_rows_that_lost_all_digits_are_nan():
 @pytest.mark.parametrize(
     "heads",
     [
-        [HeadSpec(None)] * 2,
+        [HeadSpec(Exact())] * 2,
         specs(0, 4, DROP * 2),
-        [HeadSpec(2, "zero", 5, 2)] * 2,
-        [HeadSpec(1, "mean", 5, 2)] * 2,
+        [HeadSpec(Taylor(2), Near(5, 2))] * 2,
+        [HeadSpec(Taylor(1, "mean"), Near(5, 2))] * 2,
         [*specs(5, 2, DROP), *specs(5, 2, (1.0,))],
         [*specs(5, 2, (1.0,)), *specs(6, 2, (1.0,))],
     ],
@@ -109,7 +111,3 @@ def test_rows_that_lost_all_digits_are_nan():
 )
 def test_what_is_more_than_a_near_field(heads):
     assert NearField.of(heads) is None
-
-
-def test_higher_orders_that_drop_the_far_field_are_near_fields():
-    assert NearField.of([HeadSpec(2, "mean", 5, 2, None, (0.0, 0.0))] * 2) == NearField(5, 2, None)

@@ -20,7 +20,7 @@ from test_rivals import model
 
 from taylorder.adapt import cost
 from taylorder.evaluation.rivals import bytes_per_kv_head
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped, Exact
 
 TOKEN = cost.kv_bytes(16, 16, 1)
 CONTEXT = 4096
@@ -29,7 +29,7 @@ ALPHAS = {"layers.0": 5.0, "layers.1": 2.25, "layers.2": 1.25, "layers.3": 3.0}
 
 def windows(contender):
     """Window of the first head of every layer; None where it is exact."""
-    return [None if head.order == "exact" else head.window for head in (each.heads[0] for each in layers(contender))]
+    return [each.heads[0].spec.near.window or None for each in layers(contender)]
 
 
 def layers(contender):
@@ -48,12 +48,15 @@ def test_every_rule_spends_the_budget_and_no_more(tokens, sliding):
     for contender in everything(described, tokens * TOKEN):
         taken = bytes_per_kv_head(contender.config, described, CONTEXT)
         assert (tokens - 1) * TOKEN < taken <= tokens * TOKEN, contender.name
-        heads = [head for layer in layers(contender) for head in layer.heads if head.order != "exact"]
+        heads = [head for layer in layers(contender) for head in layer.heads if not isinstance(head.spec.far, Exact)]
         assert len(heads) == 4 * (4 - len(sliding))
-        assert all(head.drops_far and head.sinks == SINKS and head.window >= 1 for head in heads)
-        assert len({head.window for head in heads}) > 1
+        assert all(isinstance(head.spec.far, Dropped) and head.spec.near.sinks == SINKS for head in heads)
+        assert all(head.spec.near.window >= 1 for head in heads)
+        assert len({head.spec.near.window for head in heads}) > 1
         for layer in layers(contender):
-            assert layer.heads[0].window == layer.heads[1].window, "heads of a group share their cache"
+            assert layer.heads[0].spec.near.window == layer.heads[1].spec.near.window, (
+                "heads of a group share their cache"
+            )
 
 
 @pytest.mark.parametrize("spare", [1, TOKEN - 1])
@@ -113,7 +116,7 @@ def test_random_windows_differ_between_seeds_and_not_between_runs():
     first = random_windows(described, budget, CONTEXT, 0)
     assert first == random_windows(described, budget, CONTEXT, 0)
     assert windows(first) != windows(random_windows(described, budget, CONTEXT, 1))
-    heads = [layer.heads[head].window for layer in layers(first) for head in (0, 2)]
+    heads = [layer.heads[head].spec.near.window for layer in layers(first) for head in (0, 2)]
     assert len(set(heads)) == 8
     assert max(heads) <= 16.5 * min(heads)
 

@@ -11,6 +11,7 @@ import synthetic
 
 import taylorder
 from taylorder.adapt.config import HeadOrder
+from taylorder.kernels.spec import Exact, HeadSpec
 from taylorder.reports import grids, html_data
 from taylorder.selection.reasons import REASONS, Reason, explained
 
@@ -30,7 +31,7 @@ def set_in_the_package():
 def with_reason(reason):
     measured = synthetic.analysis(layers=3)
     chosen = synthetic.selection(measured)
-    choice = HeadOrder(order="exact", error=0.0, reason=reason)
+    choice = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason=reason)
     heads = tuple(synthetic.replaced(head, choice=choice) for head in chosen.heads)
     layers = tuple(layer.model_copy(update={"heads": (choice,) * 9}) for layer in chosen.config.layers)
     config = chosen.config.model_copy(update={"layers": layers})

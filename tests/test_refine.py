@@ -27,6 +27,7 @@ from tiny import llama
 from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head
 from taylorder.errors import UsageError
+from taylorder.kernels.spec import HeadSpec, Near, Taylor
 from taylorder.selection import refine as module
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
@@ -306,7 +307,7 @@ def test_the_start_is_never_what_may_not_be_chosen():
         [[0.0, 0.0, 0.0, 0.1], [0.0] * 4],
     )
     table = hand_table(errors, weighted, guarded)
-    assert table.candidates[3] == Candidate(2, "mean", 8, 4)
+    assert table.candidates[3] == Candidate(HeadSpec(Taylor(2, "mean"), Near(8, 4)))
     assert uniform_start(table, NO_WINDOW, 300) == [2, 2], "the even order is guarded on one KV head"
     cheap = [[400, 200, 200, 100]] * 2
     assert uniform_start(table, cheap, 50) == [1, 3], "the cheapest that each may run"

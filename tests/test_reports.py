@@ -401,7 +401,7 @@ def test_verdict_survives_errors_that_are_not_numbers():
 def test_verdict_does_not_praise_a_config_edited_by_hand():
     measured = synthetic.analysis(layers=1, heads=1, kv_heads=1)
     chosen = synthetic.selection(measured, tolerance=0.95)
-    assert chosen.heads[0].choice.order == 1
+    assert chosen.heads[0].choice.spec.far.order == 1
     strict = synthetic.replaced(chosen, tolerance=0.07)
     text = " ".join(verdict.sentences(measured, strict))
     assert text.startswith("1 of 1 head has an order (order 1: 1), 0 of which meet 7%.")

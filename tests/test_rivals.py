@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, OrderConfig
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.evaluation import rivals
 from taylorder.evaluation.rivals import (
@@ -23,6 +24,7 @@ from taylorder.evaluation.rivals import (
     sliding_window,
     uniform_order,
 )
+from taylorder.kernels.spec import Dropped, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule, ModelDescription
 
@@ -76,14 +78,14 @@ def test_a_larger_order_is_taken_as_soon_as_it_fits():
     described = model()
     token, order_3 = cost.kv_bytes(16, 16, 1), cost.state_bytes(16, 16, 3)
     least = order_3 + (SINKS + 1) * token
-    assert uniform_order(described, least, 4096).config.layers[0].heads[0].order == 3
-    assert uniform_order(described, least - 1, 4096).config.layers[0].heads[0].order == 2
+    assert uniform_order(described, least, 4096).config.layers[0].heads[0].spec.far.order == 3
+    assert uniform_order(described, least - 1, 4096).config.layers[0].heads[0].spec.far.order == 2
 
 
 def test_the_window_keeps_sinks_and_drops_the_far_field():
     contender = sliding_window(model(), 100 * cost.kv_bytes(16, 16, 1), 4096)
     head = contender.config.layers[0].heads[0]
-    assert (head.window, head.sinks, head.drops_far) == (100 - SINKS, SINKS, True)
+    assert head.spec == HeadSpec(Dropped(), Near(100 - SINKS, SINKS))
     assert contender.note == "4 sinks and the last 96 keys for every head, the rest dropped"
 
 
@@ -92,7 +94,7 @@ def test_alphas_far_from_two_get_high_orders():
     alphas = {"layers.0": 5.0, "layers.1": 2.1, "layers.2": 1.2, "layers.3": 3.0}
     budget = cost.state_bytes(16, 16, 3) + 40 * cost.kv_bytes(16, 16, 1)
     contender = alpha_policy(described, alphas, budget, 100_000)
-    orders = [layer.heads[0].order for layer in contender.config.layers]
+    orders = [FlatOrder.of(layer.heads[0]).order for layer in contender.config.layers]
     assert orders[1] == 1
     assert orders[0] > orders[3] >= orders[2] >= orders[1]
 
@@ -103,7 +105,7 @@ def test_layers_without_an_alpha_stay_exact_and_are_paid_for():
     budget, tokens = 40_000, 1000
     contender = alpha_policy(described, alphas, budget, tokens)
     reasons = [layer.heads[0].reason for layer in contender.config.layers]
-    orders = [layer.heads[0].order for layer in contender.config.layers]
+    orders = [FlatOrder.of(layer.heads[0]).order for layer in contender.config.layers]
     assert orders[1] == orders[2] == "exact"
     assert reasons[1] == "sliding"
     assert {orders[0], orders[3]} != {"exact"}
@@ -121,7 +123,7 @@ def test_sliding_layers_are_not_counted():
 
 def test_the_budget_is_the_mean_of_a_mixed_config():
     described = model(layers=2)
-    mixed = per_layer(described, {"layers.0": HeadOrder(order=2, window=8, sinks=2)}, {})
+    mixed = per_layer(described, {"layers.0": HeadOrder(spec=HeadSpec(Taylor(2), Near(8, 2)))}, {})
     expected = (cost.state_bytes(16, 16, 2) + cost.kv_bytes(16, 16, 10) + cost.kv_bytes(16, 16, 500)) // 2
     assert bytes_per_kv_head(mixed, described, 500) == expected
     window = at_equal_bytes(described, mixed, {}, 500)[0]
@@ -131,7 +133,7 @@ def test_the_budget_is_the_mean_of_a_mixed_config():
 
 def test_what_bytes_do_not_buy_is_listed_with_the_reason():
     described, alphas = model(), {f"layers.{i}": 3.0 + i for i in range(4)}
-    poor = per_layer(described, {f"layers.{i}": HeadOrder(order=1, window=1) for i in range(4)}, {})
+    poor = per_layer(described, {f"layers.{i}": HeadOrder(spec=HeadSpec(Taylor(1), Near(1))) for i in range(4)}, {})
     found = {each.name: each for each in at_equal_bytes(described, poor, alphas, 4096)}
     assert list(found) == ["window", "one order", "alphas"]
     assert "per KV head hold no such state, or not 4 sinks and one key" in found["one order"].absent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import plain
 import pytest
 import torch
@@ -10,13 +12,14 @@ from hypothesis import strategies as st
 from tolerances import TOLERANCE, relative_error
 
 from taylorder.kernels import HeadSpec, reference_attention, score_space_attention
+from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 
 specs = st.builds(
     lambda order, expansion, coefficients: HeadSpec(
-        order, expansion, 0, 0, None, coefficients[:order] if coefficients else None
+        Taylor(order, expansion, coefficients=coefficients[:order] if coefficients else None)
     ),
     st.integers(1, 8),
-    st.sampled_from(["zero", "mean"]),
+    st.sampled_from(["centre", "mean"]),
     st.none() | st.tuples(*[st.floats(0.05, 1.0)] * 8),
 )
 
@@ -32,7 +35,7 @@ def tensors(B=2, H=4, G=2, T=17, S=None, d=6, d_v=5, seed=0, scale=1.0):
 
 
 def with_near(spec, window, sinks, ranks=None):
-    return HeadSpec(spec.order, spec.expansion, window, sinks, ranks and ranks[: spec.order], spec.coefficients)
+    return HeadSpec(replace(spec.far, ranks=ranks and ranks[: spec.far.order]), Near(window, sinks))
 
 
 @pytest.mark.parametrize("expansion", ["zero", "mean"])
@@ -40,7 +43,7 @@ def with_near(spec, window, sinks, ranks=None):
 @pytest.mark.parametrize("window, sinks", [(0, 0), (3, 2), (50, 0)])
 def test_reference_equals_the_plain_loop(order, expansion, window, sinks):
     q, k, v = tensors(B=1)
-    spec = HeadSpec(order, expansion, window, sinks)
+    spec = HeadSpec(Taylor(order, expansion), Near(window, sinks))
     output, _ = reference_attention(q, k, v, [spec] * 4, scaling=0.7)
     for i in range(17):
         scores = 0.7 * (k[0, 1].double() @ q[0, 3, i].double())
@@ -55,7 +58,7 @@ def test_reference_equals_the_plain_loop(order, expansion, window, sinks):
 def test_coefficients_of_zero_drop_the_far_field(window, sinks):
     """What is left is softmax over sinks and a sliding window."""
     q, k, v = tensors()
-    spec = HeadSpec(1, "zero", window, sinks, None, (0.0,))
+    spec = HeadSpec(Dropped(), Near(window, sinks))
     i, j = torch.arange(17)[:, None], torch.arange(17)
     mask = (j <= i) & ((j > i - window) | (j < sinks))
     expected = torch.nn.functional.scaled_dot_product_attention(
@@ -72,12 +75,12 @@ def test_coefficients_of_zero_drop_the_far_field(window, sinks):
 
 def test_exact_heads_are_softmax():
     q, k, v = tensors()
-    output, _ = reference_attention(q, k, v, [HeadSpec(None)] * 4, scaling=0.7)
+    output, _ = reference_attention(q, k, v, [HeadSpec(Exact())] * 4, scaling=0.7)
     expected = torch.nn.functional.scaled_dot_product_attention(
         q.double(), k.double(), v.double(), is_causal=True, scale=0.7, enable_gqa=True
     )
     torch.testing.assert_close(output, expected)
-    fast, _ = score_space_attention(q, k, v, [HeadSpec(None)] * 4, scaling=0.7)
+    fast, _ = score_space_attention(q, k, v, [HeadSpec(Exact())] * 4, scaling=0.7)
     assert relative_error(fast, expected) < TOLERANCE[torch.float32]
 
 
@@ -106,7 +109,12 @@ def test_score_space_equals_the_reference(chosen, window, sinks, ranks, causal, 
 
 
 def test_float32_meets_its_tolerance_and_a_perturbed_input_does_not():
-    heads = [HeadSpec(3, "mean", 4, 2), HeadSpec(2, "mean", 4, 2), HeadSpec(3), HeadSpec(5)]
+    heads = [
+        HeadSpec(Taylor(3, "mean"), Near(4, 2)),
+        HeadSpec(Taylor(2, "mean"), Near(4, 2)),
+        HeadSpec(Taylor(3)),
+        HeadSpec(Taylor(5)),
+    ]
     q, k, v = tensors(T=65, scale=0.5)
     expected, _ = reference_attention(q, k, v, heads, scaling=0.4)
     found, _ = score_space_attention(q, k, v, heads, scaling=0.4)
@@ -116,7 +124,14 @@ def test_float32_meets_its_tolerance_and_a_perturbed_input_does_not():
 
 
 @pytest.mark.parametrize(
-    "spec", [HeadSpec(None), HeadSpec(1), HeadSpec(3), HeadSpec(4, "mean", 3, 2), HeadSpec(3, "mean", 0, 1, (4, 4, 2))]
+    "spec",
+    [
+        HeadSpec(Exact()),
+        HeadSpec(Taylor(1)),
+        HeadSpec(Taylor(3)),
+        HeadSpec(Taylor(4, "mean"), Near(3, 2)),
+        HeadSpec(Taylor(3, "mean", (4, 4, 2)), Near(sinks=1)),
+    ],
 )
 def test_gradients_are_those_of_the_formula(spec):
     inputs = tuple(t.double().requires_grad_() for t in tensors(B=1, H=2, G=1, T=7, d=4, d_v=3, scale=0.5))
@@ -126,7 +141,7 @@ def test_gradients_are_those_of_the_formula(spec):
 
 
 def test_queries_of_the_last_tokens_see_all_keys():
-    heads = [HeadSpec(3, "mean", 4, 2)] * 4
+    heads = [HeadSpec(Taylor(3, "mean"), Near(4, 2))] * 4
     q, k, v = (t.double() for t in tensors())
     whole, _ = score_space_attention(q, k, v, heads, scaling=0.4)
     tail, _ = score_space_attention(q[:, :, 12:], k, v, heads, scaling=0.4)
@@ -134,7 +149,12 @@ def test_queries_of_the_last_tokens_see_all_keys():
 
 
 def test_reference_goes_on_from_a_state():
-    heads = [HeadSpec(3, "mean", 4, 2), HeadSpec(4, "mean", 4, 2), HeadSpec(None), HeadSpec(None)]
+    heads = [
+        HeadSpec(Taylor(3, "mean"), Near(4, 2)),
+        HeadSpec(Taylor(4, "mean"), Near(4, 2)),
+        HeadSpec(Exact()),
+        HeadSpec(Exact()),
+    ]
     q, k, v = tensors()
     valid = torch.ones(2, 17, dtype=torch.bool)
     valid[0, :3] = False
@@ -151,45 +171,54 @@ def test_reference_goes_on_from_a_state():
 
 def test_guarded_rows_are_counted_and_can_be_left_raw():
     q, k, v = tensors(T=40, scale=4.0)
-    heads = [HeadSpec(4)] * 4
+    heads = [HeadSpec(Taylor(4))] * 4
     guarded, hits = score_space_attention(q, k, v, heads, scaling=1.0)
     raw, raw_hits = score_space_attention(q, k, v, heads, scaling=1.0, guard=False)
     assert hits.sum() > 0
     assert torch.equal(hits, raw_hits)
     assert not torch.allclose(guarded, raw)
     assert guarded.abs().max() < raw.abs().max()
-    _, odd = score_space_attention(q, k, v, [HeadSpec(3)] * 4, scaling=1.0)
+    _, odd = score_space_attention(q, k, v, [HeadSpec(Taylor(3))] * 4, scaling=1.0)
     assert odd.sum() == 0
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "make, words",
     [
-        (dict(order=0), "order is 0, expected 1 to 8"),
-        (dict(order=9), "order is 9"),
-        (dict(order=3, expansion="centre"), "expansion is 'centre', expected one of"),
-        (dict(order=3, window=-1), "window is -1"),
-        (dict(order=3, sinks=2**31), "sinks is 2147483648, expected 0 to 2147483647"),
-        (dict(order=3, ranks=(4, 4)), "ranks is (4, 4), expected one entry per degree: 3"),
-        (dict(order=4, ranks=(9, 3, 4, 2)), "expected ranks that do not increase"),
-        (dict(order=2, coefficients=(1.0, float("nan"))), "expected finite numbers"),
-        (dict(order=None, window=4), "is exact (order None)"),
+        (lambda: Taylor(0), "order is 0, expected 1 to 8"),
+        (lambda: Taylor(9), "order is 9"),
+        (lambda: Taylor(3, "median"), "expansion is 'median', expected one of"),
+        (lambda: Near(window=-1), "window is -1"),
+        (lambda: Near(sinks=2**31), "sinks is 2147483648, expected 0 to 65536"),
+        (lambda: Taylor(3, "mean", ranks=(4, 4)), "ranks has 2 entries, expected one per degree: 3"),
+        (lambda: Taylor(4, "mean", ranks=(9, 3, 4, 2)), "expected ranks that do not increase"),
+        (lambda: Taylor(3, "mean", ranks=(4, 4, -1)), "expected no negative rank"),
+        (lambda: Taylor(2, ranks=(4, 4)), "ranks are not defined for expansion 'zero'"),
+        (lambda: Taylor(2, coefficients=(1.0, float("nan"))), "expected finite numbers"),
+        (lambda: Taylor(2, coefficients=(0.0, 0.0)), "drops the far field: use Dropped()"),
+        (lambda: HeadSpec(Exact(), Near(4)), "an exact head has no near field, found Near(window=4, sinks=0)"),
     ],
 )
-def test_specs_that_make_no_sense_are_refused(arguments, words):
+def test_specs_that_make_no_sense_are_refused(make, words):
     with pytest.raises(ValueError) as caught:
-        HeadSpec(**arguments)
+        make()
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "heads, causal, words",
     [
-        ([HeadSpec(3)] * 3, True, "heads has 3 specs, expected one per query head: 4"),
-        ([HeadSpec(3), HeadSpec(None)] * 2, True, "KV head 0 are partly exact"),
-        ([HeadSpec(3, window=2), HeadSpec(3, window=4)] * 2, True, "have window [2, 4], expected one value"),
-        ([HeadSpec(2, ranks=(4, 4)), HeadSpec(2)] * 2, True, "expected prefixes of one"),
-        ([HeadSpec(3, window=2)] * 4, False, "bidirectional"),
+        ([HeadSpec(Taylor(3))] * 3, True, "heads has 3 specs, expected one per query head: 4"),
+        ([HeadSpec(Taylor(3)), HeadSpec(Exact())] * 2, True, "KV head 0: some heads are exact and some are not"),
+        (
+            [HeadSpec(Taylor(3), Near(2)), HeadSpec(Taylor(3), Near(4))] * 2,
+            True,
+            "KV head 0: window differs within the group ([2, 4]); one value is expected",
+        ),
+        ([HeadSpec(Taylor(2, "centre", (4, 4))), HeadSpec(Taylor(2, "centre", (4, 3)))] * 2, True, "must be a prefix"),
+        ([HeadSpec(Taylor(2, "mean", (4, 4))), HeadSpec(Taylor(2, "mean"))] * 2, True, "some have none"),
+        ([HeadSpec(Taylor(2, "mean")), HeadSpec(Taylor(2))] * 2, True, "'zero' is mixed with 'centre' or 'mean'"),
+        ([HeadSpec(Taylor(3), Near(2))] * 4, False, "bidirectional"),
     ],
 )
 def test_tables_the_shared_kv_cannot_honour_are_refused(heads, causal, words):

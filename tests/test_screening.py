@@ -13,6 +13,7 @@ from tiny import gemma3, llama
 
 from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head, token_losses
+from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of
 from taylorder.storage.records import Records
@@ -23,7 +24,7 @@ SEQUENCES = 2
 @pytest.fixture(scope="module", params=[llama, gemma3], ids=["llama", "gemma3"])
 def table_of(request, tmp_path_factory):
     model = request.param()
-    candidates = (*CANDIDATES[:2], Candidate(1, window=20, sinks=4, coefficients="dropped"))
+    candidates = (*CANDIDATES[:2], Candidate(HeadSpec(Dropped(), Near(20, 4))))
     table, ids = measured(model, tmp_path_factory.mktemp("records"), candidates, SEQUENCES)
     return model, table, ids
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import synthetic
 import torch
 
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
 from taylorder.errors import UsageError
 from taylorder.models.description import AttentionModule, ModelDescription
@@ -69,7 +71,8 @@ def analysis(errors, *, guarded=(), heads=2, kv_heads=1, alphas=(), **module_cha
 
 
 def chosen(result, layer=0):
-    return [(head.order, head.expansion, head.reason) for head in result.config.layers[layer].heads]
+    heads = [FlatOrder.of(head) for head in result.config.layers[layer].heads]
+    return [(head.order, head.expansion, head.reason) for head in heads]
 
 
 def choose(measured, tolerance=0.07, context=CONTEXT, **options):
@@ -140,7 +143,7 @@ def test_sliding_window_layers_stay_exact_with_the_bytes_of_their_window():
 
 def test_encoders_are_chosen_by_flops():
     measured = analysis([{h: {"mean": {3: 0.01}} for h in (0, 1)}], causal=False)
-    assert choose(measured, context=65_536).config.layers[0].heads[0].order == 3
+    assert choose(measured, context=65_536).config.layers[0].heads[0].spec.far.order == 3
     short = choose(measured, context=512)
     assert chosen(short)[0] == ("exact", "zero", "cost")
 
@@ -177,3 +180,12 @@ def test_no_order_is_chosen_where_few_rows_have_far_keys(share, reasons, policy)
     measured = analysis([{0: {"mean": {1: 0.01}}, 1: {"mean": {1: 0.01}}}], alphas=[(2.0, 2.0)])
     measured = replace(measured, calibration=replace(measured.calibration, far_share=share))
     assert {reason for _, _, reason in chosen(choose(measured, policy=policy))} == reasons
+
+
+def test_the_context_is_the_models_own_and_nonsense_is_refused():
+    measured = synthetic.analysis(layers=2)
+    assert select(measured).context == measured.model.max_context
+    assert select(measured).tolerance == 0.07
+    for options in ({"policy": "luck"}, {"tolerance": 0}, {"tolerance": float("nan")}, {"context": 0}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))} .*expected"):
+            select(measured, **options)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import html
+import json
+from types import SimpleNamespace
 
 import claims_cases
 import pandas
@@ -17,6 +19,8 @@ from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
 from taylorder.models.loading import LoadedModel
+from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.run_levers import LeverRun
 
 MEASURED = synthetic.analysis()
 CHOSEN = synthetic.selection(MEASURED, tolerance=0.5)
@@ -38,6 +42,8 @@ def test_a_repr_is_one_short_line():
         "LoadedModel": LoadedModel(model, None, "tiny"),
         "TaylorCache:": taylorder.TaylorCache(model, config),
         "Evaluation without figures:": Evaluation(True, (), "every layer has a sliding window of its own"),
+        "LeverTable": (table := LeverTable(MEASURED.model, (), ())),
+        "LeverRun:": LeverRun(table, SimpleNamespace(nominal_bytes=65536), None),
         "Claim": degree_claim(claims_cases.evidence(claims_cases.model())),
         "ModelEvidence": claims_cases.model(),
     }
@@ -81,15 +87,20 @@ def test_tables_of_an_analysis_are_those_of_its_files(tmp_path):
         assert_frame_equal(table, written, check_dtype=False, check_exact=True)
 
 
-def test_a_config_and_a_selection_have_a_row_per_head():
-    table, chosen = CHOSEN.config.to_frame(), CHOSEN.to_frame()
-    assert len(table) == len(chosen) == 270
-    heads = [head for layer in CHOSEN.config.layers for head in layer.heads]
-    for row, head in zip(table.to_dict("records"), heads, strict=True):
-        assert row["runs"] == ("exact" if head.order == "exact" else "taylor")
-        assert row["runs"] == "exact" or row["order"] == head.order
-        assert row["expansion"] == head.expansion
-    verdict, row = CHOSEN.heads[100], chosen.iloc[100]
+def test_a_config_and_a_selection_have_a_row_per_head(tmp_path):
+    CHOSEN.config.save(tmp_path / "orders.json")
+    layers = json.loads((tmp_path / "orders.json").read_text())["layers"]
+    written = [
+        (layer["module"], kv_head["runs"], head["order"] if kv_head["runs"] == "taylor" else None, head["error"])
+        for layer in layers
+        for kv_head in layer["kv_heads"]
+        for head in kv_head["heads"]
+    ]
+    assert {runs for _, runs, *_ in written} == {"exact", "taylor"}
+    for table in (CHOSEN.config.to_frame(), CHOSEN.to_frame()):
+        cells = table[["module", "runs", "order", "error"]].astype(object).where(table.notna(), None)
+        assert [tuple(row) for row in cells.values.tolist()] == written
+    verdict, row = CHOSEN.heads[100], CHOSEN.to_frame().iloc[100]
     assert (row.module, row["head"], row.kv_head) == (verdict.module, verdict.head, verdict.kv_head)
     assert row.predicted_order == verdict.predicted_order
 

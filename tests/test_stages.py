@@ -10,12 +10,14 @@ from policy_rules.criteria import gradient_errors
 from test_choice import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LONG, SINKS_16, TAYLOR_1, measured
 from tiny import llama
 
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.selection import refine as module
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import Criterion
 from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
-from taylorder.selection.under_limit import Limit, choose, windows_alone
+from taylorder.selection.settings import Limit
+from taylorder.selection.under_limit import choose, windows_alone
 from taylorder.storage.records import Records
 
 LENGTH = 48
@@ -58,7 +60,7 @@ def dropped_bytes(table):
 def test_windows_alone_are_exact_attention_and_windows_with_the_usual_sinks():
     assert windows_alone(CANDIDATES) == PLAIN
     assert SINKS_16 not in windows_alone(CANDIDATES)
-    assert windows_alone([Candidate(None), Candidate(3, "mean", 4, 4)]) == [0]
+    assert windows_alone([Candidate(HeadSpec(Exact())), Candidate(HeadSpec(Taylor(3, "mean"), Near(4, 4)))]) == [0]
 
 
 def test_a_part_of_the_table_has_the_rows_and_fits_of_its_candidates(tiny_llama):

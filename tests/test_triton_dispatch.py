@@ -17,6 +17,7 @@ import taylorder
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import BACKEND_VARIABLE, HeadSpec, TritonUnavailableError, triton_backend
 from taylorder.kernels.dispatch import choose_backend
+from taylorder.kernels.spec import Near, Taylor
 from taylorder.kernels.triton_backend import attention as call
 from taylorder.kernels.triton_backend import fold, launch
 from taylorder.kernels.triton_backend.settings import Setting
@@ -125,10 +126,10 @@ def test_a_moved_state_knows_the_device_it_is_on():
 
 PROGRAM = """
 import torch
-from taylorder.kernels import HeadSpec, TritonUnavailableError, taylor_attention
+from taylorder.kernels import HeadSpec, Taylor, TritonUnavailableError, taylor_attention
 q, k = torch.zeros(1, 2, 3, 8), torch.zeros(1, 1, 3, 8)
 try:
-    taylor_attention(q, k, k, [HeadSpec(3)] * 2, scaling=1.0, backend="triton")
+    taylor_attention(q, k, k, [HeadSpec(Taylor(3))] * 2, scaling=1.0, backend="triton")
 except TritonUnavailableError as error:
     print(error)
 """
@@ -187,7 +188,7 @@ def test_autotuning_tries_the_shipped_settings_once_and_keeps_the_fastest(monkey
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     monkeypatch.setattr(triton_backend, "triton_problem", lambda _device: None)
     monkeypatch.setattr(call, "machine", lambda: "interpreter")
-    case = problem([HeadSpec(3, "mean", 4, 1), HeadSpec(2, "zero", 4, 1)], B=1, G=1, T=60)
+    case = problem([HeadSpec(Taylor(3, "mean"), Near(4, 1)), HeadSpec(Taylor(2, "centre"), Near(4, 1))], B=1, G=1, T=60)
     with sized({**EAGER, (call, "SEGMENT"): 30}):
         found, _ = attend(case, "triton")
         before = len(tried)
@@ -210,7 +211,7 @@ def test_the_key_of_autotuning_is_what_a_setting_depends_on():
         assert set(key) <= set(constants), f"{name} is tuned by {key}, which are not all constants"
 
     with pytest.MonkeyPatch.context() as patch, sized(EAGER):
-        case = problem([HeadSpec(3, "mean", 4, 1)] * 2, B=1, G=1, T=60)
+        case = problem([HeadSpec(Taylor(3, "mean"), Near(4, 1))] * 2, B=1, G=1, T=60)
         patch.setattr(call, "launch", record)
         patch.setattr(fold, "launch", record)
         attend(case, "triton")

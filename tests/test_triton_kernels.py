@@ -14,6 +14,7 @@ from tolerances import TOLERANCE, relative_error
 from triton_cases import EAGER, LAYOUTS, altering, backward_error, layouts, sized, sizes
 
 from taylorder.kernels import HeadSpec, reference_sums, taylor_attention
+from taylorder.kernels.spec import Exact, Near, Taylor
 from taylorder.kernels.triton_backend import attention as call
 from taylorder.kernels.triton_backend import plan
 from taylorder.kernels.triton_backend.launch import KERNELS
@@ -49,10 +50,10 @@ def test_every_table_up_to_order_8(case, chosen, layout):
 @pytest.mark.parametrize(
     "specs",
     [
-        [HeadSpec(4), HeadSpec(3)],
-        [HeadSpec(4, "mean"), HeadSpec(2)],
-        [HeadSpec(4, "mean", ranks=(0, 8, 5, 2)), HeadSpec(3, "mean", ranks=(0, 8, 5))],
-        [HeadSpec(4, coefficients=(0.9, 0.8, 0.5, 0.2))] * 2,
+        [HeadSpec(Taylor(4)), HeadSpec(Taylor(3))],
+        [HeadSpec(Taylor(4, "mean")), HeadSpec(Taylor(2, "centre"))],
+        [HeadSpec(Taylor(4, "mean", (0, 8, 5, 2))), HeadSpec(Taylor(3, "mean", (0, 8, 5)))],
+        [HeadSpec(Taylor(4, coefficients=(0.9, 0.8, 0.5, 0.2)))] * 2,
     ],
 )
 def test_numerators_and_denominators_by_themselves(monkeypatch, specs, layout):
@@ -99,7 +100,9 @@ CONTROLS = {
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_perturbed_input_of_any_kernel_shows(kernel):
-    case = problem([HeadSpec(3, "mean", 6, 2), HeadSpec(4, "zero", 6, 2)], B=1, G=1, T=70, scale=0.5)
+    case = problem(
+        [HeadSpec(Taylor(3, "mean"), Near(6, 2)), HeadSpec(Taylor(4, "centre"), Near(6, 2))], B=1, G=1, T=70, scale=0.5
+    )
     with sized(EAGER), altering(kernel, *CONTROLS[kernel]):
         wrong, _ = attend(case, "triton")
     with sized(EAGER), altering(kernel, CONTROLS[kernel][0], lambda tensor: tensor):
@@ -138,7 +141,7 @@ def test_half_precisions_in_and_out(dtype):
 @pytest.mark.parametrize("d, d_v, orders", [(16, 24, (4, 3)), (32, 32, (3, 2)), (64, 16, (2, 3)), (80, 80, (2, 2))])
 @pytest.mark.parametrize("T", [1, 33])
 def test_head_dims_and_value_dims(d, d_v, orders, T):
-    case = problem([HeadSpec(order) for order in orders], B=1, G=1, T=T, d=d, d_v=d_v, scale=d**-0.5)
+    case = problem([HeadSpec(Taylor(order)) for order in orders], B=1, G=1, T=T, d=d, d_v=d_v, scale=d**-0.5)
     with sized({**EAGER, (call, "SEGMENT"): 32}):
         found, _ = attend(case, "triton")
     assert backward_error(found, case) < FP32
@@ -159,9 +162,12 @@ HEAVY = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("d, d_v, order, ranks", HEAVY)
-@pytest.mark.parametrize("expansion", ["zero", "mean"])
+@pytest.mark.parametrize("expansion", ["centre", "mean"])
 def test_the_heavy_corners(d, d_v, order, ranks, expansion):
-    specs = [HeadSpec(order, expansion, 5, 2, ranks), HeadSpec(2, expansion, 5, 2, ranks and ranks[:2])]
+    specs = [
+        HeadSpec(Taylor(order, expansion, ranks), Near(5, 2)),
+        HeadSpec(Taylor(2, expansion, ranks and ranks[:2]), Near(5, 2)),
+    ]
     case = problem(specs, B=1, G=1, T=60, d=d, d_v=d_v, scale=d**-0.5, cuts=(0, 50, 59, 60))
     wide = Layout("gather", 512) if d == 16 else None  # the interpreter's time is its operations, whatever their size
     with sized({**EAGER, (call, "SEGMENT"): 64}, wide):
@@ -172,7 +178,9 @@ def test_the_heavy_corners(d, d_v, order, ranks, expansion):
 
 def test_full_rank_order_4_at_head_dim_64():
     """The configuration that the compile report is about, decoded: three tokens read 47,905 features."""
-    case = problem([HeadSpec(4), HeadSpec(3)], B=1, G=1, T=20, d=64, d_v=8, scale=0.125, cuts=(0, 17, 20))
+    case = problem(
+        [HeadSpec(Taylor(4)), HeadSpec(Taylor(3))], B=1, G=1, T=20, d=64, d_v=8, scale=0.125, cuts=(0, 17, 20)
+    )
     with sized({**EAGER, (call, "SEGMENT"): 64, (plan, "PROGRAMS"): 2}, Layout("pair", 512)):
         found, state = attend(case, "triton")
     assert state.parts[0].features.shape[1] > 47_904
@@ -209,7 +217,7 @@ def test_the_state_of_an_order_is_a_prefix_of_the_next(layout):
     states = []
     for order in (2, 3, 4, 5):
         with sized({**EAGER, (call, "SEGMENT"): 200}, layout):
-            _, state = attend(problem([HeadSpec(order)] * 2, B=1, G=1, T=60), "triton")
+            _, state = attend(problem([HeadSpec(Taylor(order))] * 2, B=1, G=1, T=60), "triton")
         states.append(state.parts[0].features)
     for order, (lower, higher) in enumerate(pairwise(states), start=2):
         # The gather layout packs degrees without a gap: the last tile of an order may be of the next one in part.
@@ -225,7 +233,7 @@ def count(degree, coordinates):
 
 
 def test_guarded_rows_are_counted_as_in_score_space():
-    case = problem([HeadSpec(4), HeadSpec(2)] * 2, G=2, T=60, scale=4.0)
+    case = problem([HeadSpec(Taylor(4)), HeadSpec(Taylor(2))] * 2, G=2, T=60, scale=4.0)
     valid = torch.rand(2, 60, generator=torch.Generator().manual_seed(1)) < 0.9
     case = replace(case, valid=valid)
     _, by_scores = attend(case, backend="score-space")
@@ -237,7 +245,9 @@ def test_guarded_rows_are_counted_as_in_score_space():
 
 
 def test_two_directions():
-    case = problem([HeadSpec(3, "mean"), HeadSpec(4), HeadSpec(None), HeadSpec(None)], T=70)
+    case = problem(
+        [HeadSpec(Taylor(3, "mean")), HeadSpec(Taylor(4, "centre")), HeadSpec(Exact()), HeadSpec(Exact())], T=70
+    )
     two_sided = replace(case, valid=torch.rand(2, 70) < 0.9, causal=False)
     for chosen in (EAGER, {}):
         with sized(chosen):
@@ -248,7 +258,7 @@ def test_two_directions():
 
 @pytest.mark.parametrize("mean", [0.0, 5.0, 20.0])
 def test_scores_far_from_zero_stay_accurate(mean):
-    case = problem([HeadSpec(4, "mean", 2, 1)] * 2, T=60)
+    case = problem([HeadSpec(Taylor(4, "mean"), Near(2, 1))] * 2, T=60)
     along = torch.eye(8)[0]
     moved = replace(case, q=case.q + 3 * along, k=case.k / 2 + mean / (3 * SCALING) * along)
     with sized(EAGER):

@@ -50,7 +50,7 @@ def mixed(name, tmp_path, seed=1):
     model = MODELS[name]()
     mixed_config(model, seed).save(tmp_path / "orders.json")
     config = taylorder.OrderConfig.load(tmp_path / "orders.json", model)
-    assert len({head.order for layer in config.layers for head in layer.heads}) >= 3
+    assert len({head.spec.far for layer in config.layers for head in layer.heads}) >= 3
     assert config.model.heads > config.model.kv_heads
     return model, config
 

@@ -15,6 +15,7 @@ from triton_cases import sized
 
 from taylorder.compile_report.ahead_of_time import state_overhead
 from taylorder.kernels import HeadSpec
+from taylorder.kernels.spec import Dropped, Near, Taylor
 from taylorder.kernels.tables import count
 from taylorder.kernels.triton_backend import plan as work
 from taylorder.kernels.triton_backend.head_tables import head_tables, state_coefficients
@@ -86,11 +87,11 @@ def test_low_ranks_hardly_waste_a_row():
 
 
 MIXED = (
-    (HeadSpec(4, "mean"), HeadSpec(2)),
-    (HeadSpec(3), HeadSpec(3)),
-    (HeadSpec(1), HeadSpec(1)),
-    (HeadSpec(3, window=4, coefficients=(0.0, 0.0, 0.0)),) * 2,
-    (HeadSpec(4, ranks=(0, 32, 6, 4)), HeadSpec(3, ranks=(0, 32, 6))),
+    (HeadSpec(Taylor(4, "mean")), HeadSpec(Taylor(2, "centre"))),
+    (HeadSpec(Taylor(3)), HeadSpec(Taylor(3))),
+    (HeadSpec(Taylor(1)), HeadSpec(Taylor(1))),
+    (HeadSpec(Dropped(), Near(4)),) * 2,
+    (HeadSpec(Taylor(4, "centre", (0, 32, 6, 4))), HeadSpec(Taylor(3, "centre", (0, 32, 6)))),
 )
 
 
@@ -217,7 +218,7 @@ def test_bfloat16_products_meet_the_tolerance(expansion, mean, order):
     k = rounded(torch.randn(512, d, generator=generator) + mean)
     v = rounded(torch.randn(512, d, generator=generator))
     scaling = d**-0.5
-    tables = head_tables(((HeadSpec(order, expansion),),), d, CPU)
+    tables = head_tables(((HeadSpec(Taylor(order, expansion)),),), d, CPU)
     layout, kind = tables.layouts[0], tables.kinds[0]
     own = book(layout, d, (kind,), CPU)
     centre = k.mean(0) if expansion == "mean" else torch.zeros(d)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import taylorder
 from taylorder.kernels import HeadSpec
+from taylorder.kernels.spec import Near, Taylor
 
 from . import inputs
 from .attention import admissions, compare_admissions
@@ -55,7 +56,9 @@ def against_the_reference(examination: Examination, model: Any, description: Any
     """One low order for all heads against the reference, and whether the model is as it was afterwards."""
     record = examination.record
     record["reference"] = {}
-    spec = HeadSpec(ORDER, "mean", WINDOW, SINKS) if description.causal else HeadSpec(ORDER, "mean")
+    spec = (
+        HeadSpec(Taylor(ORDER, "mean"), Near(WINDOW, SINKS)) if description.causal else HeadSpec(Taylor(ORDER, "mean"))
+    )
     open_modules = {module.name for module in description.open_modules}
     batches = {
         "tokens": {"input_ids": inputs.token_ids()},

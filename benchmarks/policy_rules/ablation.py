@@ -8,11 +8,12 @@ and a longer window; and without ``window`` all KV heads get the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor, deepest
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Lever
 
@@ -31,73 +32,70 @@ def without_lever(config: OrderConfig, model: ModelDescription, lever: Lever, co
     layers = []
     for layer, module in zip(config.layers, model.modules, strict=True):
         heads: list[HeadOrder] = []
-        for start in range(0, module.heads, module.group):
-            own = layer.heads[start : start + module.group]
-            fixed = module.sliding_window is not None or (own[0].order == "exact" and lever != "window")
-            heads += own if fixed else map(_unmeasured, change(own, module), own)
+        for group in module.groups(layer.heads):
+            specs = [head.spec for head in group]
+            fixed = module.sliding_window is not None or (isinstance(specs[0].far, Exact) and lever != "window")
+            heads += group if fixed else map(_unmeasured, group, change(specs, module))
         layers.append(LayerOrders(module=layer.module, heads=tuple(heads)))
     changed = config.model_copy(update={"layers": tuple(layers)})
-    OrderConfig.model_validate(changed.model_dump(by_alias=True))  # a copy is not validated
+    OrderConfig.model_validate(dict(changed))  # a copy is not validated
     return changed
 
 
-def _unmeasured(new: HeadOrder, old: HeadOrder) -> HeadOrder:
-    """The head without the figures of what it was, unless it still is that."""
-    if new == old:
-        return old
-    return new.model_copy(update={"error": None, "nominal_bytes": None, "break_even": None})
+def _unmeasured(head: HeadOrder, spec: HeadSpec) -> HeadOrder:
+    """The head with another spec and without the figures of what it was, unless it still is that."""
+    if spec == head.spec:
+        return head
+    return HeadOrder(spec=spec)
 
 
-def _state_tokens(heads: Sequence[HeadOrder], module: AttentionModule) -> int:
+def _state_tokens(group: Sequence[HeadSpec], module: AttentionModule) -> int:
     """Tokens of window that the state of a KV head is worth, rounded down."""
-    if all(head.drops_far for head in heads):
+    far = deepest(group)
+    if far is None:
         return 0
-    deepest = max(heads, key=lambda head: head.order if head.order != "exact" else 0)
-    state = cost.state_bytes(module.head_dim, module.value_dim, int(deepest.order), deepest.ranks)
+    state = cost.state_bytes(module.head_dim, module.value_dim, far.order, far.ranks)
     return state // cost.kv_bytes(module.head_dim, module.value_dim, 1)
 
 
-def _window_only(heads: Sequence[HeadOrder], module: AttentionModule) -> list[HeadOrder]:
-    first = heads[0]
-    if first.drops_far:
-        return list(heads)
-    window = first.window + _state_tokens(heads, module)
-    return [HeadOrder.near_only(window, first.sinks)] * len(heads)
+def _window_only(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
+    near = group[0].near
+    return [HeadSpec(Dropped(), Near(near.window + _state_tokens(group, module), near.sinks))] * len(group)
 
 
-def _without_ranks(heads: Sequence[HeadOrder], module: AttentionModule) -> list[HeadOrder]:
-    return list(heads) if heads[0].ranks is None else _window_only(heads, module)
+def _without_ranks(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
+    return list(group) if group[0].ranks is None else _window_only(group, module)
 
 
-def _without_coefficients(heads: Sequence[HeadOrder], module: AttentionModule) -> list[HeadOrder]:
-    return [head if head.drops_far else head.model_copy(update={"coefficients": None}) for head in heads]
+def _without_coefficients(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
+    return [
+        replace(spec, far=replace(spec.far, coefficients=None)) if isinstance(spec.far, Taylor) else spec
+        for spec in group
+    ]
 
 
-def _without_expansion(heads: Sequence[HeadOrder], module: AttentionModule) -> list[HeadOrder]:
+def _without_expansion(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
     """Coefficients fitted around the mean say nothing about powers of the centred score."""
     return [
-        head.model_copy(update={"expansion": "centre", "coefficients": None}) if head.expansion == "mean" else head
-        for head in heads
+        replace(spec, far=replace(spec.far, expansion="centre", coefficients=None))
+        if isinstance(spec.far, Taylor) and spec.far.expansion == "mean"
+        else spec
+        for spec in group
     ]
 
 
-def _without_sinks(heads: Sequence[HeadOrder], module: AttentionModule) -> list[HeadOrder]:
+def _without_sinks(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
     return [
-        head.model_copy(update={"sinks": SINKS, "window": head.window + head.sinks - SINKS})
-        if head.sinks > SINKS
-        else head
-        for head in heads
+        replace(spec, near=Near(spec.near.tokens - SINKS, SINKS)) if spec.near.sinks > SINKS else spec for spec in group
     ]
 
 
-def _near(heads: Sequence[HeadOrder], module: AttentionModule, tokens: int) -> list[HeadOrder]:
+def _near(group: Sequence[HeadSpec], module: AttentionModule, tokens: int) -> list[HeadSpec]:
     """The same KV head with that many tokens in all, those its state is worth included."""
-    if heads[0].order == "exact":
-        return [HeadOrder.near_only(tokens - SINKS, SINKS)] * len(heads)
-    window = tokens - _state_tokens(heads, module) - heads[0].sinks
-    if window < 1:
-        return [HeadOrder.near_only(tokens - SINKS, SINKS)] * len(heads)
-    return [head.model_copy(update={"window": window}) for head in heads]
+    window = tokens - _state_tokens(group, module) - group[0].near.sinks
+    if isinstance(group[0].far, Exact) or window < 1:
+        return [HeadSpec(Dropped(), Near(tokens - SINKS, SINKS))] * len(group)
+    return [replace(spec, near=Near(window, spec.near.sinks)) for spec in group]
 
 
 def _mean_near(config: OrderConfig, model: ModelDescription, context: int) -> int:
@@ -105,15 +103,14 @@ def _mean_near(config: OrderConfig, model: ModelDescription, context: int) -> in
     tokens = kv_heads = 0
     for layer, module in zip(config.layers, model.modules, strict=True):
         if module.sliding_window is None:
-            for start in range(0, module.heads, module.group):
-                own = layer.heads[start : start + module.group]
-                exact = own[0].order == "exact"
-                tokens += context if exact else min(context, own[0].window + own[0].sinks) + _state_tokens(own, module)
+            for group in module.groups([head.spec for head in layer.heads]):
+                near = context if isinstance(group[0].far, Exact) else min(context, group[0].near.tokens)
+                tokens += near + _state_tokens(group, module)
                 kv_heads += 1
     return max(SINKS + 1, tokens // max(1, kv_heads))
 
 
-_CHANGES: dict[Lever, Callable[[Sequence[HeadOrder], AttentionModule], list[HeadOrder]]] = {
+_CHANGES: dict[Lever, Callable[[Sequence[HeadSpec], AttentionModule], list[HeadSpec]]] = {
     "order": _window_only,
     "expansion": _without_expansion,
     "sinks": _without_sinks,

@@ -12,7 +12,7 @@ import numpy as np
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.evaluation.rivals import Contender
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near
 from taylorder.models.description import ModelDescription
 
 DEPTH, ALPHA, ALPHA_MINUS_2 = "depth", "alpha", "|alpha - 2|"
@@ -46,9 +46,9 @@ def windows_config(
         for head in range(module.heads):
             window = windows.get((module.name, head // module.group))
             if window is None:
-                heads.append(HeadOrder(order="exact", error=0.0))
+                heads.append(HeadOrder(spec=HeadSpec(Exact()), error=0.0))
             else:
-                heads.append(HeadOrder.near_only(window, SINKS))
+                heads.append(HeadOrder(spec=HeadSpec(Dropped(), Near(window, SINKS))))
         layers.append(LayerOrders(module=module.name, heads=tuple(heads)))
     return OrderConfig(model=ModelIdentity.of(model), criterion=dict(criterion), layers=tuple(layers))
 
@@ -101,9 +101,9 @@ def alpha_windows(
         sign = -1 if name == ALPHA else 1
         weights = {}
         for module in model.open_modules:
-            place = (known[module.name] - low) / (high - low) if module.name in known and high > low else 0.5
+            position = (known[module.name] - low) / (high - low) if module.name in known and high > low else 0.5
             for kv_head in range(module.kv_heads):
-                weights[module.name, kv_head] = 1 + sign * _SPREAD * (2 * place - 1)
+                weights[module.name, kv_head] = 1 + sign * _SPREAD * (2 * position - 1)
         contenders.append(weighted_windows(name, note, model, weights, budget, context))
     return contenders
 

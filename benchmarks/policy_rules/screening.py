@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
+from taylorder.analysis.progress import Progress
+from taylorder.kernels.spec import Dropped
 from taylorder.selection.config_of import config_of
 from taylorder.selection.lever_table import LeverTable
 from taylorder.storage.records import Records
@@ -24,8 +26,8 @@ SCREENING_NEAR = 64
 
 def screening_reference(table: LeverTable) -> int:
     """The candidate screened: of those that drop the far field, the nearest to :data:`SCREENING_NEAR` tokens."""
-    dropped = [place for place, each in enumerate(table.candidates) if each.coefficients == "dropped"]
-    return min(dropped, key=lambda place: abs(table.candidates[place].near - SCREENING_NEAR))
+    dropped = [place for place, each in enumerate(table.candidates) if isinstance(each.spec.far, Dropped)]
+    return min(dropped, key=lambda place: abs(table.candidates[place].spec.near.tokens - SCREENING_NEAR))
 
 
 def screen(
@@ -34,7 +36,7 @@ def screen(
     sequences: Tensor,
     *,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[tuple[str, int], float]:
     """Mean KL in nats when one KV head runs :func:`screening_reference` and all others are exact.
 
@@ -59,15 +61,15 @@ def screen(
             name: torch.zeros(module.kv_heads, dtype=torch.float64) for name, module in zip(done, modules, strict=True)
         }
         runs = [_exact_run(model, blocks, sequence) for sequence in sequences]
-        for place, module in enumerate(modules):
-            progress("screening", place, len(modules))
+        for index, module in enumerate(modules):
+            progress("screening", index, len(modules))
             if done[module.name] is not None:
                 continue
             for kv_head in range(module.kv_heads):
-                choice = [reference if each == (module.name, kv_head) else 0 for each in table.kv_heads]
+                choice = [reference if other == (module.name, kv_head) else 0 for other in table.kv_heads]
                 prepared = prepare(model, config_of(table, choice, context=sequences.shape[1]), table.model)
                 for sequence, (exact, outputs) in zip(sequences, runs, strict=True):
-                    with attach(model, prepared), _replaying(blocks[:place], outputs):
+                    with attach(model, prepared), _replaying(blocks[:index], outputs):
                         hidden = {EXACT: exact, "changed": hidden_states(model, sequence)}
                     kl = token_losses(head, sequence, hidden)["changed"].kl
                     totals[module.name][kv_head] += float(kl.mean(dtype="float64")) / len(sequences)
@@ -79,8 +81,8 @@ def screen(
 
 def _block(model: nn.Module, module: str) -> nn.Module | None:
     """The element of the model's list of layers that an attention module is part of."""
-    found = re.match(r"(.*?\.\d+)\.", module)
-    return None if found is None else model.get_submodule(found[1])
+    match = re.match(r"(.*?\.\d+)\.", module)
+    return None if match is None else model.get_submodule(match[1])
 
 
 def _exact_run(model: Any, blocks: Sequence[nn.Module | None], sequence: Tensor) -> tuple[Tensor, dict[nn.Module, Any]]:

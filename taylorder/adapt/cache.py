@@ -24,7 +24,7 @@ from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
 from taylorder.adapt.hybrid_layer import HybridCacheLayer
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 from taylorder.models.attention import attends_causally
 from taylorder.models.running import device_of, input_device
@@ -63,7 +63,7 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
     fingerprint: str
     digest: str
 
-    def __init__(self, model: Any, config: OrderConfig | Prepared) -> None:
+    def __init__(self, model: Any, config: OrderConfig | PreparedConfig) -> None:
         """Start empty.
 
         Args:
@@ -115,7 +115,7 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         cache_file.write(Path(path), self.layers, self._made_for())
 
     @classmethod
-    def load(cls, path: str | Path, model: Any, config: OrderConfig | Prepared) -> TaylorCache:
+    def load(cls, path: str | Path, model: Any, config: OrderConfig | PreparedConfig) -> TaylorCache:
         """Read what ``save`` wrote, every layer to where that of ``model`` computes.
 
         Raises:
@@ -208,7 +208,7 @@ def nominal_cache_bytes(cache: Cache) -> int:
     )
 
 
-def _layers(prepared: Prepared) -> list[Any]:
+def _layers(prepared: PreparedConfig) -> list[Any]:
     """Return the layers of a ``DynamicCache``, with states where heads are truncated."""
     model = prepared.model
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():

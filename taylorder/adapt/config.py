@@ -24,18 +24,10 @@ from taylorder.adapt.config_tensors import (
     located,
     read_tensors,
 )
-from taylorder.adapt.decisions import (
-    MAX_ORDER,
-    HeadOrder,
-    LayerOrders,
-    ModelIdentity,
-    Provenance,
-    Strict,
-    check_group,
-    check_ranks,
-)
-from taylorder.analysis.results import Expansion
+from taylorder.adapt.decisions import HeadOrder, LayerOrders, ModelIdentity, Provenance, Strict, check_ranks
+from taylorder.adapt.head_forms import FlatOrder
 from taylorder.errors import ConfigError
+from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_group, grouped
 from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
 from taylorder.models.fingerprint import way_out_of_rounding
@@ -46,7 +38,7 @@ from taylorder.storage.strict_json import explain, in_line, read_json
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["MAX_ORDER", "Expansion", "HeadOrder", "LayerOrders", "ModelIdentity", "OrderConfig", "described"]
+__all__ = ["HeadOrder", "LayerOrders", "ModelIdentity", "OrderConfig", "described"]
 
 
 class OrderConfig(Strict):
@@ -82,21 +74,21 @@ class OrderConfig(Strict):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"layer {repeated[0]} is listed twice")
-        group = model.heads // model.kv_heads
         for layer in self.layers:
             if len(layer.heads) != model.heads:
                 raise ValueError(f"layer {layer.module} lists {len(layer.heads)} heads, expected {model.heads}")
-            for index, head in enumerate(layer.heads):
-                check_ranks(layer.module, index, head.ranks, model.head_dim)
-            for kv_head in range(model.kv_heads):
-                check_group(layer.module, kv_head, layer.heads[kv_head * group : (kv_head + 1) * group])
+            specs = [head.spec for head in layer.heads]
+            for index, spec in enumerate(specs):
+                check_ranks(layer.module, index, spec, model.head_dim)
+            for kv_head, group in enumerate(grouped(specs, model.kv_heads)):
+                check_group(f"layer {layer.module}, KV head {kv_head}", group)
         return self
 
     def __eq__(self, other: object) -> bool:
         """Same decisions, provenance and tensors."""
         if not isinstance(other, OrderConfig):
             return NotImplemented
-        return self.model_dump() == other.model_dump() and _equal(self.tensors(), other.tensors())
+        return vars(self) == vars(other) and _equal(self.tensors(), other.tensors())
 
     __hash__ = None  # type: ignore[assignment]  # provenance is a dict
 
@@ -184,12 +176,12 @@ class OrderConfig(Strict):
         model = described(model)
         if expansion == "centre" and order != "exact" and key_centres is None:
             raise ConfigError("expansion 'centre' needs key_centres (Analysis.key_centres); 'mean' works without them")
-        exact = HeadOrder(order="exact", error=0.0, reason="sliding")
+        exact = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="sliding")
         if order == "exact":
-            exact = chosen = HeadOrder(order="exact", error=0.0)
+            exact = chosen = HeadOrder(spec=HeadSpec(Exact()), error=0.0)
         else:
             try:
-                chosen = HeadOrder(order=order, expansion=expansion, window=window, sinks=sinks)
+                chosen = FlatOrder(order=order, expansion=expansion, window=window, sinks=sinks).decision()
             except ValidationError as error:
                 raise ConfigError(f"uniform config: {explain(error)}") from error
         config = cls(
@@ -291,22 +283,23 @@ class OrderConfig(Strict):
         for layer, module in zip(self.layers, model.modules, strict=True):
             if layer.module != module.name:
                 raise ConfigError(f"the config lists layer {layer.module} where the model has {module.name}")
-            if any(head.ranks is not None for head in layer.heads) and layer.module not in self._rotations:
+            specs = [head.spec for head in layer.heads]
+            if any(spec.ranks is not None for spec in specs) and layer.module not in self._rotations:
                 raise ConfigError(
                     f"layer {layer.module} has ranks and no rotations; copy the config's orders.safetensors beside it, "
                     "attach balanced_rotations of this layer with with_rotations, or remove the ranks"
                 )
-            if any(head.expansion == "centre" for head in layer.heads) and not self._key_centres:
+            if any(isinstance(s.far, Taylor) and s.far.expansion == "centre" for s in specs) and not self._key_centres:
                 raise ConfigError(
                     f"layer {layer.module}: expansion 'centre' needs key centres, and there is no orders.safetensors "
                     "beside the config; copy it there, or use 'mean'"
                 )
-            if module.sliding_window is not None and any(head.order != "exact" for head in layer.heads):
+            if module.sliding_window is not None and not all(isinstance(spec.far, Exact) for spec in specs):
                 raise ConfigError(
                     f"layer {layer.module} attends to a sliding window of {module.sliding_window} tokens and stays as "
                     "it is, but the config gives it an order; expected every head 'exact'"
                 )
-            if not module.causal and any(head.window or head.sinks for head in layer.heads):
+            if not module.causal and any(spec.near.tokens for spec in specs):
                 raise ConfigError(
                     f"layer {layer.module} is bidirectional and has no near field, but the config asks for one"
                 )
@@ -350,8 +343,8 @@ class OrderConfig(Strict):
 
 def _cells(head: HeadOrder) -> dict[str, Any]:
     """A decision as cells of a table: what runs first."""
-    runs = "exact" if head.order == "exact" else "window" if head.drops_far else "taylor"
-    return {"runs": runs, **head.model_dump(), "order": head.order if runs == "taylor" else None}
+    cells = FlatOrder.of(head).model_dump()
+    return {"runs": head.spec.runs, **cells, "order": cells["order"] if head.spec.runs == "taylor" else None}
 
 
 def described(model: ModelDescription | nn.Module) -> ModelDescription:

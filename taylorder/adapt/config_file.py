@@ -10,29 +10,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from taylorder.adapt.decisions import (
     HeadOrder,
     LayerOrders,
     ModelIdentity,
     ModuleName,
-    Number,
-    Order,
     Positive,
     Provenance,
-    Ranks,
     RelativeError,
-    Sinks,
     Size,
     Strict,
-    Window,
 )
-from taylorder.analysis.results import Expansion
-from taylorder.storage.strict_json import brief, explain
+from taylorder.adapt.head_forms import Coefficients, FlatOrder, Order, Ranks, Sinks, Window, spec_of
+from taylorder.kernels.spec import Dropped, Exact, Expansion, HeadSpec, Near, Taylor, deepest, grouped
+from taylorder.storage.strict_json import brief
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
@@ -54,7 +51,7 @@ class HeadEntry(Strict):
     order: Order | Literal["exact"] | None
     error: RelativeError | None = None
     expansion: Expansion = "zero"
-    coefficients: tuple[Number, ...] | None = None
+    coefficients: Coefficients | None = None
     bytes: Size | None = None
     break_even: Size | None = None
     reason: str | None = None
@@ -75,24 +72,22 @@ class KvHeadEntry(Strict):
     @classmethod
     def of(cls, heads: Sequence[HeadOrder]) -> KvHeadEntry:
         """Return the entry of a KV head from the decisions for its query heads."""
-        first = heads[0]
-        exact = first.order == "exact"
+        first, specs = heads[0], [head.spec for head in heads]
+        longest = deepest(specs)
+        near = {} if isinstance(first.spec.far, Exact) else asdict(first.spec.near)
         shared = {key: name for key, name in _SHARED.items() if len({getattr(head, name) for head in heads}) == 1}
         entries = [
             HeadEntry(
-                order=None if head.drops_far else head.order,
                 error=head.error,
-                expansion=head.expansion,
-                coefficients=None if _is_plain_drop(head) else head.coefficients,
+                **_options(head.spec),
                 **{key: getattr(head, name) for key, name in _SHARED.items() if key not in shared},
             )
             for head in heads
         ]
         return cls(
             runs=_runs([entry.order for entry in entries]),
-            window=None if exact else first.window,
-            sinks=None if exact else first.sinks,
-            ranks=max((head.ranks for head in heads if head.ranks is not None), key=len, default=None),
+            **near,
+            ranks=None if longest is None else longest.ranks,
             heads=tuple(entries),
             **{key: getattr(first, name) for key, name in shared.items()},
         )
@@ -107,44 +102,36 @@ class KvHeadEntry(Strict):
         runs = _runs([head.order for head in self.heads])
         if self.runs != runs:
             raise ValueError(f"runs is {self.runs!r}, and the orders of its heads ask for {runs!r}")
-        near: dict[str, Any] = {}
         for name in ("window", "sinks"):
             value = getattr(self, name)
             if (value is None) != (runs == "exact"):
                 say = "an exact KV head has none; remove it" if runs == "exact" else "expected a number of tokens"
                 raise ValueError(f"{name} is {value}; {say}")
-            near |= {} if value is None else {name: value}
         for key in _SHARED:
             if getattr(self, key) is not None and any(getattr(head, key) is not None for head in self.heads):
                 raise ValueError(f"{key} stands at the KV head and at one of its heads; one of the two is expected")
+        near = Near(self.window or 0, self.sinks or 0)
         return tuple(self._order(head, near) for head in self.heads)
 
-    def _order(self, head: HeadEntry, near: Mapping[str, Any]) -> HeadOrder:
-        order, coefficients = head.order, head.coefficients
-        if order is None:
-            coefficients = (0.0,) if coefficients is None else coefficients
-            order = len(coefficients)
-        if coefficients is not None and (head.order is None) == any(coefficients):
+    def _order(self, head: HeadEntry, near: Near) -> HeadOrder:
+        order, coefficients, ranks = head.order, head.coefficients, self.ranks
+        if coefficients is not None and (order is None) == any(coefficients):
             raise ValueError(
-                f"order is {json.dumps(head.order)} and coefficients are {brief(list(coefficients))}; order is null "
+                f"order is {json.dumps(order)} and coefficients are {brief(list(coefficients))}; order is null "
                 "where all of them are 0, so that nothing but the near field runs, and nowhere else"
             )
-        try:
-            return HeadOrder(
-                order=order,
-                error=head.error,
-                expansion=head.expansion,
-                coefficients=coefficients,
-                ranks=self.ranks if self.ranks is None or order == "exact" else self.ranks[:order],
-                **near,
-                **{name: _first(getattr(self, key), getattr(head, key)) for key, name in _SHARED.items()},
-            )
-        except ValidationError as error:
-            raise ValueError(explain(error)) from error
+        if order is None:
+            spec = HeadSpec(Dropped(), near)
+        else:
+            ranks = ranks if ranks is None or order == "exact" else ranks[:order]
+            spec = spec_of(order, head.expansion, ranks, coefficients, near)
+        about = {name: _first(getattr(self, key), getattr(head, key)) for key, name in _SHARED.items()}
+        return HeadOrder(spec=spec, error=head.error, **about)
 
     @model_validator(mode="after")
     def _agrees(self) -> KvHeadEntry:
-        highest = max((head.order or 0 for head in self.orders() if head.order != "exact"), default=0)
+        longest = deepest([head.spec for head in self.orders()])
+        highest = 0 if longest is None else longest.order
         if self.ranks is not None and len(self.ranks) != highest:
             raise ValueError(
                 f"ranks has {len(self.ranks)} entries, expected one per degree of the highest order: {highest}"
@@ -194,6 +181,24 @@ class OrdersFile(Strict):
         return self
 
 
+class FirstLayer(Strict):
+    """The heads of one attention module in a file of ``@1``."""
+
+    module: ModuleName
+    heads: tuple[FlatOrder, ...]
+
+
+class FirstFile(Strict):
+    """A whole document of ``@1``."""
+
+    schema_: Literal["taylorder/orders@1"] = Field(alias="schema")
+    model: ModelIdentity
+    calibration: Provenance = Field(default_factory=dict)
+    criterion: Provenance = Field(default_factory=dict)
+    software: Provenance = Field(default_factory=dict)
+    layers: tuple[FirstLayer, ...]
+
+
 def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str] | None]:
     """Return the fields of an ``OrderConfig`` from a document, and the SHA-256 of the files that belong to it by name.
 
@@ -204,7 +209,12 @@ def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
 
     """
     if document.get("schema") == FIRST_SCHEMA:
-        return {key: value for key, value in document.items() if key != "schema"}, None
+        first = FirstFile.model_validate(document)
+        layers = tuple(
+            LayerOrders(module=layer.module, heads=tuple(head.decision() for head in layer.heads))
+            for layer in first.layers
+        )
+        return {**_about(first), "layers": layers}, None
     if document.get("schema") != SCHEMA:
         raise ValueError(
             f"has schema {brief(document.get('schema'))}, this version reads '{SCHEMA}' and '{FIRST_SCHEMA}'"
@@ -214,19 +224,19 @@ def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
         LayerOrders(module=layer.module, heads=tuple(chain.from_iterable(entry.orders() for entry in layer.kv_heads)))
         for layer in file.layers
     )
-    fields = {name: getattr(file, name) for name in ("model", "calibration", "criterion", "software")}
-    return {**fields, "layers": layers}, file.files
+    return {**_about(file), "layers": layers}, file.files
+
+
+def _about(file: OrdersFile | FirstFile) -> dict[str, Any]:
+    return {name: getattr(file, name) for name in ("model", "calibration", "criterion", "software")}
 
 
 def document_of(config: OrderConfig, files: Mapping[str, str]) -> dict[str, Any]:
     """Return the document of a config whose companion files are ``files``, by name with their SHA-256."""
-    group = config.model.heads // config.model.kv_heads
     layers = tuple(
         LayerEntry(
             module=layer.module,
-            kv_heads=tuple(
-                KvHeadEntry.of(layer.heads[start : start + group]) for start in range(0, len(layer.heads), group)
-            ),
+            kv_heads=tuple(KvHeadEntry.of(heads) for heads in grouped(layer.heads, config.model.kv_heads)),
         )
         for layer in config.layers
     )
@@ -264,9 +274,11 @@ def _runs(orders: Sequence[int | str | None]) -> Runs:
     return "window" if all(order is None for order in orders) else "taylor"
 
 
-def _is_plain_drop(head: HeadOrder) -> bool:
-    """Whether order null alone says what the head's coefficients are, the sign of the zero included."""
-    return repr(head.coefficients) == "(0.0,)"
+def _options(spec: HeadSpec) -> dict[str, Any]:
+    """The options of a head's entry that say what its far field is."""
+    if isinstance(spec.far, Taylor):
+        return {name: getattr(spec.far, name) for name in ("order", "expansion", "coefficients")}
+    return {"order": "exact" if isinstance(spec.far, Exact) else None}
 
 
 def _first(shared: Any, single: Any) -> Any:

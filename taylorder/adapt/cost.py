@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from taylorder.kernels.spec import MAX_ORDER, Exact, HeadSpec, deepest
+
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
-    from taylorder.models.description import ModelDescription
+    from taylorder.models.description import AttentionModule, ModelDescription
 
 KV_BYTES = 2
 STATE_BYTES = 4
@@ -59,22 +61,23 @@ def break_even_flops(head_dim: int, value_dim: int, order: int, group: int = 1) 
     return math.ceil(per_query_head / (head_dim + value_dim))
 
 
+def kv_head_bytes(group: Sequence[HeadSpec], module: AttentionModule, tokens: int) -> int:
+    """Nominal bytes of the cache and state of one KV head after ``tokens`` tokens, whose query heads run ``group``."""
+    d, d_v = module.head_dim, module.value_dim
+    if isinstance(group[0].far, Exact):
+        return kv_bytes(d, d_v, min(tokens, module.sliding_window or tokens))
+    polynomial = deepest(group)
+    state = 0 if polynomial is None else state_bytes(d, d_v, polynomial.order, polynomial.ranks)
+    return kv_bytes(d, d_v, min(tokens, group[0].near.tokens)) + state
+
+
 def config_bytes(config: OrderConfig, model: ModelDescription, tokens: int) -> int:
     """Nominal bytes of all caches and states of a causal model after ``tokens`` tokens, summed over KV heads."""
-    total = 0
-    for layer, module in zip(config.layers, model.modules, strict=True):
-        d, d_v = module.head_dim, module.value_dim
-        for kv_head in range(module.kv_heads):
-            heads = layer.heads[kv_head * module.group : (kv_head + 1) * module.group]
-            first = heads[0]
-            if first.order == "exact":
-                total += kv_bytes(d, d_v, min(tokens, module.sliding_window or tokens))
-                continue
-            total += kv_bytes(d, d_v, min(tokens, first.window + first.sinks))
-            if not all(head.drops_far for head in heads):
-                deepest = max(heads, key=lambda head: 0 if head.order == "exact" else head.order)
-                total += state_bytes(d, d_v, int(deepest.order), deepest.ranks)
-    return total
+    return sum(
+        kv_head_bytes([head.spec for head in group], module, tokens)
+        for layer, module in zip(config.layers, model.modules, strict=True)
+        for group in module.groups(layer.heads)
+    )
 
 
 def largest_order(head_dim: int, value_dim: int, context: int, *, causal: bool, group: int = 1, near: int = 0) -> int:
@@ -83,7 +86,7 @@ def largest_order(head_dim: int, value_dim: int, context: int, *, causal: bool, 
     Causal attention pays in bytes (state and near field against the KV cache), bidirectional attention in FLOPs.
     """
     affordable = 0
-    for order in range(1, 9):
+    for order in range(1, MAX_ORDER + 1):
         if causal:
             needed = break_even_tokens(head_dim, value_dim, order, near=near)
         else:

@@ -7,32 +7,17 @@ be run.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf
 
-from taylorder.analysis.results import Expansion
+from taylorder.kernels.spec import HeadSpec
 from taylorder.models.description import ModelDescription
-
-MAX_ORDER = 8
-
-LONGEST_WINDOW = 2**24
-"""Tokens: more than any model's context, and far from where the kernels' 32-bit positions end."""
-
-MOST_SINKS = 2**16
-"""Tokens: room for all of them is held from the first token on."""
 
 DEEPEST_PROVENANCE = 64
 
-PROVENANCE = "provenance"
-"""Marks a field that says where a decision comes from or what it costs; all others are what the head computes."""
-
 Number = Annotated[float, Field(strict=True)]
 RelativeError = Annotated[Number, Field(ge=0)]
-Order = Annotated[int, Field(ge=1, le=MAX_ORDER, strict=True)]
-Window = Annotated[int, Field(ge=0, le=LONGEST_WINDOW, strict=True)]
-Sinks = Annotated[int, Field(ge=0, le=MOST_SINKS, strict=True)]
-Ranks = tuple[Annotated[int, Field(ge=0, strict=True)], ...]
 Size = Annotated[int, Field(ge=0, le=10**24, strict=True)]
 Positive = Annotated[int, Field(ge=1, le=2**31, strict=True)]
 ModuleName = Annotated[str, Field(max_length=500, pattern=r"^[^\s\x00-\x1f\x7f]*$")]
@@ -64,55 +49,18 @@ class Strict(BaseModel):
 
 
 class HeadOrder(Strict):
-    """The decision for one query head; absent options mean plain Taylor around zero.
+    """The decision for one query head: what it runs, and where that comes from.
 
     ``error`` is the measured relative L2 error of the head's output (0 for exact, None if nothing was measured);
     ``reason`` says why a head is exact or what fixed its order; ``nominal_bytes`` and ``break_even`` describe the cache
     or state of its KV head, in bytes at the context the choice was made for, and in tokens.
     """
 
-    order: Order | Literal["exact"]
-    error: Annotated[RelativeError | None, PROVENANCE] = None
-    expansion: Expansion = "zero"
-    window: Window = 0
-    sinks: Sinks = 0
-    ranks: Ranks | None = None
-    coefficients: tuple[Number, ...] | None = None
-    reason: Annotated[str | None, PROVENANCE] = None
-    nominal_bytes: Annotated[Size | None, PROVENANCE] = None
-    break_even: Annotated[Size | None, PROVENANCE] = None
-
-    def executed(self) -> dict[str, Any]:
-        """Every field but those marked as provenance: what decides what the head computes."""
-        marked = {name for name, field in type(self).model_fields.items() if PROVENANCE in field.metadata}
-        return self.model_dump(exclude=marked)
-
-    @classmethod
-    def near_only(cls, window: int, sinks: int) -> HeadOrder:
-        """Sinks and a sliding window, all other keys dropped."""
-        return cls(order=1, window=window, sinks=sinks, coefficients=(0.0,))
-
-    @property
-    def drops_far(self) -> bool:
-        """Whether all coefficients are 0: sinks and a sliding window, nothing else, and no state."""
-        return self.coefficients is not None and not any(self.coefficients)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> HeadOrder:
-        if self.order == "exact":
-            if (self.expansion, self.window, self.sinks, self.ranks, self.coefficients) != ("zero", 0, 0, None, None):
-                raise ValueError(
-                    "an exact head carries no expansion, window, sinks, ranks or coefficients; remove them"
-                )
-            return self
-        for name, values in (("ranks", self.ranks), ("coefficients", self.coefficients)):
-            if values is not None and len(values) != self.order:
-                raise ValueError(f"{name} has {len(values)} entries, expected one per degree: {self.order}")
-        if self.ranks is not None and self.expansion == "zero":
-            raise ValueError("ranks are not defined for expansion 'zero'; use 'centre' or 'mean'")
-        if self.ranks is not None and list(self.ranks[1:]) != sorted(self.ranks[1:], reverse=True):
-            raise ValueError(f"ranks is {list(self.ranks)}, expected ranks that do not increase from degree 1 on")
-        return self
+    spec: InstanceOf[HeadSpec]
+    error: RelativeError | None = None
+    reason: str | None = None
+    nominal_bytes: Size | None = None
+    break_even: Size | None = None
 
 
 class LayerOrders(Strict):
@@ -148,33 +96,9 @@ class ModelIdentity(Strict):
         )
 
 
-def check_group(module: str, kv_head: int, heads: tuple[HeadOrder, ...]) -> None:
-    """Refuse options that the heads sharing one KV head cannot have different (design section 2, "GQA")."""
-    where = f"layer {module}, KV head {kv_head}"
-    exact = [head.order == "exact" for head in heads]
-    if any(exact) and not all(exact):
-        raise ValueError(f"{where}: some heads are exact and some are not; the cache is shared, so all must be exact")
-    if all(exact):
-        return
-    for option in ("window", "sinks"):
-        values = sorted({getattr(head, option) for head in heads})
-        if len(values) > 1:
-            raise ValueError(f"{where}: {option} differs within the group ({values}); one value is expected")
-    ranks = [head.ranks for head in heads]
-    if any(r is not None for r in ranks):
-        if any(r is None for r in ranks):
-            raise ValueError(f"{where}: some heads have ranks and some have none; the state is shared")
-        longest = max((r for r in ranks if r is not None), key=len)
-        if any(r != longest[: len(r)] for r in ranks if r is not None):
-            raise ValueError(f"{where}: ranks differ within the group ({ranks}); each must be a prefix of the longest")
-    if len({head.expansion == "zero" for head in heads}) > 1:
-        raise ValueError(
-            f"{where}: expansion 'zero' is mixed with 'centre' or 'mean'; their states hold different keys"
-        )
-
-
-def check_ranks(module: str, head: int, ranks: tuple[int, ...] | None, head_dim: int) -> None:
+def check_ranks(module: str, head: int, spec: HeadSpec, head_dim: int) -> None:
     """Refuse ranks that do not fit the head dim d; degree 1 costs only d features, and keeps them all."""
+    ranks = spec.ranks
     if ranks is None:
         return
     where = f"layer {module}, head {head}: ranks is {list(ranks)}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
 from taylorder.errors import UnsupportedModelError, UsageError
-from taylorder.models.running import input_device, next_logits, refuse_foreign_ids
+from taylorder.models.running import next_logits, refuse_foreign_ids
 
 PROMPT_CHUNK = 512
 """Prompt tokens run at a time; more would only hold more activations."""
@@ -108,7 +108,6 @@ def stream(
 
     ids = _encoded(model, tokenizer, prompt, max_new_tokens, temperature)
     ends = _end_tokens(model, tokenizer)
-    draw = torch.Generator(ids.device).manual_seed(seed)
     tokens: list[int] = []
     text = _Text(tokenizer)
     pieces: list[str] = []
@@ -119,6 +118,7 @@ def stream(
         begun = time.perf_counter()
         for start in range(0, ids.shape[1], PROMPT_CHUNK):
             logits = next_logits(model, ids[:, start : start + PROMPT_CHUNK], cache)
+        draw = torch.Generator(logits.device).manual_seed(seed)
         token = _chosen(logits[0].float(), temperature, draw)
         prompt_seconds, seconds, steps = time.perf_counter() - begun, 0.0, 0
         while True:
@@ -225,7 +225,7 @@ def _decoded(tokenizer: Any, tokens: list[int] | tuple[int, ...]) -> str:
 
 
 def _encoded(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, temperature: float) -> Tensor:
-    """Check the arguments and return the prompt's token ids ``[1, T]`` where the model takes them."""
+    """Check the arguments and return the prompt's token ids ``[1, T]``."""
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     if not 0 <= temperature < float("inf"):
@@ -238,7 +238,7 @@ def _encoded(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, tempe
     if ids.shape[1] == 0:
         raise UsageError("the prompt has no tokens; write at least one word")
     refuse_foreign_ids(model, ids)
-    return ids.long().to(input_device(model))
+    return ids.long()
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

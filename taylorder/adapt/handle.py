@@ -12,12 +12,13 @@ from taylorder.adapt.attention import Counts, ModuleRun
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.hooks import installed, unguarded_error
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.adapt.verification import verify
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import TritonUnavailableError
 from taylorder.kernels.dispatch import choose_backend
-from taylorder.models.attention import Observer
+from taylorder.models.attention import ATTENTION_NAME as RECORDING
+from taylorder.models.attention import Observer, selections
 from taylorder.models.running import device_of
 
 
@@ -33,7 +34,7 @@ class Handle:
 
     """
 
-    def __init__(self, prepared: Prepared, *, guard: bool, backend: str | None, observe: Observer | None) -> None:
+    def __init__(self, prepared: PreparedConfig, *, guard: bool, backend: str | None, observe: Observer | None) -> None:
         """Install what :func:`attach` has checked."""
         self.prepared, self.guard, self.counts = prepared, guard, Counts()
         self._runs = {
@@ -41,8 +42,8 @@ class Handle:
         }
         self._removal: ExitStack | None = None
         self._install()
-        self._place = next(_PLACES)
-        _ATTACHED[self._place] = self
+        self._number = next(_NUMBERS)
+        _ATTACHED[self._number] = self
 
     @property
     def model(self) -> Any:
@@ -80,15 +81,24 @@ class Handle:
         """Leave the model as it was, or to what else is attached to it; once closed, nothing more happens.
 
         Handles may be closed in any order: what was attached later goes on as if this one had never been there.
+
+        Raises:
+            UsageError: the attention of the model is being recorded, which began later and has to end first.
+
         """
         if self.closed:
             return
-        del _ATTACHED[self._place]
+        if any(name == RECORDING for _, name in selections(self.model)):
+            raise UsageError(
+                f"a handle of {type(self.model).__name__} was to be closed while its attention is recorded: close it "
+                "after the recording that was begun inside"
+            )
+        del _ATTACHED[self._number]
         # What a later one would put back when it is closed is what this one has put there.
         later = [
             handle
-            for place, handle in _ATTACHED.items()
-            if place > self._place and handle._runs.keys() & self._runs.keys()
+            for number, handle in _ATTACHED.items()
+            if number > self._number and handle._runs.keys() & self._runs.keys()
         ]
         for handle in (*reversed(later), self):
             handle._remove()
@@ -121,14 +131,14 @@ class Handle:
             removal.close()
 
 
-_PLACES = count()
+_NUMBERS = count()
 _ATTACHED: WeakValueDictionary[int, Handle] = WeakValueDictionary()
 """What is attached to any model, in the order in which that was done; the models keep it alive."""
 
 
 def attach(
     model: Any,
-    config: OrderConfig | Prepared,
+    config: OrderConfig | PreparedConfig,
     *,
     guard: bool = True,
     backend: str | None = None,
@@ -189,7 +199,7 @@ def attach(
 @contextmanager
 def adapted(
     model: Any,
-    config: OrderConfig | Prepared,
+    config: OrderConfig | PreparedConfig,
     *,
     guard: bool = True,
     backend: str | None = None,
@@ -213,7 +223,7 @@ def adapted(
         yield handle.counts
 
 
-def _check_backend(prepared: Prepared, backend: str | None) -> None:
+def _check_backend(prepared: PreparedConfig, backend: str | None) -> None:
     """Refuse a backend that is unknown or cannot run where a layer is, before anything is computed."""
     model = prepared.model
     try:

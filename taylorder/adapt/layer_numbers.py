@@ -36,7 +36,8 @@ class LayerNumbers(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and rotate: query ``[B, H, T, d]`` and key ``[B, G, T, d]``, as the kernels take them."""
-        if any(numbers.device != key.device for numbers in self.buffers()):
+        held = (self.centre, self.query_rotation, self.key_rotation)
+        if any(numbers is not None and numbers.device != key.device for numbers in held):
             with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
                 self.to(key.device)
         if self.centre is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.adapt.layer_numbers import LayerNumbers
 from taylorder.errors import UsageError
-from taylorder.kernels import HeadSpec
+from taylorder.kernels.spec import Exact, HeadSpec, deepest, grouped
 from taylorder.models.description import ModelDescription
 
 
@@ -30,8 +30,8 @@ class LayerPlan:
     numbers: LayerNumbers | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PreparedConfig:
     """What :func:`prepare` made of a config for ``model`` and the weights it had then.
 
     ``digest`` is that of :func:`execution_digest`; ``plans`` has every attention module, in the order of the config.
@@ -43,7 +43,9 @@ class Prepared:
     plans: Mapping[nn.Module, LayerPlan]
 
 
-def prepare(model: Any, config: OrderConfig | Prepared, description: ModelDescription | None = None) -> Prepared:
+def prepare(
+    model: Any, config: OrderConfig | PreparedConfig, description: ModelDescription | None = None
+) -> PreparedConfig:
     """Check a config against a model and plan its layers, to attach it and to make caches as often as wanted.
 
     Args:
@@ -58,7 +60,7 @@ def prepare(model: Any, config: OrderConfig | Prepared, description: ModelDescri
         UsageError: the config was prepared for another model.
 
     """
-    if isinstance(config, Prepared):
+    if isinstance(config, PreparedConfig):
         if config.model is not model:
             raise UsageError(
                 f"the config was prepared for another {type(config.model).__name__} than the {type(model).__name__} "
@@ -69,30 +71,21 @@ def prepare(model: Any, config: OrderConfig | Prepared, description: ModelDescri
     modules = dict(model.named_modules())
     with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
         plans = {modules[layer.module]: plan_layer(config, layer) for layer in config.layers}
-    return Prepared(model, config, execution_digest(config), plans)
+    return PreparedConfig(model, config, execution_digest(config), plans)
 
 
 def plan_layer(config: OrderConfig, layer: LayerOrders) -> LayerPlan:
-    """Turn the decisions for one layer into kernel specs.
-
-    ``centre`` in a config means centred keys and powers of the centred score, which the kernels know as ``zero``.
-    """
-    if all(head.order == "exact" for head in layer.heads):
+    """Return the plan of one layer: its specs, and what is done to the keys and queries of each KV head."""
+    specs = tuple(head.spec for head in layer.heads)
+    if all(isinstance(spec.far, Exact) for spec in specs):
         return LayerPlan(layer.module)
-    specs = []
-    for head in layer.heads:
-        if head.order == "exact":
-            specs.append(HeadSpec(None))
-            continue
-        expansion = "mean" if head.expansion == "mean" else "zero"
-        specs.append(HeadSpec(head.order, expansion, head.window, head.sinks, head.ranks, head.coefficients))
-    firsts = layer.heads[:: config.model.heads // config.model.kv_heads]  # of each KV head
+    polynomials = [deepest(group) for group in grouped(specs, config.model.kv_heads)]
     centre = config.key_centres.get(layer.module)
     if centre is not None:
-        plain = [head.expansion == "zero" for head in firsts]
+        plain = [far is None or far.expansion == "zero" for far in polynomials]
         centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
-    rotations = _planned_rotations(config, layer.module, [head.ranks is not None for head in firsts])
-    return LayerPlan(layer.module, tuple(specs), LayerNumbers(centre, rotations))
+    ranked = [far is not None and far.ranks is not None for far in polynomials]
+    return LayerPlan(layer.module, specs, LayerNumbers(centre, _planned_rotations(config, layer.module, ranked)))
 
 
 def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> tuple[Tensor, Tensor] | None:
@@ -108,9 +101,10 @@ def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> 
 def execution_digest(config: OrderConfig) -> str:
     """``"sha256:..."`` over everything in a config that changes what the model computes, and the weights it is for.
 
-    A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count.
+    A state made under one digest cannot be continued under another. Errors, reasons and provenance do not count; of a
+    spec every field does, because its repr names them all.
     """
-    layers = [[layer.module, *(head.executed() for head in layer.heads)] for layer in config.layers]
+    layers = [[layer.module, *(repr(head.spec) for head in layer.heads)] for layer in config.layers]
     digest = hashlib.sha256(json.dumps([config.model.fingerprint, layers]).encode())
     for name, tensors in sorted(config.tensors().items()):
         digest.update(name.encode())

@@ -41,10 +41,10 @@ def _compare_exact(model: Any, exact: dict[nn.Module, ModuleRun]) -> None:
         if not cached:  # it may make a cache of its own that an adapted model does not read
             expected, _ = _runs(model, use_cache=False)
     with leaving_no_trace(model), installed(model, exact, "", guard=True, new_cache=None):
-        found, _ = _runs(model, use_cache=cached)
+        states, _ = _runs(model, use_cache=cached)
     allowed = 0.0 if same_bits(model) else rounding(model.dtype, len(exact))
-    for what, states in expected.items():
-        off = distance(found[what], states)
+    for what, untouched in expected.items():
+        off = distance(states[what], untouched)
         if off > allowed:
             raise UnsupportedModelError(
                 f"{type(model).__name__} computes something else when it runs adapted with every head exact: {what}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from taylorder.analysis.losses import (
     language_model_head,
     token_losses,
 )
+from taylorder.analysis.progress import Progress
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.results import (
     LEAST_FAR_SHARE,
@@ -31,8 +31,8 @@ from taylorder.analysis.results import (
 )
 from taylorder.analysis.settings import DEFAULTS
 from taylorder.analysis.spectral import Matrix, fit_spectra, unavailable
-from taylorder.analysis.text import Text, calibration_text, query_rows
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.text import Text, query_rows
+from taylorder.analysis.tokens import Tokens
 from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.models.describe import describe
@@ -45,9 +45,6 @@ LOSS_TOKENS = 256
 PREVIEW_WINDOW = 64
 PREVIEW_SINKS = 4
 PREVIEW_ORDERS = (1, 2, 3, 4)
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (``alpha`` or ``heads``), what is done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,7 @@ def analyze(
         sinks: near field: the first keys.
         seed: of the draw of query rows.
         per_head_alpha: also fit alpha to each head's slice of q, k, v and o (noisy: few eigenvalues).
-        progress: see :data:`Progress`.
+        progress: called with the stage (``alpha`` or ``heads``), what is done of it, and its size.
 
     Returns:
         Plain values; ``candidates`` are the rows of ``heads.csv``, ``spectral`` those of ``spectral.csv``,
@@ -148,9 +145,7 @@ def analyze(
             f"{sinks}, expected 0 and 0"
         )
     refuse_broken_weights(model, description.name)
-    if not isinstance(text, Tokens):
-        text = tokenise(tokenizer, calibration_text() if text is None else Text.of(text))
-    tokens = text
+    tokens = Tokens.of(tokenizer, text)
     length = min(sequence_length, description.max_context)
     input_ids = tokens.first(length, max_tokens)
     refuse_foreign_ids(model, input_ids)

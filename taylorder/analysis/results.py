@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
+from taylorder.kernels.spec import Expansion
 from taylorder.models.description import ModelDescription
 from taylorder.storage.frames import as_html, frame_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Expansion: TypeAlias = Literal["zero", "centre", "mean"]
 Projection: TypeAlias = Literal["q", "k", "v", "o"]
-EXPANSIONS: tuple[Expansion, ...] = ("zero", "centre", "mean")
 
 LEAST_FAR_SHARE = 0.5
 """Share of the measured query rows that must have far keys for an order to be chosen: the others have no error."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taylorder.analysis.text import Text
+from taylorder.analysis.text import Text, calibration_text
 from taylorder.errors import UsageError
 
 LEAST_DISTINCT = 16
@@ -36,6 +36,13 @@ class Tokens:
     ids: list[int]
     bos: int | None
     unknown: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: Text | Tokens | str | None) -> Tokens:
+        """The tokens of a text, or as they are; of the English that Python ships for None."""
+        if isinstance(text, Tokens):
+            return text
+        return tokenise(tokenizer, calibration_text() if text is None else Text.of(text))
 
     def first(self, length: int, most: int) -> Tensor:
         """Cut the first ``most`` tokens into consecutive sequences: int64 ``[N, length]``, the rest dropped.

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.analysis.threads import each_on_one_thread
+from taylorder.kernels.spec import EXPANSIONS, Expansion
 
 GUARD = 1e-3
 """A far denominator not above this share of its key count makes the row fall back to order 1 (design, "Guard")."""

@@ -20,7 +20,7 @@ from taylorder.evaluation.intervals import Interval
 LEAST = 5
 """Models with fewer layers take no part: a rank correlation of four points says nothing."""
 
-RESAMPLES = 4000
+_RESAMPLES = 4000
 _POWER = 0.8
 _ROUNDING = 1e-9
 
@@ -51,16 +51,12 @@ class Association:
     layers: int
 
 
-def associate(
-    models: Sequence[Pairs], *, level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
-) -> Association | None:
+def associate(models: Sequence[Pairs], *, level: float = 0.95) -> Association | None:
     """Correlate ``x`` with ``y`` within each model; None where no model has enough layers that differ.
 
     Args:
         models: the figures of each.
         level: of the interval; raise it where several are read together.
-        seed: of the resamples.
-        resamples: how many.
 
     """
     usable = [pairs for pairs in models if pairs.weight and np.ptp(pairs.x) > 0 and np.ptp(pairs.y) > 0]
@@ -76,8 +72,8 @@ def associate(
         return pooled
 
     ends = stats.bootstrap(
-        tuple(np.arange(len(pairs.x)) for pairs in usable), resampled, vectorized=True, n_resamples=resamples,
-        confidence_level=level, method="percentile", random_state=np.random.default_rng(seed), batch=500,
+        tuple(np.arange(len(pairs.x)) for pairs in usable), resampled, vectorized=True, n_resamples=_RESAMPLES,
+        confidence_level=level, method="percentile", random_state=np.random.default_rng(0), batch=500,
     ).confidence_interval  # fmt: skip
     return Association(
         Interval(float(estimate), float(ends.low), float(ends.high)), sum(len(pairs.x) for pairs in usable)

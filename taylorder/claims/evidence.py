@@ -50,6 +50,10 @@ class ModelEvidence:
         by_module = self.result(HeadMeasurement) or {}
         return [np.array(getattr(by_module[module], field_name)) for module in self.layers.modules]
 
+    def total_sums(self, field_name: str) -> Floats:
+        """The same field summed over all heads of all modules: without the head."""
+        return np.asarray(sum(by_head.sum(-1) for by_head in self.head_sums(field_name)))
+
     def __repr__(self) -> str:
         """One line; ``results`` has the figures."""
         return f"<ModelEvidence of {self.name}: {', '.join(self.results)}>"

@@ -22,8 +22,6 @@ def judge_claims(models: Sequence[ModelEvidence], normal: Sequence[NormalHead] |
     >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
     >>> evidence = measure(analysis, loaded, "records-claims")  # some minutes; what is finished is kept there
     >>> claims = taylorder.judge_claims([evidence])
-    >>> [claim.key for claim in claims]
-    ['alpha', 'precision', 'cost', 'similar', 'distance', 'ranges', 'degree', 'lookup']
     >>> claims[1]
     <Claim precision: contradicted>
 

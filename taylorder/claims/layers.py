@@ -11,7 +11,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorder.analysis.results import Analysis, CandidateRow, Expansion, Projection, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, Projection, SpectralRow
+from taylorder.kernels.spec import Expansion
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from taylorder.analysis.results import Expansion
 from taylorder.claims.association import LEAST
 from taylorder.claims.layers import Floats, Layers, complete
+from taylorder.kernels.spec import Expansion
 
 ALPHA, SCORE_STD, NOTHING = "|alpha - 2|, mean", "score std", "nothing"
 

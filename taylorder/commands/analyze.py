@@ -41,14 +41,9 @@ if TYPE_CHECKING:
     from taylorder.reports.progress import StderrProgress
     from taylorder.selection.candidates import Lever
     from taylorder.selection.run_levers import LeverRun
-    from taylorder.selection.under_limit import Limit
-
-_OF_LEVERS = ("--lever-length", "--fresh")
-"""Options that do nothing where no levers are measured."""
 
 
 def analyze(
-    options: typer.Context,
     model: Model = None,
     text: Annotated[
         list[Path] | None,
@@ -173,7 +168,7 @@ def analyze(
         levers=None if levers is None else _parse_levers(levers),
         lever_length=lever_length,
     )
-    _refuse_unfit(options, settings)
+    _refuse_unfit(settings, fresh)
     check_texts(files)
     check_writable(out)
 
@@ -192,7 +187,10 @@ def analyze(
         words = calibration_text(files)
         loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
-        limit = _limit(settings, description) if settings.with_levers else None
+        if settings.with_levers:
+            from taylorder.selection.run_levers import offer
+
+            offer(description, settings)  # what cannot be kept is refused now, not after minutes of measuring
         tokens = tokenise(loaded.tokenizer, words)
         _announce(settings, description, tokens, out, progress)
         analysis = measure(
@@ -207,8 +205,8 @@ def analyze(
         context = settings.context or description.max_context
         selection = select(analysis, policy=settings.policy, tolerance=settings.tolerance, context=context)
         run = None
-        if limit is not None:
-            run = _measure_levers(settings, limit, loaded, description, tokens, out, fresh, progress)
+        if settings.with_levers:
+            run = _measure_levers(settings, loaded, description, tokens, out, fresh, progress)
             selection = selection.with_levers(run.chosen.config, run.summary)
         write_run(out, analysis, selection, None, run)
         evaluation = None
@@ -220,32 +218,18 @@ def analyze(
     print_analysis(analysis, selection, evaluation, out, output)
 
 
-def _refuse_unfit(options: typer.Context, settings: AnalyzeSettings) -> None:
+def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
     """Refuse options that do not go together."""
     if settings.max_tokens < settings.sequence_length:
         raise UsageError(
             f"--max-tokens is {settings.max_tokens}, fewer than one sequence of {settings.sequence_length}; raise it, "
             "or lower --sequence-length"
         )
-    for name in _OF_LEVERS:
-        if not settings.with_levers and _given(options, name):
+    for name, given in (("--lever-length", settings.lever_length is not None), ("--fresh", fresh)):
+        if given and not settings.with_levers:
             raise UsageError(f"{name} is about levers, and none are asked for; add --budget or --levers")
-    if settings.with_levers and settings.policy == "alpha":
-        raise UsageError("--policy alpha knows no levers; leave out --budget and --levers, or --policy")
-
-
-def _limit(settings: AnalyzeSettings, description: ModelDescription) -> Limit:
-    """What the levers have to keep to; what cannot be kept is refused now, not after minutes of measuring."""
-    from taylorder.selection.candidates import LEVERS
-    from taylorder.selection.lever_table import refuse_unsupported
-    from taylorder.selection.run_levers import offer
-    from taylorder.selection.under_limit import Limit
-
-    refuse_unsupported(description)
-    tolerated = settings.tolerance if settings.budget is None else None
-    limit = Limit(settings.context or description.max_context, settings.budget, tolerated)
-    offer(description, settings.levers or LEVERS, limit, settings.near, settings.lever_length)
-    return limit
+    if settings.with_levers and settings.policy != DEFAULTS.policy:
+        raise UsageError(f"--policy {settings.policy} knows no levers; leave out --budget and --levers, or --policy")
 
 
 def _announce(
@@ -265,7 +249,6 @@ def _announce(
 
 def _measure_levers(
     settings: AnalyzeSettings,
-    limit: Limit,
     loaded: LoadedModel,
     description: ModelDescription,
     tokens: Tokens,
@@ -274,7 +257,6 @@ def _measure_levers(
     progress: StderrProgress,
 ) -> LeverRun:
     """What every KV head could run, and what it shall run; goes on where an interrupted run was."""
-    from taylorder.selection.candidates import LEVERS
     from taylorder.selection.run_levers import run_levers
 
     progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
@@ -284,15 +266,10 @@ def _measure_levers(
             loaded.model,
             loaded.tokenizer,
             description,
-            limit=limit,
+            settings,
             text=tokens,
-            levers=settings.levers or LEVERS,
             records=records,
             fresh=fresh,
-            near=settings.near,
-            max_tokens=settings.max_tokens,
-            sequence_length=settings.lever_length,
-            seed=settings.seed,
             progress=progress,
             say=progress.say,
         )
@@ -328,12 +305,6 @@ def _parse_levers(text: str) -> frozenset[Lever]:
     from taylorder.selection.candidates import parse_levers
 
     return parse_levers(text)
-
-
-def _given(options: typer.Context, option: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = options.get_parameter_source(option.removeprefix("--").replace("-", "_"))
-    return source is not None and source.name != "DEFAULT"
 
 
 def _parse_rows(text: str) -> int | None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
+from taylorder.commands._models import load_described
+from taylorder.commands._paths import model_of_run, path_of, run_and_config
 from taylorder.commands._shared import Device, Dtype, Format, Model, Seed, parse_numbers, print_report
 from taylorder.errors import UsageError
 
@@ -58,16 +59,11 @@ def bench(
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        progress.say(f"loading {model or 'the built-in model'}")
+        loaded, description = load_described(model, device, dtype, progress, run)
 
         from taylorder.evaluation.timing import bench as measure
-        from taylorder.models.describe import describe
-        from taylorder.models.loading import load
         from taylorder.reports import generation
 
-        with named_by(run, model, "name the model itself, and the run with --config"):
-            loaded = load(model, device=device, dtype=dtype)
-        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         if chosen is None:
             chosen = OrderConfig.uniform(description, _ORDER, "mean", _WINDOW, _SINKS)
             note = f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks for every head (no --config)"

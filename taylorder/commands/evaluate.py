@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taylorder.commands._paths import model_of_run, named_by, path_of, run_and_config
+from taylorder.commands._models import load_described
+from taylorder.commands._paths import model_of_run, path_of, run_and_config
 from taylorder.commands._shared import (
     Device,
     Dtype,
@@ -109,19 +110,14 @@ def evaluate(
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        progress.say(f"loading {model or 'the built-in model'}")
+        loaded, description = load_described(model, device, dtype, progress, run)
+        chosen.check(description)
+        _refuse(loaded, description, max_kl)
 
         from taylorder.evaluation.evaluation_text import evaluation_text
         from taylorder.evaluation.whole_evaluation import evaluate as measure
-        from taylorder.models.describe import describe
-        from taylorder.models.loading import load
         from taylorder.reports.evaluation import EvalReport
 
-        with named_by(run, model, "name the model itself, and the run with --config"):
-            loaded = load(model, device=device, dtype=dtype)
-        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
-        chosen.check(description)
-        _refuse(loaded, description, max_kl)
         evaluation = measure(
             loaded.model,
             loaded.tokenizer,

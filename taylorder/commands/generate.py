@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from taylorder.commands._models import load_described
 from taylorder.commands._paths import config_file, path_of
 from taylorder.commands._shared import Device, Dtype, Seed
 from taylorder.errors import UnsupportedModelError, UsageError
@@ -67,18 +68,13 @@ def generate(
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        progress.say(f"loading {model or 'the built-in model'}")
+        loaded, description = load_described(model, device, dtype, progress)
+        chosen.check(description)
+        _refuse(loaded, description, prompt, max_new_tokens)
 
         from taylorder.adapt.cost import config_bytes
         from taylorder.adapt.generate import compared, stream
-        from taylorder.models.describe import describe
-        from taylorder.models.loading import load
         from taylorder.reports import generation
-
-        loaded = load(model, device=device, dtype=dtype)
-        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
-        chosen.check(description)
-        _refuse(loaded, description, prompt, max_new_tokens)
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
 

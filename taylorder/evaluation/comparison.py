@@ -16,7 +16,7 @@ from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import Handle, attach
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.analysis.losses import (
     EXACT,
     HiddenDistance,
@@ -32,6 +32,7 @@ from taylorder.errors import NonFiniteError
 from taylorder.evaluation import rivals
 from taylorder.evaluation.intervals import Interval, mean_interval, paired_difference
 from taylorder.evaluation.rivals import Contender
+from taylorder.kernels.spec import Exact, Taylor
 from taylorder.models.description import ModelDescription
 
 Progress = Callable[[str, int, int], None]
@@ -146,7 +147,7 @@ def compare(
             report(stage, passes, passes)
             break
         hidden = {}
-        for place, result in enumerate(results.values(), start=1):
+        for turn, result in enumerate(results.values(), start=1):
             spent, before = time.monotonic() - began, spent
             if seconds is not None and not done and result.contender.config is not None:
                 # An optional contender takes about as long as the one before it, for every sequence.
@@ -156,7 +157,7 @@ def compare(
             if result.failure is None:
                 result.run(model, description, sequence, hidden)
             _refuse_broken(results[EXACT], description)
-            report(stage, done * len(results) + place, passes)
+            report(stage, done * len(results) + turn, passes)
         if head is None:
             for name, states in hidden.items():
                 results[name].distances.append(hidden_distance(hidden[EXACT], states))
@@ -173,7 +174,7 @@ def compare(
 
 
 def losses_of_states(
-    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig | Prepared]
+    model: Any, head: Callable[[Tensor], Tensor], sequence: Tensor, states: Mapping[str, OrderConfig | PreparedConfig]
 ) -> dict[str, TokenLosses]:
     """Losses of one sequence ``[T]`` for the exact model (``"exact"``) and for every config by its name.
 
@@ -184,13 +185,13 @@ def losses_of_states(
     for name, config in states.items():
         try:
             with attach(model, config):
-                found = hidden_states(model, sequence)
+                final = hidden_states(model, sequence)
         except NonFiniteError:
             continue
-        if torch.isfinite(found).all():
-            hidden[name] = found
+        if torch.isfinite(final).all():
+            hidden[name] = final
     losses = token_losses(head, sequence, hidden)
-    return {name: own for name, own in losses.items() if np.isfinite(own.nll).all() and np.isfinite(own.kl).all()}
+    return {name: tokens for name, tokens in losses.items() if _finite(tokens)}
 
 
 class _Result:
@@ -202,7 +203,7 @@ class _Result:
         self.losses: list[TokenLosses] = []
         self.distances: list[HiddenDistance] = []
         self.guarded_rows = 0
-        self.prepared: Prepared | None = None
+        self.prepared: PreparedConfig | None = None
 
     def run(self, model: Any, description: ModelDescription, sequence: Tensor, hidden: dict[str, Tensor]) -> None:
         """Add the contender's final hidden states to ``hidden``, unless they overflow."""
@@ -231,7 +232,7 @@ class _Result:
 
     def add_losses(self, losses: TokenLosses) -> None:
         """Keep one sequence's losses, unless logits overflowed."""
-        if np.isfinite(losses.nll).all() and np.isfinite(losses.kl).all():
+        if _finite(losses):
             self.losses.append(losses)
         else:
             self.failure = "its logits overflow"
@@ -242,6 +243,10 @@ class _Result:
         if self.distances:
             return np.array([distance.relative_l2 for distance in self.distances])
         return _means([losses.nll for losses in self.losses])
+
+
+def _finite(losses: TokenLosses) -> bool:
+    return bool(np.isfinite(losses.nll).all() and np.isfinite(losses.kl).all())
 
 
 def _refuse_broken(exact: _Result, model: ModelDescription) -> None:
@@ -299,7 +304,7 @@ def _standing(result: _Result, model: ModelDescription, sequences: Tensor, resul
 def _note(contender: Contender, length: int) -> str:
     """The contender's note, with a warning where its near fields leave nothing to truncate or to drop."""
     layers = () if contender.config is None else contender.config.layers
-    near = [head.window + head.sinks for layer in layers for head in layer.heads if head.order != "exact"]
+    near = [head.spec.near.tokens for layer in layers for head in layer.heads if not isinstance(head.spec.far, Exact)]
     if not near or min(near) < length:
         return contender.note
     all_near = f"its near fields hold all {length:,} tokens, so that it runs as exact at this length"
@@ -311,8 +316,8 @@ def _guarded_share(result: _Result, model: ModelDescription, sequences: Tensor) 
     rows = 0
     for layer in result.contender.config.layers if result.contender.config is not None else ():
         for head in layer.heads:
-            if head.order != "exact" and not head.drops_far:
-                rows += len(sequences) * max(0, sequences.shape[1] - head.window - head.sinks)
+            if isinstance(head.spec.far, Taylor):
+                rows += len(sequences) * max(0, sequences.shape[1] - head.spec.near.tokens)
     return result.guarded_rows / rows if rows else None
 
 

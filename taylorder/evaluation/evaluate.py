@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
@@ -24,7 +24,7 @@ from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
-from taylorder.models.running import input_device, next_logits
+from taylorder.models.running import next_logits
 from taylorder.storage.frames import as_html, frame
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def _under(
         NonFiniteError: the state breaks down.
 
     """
-    known = {(outcome.kind, outcome.length, outcome.case, outcome.depth): outcome for outcome in exact}
+    known = {_question(outcome): outcome for outcome in exact}
     done = 0
 
     def report(now: int, total: int) -> None:
@@ -286,14 +286,18 @@ def _under(
         if contender is not None and contender.config is not None:
             with attach(model, prepare(model, contender.config, description)):
                 outcomes = run_tasks(model, chosen, report)
-            known |= {(each.kind, each.length, each.case, each.depth): each for each in outcomes}
+            known |= {_question(outcome): outcome for outcome in outcomes}
         done += len(chosen)
         progress(done, len(tasks))
-    return [known[outcome.kind, outcome.length, outcome.case, outcome.depth] for outcome in exact]
+    return [known[_question(outcome)] for outcome in exact]
+
+
+def _question(outcome: Outcome) -> tuple[str, int, int, float | None]:
+    return outcome.kind, outcome.length, outcome.case, outcome.depth
 
 
 def _continuations(
-    model: Any, prepared: Prepared, prompts: Tensor, new_tokens: int, progress: Progress | None
+    model: Any, prepared: PreparedConfig, prompts: Tensor, new_tokens: int, progress: Progress | None
 ) -> Continuations:
     """Continue prompts ``[B, T]`` exactly and with a config."""
     from transformers import DynamicCache
@@ -305,7 +309,6 @@ def _continuations(
             progress("greedy continuations", done, 2)
 
     report(0)
-    prompts = prompts.to(input_device(model))
     exact = _greedy(model, prompts, DynamicCache(config=model.config), new_tokens)
     report(1)
     try:
@@ -337,7 +340,8 @@ def _greedy(model: Any, ids: Tensor, cache: Any, new_tokens: int) -> list[list[i
 
 def _agreed(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens before the first that differs."""
-    return next((place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), len(one))
+    pairs = enumerate(zip(one, other, strict=True))
+    return next((token for token, (mine, theirs) in pairs if mine != theirs), len(one))
 
 
 def _repetition(tokens: Sequence[int], size: int = 4) -> float:

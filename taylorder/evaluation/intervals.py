@@ -89,8 +89,8 @@ def mean_interval(x: ArrayLike, *, samples: int = 10_000, seed: int = 0, level: 
 
 def geometric_mean_interval(x: ArrayLike) -> Interval:
     """Interval of the geometric mean of positive ``x`` ``[n]``; see :func:`mean_interval`."""
-    found = mean_interval(np.log(_values(x)))
-    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high))
+    logs = mean_interval(np.log(_values(x)))
+    return Interval(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high))
 
 
 def share_interval(
@@ -139,14 +139,14 @@ def _bootstrap(values: NDArray[np.float64], samples: int, seed: int, level: floa
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             # `random_state` and not `rng`, which scipy knows only since 1.15.
-            found = stats.bootstrap(
+            ends = stats.bootstrap(
                 (values,), np.mean, n_resamples=samples, batch=_BATCH, confidence_level=level, method=method,
                 random_state=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
         # BCa is undefined when all resamples lie on one side of the mean; percentiles always exist.
-        if math.isfinite(found.low) and math.isfinite(found.high):
+        if math.isfinite(ends.low) and math.isfinite(ends.high):
             break
-    return Interval(float(values.mean()), float(found.low), float(found.high))
+    return Interval(float(values.mean()), float(ends.low), float(ends.high))
 
 
 def _values(x: ArrayLike) -> NDArray[np.float64]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from taylorder.adapt import cost
-from taylorder.adapt.config import MAX_ORDER, HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
 from taylorder.analysis.projections import projection_weights
 from taylorder.analysis.spectral import Matrix, fit_spectra
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import MAX_ORDER, SINKS, Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
 
 CONFIG, WINDOW, ONE_ORDER, ALPHAS, PAPER, PAPER_RAW = "config", "window", "one order", "alphas", "paper", "paper, raw"
@@ -36,7 +36,7 @@ class Contender:
 
 def exact_everywhere(config: OrderConfig) -> bool:
     """Whether a config leaves the model as it is."""
-    return all(head.order == "exact" for layer in config.layers for head in layer.heads)
+    return all(isinstance(head.spec.far, Exact) for layer in config.layers for head in layer.heads)
 
 
 def bytes_per_kv_head(config: OrderConfig | None, model: ModelDescription, tokens: int) -> int:
@@ -59,9 +59,9 @@ def per_layer(model: ModelDescription, heads: Mapping[str, HeadOrder], criterion
     """One decision for all heads of a module; modules that are not named, and sliding ones, are exact."""
     layers = []
     for module in model.modules:
-        head = heads.get(module.name, HeadOrder(order="exact", error=0.0))
+        head = heads.get(module.name, HeadOrder(spec=HeadSpec(Exact()), error=0.0))
         if module.sliding_window is not None:
-            head = HeadOrder(order="exact", error=0.0, reason="sliding")
+            head = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="sliding")
         layers.append(LayerOrders(module=module.name, heads=(head,) * module.heads))
     return OrderConfig(model=ModelIdentity.of(model), criterion=dict(criterion), layers=tuple(layers))
 
@@ -84,7 +84,7 @@ def sliding_window(model: ModelDescription, budget: int, tokens: int) -> Contend
     window = _window_left(first, budget)
     if window is None:
         return None
-    head = HeadOrder.near_only(window, SINKS)
+    head = HeadOrder(spec=HeadSpec(Dropped(), Near(window, SINKS)))
     config = per_layer(
         model,
         {module.name: head for module in model.modules},
@@ -144,7 +144,7 @@ def alpha_policy(
         window = _window_left(first, left - states, len(ranks))
         if window is not None:
             heads = {
-                name: HeadOrder(order=order, expansion="mean", window=window, sinks=SINKS)
+                name: HeadOrder(spec=HeadSpec(Taylor(order, "mean"), Near(window, SINKS)))
                 for name, order in orders.items()
             }
             note = (

@@ -9,7 +9,7 @@ from .dispatch import BACKEND_VARIABLE, BACKENDS, taylor_attention
 from .exact import far_sums, near_blocks, windowed_attention
 from .reference import ReferenceState, ReferenceSums, reference_attention, reference_sums
 from .score_space import score_space_attention
-from .spec import EXPANSIONS, GUARD, HeadSpec, check_heads
+from .spec import EXPANSIONS, GUARD, Dropped, Exact, Expansion, HeadSpec, Near, Taylor, check_heads
 from .state import State
 from .triton_backend import TritonUnavailableError
 
@@ -18,10 +18,15 @@ __all__ = [
     "BACKEND_VARIABLE",
     "EXPANSIONS",
     "GUARD",
+    "Dropped",
+    "Exact",
+    "Expansion",
     "HeadSpec",
+    "Near",
     "ReferenceState",
     "ReferenceSums",
     "State",
+    "Taylor",
     "TritonUnavailableError",
     "check_heads",
     "far_sums",

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .exact import far_sums, near_blocks, windowed_attention
 from .near_fields import NearField
 from .score_space import score_space_attention
-from .spec import HeadSpec
+from .spec import Exact, HeadSpec, Near, grouped
 
 
 def differentiable_attention(
@@ -38,16 +38,15 @@ def differentiable_attention(
     """
     T, group = query.shape[2], query.shape[1] // key.shape[1]
     outputs, guarded = [], []
-    for kv_head in range(key.shape[1]):
-        own = slice(kv_head * group, (kv_head + 1) * group)
-        q, k, v = query[:, own], key[:, kv_head : kv_head + 1], value[:, kv_head : kv_head + 1]
-        specs = heads[own]
-        field = NearField(T, 0, None) if specs[0].order is None else NearField.of(specs)
+    for kv_head, specs in enumerate(grouped(heads, key.shape[1])):
+        q = query[:, kv_head * group : (kv_head + 1) * group]
+        k, v = key[:, kv_head : kv_head + 1], value[:, kv_head : kv_head + 1]
+        field = NearField(Near(T), None) if isinstance(specs[0].far, Exact) else NearField.of(specs)
         if field is None:
             output, hits = checkpoint(_score_space, q, k, v, specs, scaling, use_reentrant=False)
         else:
             if field.constants is None:
-                output = windowed_attention(q, k, v, field.window, field.sinks, scaling=scaling)
+                output = windowed_attention(q, k, v, field.near, scaling=scaling)
             else:
                 output = checkpoint(_window_and_constant, q, k, v, field, scaling, use_reentrant=False)
             rows = field.guarded(T) or [0] * group
@@ -63,13 +62,12 @@ def _score_space(q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], sca
 
 def _window_and_constant(q: Tensor, k: Tensor, v: Tensor, field: NearField, scaling: float) -> Tensor:
     """Heads of one KV head at order 1 around zero: far keys all weigh the same, so that only near ones need scores."""
-    window, sinks = field.window, field.sinks
     weight = q.new_tensor(field.weights)[:, None, None]
     before = torch.cat([torch.zeros_like(v[:, :, :1]), v.cumsum(2)], 2)  # sums of the values before each token
     outputs = []
-    for rows, keys, values, near in near_blocks(k, v, window, sinks):
+    for rows, keys, values, near in near_blocks(k, v, field.near):
         row = torch.arange(rows.start, rows.stop, device=q.device)
-        far_values, far = far_sums(before, row, window, sinks)
+        far_values, far = far_sums(before, row, field.near)
         scores = (q[:, :, rows] * scaling @ keys.mT).masked_fill(~near, -math.inf)
         top = scores.detach().amax(-1, keepdim=True)
         top = torch.where(far > 0, top.clamp(min=0.0), top)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .spec import Near
 from .state import ExactPart
 from .token_buffer import selection
 
@@ -93,15 +94,14 @@ _WINDOW_ROWS = 256
 """Query rows of a block: few, so that a block sees few keys outside its rows' windows."""
 
 
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int, *, scaling: float) -> Tensor:
-    """Softmax attention to the last ``window`` and the first ``sinks`` keys, causal, without padding; differentiable.
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, near: Near, *, scaling: float) -> Tensor:
+    """Softmax attention to the keys of a near field, causal, without padding; differentiable.
 
     Args:
         q: ``[B, H, T, d]``.
         k: ``[B, G, T, d]``.
         v: ``[B, G, T, d_v]``.
-        window: keys, the query's own included, at least 1.
-        sinks: keys.
+        near: with a window of at least 1.
         scaling: factor of q.k.
 
     Returns:
@@ -109,44 +109,41 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int,
 
     """
     T = q.shape[2]
-    if window + sinks >= T:
+    if near.tokens >= T:
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     blocks = [
         scaled_dot_product_attention(q[:, :, rows], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
-        for rows, keys, values, mask in near_blocks(k, v, window, sinks)
+        for rows, keys, values, mask in near_blocks(k, v, near)
     ]
     return torch.cat(blocks, 2)
 
 
-def near_blocks(k: Tensor, v: Tensor, window: int, sinks: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+def near_blocks(k: Tensor, v: Tensor, near: Near) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Blocks of query rows with the keys ``[B, G, F, d]`` and values that any of them is near to, causal.
 
-    The mask, bool ``[R, F]``, is True where the key is near: among the last ``window`` (at least 1) or the first
-    ``sinks`` of the row.
+    The mask, bool ``[R, F]``, is True where the key is near; the window is at least 1.
     """
     T = k.shape[2]
     for start in range(0, T, _WINDOW_ROWS):
         stop = min(start + _WINDOW_ROWS, T)
-        first = max(0, start - window + 1)
-        kept = min(sinks, first)  # sinks outside the window
+        first = max(0, start - near.window + 1)
+        kept = min(near.sinks, first)  # sinks outside the window
         keys, values = (torch.cat([x[:, :, :kept], x[:, :, first:stop]], 2) for x in (k, v))
         position = torch.cat([torch.arange(kept), torch.arange(first, stop)]).to(k.device)
         row = torch.arange(start, stop, device=k.device)[:, None]
-        mask = (position <= row) & ((position > row - window) | (position < sinks))
-        yield slice(start, stop), keys, values, mask
+        yield slice(start, stop), keys, values, near.mask(row, position)
 
 
-def far_sums(before: Tensor, row: Tensor, window: int, sinks: int) -> tuple[Tensor, Tensor]:
+def far_sums(before: Tensor, row: Tensor, near: Near) -> tuple[Tensor, Tensor]:
     """Sum ``[..., R, d_v]`` and number ``[R, 1]`` of the far values: neither near by window nor among the sinks.
 
     Args:
         before: sums of the values before each token, ``[..., T + 1, d_v]``.
         row: positions of the queries, ``[R]``.
-        window: keys, at least 1.
-        sinks: keys.
+        near: with a window of at least 1.
 
     """
-    end = (row + 1 - window).clamp(min=sinks)  # of the far keys, which begin after the sinks
+    end = (row + 1 - near.window).clamp(min=near.sinks)  # of the far keys, which begin after the sinks
     tokens = before.shape[-2] - 1
-    values = before[..., end.clamp(max=tokens), :] - before[..., min(sinks, tokens), None, :]
-    return values, (end - sinks).to(before.dtype)[:, None]
+    values = before[..., end.clamp(max=tokens), :] - before[..., min(near.sinks, tokens), None, :]
+    return values, (end - near.sinks).to(before.dtype)[:, None]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .exact import far_sums
-from .spec import GUARD, HeadSpec
+from .spec import GUARD, Dropped, HeadSpec, Near, Taylor
 
 _ROWS = 128
 """Query rows of a block: few, so that the edges of a band of keys, computed and masked, are a small part of it."""
@@ -27,26 +27,26 @@ _LEAST_SUM = 1e-30
 
 @dataclass(frozen=True, slots=True)
 class NearField:
-    """The last ``window`` keys, the first ``sinks``, and what each query head gives a far key: ``constants``, or None.
+    """A near field with a window, and what each query head gives a far key: ``constants``, or None.
 
-    ``window`` counts the query's own key and is at least 1. Constants are relative to exp(0).
+    Constants are relative to exp(0).
     """
 
-    window: int
-    sinks: int
+    near: Near
     constants: tuple[float, ...] | None
 
     @staticmethod
     def of(specs: Sequence[HeadSpec]) -> NearField | None:
         """Return what the query heads of one KV head run, or None where that is more than a near field."""
-        window, sinks = specs[0].window, specs[0].sinks
-        if not window or any((spec.window, spec.sinks) != (window, sinks) for spec in specs):
+        near = specs[0].near
+        if not near.window or any(spec.near != near for spec in specs):
             return None
-        if all(spec.drops_far for spec in specs):
-            return NearField(window, sinks, None)
-        if any(spec.order != 1 or spec.drops_far or spec.expansion != "zero" for spec in specs):
+        if all(isinstance(spec.far, Dropped) for spec in specs):
+            return NearField(near, None)
+        fars = [spec.far for spec in specs if isinstance(spec.far, Taylor)]
+        if len(fars) < len(specs) or any(far.order != 1 or far.expansion == "mean" for far in fars):
             return None
-        return NearField(window, sinks, tuple(spec.polynomial[0] for spec in specs))
+        return NearField(near, tuple(far.polynomial[0] for far in fars))
 
     @property
     def weights(self) -> list[float]:
@@ -55,7 +55,7 @@ class NearField:
 
     def guarded(self, tokens: int) -> list[int]:
         """Guarded rows of each query head; a constant that is too small is so for every row with far keys."""
-        truncated = max(0, tokens - self.window - self.sinks)
+        truncated = max(0, tokens - self.near.tokens)
         return [truncated if constant <= GUARD else 0 for constant in self.constants or ()]
 
 
@@ -74,8 +74,8 @@ def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearFie
 
     """
     T = q.shape[1]
-    windows = sorted({min(field.window, T) for field in fields})
-    most_sinks = min(max(field.sinks for field in fields), T)
+    windows = sorted({min(field.near.window, T) for field in fields})
+    most_sinks = min(max(field.near.sinks for field in fields), T)
     constant = any(field.constants for field in fields)
     within, sinks, top = _sums_by_window(
         q * scaling, k, v, windows, most_sinks, at_least=0.0 if constant else -math.inf
@@ -84,13 +84,14 @@ def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearFie
     before = torch.cat([torch.zeros_like(v[:1]), v.cumsum(0)])  # sums of the values before each token
     outputs = q.new_empty(len(fields), *q.shape[:2], v.shape[-1])
     for field, output in zip(fields, outputs, strict=True):
-        total = within[windows.index(min(field.window, T))]
-        if field.sinks:
-            outside = row[:, None] - row[: field.sinks] >= field.window
-            total = total + _sums(sinks[..., : field.sinks] * outside, v[: field.sinks])
+        near = field.near
+        total = within[windows.index(min(near.window, T))]
+        if near.sinks:
+            outside = row[:, None] - row[: near.sinks] >= near.window
+            total = total + _sums(sinks[..., : near.sinks] * outside, v[: near.sinks])
         total = total.where(total[..., -1:] > _LEAST_SUM, math.nan)
         if field.constants is not None:
-            far = torch.cat(far_sums(before, row, field.window, field.sinks), -1)
+            far = torch.cat(far_sums(before, row, near), -1)
             total = total + (-top).exp() * q.new_tensor(field.weights)[:, None, None] * far
         torch.div(total[..., :-1], total[..., -1:], out=output)
     return outputs

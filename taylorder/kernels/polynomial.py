@@ -15,7 +15,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .spec import HeadSpec
+from .spec import Dropped, HeadSpec, Taylor, deepest
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class Polynomials:
     def build(specs: Sequence[Sequence[HeadSpec]], head_dim: int, like: Tensor) -> Polynomials:
         """Stack specs ``[N][g]`` of one kind of KV head (same ranks up to their length), in the dtype of ``like``."""
         flat = [spec for group in specs for spec in group]
-        longest = max(flat, key=lambda spec: spec.order or 0)
-        order = longest.order or 0
-        rows = [[list(s.polynomial) + [0.0] * (order - len(s.polynomial)) for s in group] for group in specs]
-        means = [[[float(s.expansion == "mean")] for s in group] for group in specs]
-        drops = [[s.drops_far for s in group] for group in specs]
+        longest = deepest(flat) or Taylor(1)  # what is multiplied by zero where all far fields are dropped
+        order = longest.order
+        polynomials = [[s.far.polynomial if isinstance(s.far, Taylor) else () for s in group] for group in specs]
+        rows = [[[*own, *[0.0] * (order - len(own))] for own in group] for group in polynomials]
+        means = [[[float(s.around_mean)] for s in group] for group in specs]
+        drops = [[isinstance(s.far, Dropped) for s in group] for group in specs]
         ranks = (0, *(longest.rank(degree, head_dim) for degree in range(1, order)))
         full = all(rank == head_dim for rank in ranks[1:])
         square = None
@@ -60,7 +61,7 @@ class Polynomials:
             square = a, b, rest
         return Polynomials(
             like.new_tensor(rows),
-            like.new_tensor(means) if any(s.expansion == "mean" for s in flat) else None,
+            like.new_tensor(means) if any(s.around_mean for s in flat) else None,
             ranks,
             full,
             torch.tensor(drops, device=like.device)[..., None] if any(map(any, drops)) else None,

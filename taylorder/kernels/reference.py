@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .spec import GUARD, HeadSpec, check_heads
+from .spec import GUARD, Exact, HeadSpec, Taylor, check_heads
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def reference_sums(
     heads_of: list[tuple[Tensor, Tensor, Tensor]] = []
     for h, spec in enumerate(heads):
         g = h * k.shape[1] // H
-        recent = (key <= row) & (key > row - spec.window)
-        first = known.cumsum(-1)[:, None, :] <= spec.sinks
-        near = allowed & (recent | first) if spec.order is not None else allowed
-        far = allowed & ~near & (not spec.drops_far)
+        near = allowed
+        if not isinstance(spec.far, Exact):
+            near = allowed & spec.near.mask(row, key, known.cumsum(-1)[:, None, :])
+        far = allowed & ~near
         heads_of.append(_one_head(q[:, h].double(), keys[:, g], spec, near, far, scaling))
     weights, sizes, margins = (torch.stack(parts, 1) for parts in zip(*heads_of))
     weights, sizes = weights * valid[:, None, :, None], sizes * valid[:, None, :, None]
@@ -133,12 +133,12 @@ def _one_head(
     weights, sizes = torch.zeros_like(scores), torch.zeros_like(scores)
     point = scores.new_full((*scores.shape[:2], 1), -math.inf)
     margin = torch.full_like(point, math.inf)
-    if spec.order is not None:
-        point = torch.where(far_count > 0, _mean(scores, far) if spec.expansion == "mean" else 0.0, -math.inf)
-        for degree, coefficient in enumerate(spec.polynomial):
-            rank = spec.rank(degree, q.shape[-1])
+    if isinstance(spec.far, Taylor):
+        point = torch.where(far_count > 0, _mean(scores, far) if spec.far.expansion == "mean" else 0.0, -math.inf)
+        for degree, coefficient in enumerate(spec.far.polynomial):
+            rank = spec.far.rank(degree, q.shape[-1])
             x = scaling * q[..., :rank] @ k[..., :rank].transpose(1, 2)
-            if spec.expansion == "mean":
+            if spec.far.expansion == "mean":
                 x = x - _mean(x, far)
             weights = weights + coefficient * x**degree
             sizes = sizes + abs(coefficient * x**degree)

@@ -13,7 +13,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .spec import GUARD, HeadSpec, check_heads
+from .spec import GUARD, Exact, HeadSpec, Taylor, check_heads
 
 _BLOCK_SCORES = 1 << 20
 """Scores of one head in one block of query rows: 4 MiB in float32, which stays in the cache."""
@@ -74,9 +74,9 @@ class _Head:
     def __init__(self, keys: Tensor, values: Tensor, known: Tensor, spec: HeadSpec, causal: bool, guard: bool) -> None:
         self.keys, self.values, self.known = keys, values, known
         self.spec, self.causal, self.guard = spec, causal, guard
-        self.truncates = spec.order is not None and not spec.drops_far
-        self.sink = known & (known.cumsum(0) <= spec.sinks)
-        self.sink_end = int(self.sink.nonzero()[-1]) + 1 if bool(self.sink.any()) else 0
+        self.rank = known.cumsum(0)
+        sink = known & (self.rank <= spec.near.sinks)
+        self.sink_end = int(sink.nonzero()[-1]) + 1 if bool(sink.any()) else 0
 
     def rows(self, q: Tensor, first: int) -> tuple[Tensor, int]:
         """Attend for scaled queries ``[R, d]`` at positions ``first`` …: ``[R, d_v]``, and how many rows were guarded.
@@ -93,10 +93,10 @@ class _Head:
         if self.causal:
             near = near & (mixed <= position)
         far = torch.zeros_like(near)
-        if self.spec.order is not None:
+        if not isinstance(self.spec.far, Exact):
             allowed = near
-            near = allowed & (self.sink[mixed] | ((mixed <= position) & (mixed > position - self.spec.window)))
-            far = allowed & ~near if self.truncates else far
+            near = allowed & self.spec.near.mask(position, mixed, self.rank[mixed])
+            far = allowed & ~near
         live = self.known[position]
         numerator, denominator, point, hits = self._far_sums(q, slice(start, end), mixed, far.to(q.dtype), live)
         scores = (q @ self.keys[mixed].T).masked_fill(~near, -math.inf)
@@ -112,9 +112,9 @@ class _Head:
 
     def _all_far(self, first: int, stop: int) -> tuple[int, int]:
         """Return the columns ``start … end - 1`` that are far for every row from ``first`` on."""
-        if self.spec.order is None:
+        if isinstance(self.spec.far, Exact):
             return 0, 0
-        end = max(0, min(first + 1, first - self.spec.window + 1)) if self.causal else stop
+        end = max(0, min(first + 1, first - self.spec.near.window + 1)) if self.causal else stop
         return min(self.sink_end, end), end
 
     def _far_sums(
@@ -134,14 +134,14 @@ class _Head:
             keys), and the number of guarded rows.
 
         """
-        if not self.truncates:
+        if not isinstance(self.spec.far, Taylor):
             nothing = torch.zeros_like(q[:, :1])
             return nothing, nothing, torch.full_like(nothing, -math.inf), 0
         keys = [self.keys[pure], self.keys[mixed]]
         values = [self.values[pure], self.values[mixed]]
         masks = [self.known[pure].to(q.dtype)[None], mixed_far]
         count = masks[0].sum() + mixed_far.sum(-1, keepdim=True)
-        weights, point = _polynomial(q, keys, masks, count, self.spec)
+        weights, point = _polynomial(q, keys, masks, count, self.spec.far)
         total = weights[0].sum(-1, keepdim=True) + weights[1].sum(-1, keepdim=True)
         hit = (count > 0) & (total <= GUARD * count) & live
         hits = int(hit.sum())
@@ -153,21 +153,21 @@ class _Head:
 
 
 def _polynomial(
-    q: Tensor, keys: list[Tensor], masks: list[Tensor], count: Tensor, spec: HeadSpec
+    q: Tensor, keys: list[Tensor], masks: list[Tensor], count: Tensor, far: Taylor
 ) -> tuple[list[Tensor], Tensor]:
     """Weights of the far keys of every part ``[R, S_part]``, zero elsewhere, and the expansion point ``[R, 1]``."""
 
     def centred(rank: int) -> tuple[list[Tensor], Tensor]:
         scores = [q[:, :rank] @ part[:, :rank].T for part in keys]
-        if spec.expansion != "mean":
+        if far.expansion != "mean":
             return scores, torch.zeros_like(count)
         total = sum(((part * mask).sum(-1, keepdim=True) for part, mask in zip(scores, masks)), torch.zeros_like(count))
         mean = total / count.clamp(min=1)
         return [part - mean for part in scores], mean
 
-    polynomial = spec.polynomial
+    polynomial = far.polynomial
     x, point = centred(q.shape[-1])
-    if spec.ranks is None:
+    if far.ranks is None:
         weights = [torch.full_like(part, polynomial[-1]) for part in x]
         for coefficient in reversed(polynomial[:-1]):
             constant = torch.tensor(coefficient, dtype=q.dtype, device=q.device)
@@ -175,6 +175,6 @@ def _polynomial(
     else:
         weights = [torch.full_like(part, polynomial[0]) for part in x]
         for degree in range(1, len(polynomial)):
-            powers, _ = centred(spec.rank(degree, q.shape[-1]))
+            powers, _ = centred(far.rank(degree, q.shape[-1]))
             weights = [weight + polynomial[degree] * part**degree for weight, part in zip(weights, powers)]
     return [weight * mask for weight, mask in zip(weights, masks)], point

@@ -1,12 +1,17 @@
-"""What one query head computes, and which specs may share a KV head."""
+"""What one query head runs, a near field and a far field, and which of these may share a KV head."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Optional, TypeVar, Union
 
-EXPANSIONS = ("zero", "mean")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Expansion = Literal["zero", "centre", "mean"]
+EXPANSIONS: tuple[Expansion, ...] = ("zero", "centre", "mean")
 
 MAX_ORDER = 8
 
@@ -16,77 +21,193 @@ SINKS = 4
 GUARD = 1e-3
 """A row whose far denominator (relative to ``e^mu``) is not above this share of its far keys falls back to order 1."""
 
+LONGEST_WINDOW = 2**24
+"""Tokens: more than any model's context, and far from where the kernels' 32-bit positions end."""
+
+MOST_SINKS = 2**16
+"""Tokens: room for all of them is held from the first token on."""
+
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
-class HeadSpec:
-    """How one query head weighs its keys.
+class Near:
+    """The keys that keep the true exponential: the last ``window``, the query's own included, and the first ``sinks``.
 
-    Keys of the near field (the last ``window``, the query's own included, and the first ``sinks`` valid ones) get the
-    true exponential; every other key gets ``sum_p coefficients[p] x_p^p`` over degrees ``p < order``, where ``x_p`` is
-    the score over the first ``ranks[p]`` coordinates minus the expansion point: 0 for ``zero``, the mean of those
-    scores over the row's far keys for ``mean``.
+    Raises:
+        ValueError: a number is out of range.
+
+    """
+
+    window: int = 0
+    sinks: int = 0
+
+    def __post_init__(self) -> None:
+        for name, most in (("window", LONGEST_WINDOW), ("sinks", MOST_SINKS)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to {most}")
+
+    @property
+    def tokens(self) -> int:
+        """Most keys that are near at once, which is what a cache holds of them."""
+        return self.window + self.sinks
+
+    def mask(self, row: Tensor, key: Tensor, rank: Optional[Tensor] = None) -> Tensor:
+        """Which keys up to the query's own are near, where ``row``, ``key`` and ``rank`` broadcast.
+
+        Args:
+            row: position of the query.
+            key: position of the key.
+            rank: how many valid keys there are up to this one, itself included; None if all are valid.
+
+        """
+        return (key <= row) & ((key > row - self.window) | ((key + 1 if rank is None else rank) <= self.sinks))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Ordinary softmax attention: every key keeps the true exponential, and there is no far field."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Far keys are left out: ordinary attention to the near field, which needs no state and no guard."""
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Far keys get ``sum_p coefficients[p] x_p^p`` over degrees ``p < order`` instead of the exponential.
+
+    ``x_p`` is the score over the first ``ranks[p]`` coordinates minus the expansion point: 0 for ``zero`` and
+    ``centre``, the mean of those scores over the row's far keys for ``mean``. ``centre`` says that the caller has
+    subtracted a key centre from the keys, and ``zero`` that it has not.
 
     Attributes:
-        order: number of terms, 1 … 8; None is ordinary softmax attention, and then every other field must be absent.
-        expansion: ``zero`` or ``mean``.
-        window: keys, 0 for none.
-        sinks: keys, 0 for none.
+        order: number of terms, 1 … 8.
+        expansion: ``zero``, ``centre`` or ``mean``.
         ranks: one per degree, ``ranks[0]`` unused, ``ranks[1] >= ranks[2] >= …``; None uses all d coordinates.
-        coefficients: one per degree; None is ``1 / p!``. If all are 0 the far field is dropped, and what is left is
-            ordinary attention to sinks and a sliding window, which needs no state.
+        coefficients: one per degree; None is ``1 / p!``.
 
     Raises:
         ValueError: a field is out of range or contradicts another.
 
     """
 
-    order: int | None
-    expansion: str = "zero"
-    window: int = 0
-    sinks: int = 0
-    ranks: tuple[int, ...] | None = None
-    coefficients: tuple[float, ...] | None = None
+    order: int
+    expansion: Expansion = "zero"
+    ranks: Optional[tuple[int, ...]] = None
+    coefficients: Optional[tuple[float, ...]] = None
 
     def __post_init__(self) -> None:
-        if self.order is None:
-            if (self.expansion, self.window, self.sinks, self.ranks, self.coefficients) != ("zero", 0, 0, None, None):
-                raise ValueError(
-                    f"{self} is exact (order None), expected no expansion, near field, ranks or coefficients"
-                )
-            return
         if not 1 <= self.order <= MAX_ORDER:
-            raise ValueError(f"order is {self.order}, expected 1 to {MAX_ORDER}, or None for exact")
+            raise ValueError(f"order is {self.order}, expected 1 to {MAX_ORDER}")
         if self.expansion not in EXPANSIONS:
             raise ValueError(f"expansion is {self.expansion!r}, expected one of {EXPANSIONS}")
-        for name in ("window", "sinks"):
-            if not 0 <= getattr(self, name) < 2**31:  # kernels count tokens in 32 bits
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to {2**31 - 1}")
         for name in ("ranks", "coefficients"):
             values = getattr(self, name)
             if values is not None and len(values) != self.order:
-                raise ValueError(f"{name} is {values}, expected one entry per degree: {self.order}")
-        if self.ranks is not None and any(a < b for a, b in zip(self.ranks[1:], self.ranks[2:])):
-            raise ValueError(f"ranks is {self.ranks}, expected ranks that do not increase from degree 1 on")
-        if self.ranks is not None and any(rank < 0 for rank in self.ranks):
-            raise ValueError(f"ranks is {self.ranks}, expected no negative rank")
-        if self.coefficients is not None and not all(math.isfinite(c) for c in self.coefficients):
-            raise ValueError(f"coefficients is {self.coefficients}, expected finite numbers")
+                raise ValueError(f"{name} has {len(values)} entries, expected one per degree: {self.order}")
+        if self.ranks is not None:
+            if self.expansion == "zero":
+                raise ValueError("ranks are not defined for expansion 'zero'; use 'centre' or 'mean'")
+            if any(a < b for a, b in zip(self.ranks[1:], self.ranks[2:])):
+                raise ValueError(f"ranks is {list(self.ranks)}, expected ranks that do not increase from degree 1 on")
+            if any(rank < 0 for rank in self.ranks):
+                raise ValueError(f"ranks is {list(self.ranks)}, expected no negative rank")
+        if self.coefficients is not None:
+            if not all(math.isfinite(c) for c in self.coefficients):
+                raise ValueError(f"coefficients is {list(self.coefficients)}, expected finite numbers")
+            if not any(self.coefficients):
+                raise ValueError(f"coefficients is {list(self.coefficients)}, which drops the far field: use Dropped()")
 
     @property
     def polynomial(self) -> tuple[float, ...]:
         """Coefficient of every degree 0 … order-1."""
-        if self.order is None:
-            raise ValueError("an exact head has no polynomial")
         return self.coefficients or tuple(1.0 / math.factorial(p) for p in range(self.order))
-
-    @property
-    def drops_far(self) -> bool:
-        """Whether far keys are left out altogether; the guard has nothing to guard then."""
-        return self.coefficients is not None and not any(self.coefficients)
 
     def rank(self, degree: int, head_dim: int) -> int:
         """Coordinates the term of that degree uses."""
         return head_dim if self.ranks is None or degree == 0 else min(self.ranks[degree], head_dim)
+
+
+FarField = Union[Exact, Dropped, Taylor]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What one query head runs: a far field, and the near field whose keys keep the true exponential.
+
+    Raises:
+        ValueError: the head is exact and has a near field.
+
+    """
+
+    far: FarField
+    near: Near = field(default_factory=Near)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.far, Exact) and self.near != Near():
+            raise ValueError(f"an exact head has no near field, found {self.near}: expected {Near()}")
+
+    @property
+    def runs(self) -> str:
+        """What it is called in ``orders.json``: ``exact``, ``window`` or ``taylor``."""
+        return "exact" if isinstance(self.far, Exact) else "window" if isinstance(self.far, Dropped) else "taylor"
+
+    @property
+    def ranks(self) -> Optional[tuple[int, ...]]:
+        """Those of the polynomial; None if it has none, or if there is no polynomial."""
+        return self.far.ranks if isinstance(self.far, Taylor) else None
+
+    @property
+    def around_mean(self) -> bool:
+        """Whether far keys get a polynomial around the mean of the row's far scores."""
+        return isinstance(self.far, Taylor) and self.far.expansion == "mean"
+
+
+def grouped(heads: Sequence[_T], kv_heads: int) -> list[Sequence[_T]]:
+    """Cut what belongs to the query heads into what belongs to the group of each KV head."""
+    group = len(heads) // kv_heads
+    return [heads[start : start + group] for start in range(0, group * kv_heads, group)] if group else []
+
+
+def deepest(group: Sequence[HeadSpec]) -> Optional[Taylor]:
+    """The polynomial of highest order in a group, of whose state the others read a prefix; None if there is none."""
+    return max((spec.far for spec in group if isinstance(spec.far, Taylor)), key=lambda far: far.order, default=None)
+
+
+def ignores_shifts(group: Sequence[HeadSpec]) -> bool:
+    """Whether a group has polynomials, and none of them notices a vector subtracted from all keys."""
+    return deepest(group) is not None and all(s.around_mean for s in group if isinstance(s.far, Taylor))
+
+
+def check_group(where: str, group: Sequence[HeadSpec]) -> None:
+    """Refuse what query heads that share a KV head cannot have different; ``where`` names the KV head in the sentence.
+
+    Raises:
+        ValueError: some are exact and some are not, near fields or ranks differ, or expansions that want unlike keys
+            are mixed.
+
+    """
+    exact = [isinstance(spec.far, Exact) for spec in group]
+    if any(exact) and not all(exact):
+        raise ValueError(f"{where}: some heads are exact and some are not; the cache is shared, so all must be exact")
+    for name in ("window", "sinks"):
+        values = sorted({getattr(spec.near, name) for spec in group})
+        if len(values) > 1:
+            raise ValueError(f"{where}: {name} differs within the group ({values}); one value is expected")
+    polynomials = [spec.far for spec in group if isinstance(spec.far, Taylor)]
+    ranks = [far.ranks for far in polynomials if far.ranks is not None]
+    if ranks:
+        if len(ranks) < len(polynomials):
+            raise ValueError(f"{where}: some heads have ranks and some have none; the state is shared")
+        longest = max(ranks, key=len)
+        if any(r != longest[: len(r)] for r in ranks):
+            raise ValueError(f"{where}: ranks differ within the group ({ranks}); each must be a prefix of the longest")
+    if len({far.expansion == "zero" for far in polynomials}) > 1:
+        raise ValueError(
+            f"{where}: expansion 'zero' is mixed with 'centre' or 'mean'; their states hold different keys"
+        )
 
 
 def check_heads(heads: Sequence[HeadSpec], query_heads: int, kv_heads: int, causal: bool) -> None:
@@ -101,22 +222,7 @@ def check_heads(heads: Sequence[HeadSpec], query_heads: int, kv_heads: int, caus
         raise ValueError(f"heads has {len(heads)} specs, expected one per query head: {query_heads}")
     if kv_heads < 1 or query_heads % kv_heads:
         raise ValueError(f"q has {query_heads} heads and k has {kv_heads}, expected a multiple")
-    group = query_heads // kv_heads
-    for kv_head in range(kv_heads):
-        members = heads[kv_head * group : (kv_head + 1) * group]
-        if len({spec.order is None for spec in members}) > 1:
-            raise ValueError(f"heads of KV head {kv_head} are partly exact; they share the cache, so all must be")
-        for name in ("window", "sinks"):
-            found = sorted({getattr(spec, name) for spec in members})
-            if len(found) > 1:
-                raise ValueError(f"heads of KV head {kv_head} have {name} {found}, expected one value")
-        ranks = [spec.ranks for spec in members if spec.ranks is not None]
-        longest = max(ranks, key=len, default=())
-        if (ranks and len(ranks) < group) or any(r != longest[: len(r)] for r in ranks):
-            raise ValueError(
-                f"heads of KV head {kv_head} have ranks {[s.ranks for s in members]}, expected prefixes of one"
-            )
-        if not causal and any(spec.window or spec.sinks for spec in members):
-            raise ValueError(
-                f"heads of KV head {kv_head} have a near field, but attention is bidirectional (causal=False)"
-            )
+    for kv_head, group in enumerate(grouped(heads, kv_heads)):
+        check_group(f"KV head {kv_head}", group)
+        if not causal and any(spec.near.tokens for spec in group):
+            raise ValueError(f"KV head {kv_head} has a near field, but attention is bidirectional (causal=False)")

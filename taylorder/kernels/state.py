@@ -13,7 +13,7 @@ from typing import Callable, Optional, Protocol, Union
 import torch
 from torch import Tensor
 
-from .spec import HeadSpec
+from .spec import Dropped, HeadSpec, Taylor, deepest, ignores_shifts
 from .tables import FeatureTable
 from .token_buffer import Recent
 
@@ -104,12 +104,12 @@ class TaylorPart:
         kv_heads: which KV heads, ascending.
         specs: the specs of each one's query heads.
         table: their features.
-        window, sinks: their near field.
+        near: their near field.
         drops_far: whether no query head has a far field: nothing is folded then, far tokens are forgotten.
         features: ``[B, len(kv_heads), D, d_v]``, sum of multiplicity x feature x value over the folded tokens; None
             until the first ones are folded.
         sums: ``[B, len(kv_heads), D]``, the same with value 1; the first entry counts the folded tokens.
-        shifts: whether no query head notices a vector subtracted from all keys (all expand around their mean).
+        shifts: whether no query head notices a vector subtracted from all keys.
         origin: ``[B, len(kv_heads), d]``, that vector, the mean of the first tokens folded; None before, or if it does
             not shift.
         recent: tokens that are not folded; sinks are marked there as not to be used.
@@ -120,22 +120,21 @@ class TaylorPart:
 
     def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
         flat = [spec for group in specs for spec in group]
-        longest = max(flat, key=lambda spec: spec.order or 0)
-        order = longest.order or 0
-        if any(spec.expansion == "mean" for spec in flat):
-            order = max(order, 2)  # the sum of the keys, which means are read from, is of degree 1
+        longest = deepest(flat) or Taylor(1)
+        # The sum of the keys, which means are read from, is of degree 1.
+        order = max(longest.order, 2) if any(spec.around_mean for spec in flat) else longest.order
         self.kv_heads, self.specs = tuple(kv_heads), tuple(tuple(group) for group in specs)
         self.table = FeatureTable.build(k.shape[-1], order, longest.ranks)
-        self.window, self.sinks = longest.window, longest.sinks
-        self.drops_far = all(spec.drops_far for spec in flat)
-        self.shifts = all(spec.expansion == "mean" for spec in flat)
+        self.near = flat[0].near
+        self.drops_far = all(isinstance(spec.far, Dropped) for spec in flat)
+        self.shifts = ignores_shifts(flat)
         self.origin: Optional[Tensor] = None
         self.features: Optional[Tensor] = None
         self.sums: Optional[Tensor] = None
         self.recent = Recent(k, v, len(kv_heads))
         B, Gb = k.shape[0], len(kv_heads)
-        self.sink_keys = k.new_zeros(B, Gb, self.sinks, k.shape[-1])
-        self.sink_values = v.new_zeros(B, Gb, self.sinks, v.shape[-1])
+        self.sink_keys = k.new_zeros(B, Gb, self.near.sinks, k.shape[-1])
+        self.sink_values = v.new_zeros(B, Gb, self.near.sinks, v.shape[-1])
         self.seen = torch.zeros(B, dtype=torch.int64, device=k.device)
 
     def start_features(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -182,7 +181,7 @@ class TaylorPart:
 
     @property
     def nominal_bytes(self) -> int:
-        kv = _nominal(self.recent.keys, self.recent.values, self.recent.length + self.sinks)
+        kv = _nominal(self.recent.keys, self.recent.values, self.recent.length + self.near.sinks)
         if self.features is None or self.sums is None:
             return kv
         return kv + 4 * (self.features.numel() + self.sums.numel())

@@ -25,7 +25,7 @@ from torch import Tensor
 from .attend import Extent, Memory, Sinks, Sums, Tokens, attend
 from .exact import attend_exact_part, windowed_attention
 from .polynomial import Polynomials
-from .spec import HeadSpec
+from .spec import Exact, HeadSpec, Taylor, deepest, grouped, ignores_shifts
 from .state import ExactPart, Part, State, StateShape, TaylorPart
 from .state_products import Chunk, fold
 from .tables import FeatureTable, count
@@ -105,22 +105,16 @@ class Step:
 
 def new_state(heads: Sequence[HeadSpec], k: Tensor, v: Tensor) -> State:
     """Return an empty state for keys and values like these."""
-    G = k.shape[1]
-    group = len(heads) // G
-    exact = [g for g in range(G) if heads[g * group].order is None]
+    groups = grouped(heads, k.shape[1])
+    exact = [g for g, group in enumerate(groups) if isinstance(group[0].far, Exact)]
     kinds: dict[object, list[int]] = {}
-    for g in range(G):
+    for g, group in enumerate(groups):
         if g not in exact:
-            members = heads[g * group : (g + 1) * group]
-            longest = max(members, key=lambda spec: spec.order or 0)
-            mean = any(spec.expansion == "mean" for spec in members)
-            drops = all(spec.drops_far for spec in members)
-            shifts = all(spec.expansion == "mean" for spec in members)
-            kind = longest.order, longest.ranks, longest.window, longest.sinks, mean, drops, shifts
+            longest = deepest(group)
+            features = None if longest is None else (longest.order, longest.ranks)
+            kind = features, group[0].near, any(spec.around_mean for spec in group), ignores_shifts(group)
             kinds.setdefault(kind, []).append(g)
-    parts: list[Part] = [
-        TaylorPart(kv, [heads[g * group : (g + 1) * group] for g in kv], k, v) for kv in kinds.values()
-    ]
+    parts: list[Part] = [TaylorPart(kv, [groups[g] for g in kv], k, v) for kv in kinds.values()]
     if exact:
         parts.append(ExactPart(exact, Recent(k, v, len(exact))))
     return State(heads, "torch", parts, StateShape.of(k, v))
@@ -166,7 +160,7 @@ class _TaylorRun:
         self.group = q.shape[1] // k.shape[1]
         fresh = causal and valid is None and self.earlier == 0 and not bool(part.seen.any())
         # A prefill of sinks and a window is ordinary attention, which torch does best; half precisions it rounds twice.
-        self.near_alone = fresh and part.drops_far and part.window > 0 and self.dtype == q.dtype
+        self.near_alone = fresh and part.drops_far and part.near.window > 0 and self.dtype == q.dtype
         self.keep, self.rank = _take_sinks(part, k, v, valid)
         # Heads with small states share their products; the chunk shrinks in turn, which saves work on its own scores.
         state_bytes = part.table.features * v.shape[-1] * 4
@@ -186,7 +180,7 @@ class _TaylorRun:
         part, T = self.part, self.q.shape[2]
         steps = list(self._steps())
         if self.appends:
-            reserve = part.window + FOLD_BLOCK if self.settled else 0
+            reserve = part.near.window + FOLD_BLOCK if self.settled else 0
             part.recent.append(*self._new(), reserve)
         if steps[-1].fold_to and self.causal and not part.drops_far:
             part.start_features(self.dtype)
@@ -199,11 +193,11 @@ class _TaylorRun:
         if self.appends:
             part.recent.drop(folded)
             if self.settled:
-                part.recent.shrink(part.window + FOLD_BLOCK)
+                part.recent.shrink(part.near.window + FOLD_BLOCK)
         elif self.causal:
             rest = Joined(part.recent.view(), self._new()).cut(folded, self.earlier + T)
             part.recent = Recent(rest[0], rest[1], len(part.kv_heads))
-            part.recent.append(*rest, part.window + FOLD_BLOCK if self.settled else 0)
+            part.recent.append(*rest, part.near.window + FOLD_BLOCK if self.settled else 0)
 
     def _run_near(self) -> None:
         part = self.part
@@ -213,8 +207,7 @@ class _TaylorRun:
                 self.q[:, own],
                 self.k[:, g : g + 1],
                 self.v[:, g : g + 1],
-                part.window,
-                part.sinks,
+                part.near,
                 scaling=self.scaling,
             )
 
@@ -238,7 +231,7 @@ class _TaylorRun:
             return
         start = done = 0
         while True:
-            far = earlier + start - max(self.part.window - 1, 0) - done
+            far = earlier + start - max(self.part.near.window - 1, 0) - done
             goal = done + far if far >= (FOLD_BLOCK if started else raw) else done
             started = started or goal > done
             rows = max(16, min(self.chunk, _SCORES // (earlier + start - goal + 1)))
@@ -267,8 +260,7 @@ class _TaylorRun:
 
     def _alike(self, one: int, other: int) -> bool:
         """Whether the query heads of two KV heads have the same orders."""
-        orders = [[spec.order for spec in self.part.specs[index]] for index in (one, other)]
-        return orders[0] == orders[1]
+        return _orders(self.part.specs[one]) == _orders(self.part.specs[other])
 
     def _run_slice(self, where: Slice, steps: Sequence[Step]) -> None:
         part = self.part
@@ -278,7 +270,7 @@ class _TaylorRun:
         kv_heads = selection(where.kv_heads)
         # Query heads of different order go one by one: each reads the prefix of the state that its own order needs.
         T = self.q.shape[2]
-        alike = all(len({spec.order for spec in group}) == 1 for group in part.specs[where.indices])
+        alike = all(len(set(_orders(group))) == 1 for group in part.specs[where.indices])
         whole = T == 1 or (alike and min(T, self.chunk) * self.group * len(where.kv_heads) <= _ROWS)
         splits = [slice(0, self.group)] if whole else [slice(h, h + 1) for h in range(self.group)]
         repeats = where.sequences.stop - where.sequences.start
@@ -296,7 +288,7 @@ class _TaylorRun:
             held = memory if self.had_state or step.fold_to else None
             origin = None if held is None else held.origin
             tokens = Tokens.build(*joined.cut(step.fold_to, stop), self.dtype, origin)
-            extent = Extent(step.stop - step.start, stop - step.fold_to, part.window, self.causal)
+            extent = Extent(step.stop - step.start, stop - step.fold_to, part.near.window, self.causal)
             sinks = self._sinks(where, step, origin)
             rows = slice(step.start, step.stop)
             for heads, polynomial in zip(splits, polynomials):
@@ -356,11 +348,11 @@ class _TaylorRun:
 
     def _sinks(self, where: Slice, step: Step, origin: Optional[Tensor]) -> Optional[Sinks]:
         part = self.part
-        if not part.sinks:
+        if not part.near.sinks:
             return None
         visible = None
         if self.rank is not None:
-            slots = torch.arange(part.sinks, device=self.rank.device)
+            slots = torch.arange(part.near.sinks, device=self.rank.device)
             visible = self.rank[where.sequences, step.start : step.stop, None] > slots
             visible = visible.repeat_interleave(len(where.kv_heads), 0)
         keys = part.sink_keys[where.sequences, where.indices].flatten(0, 1).to(self.dtype)
@@ -377,11 +369,11 @@ def _take_sinks(
     """
     if valid is not None and bool(valid.all()):
         valid = None
-    if not part.sinks or bool((part.seen >= part.sinks).all()):
+    if not part.near.sinks or bool((part.seen >= part.near.sinks).all()):
         return valid, None
     known = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if valid is None else valid
     rank = part.seen[:, None] + known.cumsum(1)
-    sink = known & (rank <= part.sinks)
+    sink = known & (rank <= part.near.sinks)
     heads = list(part.kv_heads)
     for b in range(k.shape[0]):
         index = sink[b].nonzero()[:, 0]
@@ -390,6 +382,11 @@ def _take_sinks(
         part.sink_values[b, :, slots] = v[b, heads][:, index]
     part.seen = rank[:, -1].clone()  # a view would keep the whole prefill alive
     return known & ~sink, rank
+
+
+def _orders(group: Sequence[HeadSpec]) -> list[int]:
+    """How many degrees of the state each query head of a group reads; without a far field one, whose weight is 0."""
+    return [spec.far.order if isinstance(spec.far, Taylor) else 1 for spec in group]
 
 
 def _raw_limit(table: FeatureTable, value_dim: int) -> int:

@@ -187,11 +187,11 @@ def selections(model: nn.Module) -> list[tuple[Any, str | None]]:
     """Every config object reachable from the model or its modules, once each, and the attention that it selects."""
     from transformers import PreTrainedConfig
 
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     pending = [vars(module).get("config") for module in model.modules()]
     while pending:
         config = pending.pop()
-        if isinstance(config, PreTrainedConfig) and id(config) not in found:
-            found[id(config)] = config
+        if isinstance(config, PreTrainedConfig) and id(config) not in configs:
+            configs[id(config)] = config
             pending += [getattr(config, key, None) for key in config.sub_configs]
-    return [(config, config._attn_implementation_internal) for config in found.values()]
+    return [(config, config._attn_implementation_internal) for config in configs.values()]

@@ -127,12 +127,12 @@ def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:
         (module.heads, module.kv_heads, module.head_dim, module.value_dim, module.causal): module for module in modules
     }
     if len(kinds) > 1:
-        found = ", ".join(
+        named = ", ".join(
             f"{module.name} has {module.heads} heads on {module.kv_heads} KV heads of dimension {module.head_dim} "
             f"(values {module.value_dim}, {'causal' if module.causal else 'bidirectional'})"
             for module in kinds.values()
         )
         raise UnsupportedModelError(
-            f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {found}. Choose a model whose "
+            f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {named}. Choose a model whose "
             "layers all have the same heads."
         )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from taylorder.kernels.spec import grouped
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,10 @@ class AttentionModule:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.heads // self.kv_heads
+
+    def groups(self, heads: Sequence[_T]) -> list[Sequence[_T]]:
+        """Cut what belongs to the query heads into what belongs to each KV head's."""
+        return grouped(heads, self.kv_heads)
 
 
 @dataclass(frozen=True, slots=True)

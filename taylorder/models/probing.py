@@ -112,11 +112,11 @@ def same_bits(model: nn.Module) -> bool:
     return names == {"sdpa"} and all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    """``|found - expected| / |expected|``; infinite where one has NaN or infinities and the other has not."""
-    if torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True):
+def distance(states: Tensor, expected: Tensor) -> float:
+    """``|states - expected| / |expected|``; infinite where one has NaN or infinities and the other has not."""
+    if torch.allclose(states, expected, rtol=0, atol=0, equal_nan=True):
         return 0.0
-    relative = float((found.double() - expected.double()).norm() / expected.double().norm())
+    relative = float((states.double() - expected.double()).norm() / expected.double().norm())
     return float("inf") if math.isnan(relative) else relative
 
 

@@ -39,7 +39,8 @@ def next_logits(model: Any, input_ids: Tensor, cache: Any) -> Tensor:
     """Run new tokens ``[B, T]`` and return the logits of the token after them, ``[B, V]``; the cache takes them in."""
     # Logits of a whole chunk would be the largest tensor by far, and only the last row is read.
     options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    logits: Tensor = model(input_ids=input_ids, past_key_values=cache, use_cache=True, **options).logits
+    ids = input_ids.to(input_device(model))
+    logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, **options).logits
     return logits[:, -1]
 
 

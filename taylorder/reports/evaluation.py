@@ -12,6 +12,7 @@ from taylorder.evaluation import rivals
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation, TaskResults
 from taylorder.evaluation.tasks import CANNOT
+from taylorder.kernels.spec import Dropped, Exact, Taylor
 from taylorder.models.description import ModelDescription
 from taylorder.reports import evaluation_tables as tables
 from taylorder.reports import evaluation_words as words
@@ -88,12 +89,13 @@ def _facts(report: EvalReport) -> dict[str, str]:
     counts: dict[str, int] = {}
     for layer in config.layers:
         for head in layer.heads:
-            if head.order == "exact":
-                kind = "exact"
-            elif head.drops_far:
-                kind = "window only"
-            else:
-                kind = f"order {head.order}"
+            match head.spec.far:
+                case Exact():
+                    kind = "exact"
+                case Dropped():
+                    kind = "window only"
+                case Taylor(order=order):
+                    kind = f"order {order}"
             counts[kind] = counts.get(kind, 0) + 1
     facts = {
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import Dropped, Exact, Taylor
 from taylorder.reports import alphas, summary
 from taylorder.reports.numbers import counted, layer_labels, percent_cell
 from taylorder.reports.sections import Beside, Cell, Column, Fill, GridRow, HeadGrid, Key, Layout, Legend
@@ -82,11 +83,11 @@ def order_legend(selection: Selection) -> Legend:
     """What the cells of the order grid mean, with the number of heads behind each."""
     choices = [head.choice for head in selection.heads]
     exact = exact_keys(selection)
-    windows = sum(choice.drops_far for choice in choices)
+    windows = sum(isinstance(choice.spec.far, Dropped) for choice in choices)
     keys = []
-    orders = sorted({choice.order for choice in choices if choice.order != "exact" and not choice.drops_far})
+    orders = sorted({choice.spec.far.order for choice in choices if isinstance(choice.spec.far, Taylor)})
     if orders:
-        chosen = sum(choice.order != "exact" for choice in choices) - windows
+        chosen = sum(isinstance(choice.spec.far, Taylor) for choice in choices)
         marks = tuple(Cell(str(order), style="strong", fill=LIGHTEST) for order in orders)
         keys.append(Key(marks, f"the order chosen ({counted(chosen, 'head')})"))
     if windows:
@@ -97,7 +98,8 @@ def order_legend(selection: Selection) -> Legend:
 
 def exact_keys(selection: Selection) -> tuple[Key, ...]:
     """Why heads are exact, by their marks, with the number of heads behind each."""
-    reasons = Counter(explained(head.choice.reason) for head in selection.heads if head.choice.order == "exact")
+    exact = [head.choice for head in selection.heads if isinstance(head.choice.spec.far, Exact)]
+    reasons = Counter(explained(choice.reason) for choice in exact)
     return tuple(
         Key((Cell(mark),), f"{meaning} ({counted(count, 'head')})") for (mark, meaning), count in reasons.most_common()
     )
@@ -121,13 +123,19 @@ def error_cell(error: float, tolerance: float) -> Cell:
 
 
 def _order_cell(head: HeadOrder) -> Cell:
-    if head.order == "exact":
-        return Cell(explained(head.reason).mark)
-    return Cell(WINDOW_MARK if head.drops_far else str(head.order), style="strong", fill=LIGHTEST)
+    match head.spec.far:
+        case Exact():
+            return Cell(explained(head.reason).mark)
+        case Dropped():
+            return Cell(WINDOW_MARK, style="strong", fill=LIGHTEST)
+        case Taylor(order=order):
+            return Cell(str(order), style="strong", fill=LIGHTEST)
 
 
 def _counts(heads: Sequence[HeadOrder]) -> tuple[Cell, ...]:
-    counts = Counter("window" if head.drops_far else head.order for head in heads)
-    orders = sorted(order for order in counts if isinstance(order, int))
-    names = [*orders, *(name for name in ("window", "exact") if counts[name])]
-    return tuple(Cell(f"{name}: {counts[name]}", counts[name]) for name in names)
+    orders = Counter(head.spec.far.order for head in heads if isinstance(head.spec.far, Taylor))
+    counts: list[tuple[int | str, int]] = sorted(orders.items())
+    for name, kind in (("window", Dropped), ("exact", Exact)):
+        if count := sum(isinstance(head.spec.far, kind) for head in heads):
+            counts.append((name, count))
+    return tuple(Cell(f"{name}: {count}", count) for name, count in counts)

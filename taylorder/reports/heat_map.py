@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from taylorder.analysis.alpha_ranks import layer_alpha
-from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
+from taylorder.kernels.spec import EXPANSIONS, Dropped, Taylor
 from taylorder.reports import alphas, grids
 from taylorder.reports.claims import cell
 from taylorder.reports.numbers import percent, percent_cell
@@ -159,8 +160,8 @@ def views(analysis: Analysis, selection: Selection) -> dict[str, dict[str, Any]]
 def of_choice(analysis: Analysis, head: HeadVerdict, mark: str, words: str) -> dict[str, Figure]:
     """The order that the config gives a head, and the one it would need."""
     scale = Scale(1, analysis.max_order)
-    choice, needed = head.choice, head.needed_order
-    order = None if choice.order == "exact" or choice.drops_far else choice.order
+    far, needed = head.choice.spec.far, head.needed_order
+    order = far.order if isinstance(far, Taylor) else None
     needs = f"more than {analysis.max_order}" if needed is None else f"order {needed}"
     return {
         "order": [order, mark, words, scale.step(order)],
@@ -226,7 +227,7 @@ def _alpha_view(analysis: Analysis, projection: str) -> dict[str, Any]:
 def _reasons(selection: Selection) -> list[str]:
     """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
     legend = [f"{key.marks[0].text}: {key.meaning}" for key in grids.exact_keys(selection)]
-    if any(head.choice.drops_far for head in selection.heads):
+    if any(isinstance(head.choice.spec.far, Dropped) for head in selection.heads):
         legend.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
     return legend
 

@@ -12,7 +12,8 @@ from dataclasses import astuple
 from typing import Any
 
 from taylorder.adapt.config import HeadOrder
-from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
+from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
 from taylorder.reports import alphas, charts, grids, heat_map, savings, summary
 from taylorder.reports.claims import cell
 from taylorder.reports.numbers import counted, layer_labels, number, percent, size
@@ -148,27 +149,29 @@ def _facts(analysis: Analysis, head: HeadVerdict, row: CandidateRow) -> dict[str
 def _decided(analysis: Analysis, selection: Selection, head: HeadVerdict) -> dict[str, Any]:
     """What was chosen, why, and what the head would need."""
     choice = head.choice
-    if choice.order == "exact":
+    far = choice.spec.far
+    if isinstance(far, Exact):
         mark, words = explained(choice.reason)
         sentence = f"Stays {words}."
     else:
-        mark = grids.WINDOW_MARK if choice.drops_far else str(choice.order)
+        mark = str(far.order) if isinstance(far, Taylor) else grids.WINDOW_MARK
         words = _kept(choice)
         sentence = f"Chosen: {words}. {_why(analysis, selection, choice)}"
     return {"choice": sentence} | heat_map.of_choice(analysis, head, mark, words)
 
 
 def _kept(choice: HeadOrder) -> str:
-    near = f"the last {counted(choice.window, 'key')} and the first {number(choice.sinks)} exact"
-    if choice.drops_far:
+    far = choice.spec.far
+    near = f"the last {counted(choice.spec.near.window, 'key')} and the first {number(choice.spec.near.sinks)} exact"
+    if not isinstance(far, Taylor):
         return f"{near}, all others dropped"
-    words = f"order {choice.order}, expansion {choice.expansion}"
-    if choice.window or choice.sinks:
+    words = f"order {far.order}, expansion {far.expansion}"
+    if choice.spec.near.tokens:
         words += f", {near}"
-    if choice.ranks is not None:
-        words += f", ranks {', '.join(map(str, choice.ranks))}"
-    if choice.coefficients is not None:
-        words += f", coefficients {', '.join(f'{value:.3g}' for value in choice.coefficients)}"
+    if far.ranks is not None:
+        words += f", ranks {', '.join(map(str, far.ranks))}"
+    if far.coefficients is not None:
+        words += f", coefficients {', '.join(f'{value:.3g}' for value in far.coefficients)}"
     return words
 
 
@@ -176,13 +179,8 @@ def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
     """By what rule a head has an order, its error, and what it costs."""
     limit, where = percent(selection.tolerance, 3), f"at {counted(selection.context, 'token')}"
     error = "not measured" if choice.error is None else percent(choice.error, 3)
-    if selection.policy == "levers":
-        rule = "Chosen together with all other KV heads, for the least loss or the fewest bytes"
-    elif selection.policy == "alpha":
-        rule = "From the alphas of the layer alone, without looking at any error"
-    elif choice.error is not None and choice.error <= selection.tolerance:
-        rule = f"The smallest order that pays off {where} and meets {limit}, as all heads of its KV cache do"
-    else:
+    rule = selection.why.rule.format(where=where, limit=limit)
+    if selection.why.bounded and (choice.error is None or choice.error > selection.tolerance):
         rule = "As the config has it"
     rule += f"; error {error}"
     if analysis.model.causal and choice.nominal_bytes is not None:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import Exact, Taylor
 from taylorder.reports.evaluation_words import figure
 from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
@@ -30,12 +31,10 @@ def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
 
 
 def _kept(head: HeadOrder) -> str:
-    if head.order == "exact":
+    if isinstance(head.spec.far, Exact):
         return "all"
-    tokens = number(head.window + head.sinks)
-    if head.drops_far:
-        return tokens
-    return f"{tokens} +P{head.order}{'r' if head.ranks is not None else ''}"
+    tokens, far = number(head.spec.near.tokens), head.spec.far
+    return f"{tokens} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else tokens
 
 
 def counts(summary: LeverSummary) -> Table:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import Taylor
 from taylorder.models.description import AttentionModule
 from taylorder.selection.by_tolerance import Selection
 
@@ -14,8 +15,8 @@ from taylorder.selection.by_tolerance import Selection
 def _groups(analysis: Analysis, selection: Selection) -> Iterator[tuple[AttentionModule, Sequence[HeadOrder]]]:
     """Yield each KV head as its module and the decisions of its group."""
     for module, layer in zip(analysis.model.modules, selection.config.layers, strict=True):
-        for start in range(0, module.heads, module.group):
-            yield module, layer.heads[start : start + module.group]
+        for group in module.groups(layer.heads):
+            yield module, group
 
 
 def cache_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
@@ -38,7 +39,7 @@ def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple
     for module, heads in _groups(analysis, selection):
         quadratic = n * min(n, module.sliding_window or n) * (module.head_dim + module.value_dim)
         exact += quadratic * len(heads)
-        orders = [head.order for head in heads if head.order != "exact"]
+        orders = [head.spec.far.order for head in heads if isinstance(head.spec.far, Taylor)]
         adapted += quadratic * (len(heads) - len(orders))
         if orders:
             touched = [*orders, max(orders)]

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taylorder.adapt import cost
-from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, Expansion
+from taylorder.analysis.results import Analysis, CandidateRow
+from taylorder.kernels.spec import EXPANSIONS, Dropped, Exact, Expansion, Taylor
 from taylorder.models.description import AttentionModule
-from taylorder.selection.by_tolerance import HeadVerdict, Selection, eligible
+from taylorder.selection.by_tolerance import HeadVerdict, Selection
+from taylorder.selection.policies import eligible
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -133,7 +135,7 @@ def head_counts(analysis: Analysis, selection: Selection) -> HeadCounts:
     within = [head for head in in_open if meets(head, selection.tolerance)]
     beyond = [head for head in in_open if head.needed_order is not None and not meets(head, selection.tolerance)]
     choices = [head.choice for head in selection.heads]
-    orders = Counter(choice.order for choice in choices if choice.order != "exact" and not choice.drops_far)
+    orders = Counter(choice.spec.far.order for choice in choices if isinstance(choice.spec.far, Taylor))
     return HeadCounts(
         heads=len(selection.heads),
         open=len(in_open),
@@ -141,8 +143,8 @@ def head_counts(analysis: Analysis, selection: Selection) -> HeadCounts:
         within=len(within),
         beyond=len(beyond),
         orders=dict(sorted(orders.items())),
-        windows=sum(choice.drops_far for choice in choices),
-        exact=dict(Counter(choice.reason or "asked" for choice in choices if choice.order == "exact")),
+        windows=sum(isinstance(choice.spec.far, Dropped) for choice in choices),
+        exact=dict(Counter(choice.reason or "asked" for choice in choices if isinstance(choice.spec.far, Exact))),
     )
 
 

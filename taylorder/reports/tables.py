@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from taylorder.analysis.results import EXPANSIONS, Analysis
+from taylorder.analysis.results import Analysis
+from taylorder.kernels.spec import EXPANSIONS
 from taylorder.reports import summary
 from taylorder.reports.numbers import compact, layer_names, number, percent, percent_figure, size
 from taylorder.reports.sections import Cell, Column, Table, table

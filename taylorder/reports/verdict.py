@@ -8,13 +8,14 @@ from pathlib import Path
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.evaluation.evaluate import Evaluation
+from taylorder.kernels.spec import Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.reproduce import analyze_command
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
-from taylorder.selection.settings import TIERS
+from taylorder.selection.settings import DEFAULTS, TIERS
 
 _ADVISED_WINDOW, _ADVISED_SINKS = 64, 4
 
@@ -62,7 +63,7 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
     elif analysis.calibration.far_share < LEAST_FAR_SHARE:
         told = [gain]
     else:
-        choose = _alpha if selection.policy == "alpha" else _error
+        choose = _error if selection.why.bounded else _unbounded
         told = choose(analysis, selection, counts, gain)
     if counts.sliding:
         layers = len(analysis.model.modules) - len(analysis.model.open_modules)
@@ -130,7 +131,7 @@ def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts,
 
 def _adapted(selection: Selection, counts: summary.HeadCounts, limit: str) -> str:
     """Say who has an order; a config edited by hand may give one to a head that does not meet the tolerance."""
-    choices = [head.choice for head in selection.heads if head.choice.order != "exact"]
+    choices = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     good = sum(choice.error is not None and choice.error <= selection.tolerance for choice in choices)
     rest = counts.open - counts.adapted
     others = f"; the other {number(rest)} {_verb(rest, 'stay')} exact" if rest else ""
@@ -164,12 +165,12 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[str]:
     ]
 
 
-def _alpha(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
+def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
     limit = percent(selection.tolerance, 3)
-    chosen = [head.choice for head in selection.heads if head.choice.order != "exact"]
+    chosen = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     errors = [choice.error for choice in chosen if choice.error is not None]
     told = [
-        f"The alphas alone gave {counted(len(chosen), 'head')} an order ({_orders(counts)}), without looking at "
+        f"{selection.why.chooser} gave {counted(len(chosen), 'head')} an order ({_orders(counts)}), without looking at "
         "any error."
     ]
     if errors:
@@ -256,7 +257,7 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
         config = (directory or Path("taylorder-out")) / "orders.json"
         command = shlex.join(["taylorder", "eval", analysis.model.name, "--config", str(config)])
         return command, "what this config costs in loss, beside simpler uses of the same bytes"
-    if selection.policy == "alpha":
+    if not selection.why.bounded:
         return _analyze(analysis, selection, policy="error"), "what the measured errors would choose, to compare"
     if selection.largest_order == 0:
         if selection.context >= analysis.model.max_context:
@@ -288,7 +289,7 @@ def _analyze(
 ) -> str:
     """The command that measures the same model and text, with something changed and results of its own."""
     suffix = f"-window-{window or analysis.window}" if window or analysis.window else ""
-    suffix += "-alpha" if (policy or selection.policy) == "alpha" else ""
+    suffix += "" if (policy or selection.policy) == DEFAULTS.policy else f"-{policy or selection.policy}"
     return analyze_command(
         analysis, selection, out=f"taylorder-out{suffix}", window=window, sinks=sinks, policy=policy, context=context
     )

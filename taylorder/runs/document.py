@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taylorder.adapt.decisions import HeadOrder
-from taylorder.analysis.results import Analysis, Calibration, Expansion, NearFieldPreview, SpectralRow
+from taylorder.adapt.head_forms import FlatOrder
+from taylorder.analysis.results import Analysis, Calibration, NearFieldPreview, SpectralRow
 from taylorder.evaluation.evaluate import Evaluation
+from taylorder.kernels.spec import Expansion
 from taylorder.models.description import ModelDescription
 from taylorder.runs.run_files import FILES, LEVERS_FILE
-from taylorder.selection.by_tolerance import HeadVerdict, Policy, Selection
+from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.lever_summary import LeverSummary
+from taylorder.selection.settings import ChosenBy
 from taylorder.storage.finite_json import finite
 
 SCHEMA = "taylorder/report@2"
@@ -26,7 +29,7 @@ class Settings:
     max_order: int
     window: int
     sinks: int
-    policy: Policy
+    policy: ChosenBy
     tolerance: float
     context: int
     largest_order: int
@@ -117,7 +120,7 @@ def as_document(
 
 def choice_record(choice: HeadOrder) -> dict[str, Any]:
     """What was chosen for a head, as ``report.json`` repeats it."""
-    made: dict[str, Any] = finite(choice.model_dump(mode="json", exclude_defaults=True))
+    made: dict[str, Any] = finite(FlatOrder.of(choice).model_dump(mode="json", exclude_defaults=True))
     return made
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.analysis.results import EXPANSIONS, Analysis, CandidateRow, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
 from taylorder.errors import TaylorderError
 from taylorder.evaluation.evaluate import Evaluation
+from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import ModelDescription
 from taylorder.runs import run_files
 from taylorder.runs.document import SCHEMA, ReportDocument, as_document, choice_record
@@ -25,6 +26,7 @@ from taylorder.runs.refusals import RunDirectoryError, damaged, incomplete, unwr
 from taylorder.runs.run_files import FILES, LEVERS_FILE
 from taylorder.runs.tables import HEADS_COLUMNS, SPECTRAL_COLUMNS, read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
+from taylorder.selection.policies import POLICIES
 from taylorder.selection.run_levers import LeverRun
 from taylorder.storage.files import replacing_together
 from taylorder.storage.finite_json import as_json
@@ -204,12 +206,14 @@ def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report:
             )
         )
     settings = report.settings
+    why = report.levers or (None if settings.policy == "levers" else POLICIES[settings.policy])
+    if why is None:
+        raise damaged(directory / FILES["report"], "its policy is levers, and it has none")
     return Selection(
         config=config,
-        policy=settings.policy,
+        why=why,
         tolerance=settings.tolerance,
         context=settings.context,
         largest_order=settings.largest_order,
         heads=tuple(heads),
-        levers=report.levers,
     )

@@ -14,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from taylorder.analysis.results import CandidateRow, SpectralRow
 from taylorder.runs.refusals import damaged, incomplete
-from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.lever_errors import LeverRow
 from taylorder.selection.run_levers import LeverRun
@@ -47,15 +46,14 @@ def write_levers(path: Path, run: LeverRun) -> None:
     """One row per KV head and candidate; ``chosen`` is 1 for what the config runs."""
     table = run.table
     sizes = table_bytes(table, run.chosen.limit.context)
-    settings = [field.name for field in fields(Candidate)]
+    settings = [candidate.columns() for candidate in table.candidates]
     figures = [field.name for field in fields(LeverRow) if field.name not in ("module", "kv_head", "candidate")]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["module", "kv_head", *settings, "nominal_bytes", *figures, "chosen"])
+        writer.writerow(["module", "kv_head", *settings[0], "nominal_bytes", *figures, "chosen"])
         for rows, row_bytes, taken in zip(table.rows(), sizes, run.chosen.choice, strict=True):
             for row, size in zip(rows, row_bytes, strict=True):
-                values = [getattr(table.candidates[row.candidate], name) for name in settings]
-                values[0] = values[0] or "exact"
+                values = settings[row.candidate].values()
                 cells = [" ".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
                 measured = [getattr(row, name) for name in figures]
                 writer.writerow([row.module, row.kv_head, *cells, size, *measured, int(row.candidate == taken)])

@@ -1,22 +1,20 @@
-"""Choose an order per head from what was measured.
-
-Policy ``error`` takes the smallest affordable order whose measured error meets the tolerance. Policy ``alpha`` takes
-orders from the layer's ``|alpha - 2|`` alone, as the public hypothesis would have it, to be compared with the first.
-"""
+"""An order for every head, each judged by itself: by a policy, a tolerance, and what pays off at a context."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow
 from taylorder.analysis.statistics import order_for
+from taylorder.errors import UsageError
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule
-from taylorder.selection.reasons import Reason
+from taylorder.selection.policies import POLICIES, Layer, Pick, Policy, eligible
+from taylorder.selection.settings import DEFAULTS, ChosenBy, PolicyName
 from taylorder.storage.frames import as_html, frame
 from taylorder.storage.provenance import software_versions
 
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from taylorder.selection.lever_summary import LeverSummary
-
-Policy = Literal["error", "alpha", "levers"]
-"""By what a config was chosen; ``levers`` is :mod:`taylorder.selection.run_levers`."""
-_FAMILIES = (("zero",), ("centre", "mean"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +44,34 @@ class HeadVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A config and the reasons for it."""
+    """A config and the reasons for it.
+
+    ``why`` is what made the choice: a policy that judges every head by itself, or what the levers came to. Verdicts on
+    heads are by ``tolerance`` and ``context`` in either case; ``largest_order`` pays off there, 0 if none does.
+    """
 
     config: OrderConfig
-    policy: Policy
+    why: Policy | LeverSummary
     tolerance: float
     context: int
     largest_order: int
-    """Largest order that pays off at ``context``; 0 if none does."""
     heads: tuple[HeadVerdict, ...]
-    levers: LeverSummary | None = None
+
+    @property
+    def policy(self) -> ChosenBy:
+        """Name of what made the choice."""
+        return self.why.name
+
+    @property
+    def levers(self) -> LeverSummary | None:
+        """What the levers came to, where they made the choice."""
+        return None if isinstance(self.why, Policy) else self.why
 
     def with_levers(self, config: OrderConfig, summary: LeverSummary) -> Selection:
         """The selection with another config, which the levers led to."""
         choices = {(layer.module, head): choice for layer in config.layers for head, choice in enumerate(layer.heads)}
         heads = tuple(replace(head, choice=choices[head.module, head.head]) for head in self.heads)
-        return replace(self, config=config, policy="levers", heads=heads, levers=summary)
+        return replace(self, config=config, why=summary, heads=heads)
 
     def __repr__(self) -> str:
         """One line; ``config`` is what was chosen, ``heads`` says why."""
@@ -87,7 +93,13 @@ class Selection:
         return table.join(frame(needs))
 
 
-def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, context: int) -> Selection:
+def select(
+    analysis: Analysis,
+    *,
+    policy: PolicyName = DEFAULTS.policy,
+    tolerance: float = DEFAULTS.tolerance,
+    context: int | None = DEFAULTS.context,
+) -> Selection:
     """Choose an order for every head from its measured errors alone.
 
     A head gets the smallest order whose error meets the tolerance and whose state is no larger than the KV cache at
@@ -106,15 +118,23 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
 
     Args:
         analysis: the measurements.
-        policy: ``error`` or ``alpha``.
-        tolerance: largest relative L2 error of a head's output.
+        policy: name of an entry of :data:`~taylorder.selection.policies.POLICIES`.
+        tolerance: largest relative L2 error of a head's output, default 7 %, about that of int4.
         context: context length, in tokens, at which a state must not be larger than the KV cache (for encoders: the
-            sequence length at which Taylor attention must not need more FLOPs).
+            sequence length at which Taylor attention must not need more FLOPs); default the model's maximum.
 
     Returns:
         The config, and the reason for every head's decision; nominal bytes are per KV head at ``context``.
 
+    Raises:
+        UsageError: there is no such policy, or tolerance or context is not above zero.
+
     """
+    context = analysis.model.max_context if context is None else context
+    if policy not in POLICIES:
+        raise UsageError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
+    if not (tolerance > 0 and context > 0):
+        raise UsageError(f"tolerance is {tolerance} and context {context}, expected both above 0")
     first = analysis.model.modules[0]
     largest = cost.largest_order(
         first.head_dim,
@@ -127,18 +147,15 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
     rows: dict[tuple[str, int], list[CandidateRow]] = {}
     for row in analysis.candidates:
         rows.setdefault((row.module, row.head), []).append(row)
-    alpha_orders = _alpha_orders(analysis) if policy == "alpha" else {}
     layers, verdicts = [], []
     for module in analysis.model.modules:
         measured = [rows[module.name, head] for head in range(module.heads)]
         if module.sliding_window is not None:
-            picks: list[CandidateRow | Reason] = ["sliding"] * module.heads
+            picks: list[Pick] = ["sliding"] * module.heads
         elif analysis.calibration.far_share < LEAST_FAR_SHARE:
             picks = ["near"] * module.heads
-        elif policy == "alpha":
-            picks = _alpha_picks(measured, alpha_orders[module.name])
         else:
-            picks = _error_picks(module, measured, tolerance, largest)
+            picks = POLICIES[policy].picks(Layer(analysis, module, measured, tolerance, largest))
         heads = _head_orders(module, picks, context, causal=analysis.model.causal)
         layers.append(LayerOrders(module=module.name, heads=heads))
         for head, choice in enumerate(heads):
@@ -175,72 +192,11 @@ def select(analysis: Analysis, *, policy: Policy = "error", tolerance: float, co
         software=software_versions(),
         layers=tuple(layers),
     ).with_key_centres(analysis.key_centres)
-    return Selection(config, policy, tolerance, context, largest, tuple(verdicts))
-
-
-def eligible(row: CandidateRow) -> bool:
-    """Whether policy ``error`` may choose this: an even order only if no calibration row needed the guard."""
-    return row.order % 2 == 1 or row.nonpositive_share == 0
-
-
-def _error_picks(
-    module: AttentionModule, measured: Sequence[list[CandidateRow]], tolerance: float, largest: int
-) -> list[CandidateRow | Reason]:
-    """Per head, the chosen candidate, or the reason for which it stays exact."""
-    picks: list[CandidateRow | Reason] = []
-    for kv_head in range(module.kv_heads):
-        group = measured[kv_head * module.group : (kv_head + 1) * module.group]
-        options: list[list[CandidateRow]] = []
-        for family in _FAMILIES:
-            chosen = [_smallest(rows, family, tolerance, largest) for rows in group]
-            if all(row is not None for row in chosen):
-                options.append([row for row in chosen if row is not None])
-        if options:
-            best: list[CandidateRow] = min(options, key=_state_then_error)
-            picks += best
-            continue
-        for rows in group:
-            alone = any(_smallest(rows, family, tolerance, largest) for family in _FAMILIES)
-            meets = any(eligible(row) and row.relative_l2 <= tolerance for row in rows)
-            picks.append("group" if alone else "cost" if meets else "tolerance")
-    return picks
-
-
-def _smallest(
-    rows: Iterable[CandidateRow], family: tuple[str, ...], tolerance: float, largest: int
-) -> CandidateRow | None:
-    """Return the affordable candidate of smallest order that meets the tolerance; of equals, that of lower error."""
-    meeting = [
-        row
-        for row in rows
-        if row.expansion in family and row.order <= largest and eligible(row) and row.relative_l2 <= tolerance
-    ]
-    return min(meeting, key=lambda row: (row.order, row.relative_l2), default=None)
-
-
-def _state_then_error(rows: Sequence[CandidateRow]) -> tuple[int, int, float]:
-    return max(row.order for row in rows), sum(row.order for row in rows), sum(row.relative_l2 for row in rows)
-
-
-def _alpha_orders(analysis: Analysis) -> dict[str, int | None]:
-    """Spread orders 1 … max over the layers ranked by ``|alpha - 2|``: the nearer to 2, the fewer terms."""
-    alphas = {module.name: layer_alpha(analysis.spectral, module.name) for module in analysis.model.modules}
-    ranks = rank_by_alpha(alphas)
-    return {name: spread(ranks[name], len(ranks), analysis.max_order) if name in ranks else None for name in alphas}
-
-
-def _alpha_picks(measured: Sequence[list[CandidateRow]], order: int | None) -> list[CandidateRow | Reason]:
-    """The plain candidate (expansion ``zero``) of the layer's order, for every head.
-
-    Neither the guard nor cost has a say: the policy is there to show what alpha alone would do.
-    """
-    if order is None:
-        return ["alpha"] * len(measured)
-    return [next(row for row in rows if row.order == order and row.expansion == "zero") for rows in measured]
+    return Selection(config, POLICIES[policy], tolerance, context, largest, tuple(verdicts))
 
 
 def _head_orders(
-    module: AttentionModule, picks: Sequence[CandidateRow | Reason], context: int, *, causal: bool
+    module: AttentionModule, picks: Sequence[Pick], context: int, *, causal: bool
 ) -> tuple[HeadOrder, ...]:
     """Turn picks into decisions with the cost of their KV head's cache or state."""
     d, d_v = module.head_dim, module.value_dim
@@ -250,7 +206,10 @@ def _head_orders(
         if isinstance(pick, str):
             heads.append(
                 HeadOrder(
-                    order="exact", error=0.0, reason=pick, nominal_bytes=cost.kv_bytes(d, d_v, cached) if causal else 0
+                    spec=HeadSpec(Exact()),
+                    error=0.0,
+                    reason=pick,
+                    nominal_bytes=cost.kv_bytes(d, d_v, cached) if causal else 0,
                 )
             )
             continue
@@ -259,11 +218,8 @@ def _head_orders(
         near = min(context, pick.window + pick.sinks)
         heads.append(
             HeadOrder(
-                order=pick.order,
+                spec=HeadSpec(Taylor(pick.order, pick.expansion), Near(pick.window, pick.sinks)),
                 error=pick.relative_l2,
-                expansion=pick.expansion,
-                window=pick.window,
-                sinks=pick.sinks,
                 nominal_bytes=cost.state_bytes(d, d_v, order) + cost.kv_bytes(d, d_v, near) if causal else 0,
                 break_even=(
                     cost.break_even_tokens(d, d_v, order, near=near)

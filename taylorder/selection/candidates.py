@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from taylorder.errors import UsageError
-from taylorder.kernels import HeadSpec
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor
 
 Lever: TypeAlias = Literal["order", "expansion", "window", "sinks", "ranks", "coefficients"]
 LEVERS: tuple[Lever, ...] = ("order", "expansion", "window", "sinks", "ranks", "coefficients")
@@ -43,55 +42,49 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to run a KV head.
+    """One way to run a KV head: what its query heads run, keys centred, and rotated if there are ranks.
 
-    ``order`` None is exact attention, and then nothing else is said. ``coefficients`` is ``taylor`` (1 / p!),
-    ``fitted`` (least squares on this head's output) or ``dropped`` (the far field is left out: sinks and a sliding
-    window). ``ranks`` as in ``HeadSpec``; they need calibrated rotations.
+    Where ``fitted``, each query head has coefficients of its own: least squares on its output.
     """
 
-    order: int | None
-    expansion: Literal["centre", "mean"] = "centre"
-    window: int = 0
-    sinks: int = 0
-    ranks: tuple[int, ...] | None = None
-    coefficients: Literal["taylor", "fitted", "dropped"] = "taylor"
-
-    @property
-    def near(self) -> int:
-        """Tokens that keep the true exponential."""
-        return self.window + self.sinks
+    spec: HeadSpec
+    fitted: bool = False
 
     @property
     def truncates(self) -> bool:
         """Whether far keys are weighed by a polynomial, rather than exactly or not at all."""
-        return self.order is not None and self.coefficients != "dropped"
+        return isinstance(self.spec.far, Taylor)
 
-    def spec(self, fitted: tuple[float, ...] | None = None) -> HeadSpec:
-        """Return what the kernels run; keys must be centred, and rotated if there are ranks.
-
-        Args:
-            fitted: coefficients of this query head, where ``coefficients`` is ``fitted``.
-
-        """
-        if self.order is None:
-            return HeadSpec(None)
-        expansion = "mean" if self.expansion == "mean" else "zero"
-        given = {"taylor": None, "fitted": fitted, "dropped": (0.0,) * self.order}[self.coefficients]
-        if self.coefficients == "fitted" and given is None:
+    def head_spec(self, fitted: tuple[float, ...] | None = None) -> HeadSpec:
+        """Return what one query head runs; ``fitted`` are its coefficients, where the candidate asks for any."""
+        if not self.fitted or not isinstance(self.spec.far, Taylor):
+            return self.spec
+        if fitted is None:
             raise ValueError(f"{self} needs fitted coefficients")
-        return HeadSpec(self.order, expansion, self.window, self.sinks, self.ranks, given)
+        return replace(self.spec, far=replace(self.spec.far, coefficients=fitted))
+
+    def columns(self) -> dict[str, Any]:
+        """Return the options side by side, as ``levers.csv`` has them."""
+        far, near = self.spec.far, self.spec.near
+        taylor = far if isinstance(far, Taylor) else Taylor(1, "centre")
+        return {
+            "order": "exact" if isinstance(far, Exact) else taylor.order,
+            "expansion": taylor.expansion,
+            "window": near.window,
+            "sinks": near.sinks,
+            "ranks": taylor.ranks,
+            "coefficients": "dropped" if isinstance(far, Dropped) else "fitted" if self.fitted else "taylor",
+        }
 
     def label(self) -> str:
         """Name it in a few words, window and sinks last, as a column of a table does."""
-        if self.order is None:
+        far, near = self.spec.far, f"{self.spec.near.window:,} + {self.spec.near.sinks} keys"
+        if isinstance(far, Exact):
             return "exact"
-        near = f"{self.window:,} + {self.sinks} keys"
-        if self.coefficients == "dropped":
+        if isinstance(far, Dropped):
             return near
-        ranks = f", rank {self.ranks[-1]}" if self.ranks is not None else ""
-        fitted = " fitted" if self.coefficients == "fitted" else ""
-        return f"order {self.order} {self.expansion}{fitted}{ranks}, {near}"
+        ranks = f", rank {far.ranks[-1]}" if far.ranks is not None else ""
+        return f"order {far.order} {far.expansion}{' fitted' if self.fitted else ''}{ranks}, {near}"
 
 
 def parse_levers(text: str) -> frozenset[Lever]:
@@ -123,20 +116,21 @@ def candidates(levers: Collection[Lever], head_dim: int, length: int, near: tupl
     """
     windows = [window for window in _WINDOWS if window + SINKS < length] if "window" in levers else [near[0]]
     sinks = SINKS if "window" in levers else near[1]
-    dropped = [Candidate(1, window=window, sinks=sinks, coefficients="dropped") for window in windows]
+    nears = [Near(window, sinks) for window in windows]
+    dropped = [Candidate(HeadSpec(Dropped(), field)) for field in nears]
     if "order" not in levers:
         found = dropped
     else:
-        kind: Literal["taylor", "fitted"] = "fitted" if "coefficients" in levers else "taylor"
         found = _spread(dropped, _GRID_MOST)
         # One row of state, the sum of the far values, costs as much as one token; it helps where much is forgotten.
-        chosen = _spread(windows[: 2 * len(windows) // 3 + 1], _CONSTANT_MOST)
-        found += [Candidate(1, "centre", window, sinks, coefficients=kind) for window in chosen]
-        found += _polynomials(levers, head_dim, length // _BASE_SHARE if "window" in levers else near[0], sinks)
+        chosen = _spread(nears[: 2 * len(nears) // 3 + 1], _CONSTANT_MOST)
+        found += [Candidate(HeadSpec(Taylor(1, "centre"), field), "coefficients" in levers) for field in chosen]
+        beside = Near(length // _BASE_SHARE if "window" in levers else near[0], sinks)
+        found += _polynomials(levers, head_dim, beside)
     if "sinks" in levers and windows and windows[-1] > MORE_SINKS:
-        middle = found[min(len(windows), _GRID_MOST) // 2]
-        found.append(replace(middle, window=middle.window + middle.sinks - MORE_SINKS, sinks=MORE_SINKS))
-    return tuple(dict.fromkeys([Candidate(None), *found]))
+        middle = found[min(len(windows), _GRID_MOST) // 2].spec
+        found.append(Candidate(replace(middle, near=Near(middle.near.tokens - MORE_SINKS, MORE_SINKS))))
+    return tuple(dict.fromkeys([Candidate(HeadSpec(Exact())), *found]))
 
 
 def _spread(items: list[_T], most: int) -> list[_T]:
@@ -146,16 +140,15 @@ def _spread(items: list[_T], most: int) -> list[_T]:
     return [items[(place + 1) * len(items) // most - 1] for place in range(most)]
 
 
-def _polynomials(levers: Collection[Lever], head_dim: int, window: int, sinks: int) -> list[Candidate]:
+def _polynomials(levers: Collection[Lever], head_dim: int, near: Near) -> list[Candidate]:
     """Candidates that truncate at order 2 and up, with one near field."""
     low = min(LOW_RANK, head_dim)
-    found = [Candidate(2, "mean", window, sinks)]
+    found = [Candidate(HeadSpec(Taylor(2, "mean"), near))]
     if "coefficients" in levers:
-        found.append(Candidate(2, "mean", window, sinks, coefficients="fitted"))
+        found.append(replace(found[0], fitted=True))
     if "expansion" in levers:
-        found.append(Candidate(2, "centre", window, sinks))
+        found.append(Candidate(HeadSpec(Taylor(2, "centre"), near)))
+    far = [Taylor(3, "mean")]
     if "ranks" in levers:
-        found += [Candidate(order, "mean", window, sinks, (head_dim,) * 2 + (low,) * (order - 2)) for order in (3, 4)]
-    else:
-        found.append(Candidate(3, "mean", window, sinks))
-    return found
+        far = [Taylor(order, "mean", (head_dim,) * 2 + (low,) * (order - 2)) for order in (3, 4)]
+    return found + [Candidate(HeadSpec(each, near)) for each in far]

@@ -9,6 +9,7 @@ import torch
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.lever_errors import LayerLevers, LeverRow
@@ -19,21 +20,17 @@ from taylorder.storage.provenance import software_versions
 
 def candidate_bytes(candidate: Candidate, module: AttentionModule, context: int) -> int:
     """Nominal bytes of one KV head at ``context`` tokens."""
-    d, d_v = module.head_dim, module.value_dim
-    if candidate.order is None:
-        return cost.kv_bytes(d, d_v, context)
-    near = cost.kv_bytes(d, d_v, min(context, candidate.near))
-    return near + (cost.state_bytes(d, d_v, candidate.order, candidate.ranks) if candidate.truncates else 0)
+    return cost.kv_head_bytes([candidate.spec], module, context)
 
 
 def window_instead(candidate: Candidate, module: AttentionModule) -> Candidate | None:
     """The candidate that spends the bytes of the state on the window, rounded up to whole tokens; None without one."""
-    if candidate.order is None or not candidate.truncates:
+    far, near = candidate.spec.far, candidate.spec.near
+    if not isinstance(far, Taylor):
         return None
     d, d_v = module.head_dim, module.value_dim
-    state = cost.state_bytes(d, d_v, candidate.order, candidate.ranks)
-    more = -(-state // cost.kv_bytes(d, d_v, 1))
-    return Candidate(1, window=candidate.window + more, sinks=candidate.sinks, coefficients="dropped")
+    more = -(-cost.state_bytes(d, d_v, far.order, far.ranks) // cost.kv_bytes(d, d_v, 1))
+    return Candidate(HeadSpec(Dropped(), Near(near.window + more, near.sinks)))
 
 
 def table_bytes(table: LeverTable, context: int) -> list[list[int]]:
@@ -58,7 +55,7 @@ def config_of(
 
     Args:
         table: the candidates and what belongs to them.
-        choice: place of the candidate of each KV head, in the order of ``table.kv_heads``.
+        choice: index of the candidate of each KV head, in the order of ``table.kv_heads``.
         context: tokens at which bytes are counted.
         criterion: provenance.
         calibration: provenance.
@@ -70,11 +67,11 @@ def config_of(
     layers = []
     for module in table.model.modules:
         if module.name in measured:
-            places = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
-            layers.append(_layer(table, measured[module.name], module, places, context, reason))
+            indices = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
+            layers.append(_layer(table, measured[module.name], module, indices, context, reason))
         else:
             cached = cost.kv_bytes(module.head_dim, module.value_dim, min(context, module.sliding_window or context))
-            exact = HeadOrder(order="exact", error=0.0, reason="sliding", nominal_bytes=cached)
+            exact = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="sliding", nominal_bytes=cached)
             layers.append(LayerOrders(module=module.name, heads=(exact,) * module.heads))
     config = OrderConfig(
         model=ModelIdentity.of(table.model),
@@ -88,7 +85,7 @@ def config_of(
     config = config.with_key_centres(centres | {name: layer.prepared.centres for name, layer in measured.items()})
     ranked = {
         name: measured[name].prepared.rotations
-        for name in {name for (name, _), place in chosen.items() if table.candidates[place].ranks is not None}
+        for name in {name for (name, _), index in chosen.items() if table.candidates[index].spec.ranks is not None}
     }
     return config.with_rotations({name: pair for name, pair in ranked.items() if pair is not None})
 
@@ -97,7 +94,7 @@ def _layer(
     table: LeverTable,
     measured: LayerLevers,
     module: AttentionModule,
-    places: Sequence[int],
+    indices: Sequence[int],
     context: int,
     reason: Reason,
 ) -> LayerOrders:
@@ -105,10 +102,10 @@ def _layer(
     heads = []
     for head in range(module.heads):
         kv_head = head // module.group
-        place = places[kv_head]
-        fitted = measured.fitted.get(place)
-        own = None if fitted is None else fitted[head]
-        heads.append(_head(table.candidates[place], own, rows[kv_head, place], module, context, reason))
+        index = indices[kv_head]
+        fitted = measured.fitted.get(index)
+        coefficients = None if fitted is None else fitted[head]
+        heads.append(_head(table.candidates[index], coefficients, rows[kv_head, index], module, context, reason))
     return LayerOrders(module=module.name, heads=tuple(heads))
 
 
@@ -120,23 +117,11 @@ def _head(
     context: int,
     reason: Reason,
 ) -> HeadOrder:
-    size = candidate_bytes(candidate, module, context)
-    if candidate.order is None:
-        return HeadOrder(order="exact", error=0.0, reason=reason, nominal_bytes=size)
-    d, d_v = module.head_dim, module.value_dim
-    break_even = candidate.near
-    if candidate.truncates:
-        break_even = cost.break_even_tokens(d, d_v, candidate.order, candidate.ranks, near=candidate.near)
-    spec = candidate.spec(fitted)
-    return HeadOrder(
-        order=candidate.order,
-        error=row.relative_l2,
-        # Without a far field nothing is expanded, and keys need no centring.
-        expansion=candidate.expansion if candidate.truncates else "zero",
-        window=candidate.window,
-        sinks=candidate.sinks,
-        ranks=spec.ranks,
-        coefficients=spec.coefficients,
-        nominal_bytes=size,
-        break_even=break_even,
-    )
+    spec, size = candidate.head_spec(fitted), candidate_bytes(candidate, module, context)
+    if isinstance(spec.far, Exact):
+        return HeadOrder(spec=spec, error=0.0, reason=reason, nominal_bytes=size)
+    break_even = spec.near.tokens
+    if isinstance(spec.far, Taylor):
+        d, d_v = module.head_dim, module.value_dim
+        break_even = cost.break_even_tokens(d, d_v, spec.far.order, spec.far.ranks, near=break_even)
+    return HeadOrder(spec=spec, error=row.relative_l2, nominal_bytes=size, break_even=break_even)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from taylorder.kernels.spec import Taylor
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.knapsack import Option
 from taylorder.selection.lever_errors import LeverRow
@@ -25,8 +26,11 @@ class Criterion:
 
 def eligible(candidate: Candidate, row: LeverRow) -> bool:
     """Whether a candidate may be chosen: plain odd orders always, others only if no calibration row was guarded."""
-    positive = candidate.coefficients == "taylor" and candidate.ranks is None and (candidate.order or 1) % 2 == 1
-    return not candidate.truncates or positive or row.guarded_share == 0
+    far = candidate.spec.far
+    if not isinstance(far, Taylor):
+        return True
+    positive = not candidate.fitted and far.ranks is None and far.order % 2 == 1
+    return positive or row.guarded_share == 0
 
 
 def where_eligible(table: LeverTable, losses: Sequence[Sequence[float]]) -> list[list[float]]:

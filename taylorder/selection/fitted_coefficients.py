@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from taylorder.analysis.truncation import GUARD
-from taylorder.selection.candidates import Candidate
+from taylorder.kernels.spec import GUARD, HeadSpec, Taylor
 
 _EVALUATIONS = 50
 
@@ -63,19 +62,19 @@ class Moments:
     far: Tensor
 
 
-def moments(head: HeadRows, candidate: Candidate) -> Moments:
+def moments(head: HeadRows, spec: HeadSpec) -> Moments:
     """Sum over near and far keys of a candidate, in score space."""
-    if candidate.order is None:
-        raise ValueError("an exact head has no moments")
-    recent = head.key > head.row - candidate.window
-    near = head.seen & (recent | (head.key < candidate.sinks))
+    polynomial = spec.far
+    if not isinstance(polynomial, Taylor):
+        raise ValueError(f"{polynomial} has no polynomial, and so no moments")
+    near = spec.near.mask(head.row, head.key)
     far = (head.seen & ~near).double()
     count = far.sum(-1, keepdim=True)
     d = head.q.shape[-1]
 
     def centred(rank: int) -> tuple[Tensor, Tensor]:
         part = head.scores if rank == d else head.q[:, :rank] @ head.k[:, :rank].T
-        if candidate.expansion != "mean":
+        if polynomial.expansion != "mean":
             return part, torch.zeros_like(count)
         mean = (part * far).sum(-1, keepdim=True) / count.clamp(min=1)
         return part - mean, mean
@@ -83,23 +82,21 @@ def moments(head: HeadRows, candidate: Candidate) -> Moments:
     x, point = centred(d)
     scale = (point - head.top).exp()
     powers, power = [scale * (far @ head.values)], far
-    for degree in range(1, candidate.order):
-        if candidate.ranks is not None and degree > 1:
-            x, _ = centred(candidate.ranks[degree])
+    for degree in range(1, polynomial.order):
+        if polynomial.ranks is not None and degree > 1:
+            x, _ = centred(polynomial.ranks[degree])
             power = far * x ** (degree - 1)
         power = power * x
         powers.append(scale * (power @ head.values))
     return Moments((head.weights * near) @ head.values, torch.stack(powers, 1), head.exact, (count * scale)[:, 0])
 
 
-def fit(parts: Sequence[Moments], order: int) -> tuple[float, ...]:
+def fit(parts: Sequence[Moments]) -> tuple[float, ...]:
     """Coefficients of least squared output error over all rows, the guard applied; never worse there than 1 / p!.
 
-    Args:
-        parts: the moments of one query head, one for each sequence.
-        order: P.
-
+    ``parts`` are the moments of one query head, one for each sequence.
     """
+    order = parts[0].powers.shape[1]
     near, powers, exact = (
         torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in ("near", "powers", "exact")
     )
@@ -123,14 +120,14 @@ def fit(parts: Sequence[Moments], order: int) -> tuple[float, ...]:
         return difference.ravel()
 
     def derivative(scale: NDArray[Any]) -> NDArray[Any]:
-        found, denominator, guarded = output(scale)
-        columns: NDArray[Any] = (powers[..., :-1] - found[:, None] * powers[..., -1:]) / denominator[:, None]
+        outputs, denominator, guarded = output(scale)
+        columns: NDArray[Any] = (powers[..., :-1] - outputs[:, None] * powers[..., -1:]) / denominator[:, None]
         columns[guarded] = 0.0
         columns *= taylor[:, None]
         return columns.transpose(0, 2, 1).reshape(-1, order)
 
     # In units of 1 / p!, and as unlike each other as the powers are: the solver scales by the columns.
     start = np.ones(order)
-    found = least_squares(residual, start, derivative, method="lm", x_scale="jac", max_nfev=_EVALUATIONS).x
-    better = np.isfinite(found).all() and np.square(residual(found)).sum() < np.square(residual(start)).sum()
-    return tuple((taylor * (found if better else start)).tolist())
+    solved = least_squares(residual, start, derivative, method="lm", x_scale="jac", max_nfev=_EVALUATIONS).x
+    better = np.isfinite(solved).all() and np.square(residual(solved)).sum() < np.square(residual(start)).sum()
+    return tuple((taylor * (solved if better else start)).tolist())

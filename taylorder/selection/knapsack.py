@@ -117,11 +117,11 @@ def _frontiers(options: Sequence[Sequence[Option]]) -> list[list[int]]:
     for kv_head, candidates in enumerate(options):
         if not candidates:
             raise UsageError(f"KV head {kv_head} has 0 options, expected at least one; offer it the exact cache")
-        kept: list[int] = []
+        frontier: list[int] = []
         for index in sorted(range(len(candidates)), key=lambda i: (candidates[i].nominal_bytes, candidates[i].loss, i)):
-            if not kept or candidates[index].loss < candidates[kept[-1]].loss:
-                kept.append(index)
-        frontiers.append(kept)
+            if not frontier or candidates[index].loss < candidates[frontier[-1]].loss:
+                frontier.append(index)
+        frontiers.append(frontier)
     return frontiers
 
 
@@ -139,7 +139,7 @@ def _minimise(
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
-    rows = [[own[i] for i in row] for own, row in zip(options, frontiers, strict=True)]
+    rows = [[offered[i] for i in frontier] for offered, frontier in zip(options, frontiers, strict=True)]
     # Frontiers go from the fewest bytes to the least loss.
     by_bytes, by_loss = [row[0] for row in rows], [row[-1] for row in rows]
     lightest, cheapest = (by_bytes, by_loss) if weight is _bytes else (by_loss, by_bytes)

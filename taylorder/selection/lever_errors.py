@@ -16,6 +16,7 @@ from torch import Tensor
 from taylorder.analysis.truncation import LayerTensors, key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 from taylorder.kernels.near_fields import NearField, attend_near_fields
+from taylorder.kernels.spec import Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
 from taylorder.selection.gradients import Observed
@@ -37,7 +38,7 @@ class Prepared:
 class LeverRow:
     """One candidate of one KV head, over all rows of all calibration sequences.
 
-    ``candidate`` is its place in the list of candidates. ``relative_l2`` is of the outputs of the whole group,
+    ``candidate`` is its index in the list of candidates. ``relative_l2`` is of the outputs of the whole group,
     ``gradient_error`` the mean over tokens of the squared first-order change of the sequence's summed loss, in nats
     squared, and ``guarded_share`` the share of rows (of the query head that has most) that needed the guard. For
     candidates with a polynomial, ``window_*`` are the errors where its state's bytes are given to the window instead.
@@ -58,11 +59,11 @@ Fitted = dict[int, tuple[tuple[float, ...], ...]]
 
 
 def group_specs(
-    candidates: Sequence[Candidate], fitted: Fitted, place: int, kv_head: int, group: int
+    candidates: Sequence[Candidate], fitted: Fitted, index: int, kv_head: int, group: int
 ) -> tuple[HeadSpec, ...]:
-    """One spec for every query head of a KV head that runs the candidate at that place."""
-    own = range(kv_head * group, (kv_head + 1) * group)
-    return tuple(candidates[place].spec(fitted[place][head] if place in fitted else None) for head in own)
+    """One spec for every query head of a KV head that runs the candidate of that index."""
+    heads = range(kv_head * group, (kv_head + 1) * group)
+    return tuple(candidates[index].head_spec(fitted[index][head] if index in fitted else None) for head in heads)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Runner:
         self.plain = observed.q.float(), k
         self.rotated = None
         if prepared.rotations is not None:
-            query, key = (each.to(k.device) for each in prepared.rotations)
+            query, key = (rotation.to(k.device) for rotation in prepared.rotations)
             self.rotated = observed.q.float() @ query.repeat_interleave(group, 0).mT, k @ key.mT
 
     def tensors(self, *, rotated: bool) -> tuple[Tensor, Tensor]:
@@ -101,38 +102,38 @@ class Runner:
     def run(self, kv_head: int, runs: Sequence[Sequence[HeadSpec]]) -> Iterator[tuple[int, Tensor, Sequence[int]]]:
         """Run the query heads of a KV head several times, each time with one spec for each of them.
 
-        Yields, in whatever order is quickest, the place in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
+        Yields, in whatever order is quickest, the index in ``runs``, the output ``[h, T, d_v]``, and the guarded rows
         of each query head. Near fields share a pass over the scores; all else runs through the kernels.
         """
-        own = self._heads(kv_head)
-        fields = {place: field for place, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
-        rest = [place for place in range(len(runs)) if place not in fields]
+        heads = self._heads(kv_head)
+        fields = {index: field for index, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
+        rest = [index for index in range(len(runs)) if index not in fields]
         if fields:
             q, k = self.tensors(rotated=False)
             v = self.observed.v[kv_head].float()
-            outputs = attend_near_fields(q[own], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
-            for (place, field), output in zip(fields.items(), outputs, strict=True):
+            outputs = attend_near_fields(q[heads], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
+            for (index, field), output in zip(fields.items(), outputs, strict=True):
                 if torch.isfinite(output).all():
-                    yield place, output, field.guarded(output.shape[1])
+                    yield index, output, field.guarded(output.shape[1])
                 else:
-                    rest.append(place)
-        for place in rest:
-            specs = list(runs[place])
+                    rest.append(index)
+        for index in rest:
+            specs = list(runs[index])
             q, k = self.tensors(rotated=any(spec.ranks is not None for spec in specs))
             keys, values = k[None, kv_head, None], self.observed.v[None, kv_head, None].float()
-            output, state = taylor_attention(q[None, own], keys, values, specs, scaling=self.observed.scaling)
+            output, state = taylor_attention(q[None, heads], keys, values, specs, scaling=self.observed.scaling)
             if state is None:
                 raise RuntimeError("taylor_attention returned no state for causal attention")
-            yield place, output[0], state.guarded.tolist()
+            yield index, output[0], state.guarded.tolist()
 
     def change(self, kv_head: int, output: Tensor) -> tuple[Tensor, float]:
         """What another output ``[h, T, d_v]`` of a KV head would change.
 
         ``gradient . change``, summed over the group, for each token, float64 ``[T]``, and the squared change.
         """
-        own = self._heads(kv_head)
-        change = output - self.observed.output[own]
-        first_order = (change * self.observed.gradient[own]).sum(-1, dtype=torch.float64).sum(0)
+        heads = self._heads(kv_head)
+        change = output - self.observed.output[heads]
+        first_order = (change * self.observed.gradient[heads]).sum(-1, dtype=torch.float64).sum(0)
         return first_order, float(change.square().sum(dtype=torch.float64))
 
     def squared_output(self, kv_head: int) -> float:
@@ -147,17 +148,17 @@ class Runner:
 def prepare(sequences: Sequence[Observed], *, rotate: bool) -> Prepared:
     """Calibrate key centres and, if asked for, rotations on all sequences of one module."""
     layer = LayerTensors(
-        torch.stack([each.q for each in sequences]).cpu(),
-        torch.stack([each.k for each in sequences]).cpu(),
-        torch.stack([each.v for each in sequences]).cpu(),
+        torch.stack([observed.q for observed in sequences]).cpu(),
+        torch.stack([observed.k for observed in sequences]).cpu(),
+        torch.stack([observed.v for observed in sequences]).cpu(),
         None,
         sequences[0].scaling,
         True,
     )
     centres = key_centres(layer)
-    found: Rotations | None = balanced_rotations(layer, centres) if rotate else None
-    rotations = None if found is None else (found.query.float(), found.key.float())
-    return Prepared(centres.float(), rotations)
+    rotations: Rotations | None = balanced_rotations(layer, centres) if rotate else None
+    pair = None if rotations is None else (rotations.query.float(), rotations.key.float())
+    return Prepared(centres.float(), pair)
 
 
 def measure_levers(
@@ -178,14 +179,13 @@ def measure_levers(
         seed: of the rows that coefficients are fitted to.
 
     """
-    prepared = prepare(sequences, rotate=any(candidate.ranks is not None for candidate in candidates))
+    prepared = prepare(sequences, rotate=any(candidate.spec.ranks is not None for candidate in candidates))
     fitted = fit_coefficients(sequences, prepared, candidates, seed)
     T, G = sequences[0].q.shape[1], len(sequences[0].k)
-    # A candidate, and the window of the same bytes: what runs, and whose error it is.
-    places = [place for place, candidate in enumerate(candidates) if candidate.order is not None]
-    targets = [(place, 0) for place in places]
-    beside = [(place, window) for place in places if (window := instead[place]) is not None]
-    targets += [(place, 1) for place, _ in beside]
+    inexact = [index for index, candidate in enumerate(candidates) if not isinstance(candidate.spec.far, Exact)]
+    windows = [(index, window) for index in inexact if (window := instead[index]) is not None]
+    # Errors are [candidate, KV head, 2]: of the candidate itself, and of the window that takes the same bytes.
+    belongs_to = [(index, 0) for index in inexact] + [(index, 1) for index, _ in windows]
     squared = torch.zeros(len(candidates), G, 2, dtype=torch.float64)
     weighted, guarded = torch.zeros_like(squared), torch.zeros(len(candidates), G, dtype=torch.float64)
     reference = torch.zeros(G, dtype=torch.float64)
@@ -193,52 +193,50 @@ def measure_levers(
         runner = Runner(observed, prepared)
         for kv_head in range(G):
             reference[kv_head] += runner.squared_output(kv_head)
-            runs = [group_specs(candidates, fitted, place, kv_head, runner.group) for place in places]
-            runs += [(window.spec(),) * runner.group for _, window in beside]
-            for index, output, hits in runner.run(kv_head, runs):
-                place, turn = targets[index]
+            runs = [group_specs(candidates, fitted, index, kv_head, runner.group) for index in inexact]
+            runs += [(window.spec,) * runner.group for _, window in windows]
+            for run, output, hits in runner.run(kv_head, runs):
+                index, is_window = belongs_to[run]
                 first_order, change = runner.change(kv_head, output)
-                squared[place, kv_head, turn] += change
-                weighted[place, kv_head, turn] += float((first_order * (T - 1)).square().sum())
-                if not turn:
-                    guarded[place, kv_head] += max(hits, default=0)
+                squared[index, kv_head, is_window] += change
+                weighted[index, kv_head, is_window] += float((first_order * (T - 1)).square().sum())
+                if not is_window:
+                    guarded[index, kv_head] += max(hits, default=0)
     tokens = len(sequences) * T
     errors = relative(squared, reference[:, None])
     rows = []
     for kv_head in range(G):
-        for place in range(len(candidates)):
-            own, other = errors[place, kv_head].tolist()
-            own_weighted, other_weighted = (weighted[place, kv_head] / tokens).tolist()
-            of_window = (other, other_weighted) if instead[place] is not None else (None, None)
-            share = float(guarded[place, kv_head]) / tokens
-            rows.append(LeverRow(module, kv_head, place, own, own_weighted, share, *of_window))
+        for index in range(len(candidates)):
+            error, window_error = errors[index, kv_head].tolist()
+            gradient_error, window_gradient_error = (weighted[index, kv_head] / tokens).tolist()
+            of_window = (window_error, window_gradient_error) if instead[index] is not None else (None, None)
+            share = float(guarded[index, kv_head]) / tokens
+            rows.append(LeverRow(module, kv_head, index, error, gradient_error, share, *of_window))
     return LayerLevers(module, tuple(rows), fitted, prepared)
 
 
 def fit_coefficients(
     sequences: Sequence[Observed], prepared: Prepared, candidates: Sequence[Candidate], seed: int
 ) -> Fitted:
-    """Fit the coefficients of every query head for the candidates that ask for it, by place in the list."""
-    wanted = {place: each for place, each in enumerate(candidates) if each.coefficients == "fitted"}
+    """Fit the coefficients of every query head for the candidates that ask for it, by index in the list."""
+    wanted = {index: candidate.spec for index, candidate in enumerate(candidates) if candidate.fitted}
     if not wanted:
         return {}
     H, T = sequences[0].q.shape[:2]
     group = H // len(sequences[0].k)
     generator = torch.Generator().manual_seed(seed)
-    parts: dict[int, list[list[Moments]]] = {place: [[] for _ in range(H)] for place in wanted}
+    sums: dict[int, list[list[Moments]]] = {index: [[] for _ in range(H)] for index in wanted}  # by query head
     for observed in sequences:
         runner = Runner(observed, prepared)
         rows = torch.randperm(T, generator=generator)[: min(FIT_ROWS, T)].sort().values
         for head in range(H):
             shared = {}
-            for place, candidate in wanted.items():
-                ranked = candidate.ranks is not None
+            for index, spec in wanted.items():
+                ranked = spec.ranks is not None
                 if ranked not in shared:
                     q, k = runner.tensors(rotated=ranked)
                     keys, values = k[head // group], observed.v[head // group]
                     scaled = q[head, rows].double() * observed.scaling
                     shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows)
-                parts[place][head].append(moments(shared[ranked], candidate))
-    return {
-        place: tuple(fit(each, candidate.order or 1) for each in parts[place]) for place, candidate in wanted.items()
-    }
+                sums[index][head].append(moments(shared[ranked], spec))
+    return {index: tuple(map(fit, heads)) for index, heads in sums.items()}

@@ -23,6 +23,7 @@ from torch import Tensor
 from taylorder.adapt.handle import Handle, attach
 from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head
+from taylorder.analysis.progress import Progress
 from taylorder.models.attention import Observer
 from taylorder.selection.config_of import config_of
 from taylorder.selection.criteria import eligible, options
@@ -104,7 +105,7 @@ def refine(
     rounds: int = ROUNDS,
     name: str,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[Round, ...]:
     """Improve a choice that fits the budget, and return the rounds in order.
 

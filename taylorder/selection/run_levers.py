@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 
+from taylorder.analysis.progress import Progress
 from taylorder.analysis.results import LEAST_FAR_SHARE
-from taylorder.analysis.text import Text, calibration_text
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens
 from taylorder.errors import UsageError
-from taylorder.kernels.spec import SINKS
+from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
-from taylorder.selection import lever_table as measuring
-from taylorder.selection.candidates import LEVERS, Candidate, Lever, candidates
+from taylorder.selection import lever_table
+from taylorder.selection.candidates import LEVERS, Candidate, candidates
 from taylorder.selection.config_of import candidate_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
-from taylorder.selection.settings import DEFAULTS, LONGEST_LEVER_SEQUENCE
-from taylorder.selection.under_limit import Chosen, Limit, Progress, choose
+from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
+from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 
@@ -45,17 +46,12 @@ def run_levers(
     model: Any,
     tokenizer: Any,
     description: ModelDescription,
+    settings: AnalyzeSettings,
     *,
-    limit: Limit,
-    text: Text | Tokens | None = None,
-    levers: Collection[Lever] = LEVERS,
+    text: Text | Tokens | str | None = None,
     records: Path | None = None,
     fresh: bool = False,
-    near: tuple[int, int] | None = None,
-    max_tokens: int = DEFAULTS.max_tokens,
-    sequence_length: int | None = DEFAULTS.lever_length,
-    seed: int = DEFAULTS.seed,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> LeverRun:
     """Measure the levers of every KV head and choose; finished pieces in ``records`` are not measured again.
@@ -64,16 +60,12 @@ def run_levers(
         model: a causal transformers model with a language-model head.
         tokenizer: its tokenizer.
         description: what ``describe`` says of it.
-        limit: bytes or error.
-        text: calibration text, or its tokens if they were made already; default the English that Python ships.
-        levers: what may differ between KV heads; default all.
+        settings: levers, limit, tokens and seed. Without a near field asked for, that of KV heads whose window is not
+            to be chosen is a 64th of the sequence, and 4 sinks; sequences are as long as the context, 4,096 at most.
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
         records: directory of finished pieces; those measured under other settings are forgotten. Without one, a run
             that is interrupted has to begin anew.
         fresh: forget them in any case.
-        near: window and sinks where they are not to be chosen; default a 64th of the sequence, and 4.
-        max_tokens: tokens used of the text, at least one sequence.
-        sequence_length: default the context of the limit, 4,096 at most.
-        seed: of the rows that coefficients are fitted to.
         progress: called with a stage, what is done of it, and its size.
         say: called with what was found in ``records``.
 
@@ -83,25 +75,27 @@ def run_levers(
         NonFiniteError: the model breaks down.
 
     """
-    offered, length = offer(description, levers, limit, near, sequence_length)
-    tokens = text if isinstance(text, Tokens) else tokenise(tokenizer, text or calibration_text())
-    sequences = tokens.first(length, max(length, max_tokens))
-    settings = {
+    offered, length = offer(description, settings)
+    limit, seed = settings.limit(description), settings.seed
+    tokens = Tokens.of(tokenizer, text)
+    report = progress or (lambda stage, done, total: None)
+    sequences = tokens.first(length, max(length, settings.max_tokens))
+    measured_under = {
         "model": description.fingerprint,
         "dtype": description.dtype,
         "text": tokens.text.sha256,
         "sequences": list(sequences.shape),
         "bos": tokens.bos,
-        "candidates": [asdict(candidate) for candidate in offered],
+        "candidates": [repr(candidate) for candidate in offered],
         "seed": seed,
         "software": software_versions(),
     }
     with _directory(records) as directory:
-        pieces = Records(Path(directory), settings, fresh=fresh)
+        pieces = Records(Path(directory), measured_under, fresh=fresh)
         if (found := _found(pieces, description, limit)) is not None:
             say(found)
-        table = measuring.measure(
-            model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=progress
+        table = lever_table.measure(
+            model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=report
         )
         chosen = choose(
             model,
@@ -109,34 +103,31 @@ def run_levers(
             limit,
             sequences=sequences,
             records=pieces,
-            progress=progress,
+            progress=report,
             calibration=_calibration(description, tokens, sequences, seed),
             name=f"context-{limit.context}",
         )
-    used = tuple(lever for lever in LEVERS if lever in levers)
+    used = tuple(lever for lever in LEVERS if settings.levers is None or lever in settings.levers)
     return LeverRun(table, chosen, summarise(table, chosen, levers=used, sequences=(len(sequences), length)))
 
 
-def offer(
-    description: ModelDescription,
-    levers: Collection[Lever],
-    limit: Limit,
-    near: tuple[int, int] | None,
-    sequence_length: int | None,
-) -> tuple[tuple[Candidate, ...], int]:
-    """What every KV head may run, and the tokens of a calibration sequence; arguments as in :func:`run_levers`.
+def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tuple[Candidate, ...], int]:
+    """What every KV head may run, and the tokens of a calibration sequence.
 
     Raises:
+        UnsupportedModelError: the model has no cache that could be exchanged.
         UsageError: the limit cannot be kept.
 
     """
-    length = min(sequence_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
-    first = description.modules[0]
-    offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
+    lever_table.refuse_unsupported(description)
+    limit, first = settings.limit(description), description.modules[0]
+    length = min(settings.lever_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
+    levers = LEVERS if settings.levers is None else settings.levers
+    offered = candidates(levers, first.head_dim, length, settings.near or (length // 64, SINKS))
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
-        offered = tuple(each for each in offered if each.near <= (1 - LEAST_FAR_SHARE) * length)
-    if not any(each.coefficients == "dropped" for each in offered):
+        offered = tuple(each for each in offered if each.spec.near.tokens <= (1 - LEAST_FAR_SHARE) * length)
+    if not any(isinstance(each.spec.far, Dropped) for each in offered):
         raise UsageError(
             f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
             "or leave window out of --levers"
@@ -163,7 +154,7 @@ def _found(pieces: Records, description: ModelDescription, limit: Limit) -> str 
     if not names:
         return None
     modules = description.open_modules
-    layers = sum(measuring.record_name(module.name) in names for module in modules)
+    layers = sum(lever_table.record_name(module.name) in names for module in modules)
     rounds = sum(name.startswith(f"context-{limit.context}-{limit.budget}-") for name in names)
     finished = f"{layers} of {len(modules)} layers{'' if limit.budget is None else f' and {rounds} rounds'}"
     return f"found {finished} in {pieces.directory}; going on from there"

@@ -11,31 +11,19 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.analysis.progress import Progress
+from taylorder.kernels.spec import Dropped, Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
 from taylorder.selection.criteria import RELATIVE_L2, Criterion, eligible, options
 from taylorder.selection.knapsack import Allocation, allocate, allocate_within
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.refine import MORE_ROUNDS, Round, best_of, refine
+from taylorder.selection.settings import Limit
 from taylorder.storage.records import Records
-
-Progress = Callable[[str, int, int], None]
 
 ITERATIVE = "iterative"
 """Name of the scheme that ships: the least loss on unseen text in benchmarks/policies.py (docs/choosing.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What a choice has to keep to: bytes or error, whichever is not None.
-
-    ``budget`` is the average nominal bytes per KV head at ``context`` tokens; ``tolerance`` the largest root mean
-    square of the KV heads' relative L2 errors.
-    """
-
-    context: int
-    budget: int | None = None
-    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,11 +128,12 @@ def choose(
 
 def windows_alone(candidates: Sequence[Candidate]) -> list[int]:
     """Indices of exact attention and of plain windows with the usual number of sinks."""
-    sinks = next((each.sinks for each in candidates if each.order is not None and not each.truncates), 0)
+    specs = [candidate.spec for candidate in candidates]
+    sinks = next((spec.near.sinks for spec in specs if isinstance(spec.far, Dropped)), 0)
     return [
         index
-        for index, each in enumerate(candidates)
-        if each.order is None or (not each.truncates and each.sinks == sinks)
+        for index, spec in enumerate(specs)
+        if isinstance(spec.far, Exact) or (isinstance(spec.far, Dropped) and spec.near.sinks == sinks)
     ]
 
 

@@ -35,6 +35,7 @@ def frame_of(row_type: type, rows: Iterable[Any]) -> DataFrame:
 
 
 def as_html(value: Tabular) -> str:
-    """What a notebook shows of a value: the line that ``repr`` gives, and the ends of its table."""
-    table = value.to_frame().to_html(max_rows=_ROWS, max_cols=_COLUMNS, index=False, border=0)
+    """What a notebook shows of a value: the line that ``repr`` gives, and the ends of its table, no empty columns."""
+    table = value.to_frame().dropna(axis="columns", how="all")
+    table = table.to_html(max_rows=_ROWS, max_cols=_COLUMNS, index=False, border=0)
     return f"<p>{escape(repr(value))}</p>\n{table}"

@@ -50,16 +50,25 @@ Sums = list[list[float]]
 class HeadSums:
     """Sums over the sampled rows of one module; every list ends in the query head ``[H]``.
 
-    ``output`` is the squared norm of the exact outputs, ``elements`` how many numbers they are. ``rounding``
-    ``[precision]`` is the squared error when queries, keys and values are rounded, ``truncation`` ``[order]`` that of
-    truncation (expansion ``mean``, no near field).
-    ``tied_rows`` ``[ties]`` counts rows by the number of keys about as good as the best one; ``tied_mass`` and
-    ``tied_truncated`` ``[ties][order]`` are the weight on those keys. ``mass`` ``[distance]`` and ``truncated_mass``
-    ``[order][distance]`` are the weight by distance, ``moved`` ``[order][distance]`` the squared norm of what the
-    weight that truncation gives or takes there does to the output. ``by_keys_*`` are ``output``, rounding to int4 and
-    truncation at order 4 by the number of keys of the row (buckets as for distance). ``degrees`` ``[degree]`` is the
-    squared norm of what a degree contributes to the numerator, ``numerator`` that of the numerator with all degrees,
-    both relative to the largest weight of the row.
+    Truncation has expansion ``mean``, no near field and the guard. "Tied" are the keys about as good as the best one.
+
+    Attributes:
+        output: squared norm of the exact outputs.
+        elements: how many numbers the outputs are.
+        rounding: ``[precision]``, squared error where queries, keys and values are rounded.
+        truncation: ``[order]``, squared error of truncation.
+        tied_rows: ``[ties]``, rows by the number of tied keys.
+        tied_mass: ``[ties]``, exact weight on the tied keys.
+        tied_truncated: ``[ties][order]``, truncated weight on them.
+        mass: ``[distance]``, exact weight by distance.
+        truncated_mass: ``[order][distance]``, truncated weight by distance.
+        moved: ``[order][distance]``, squared norm of what the weight given or taken there does to the output.
+        by_keys_output: ``[keys]``, ``output`` by the number of keys of the row, in the buckets of distance.
+        by_keys_rounding: ``[keys]``, squared error of rounding to int4.
+        by_keys_truncation: ``[keys]``, squared error of truncation at order 4.
+        degrees: ``[degree]``, squared norm of what a degree adds to the numerator, over the row's largest weight.
+        numerator: squared norm of the numerator with all degrees, over the row's largest weight.
+
     """
 
     output: list[float]
@@ -113,20 +122,20 @@ def measure_heads(
 ) -> dict[str, HeadSums]:
     """Measure every module of a model on sequences ``[B, T]``; modules that ``records`` has are not measured again."""
     names = [module.name for module in description.modules]
-    kept = {name: records.get(f"heads-{name}") for name in names}
-    done = sum(value is not None for value in kept.values())
+    by_module = {name: records.get(f"heads-{name}") for name in names}
+    done = sum(value is not None for value in by_module.values())
 
     def consume(name: str, layer: LayerTensors) -> None:
         nonlocal done
-        if kept[name] is None:
-            kept[name] = asdict(_measure(layer, rows))
-            records.put(f"heads-{name}", kept[name])
+        if by_module[name] is None:
+            by_module[name] = asdict(_measure(layer, rows))
+            records.put(f"heads-{name}", by_module[name])
             done += 1
             progress("heads", done, len(names))
 
     if done < len(names):
         run_layers(model, input_ids, consume)
-    return {name: HeadSums(**value) for name, value in kept.items()}
+    return {name: HeadSums(**value) for name, value in by_module.items()}
 
 
 def _measure(layer: LayerTensors, rows_of_sequences: Sequence[Tensor]) -> HeadSums:
@@ -140,63 +149,63 @@ def _measure(layer: LayerTensors, rows_of_sequences: Sequence[Tensor]) -> HeadSu
     totals: dict[str, Tensor] = {}
     with torch.inference_mode():
         for sequence, rows in enumerate(rows_of_sequences):
-            others = [blocks(each, centres, sequence, rows) for each in low.values()]
+            others = [blocks(rounded_layer, centres, sequence, rows) for rounded_layer in low.values()]
             for block, *approximate in zip(blocks(layer, centres, sequence, rows), *others, strict=True):
                 for name, value in _sums(block, approximate).items():
                     totals[name] = totals[name] + value if name in totals else value
-    return HeadSums(**{each.name: totals[each.name].tolist() for each in fields(HeadSums)})
+    return HeadSums(**{field.name: totals[field.name].tolist() for field in fields(HeadSums)})
 
 
 def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
     """What one block of rows adds to every field of :class:`HeadSums`, the head last."""
     weights = exact_weights(block)
     exact = block.weigh(weights)[..., :-1]
-    found = {"output": exact.square().sum((-2, -1))}
-    found["elements"] = torch.full_like(found["output"], exact[0].numel())
+    sums = {"output": exact.square().sum((-2, -1))}
+    sums["elements"] = torch.full_like(sums["output"], exact[0].numel())
     reference = exact.square().sum(-1)
     keys = block.allowed.sum(-1)
     by_keys = _buckets(keys, DISTANCES)
-    rounding = [(block_.exact() - exact).square().sum(-1) for block_ in approximate]
-    found["rounding"] = torch.stack([each.sum(-1) for each in rounding])
+    rounding = [(low.exact() - exact).square().sum(-1) for low in approximate]
+    sums["rounding"] = torch.stack([by_row.sum(-1) for by_row in rounding])
 
     tied = (block.scores >= _best(block) - TIED) & block.allowed
     enough = keys >= LEAST_KEYS
     bucket = _buckets(tied.sum(-1), TIES)  # [H, R]
-    member = torch.stack([(bucket == place) & enough for place in range(len(TIES) + 1)]).double()
-    found["tied_rows"] = member.sum(-1)
-    found["tied_mass"] = (member * (weights * tied).sum(-1)).sum(-1)
+    member = torch.stack([(bucket == n) & enough for n in range(len(TIES) + 1)]).double()
+    sums["tied_rows"] = member.sum(-1)
+    sums["tied_mass"] = (member * (weights * tied).sum(-1)).sum(-1)
 
     row, key = block.rows[:, None], torch.arange(block.scores.shape[-1])
     distance = _buckets((row - key).abs() + 1, DISTANCES).masked_fill(key < SINKS, len(DISTANCES) + 1)
     where = torch.nn.functional.one_hot(distance, len(DISTANCES) + 2).double()  # [R, T, bucket]
-    found["mass"] = torch.einsum("hrt,rtb->bh", weights, where)
+    sums["mass"] = torch.einsum("hrt,rtb->bh", weights, where)
 
     truncated, tied_truncated, mass, moved, by_order = [], [], [], [], {}
-    for order, own in enumerate(truncated_weights(block, MOST), start=1):
+    for order, polynomial in enumerate(truncated_weights(block, MOST), start=1):
         if order not in ORDERS:
             continue
-        by_order[order] = (block.weigh(own)[..., :-1] - exact).square().sum(-1)
+        by_order[order] = (block.weigh(polynomial)[..., :-1] - exact).square().sum(-1)
         truncated.append(by_order[order].sum(-1))
-        tied_truncated.append((member * (own * tied).sum(-1)).sum(-1))
-        mass.append(torch.einsum("hrt,rtb->bh", own, where))
-        given = own - weights
+        tied_truncated.append((member * (polynomial * tied).sum(-1)).sum(-1))
+        mass.append(torch.einsum("hrt,rtb->bh", polynomial, where))
+        given = polynomial - weights
         moved.append(torch.stack([block.weigh(given * at)[..., :-1].square().sum((-2, -1)) for at in where.unbind(-1)]))
-    found["truncation"] = torch.stack(truncated)
-    found["tied_truncated"] = torch.stack(tied_truncated, 1)
-    found["truncated_mass"] = torch.stack(mass)
-    found["moved"] = torch.stack(moved)
+    sums["truncation"] = torch.stack(truncated)
+    sums["tied_truncated"] = torch.stack(tied_truncated, 1)
+    sums["truncated_mass"] = torch.stack(mass)
+    sums["moved"] = torch.stack(moved)
     low_precision = rounding[PRECISIONS.index("int4")]
     for name, value in (("output", reference), ("rounding", low_precision), ("truncation", by_order[4])):
-        found[f"by_keys_{name}"] = torch.stack([(value * (by_keys == n)).sum(-1) for n in range(len(DISTANCES) + 1)])
+        sums[f"by_keys_{name}"] = torch.stack([(value * (by_keys == n)).sum(-1) for n in range(len(DISTANCES) + 1)])
 
     # Relative to the largest weight, so that no row of large scores decides alone.
     mean = (block.scores * block.allowed).sum(-1) / keys
     scale = (mean - _best(block)[..., 0]).exp()[..., None]
-    found["degrees"] = torch.stack(
+    sums["degrees"] = torch.stack(
         [(block.weigh(term)[..., :-1] * scale).square().sum((-2, -1)) for term in degrees(block, MOST)]
     )
-    found["numerator"] = (exact / weights.amax(-1, keepdim=True)).square().sum((-2, -1))
-    return found
+    sums["numerator"] = (exact / weights.amax(-1, keepdim=True)).square().sum((-2, -1))
+    return sums
 
 
 def _best(block: Block) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
-from taylorder.adapt.prepared import Prepared, prepare
+from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.claims.measurement import Measurement, Progress, Subject
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
 from taylorder.storage.records import Records
@@ -128,8 +128,8 @@ class TimeMeasurement(Measurement[StateTimes]):
         }
         return StateTimes(lengths, milliseconds, held, replaced)
 
-    def _configs(self, subject: Subject) -> dict[str, Prepared | None]:
-        configs: dict[str, Prepared | None] = {EXACT: None}
+    def _configs(self, subject: Subject) -> dict[str, PreparedConfig | None]:
+        configs: dict[str, PreparedConfig | None] = {EXACT: None}
         for order in self.orders:
             config = OrderConfig.uniform(subject.description, order, "mean", self.window, self.sinks)
             configs[f"order {order}"] = prepare(subject.model, config, subject.description)

@@ -15,6 +15,7 @@ from taylorder.errors import NonFiniteError, UsageError
 from taylorder.evaluation.rivals import bytes_per_kv_head, per_layer
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, TaskRow, run_tasks, summarise
+from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.description import ModelDescription
 from taylorder.storage.records import Records
 
@@ -94,7 +95,7 @@ class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
         for order, window in self.beside:
             contenders[f"order {order}, window {window}"] = ("state and window", uniform(order, window, self.sinks))
         for window in self.windows:
-            head = HeadOrder.near_only(window, self.sinks)
+            head = HeadOrder(spec=HeadSpec(Dropped(), Near(window, self.sinks)))
             config = per_layer(description, dict.fromkeys((module.name for module in description.modules), head), {})
             contenders[f"window {window}"] = ("window", config)
         return contenders

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.claims.association import Association, Pairs, associate, detectable
 from taylorder.claims.claim import Claim, Effect, Plot, Series, Table, Verdict
 from taylorder.claims.evidence import Evidence
 from taylorder.claims.layers import Layers, complete
 from taylorder.claims.left_out import ALPHA, NOTHING, SCORE_STD, left_out_errors
+from taylorder.kernels.spec import EXPANSIONS, Expansion
 
 ORDER = 5
 """Odd, so that no denominator can vanish, and the largest that most runs measure."""

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from taylorder.analysis.results import EXPANSIONS, Expansion
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, ModelEvidence, below, overall
 from taylorder.claims.measurements.order_losses import NEAR, LossMeasurement, OrderLosses
 from taylorder.evaluation.intervals import Interval, paired_difference
+from taylorder.kernels.spec import EXPANSIONS, Expansion
 
 _MEAN: Expansion = "mean"
 _ZERO: Expansion = "zero"

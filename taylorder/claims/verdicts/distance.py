@@ -74,13 +74,8 @@ def _ends() -> list[int]:
 
 def _by_distance(model: ModelEvidence) -> tuple[Floats, Floats]:
     """Weight per query by distance, exact ``[bucket]`` and truncated ``[order, bucket]``, mean over heads and rows."""
-    mass, truncated = _totals(model, "mass"), _totals(model, "truncated_mass")
+    mass, truncated = model.total_sums("mass"), model.total_sums("truncated_mass")
     return mass / mass.sum(), truncated / mass.sum()
-
-
-def _totals(model: ModelEvidence, field_name: str) -> Floats:
-    """One field of the sums over heads, of all modules together."""
-    return np.asarray(sum(heads_last.sum(-1) for heads_last in model.head_sums(field_name)))
 
 
 def _sinks(model: ModelEvidence) -> float:
@@ -111,10 +106,10 @@ def _mass_table(model: ModelEvidence) -> Table:
 
 def _error_table(model: ModelEvidence) -> Table:
     mass, _ = _by_distance(model)
-    size = sum(output.sum() for output in model.head_sums("output"))
+    size = model.total_sums("output")
     rows: list[tuple[Cell, ...]] = [
         (label, *(math.sqrt(moved / size) for moved in by_order))
-        for label, by_order, exact in zip(_labels(), _totals(model, "moved").T, mass, strict=True)
+        for label, by_order, exact in zip(_labels(), model.total_sums("moved").T, mass, strict=True)
         if exact > 0
     ]
     return Table(
@@ -129,7 +124,7 @@ def _error_table(model: ModelEvidence) -> Table:
 
 
 def _context_table(model: ModelEvidence) -> Table:
-    by_keys = [_totals(model, f"by_keys_{name}") for name in ("output", "rounding", "truncation")]
+    by_keys = [model.total_sums(f"by_keys_{name}") for name in ("output", "rounding", "truncation")]
     rows: list[tuple[Cell, ...]] = [
         (f"to {end:,}", math.sqrt(rounding / size), math.sqrt(truncation / size))
         for end, size, rounding, truncation in zip(_ends(), *by_keys, strict=True)

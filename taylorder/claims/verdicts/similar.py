@@ -11,7 +11,6 @@ import torch
 
 from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
 from taylorder.claims.evidence import Evidence, ModelEvidence, below, over_layers, overall
-from taylorder.claims.layers import Floats
 from taylorder.claims.measurements import heads
 from taylorder.claims.weights import series
 from taylorder.evaluation.intervals import Interval
@@ -21,6 +20,7 @@ WASHED_OUT = 0.8
 """Weight kept below this share counts as washed out."""
 
 KEYS, TARGETS, STDS, ORDERS, WINDOWS = 1024, (1, 2, 4, 8, 16), (0.5, 1.0, 2.0, 3.0), (2, 3, 4, 5, 8), (16, 64, 256)
+_BY_TIES = ("tied_rows", "tied_mass", "tied_truncated")
 _RULE = (
     "Keys of a row are tied if each has at least half the weight of the best one. In rows with two or more tied keys: "
     f"their weight at order {ORDER} (expansion mean) over their exact weight. Supported if that is below "
@@ -113,25 +113,15 @@ def _made_up() -> Table:
     )  # fmt: skip
 
 
-def _by_ties(model: ModelEvidence) -> list[Floats]:
-    """Rows, weight and truncated weight by the number of tied keys, over all heads."""
-    return [
-        np.asarray(sum(heads_last.sum(-1) for heads_last in model.head_sums(name)))
-        for name in ("tied_rows", "tied_mass", "tied_truncated")
-    ]
-
-
 def _model_table(model: ModelEvidence) -> Table:
-    rows, mass, truncated = _by_ties(model)
+    rows, mass, truncated = map(model.total_sums, _BY_TIES)
     labels = ["1", *(f"{low + 1} to {high}" if high > low + 1 else str(high) for low, high in _ranges()), "more"]
     return Table(
         f"{model.name}: weight kept on the keys about as good as the best",
         ("such keys", "rows", "their exact weight", *(f"order {order}" for order in heads.ORDERS)),
         tuple(
-            (label, int(count), exact / count, *(weight / exact for weight in by_order))
-            for label, count, exact, by_order in zip(
-                labels, rows.tolist(), mass.tolist(), truncated.tolist(), strict=True
-            )
+            (label, int(count), float(exact / count), *(by_order / exact).tolist())
+            for label, count, exact, by_order in zip(labels, rows, mass, truncated, strict=True)
             if count
         ),
         note="Weights: mean over rows. Orders: share of it that is left, expansion mean, no near field.",
@@ -143,7 +133,7 @@ def _ranges() -> list[tuple[int, int]]:
 
 
 def _plot(model: ModelEvidence) -> Plot:
-    rows, mass, truncated = _by_ties(model)
+    rows, mass, truncated = map(model.total_sums, _BY_TIES)
     known = rows > 0
     series = tuple(
         Series(

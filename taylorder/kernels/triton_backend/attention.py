@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..exact import attend_exact_part
-from ..spec import GUARD, HeadSpec
+from ..spec import GUARD, Exact, HeadSpec, grouped
 from ..state import ExactPart, Part, State, StateShape
 from ..token_buffer import Recent, selection
 from . import plan as work
@@ -43,13 +43,12 @@ EVERY = 1 << 30
 
 def new_state(heads: Sequence[HeadSpec], k: Tensor, v: Tensor) -> State:
     """Return an empty state for keys and values like these."""
-    G = k.shape[1]
-    group = len(heads) // G
-    exact = [g for g in range(G) if heads[g * group].order is None]
-    truncated = [g for g in range(G) if g not in exact]
+    groups = grouped(heads, k.shape[1])
+    exact = [g for g, group in enumerate(groups) if isinstance(group[0].far, Exact)]
+    truncated = [g for g in range(len(groups)) if g not in exact]
     parts: list[Part] = []
     if truncated:
-        parts.append(TritonPart(truncated, [heads[g * group : (g + 1) * group] for g in truncated], k, v))
+        parts.append(TritonPart(truncated, [groups[g] for g in truncated], k, v))
     if exact:
         parts.append(ExactPart(exact, Recent(k, v, len(exact))))
     return State(heads, "triton", parts, StateShape.of(k, v))

@@ -15,7 +15,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..spec import HeadSpec
+from ..spec import Dropped, HeadSpec, Taylor, deepest, ignores_shifts
 from .layout_tables import Kind
 from .tiles import TOP, Layout, Slot
 
@@ -37,7 +37,7 @@ class HeadTables:
         coefficients: float64 ``[G, g, P]``, per degree.
         degree_ranks: ``[G][P]``, entry 0 unused.
         around_mean: float32 ``[G, g, 1]``, 1 where the expansion point is the mean; None if it is nowhere.
-        shifts: bool ``[G]``, KV heads whose query heads all expand around their mean.
+        shifts: bool ``[G]``, KV heads none of whose query heads notices a vector subtracted from all keys.
         levels: L.
         level_ranks: int32 ``[G, L]``.
         polynomials: float32 ``[G * g, L, P]``.
@@ -83,20 +83,17 @@ class HeadTables:
 @lru_cache(maxsize=64)
 def head_tables(specs: Sequence[Sequence[HeadSpec]], head_dim: int, device: torch.device) -> HeadTables:
     """Look up everything about KV heads ``specs[G][g]``, none of them exact."""
-    order = max(spec.order or 0 for group in specs for spec in group)
-    longest = [max(group, key=lambda spec: spec.order or 0) for group in specs]
-    ranks = [
-        (head_dim, *(spec.rank(p, head_dim) if p < (spec.order or 0) else 0 for p in range(1, order)))
-        for spec in longest
-    ]
+    longest = [deepest(group) or Taylor(1) for group in specs]
+    order = max(far.order for far in longest)
+    ranks = [(head_dim, *(far.rank(p, head_dim) if p < far.order else 0 for p in range(1, order))) for far in longest]
     coefficients = torch.zeros(len(specs), len(specs[0]), order, dtype=torch.float64)
     for g, group in enumerate(specs):
         for h, spec in enumerate(group):
-            for degree, coefficient in enumerate(spec.polynomial):
+            for degree, coefficient in enumerate(spec.far.polynomial if isinstance(spec.far, Taylor) else ()):
                 # A power of no coordinates is zero, and no feature stands for it.
                 coefficients[g, h, degree] = coefficient if degree == 0 or ranks[g][degree] else 0.0
-    kinds = [_kind(spec, head_dim) for spec in longest]
-    drops = [all(spec.drops_far for spec in group) for group in specs]
+    kinds = [_kind(far, head_dim) for far in longest]
+    drops = [deepest(group) is None for group in specs]
     layouts = [
         None if drop or not _has_features(kind, head_dim) else Layout.choose(head_dim, kind.order, kind.ranks)
         for kind, drop in zip(kinds, drops)
@@ -111,33 +108,32 @@ def head_tables(specs: Sequence[Sequence[HeadSpec]], head_dim: int, device: torc
             for degree in range(order):
                 if ranks[g][degree] == rank:
                     polynomials[g, :, level, degree] = coefficients[g, :, degree].float()
-    means = torch.tensor([[[float(spec.expansion == "mean")] for spec in group] for group in specs])
+    means = torch.tensor([[[float(spec.around_mean)] for spec in group] for group in specs])
     flat = [spec for group in specs for spec in group]
     return HeadTables(
         head_dim,
         order,
         tuple(layouts),
         tuple(kinds),
-        tuple(spec.window for spec in longest),
-        tuple(spec.sinks for spec in longest),
+        tuple(group[0].near.window for group in specs),
+        tuple(group[0].near.sinks for group in specs),
         tuple(drops),
-        tuple(tuple(1 if spec.drops_far else spec.order or 1 for spec in group) for group in specs),
+        tuple(tuple(spec.far.order if isinstance(spec.far, Taylor) else 1 for spec in group) for group in specs),
         coefficients.to(device),
         tuple(ranks),
         means.to(device) if bool(means.any()) else None,
-        torch.tensor([all(spec.expansion == "mean" for spec in group) for group in specs], device=device),
+        torch.tensor([ignores_shifts(group) for group in specs], device=device),
         levels,
         level_ranks.to(device),
         polynomials.flatten(0, 1).to(device),
-        torch.tensor([spec.drops_far for spec in flat], dtype=torch.uint8, device=device),
-        torch.tensor([spec.sinks for spec in longest], dtype=torch.int32, device=device),
+        torch.tensor([isinstance(spec.far, Dropped) for spec in flat], dtype=torch.uint8, device=device),
+        torch.tensor([group[0].near.sinks for group in specs], dtype=torch.int32, device=device),
     )
 
 
-def _kind(spec: HeadSpec, head_dim: int) -> Kind:
-    order = spec.order or 0
-    own = (0, *(spec.rank(p, head_dim) for p in range(1, order)))
-    return Kind(order, None if all(rank == head_dim for rank in own[1:]) else own)
+def _kind(far: Taylor, head_dim: int) -> Kind:
+    own = (0, *(far.rank(p, head_dim) for p in range(1, far.order)))
+    return Kind(far.order, None if all(rank == head_dim for rank in own[1:]) else own)
 
 
 def _has_features(kind: Kind, head_dim: int) -> bool:

@@ -1,0 +1,86 @@
+"""``taylorder.budget``: one call chooses what ``taylorder analyze --budget`` chooses."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+import taylorder
+from taylorder.adapt.cost import config_bytes
+from taylorder.errors import UsageError
+from taylorder.models.describe import describe
+from taylorder.selection.run_levers import run_levers
+from taylorder.selection.settings import AnalyzeSettings
+
+WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
+SMALL = {"text": WORDS, "max_tokens": 96}
+
+
+@pytest.fixture(autouse=True)
+def no_spectra(monkeypatch):
+    monkeypatch.setattr("taylorder.analysis.analyze.fit_spectra", lambda *_, **__: [])
+
+
+def test_a_budget_is_kept_and_the_heads_are_judged(tiny_tokenizer, tmp_path):
+    model = tiny.llama()
+    calls = []
+    selection = taylorder.budget(
+        model, tiny_tokenizer, "0.75KiB", sequence_length=48, records=tmp_path,
+        progress=lambda *call: calls.append(call), **SMALL,
+    )  # fmt: skip
+    description = describe(model)
+    assert (
+        selection.config
+        == run_levers(
+            model, tiny_tokenizer, description, AnalyzeSettings(budget=768, max_tokens=96, lever_length=48), text=WORDS
+        ).chosen.config
+    )
+    assert 0 < config_bytes(selection.config, description, 64) <= 4 * 768
+    assert (selection.policy, selection.levers.budget, selection.context) == ("levers", 768, 64)
+    assert [head.choice for head in selection.heads] == [
+        head for layer in selection.config.layers for head in layer.heads
+    ]
+    assert any(head.best is not None for head in selection.heads)
+    assert {stage for stage, _, _ in calls} >= {"heads", "levers"}
+    assert len(list(tmp_path.glob("levers-*.json"))) == 2
+
+
+def test_an_analysis_is_used_where_there_is_one(tiny_tokenizer, monkeypatch):
+    model = tiny.llama()
+    analysis = taylorder.analyze(model, tiny_tokenizer, sequence_length=32, rows=4, max_order=2, name="mine", **SMALL)
+    monkeypatch.setattr("taylorder.selection.budget.analyze", lambda *_, **__: pytest.fail("measured again"))
+    selection = taylorder.budget(
+        model, tiny_tokenizer, 768, analysis=analysis, sequence_length=48, levers=["window"], **SMALL
+    )
+    assert selection.config.model.name == "mine"
+    assert selection.levers.levers == ("window",)
+
+
+def test_an_analysis_of_another_model_and_a_size_without_a_unit_are_refused(tiny_tokenizer):
+    analysis = taylorder.analyze(tiny.gpt2(), tiny_tokenizer, sequence_length=32, rows=4, max_order=2, **SMALL)
+    with pytest.raises(UsageError, match="the analysis is of .*, but the model is .*; measure this one"):
+        taylorder.budget(tiny.llama(), tiny_tokenizer, 768, analysis=analysis)
+    with pytest.raises(UsageError, match="which has no unit: write 128KiB"):
+        taylorder.budget(tiny.llama(), tiny_tokenizer, "128")
+    with pytest.raises(UsageError, match="the budget is 1 bytes per KV head, and the cheapest way"):
+        taylorder.budget(tiny.llama(), tiny_tokenizer, 1, sequence_length=48, **SMALL)
+
+
+def test_what_was_finished_is_told_and_that_of_other_software_is_forgotten(tiny_tokenizer, monkeypatch, tmp_path):
+    model, told = tiny.llama(), []
+
+    def run():
+        return run_levers(
+            model, tiny_tokenizer, describe(model),
+            AnalyzeSettings(budget=768, levers=["window"], max_tokens=96, lever_length=48),
+            text=WORDS, records=tmp_path, say=told.append,
+        )  # fmt: skip
+
+    first = run()
+    rounds = len(first.chosen.rounds)
+    again = run()
+    assert told == [f"found 2 of 2 layers and {rounds} rounds in {tmp_path}; going on from there"]
+    assert again.chosen == first.chosen
+    monkeypatch.setattr("taylorder.selection.run_levers.software_versions", lambda: {"torch": "another"})
+    run()
+    assert told[1:] == [f"what {tmp_path} held was measured under other settings; starting over"]
