@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pandas
 import pytest
 import tiny
+from pandas.testing import assert_frame_equal
 
 import taylorder
 from taylorder.adapt.cost import config_bytes
 from taylorder.errors import UsageError
 from taylorder.models.describe import describe
+from taylorder.runs.tables import write_levers
 from taylorder.selection.run_levers import run_levers
 from taylorder.selection.settings import AnalyzeSettings
 
@@ -43,6 +46,18 @@ def test_a_budget_is_kept_and_the_heads_are_judged(tiny_tokenizer, tmp_path):
     assert any(head.best is not None for head in selection.heads)
     assert {stage for stage, _, _ in calls} >= {"heads", "levers"}
     assert len(list(tmp_path.glob("levers-*.json"))) == 2
+
+
+def test_the_table_of_levers_is_that_of_the_file(tiny_tokenizer, tmp_path):
+    model = tiny.llama()
+    settings = AnalyzeSettings(budget=768, max_tokens=96, lever_length=48)
+    run = run_levers(model, tiny_tokenizer, describe(model), settings, text=WORDS)
+    write_levers(tmp_path / "levers.csv", run)
+    table, written = run.to_frame(), pandas.read_csv(tmp_path / "levers.csv")
+    table.order = table.order.map(str)
+    table.ranks = table.ranks.map(lambda ranks: " ".join(map(str, ranks)), na_action="ignore")
+    assert_frame_equal(table, written, check_dtype=False, check_exact=True)
+    assert table.groupby(["module", "kv_head"]).chosen.sum().tolist() == [1] * 4
 
 
 def test_an_analysis_is_used_where_there_is_one(tiny_tokenizer, monkeypatch):

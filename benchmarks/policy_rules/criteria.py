@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from policy_rules.screening import screen, screening_reference
-from taylorder.analysis.progress import Progress
 from taylorder.selection.criteria import RELATIVE_L2, Criterion, where_eligible
 from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 KvHead = tuple[str, int]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
-from taylorder.analysis.progress import Progress
 from taylorder.kernels.spec import Dropped
 from taylorder.selection.config_of import config_of
 from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 SCREENING_TOKENS = 1024

@@ -19,7 +19,6 @@ from taylorder.analysis.losses import (
     language_model_head,
     token_losses,
 )
-from taylorder.analysis.progress import Progress
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.results import (
     LEAST_FAR_SHARE,
@@ -35,15 +34,16 @@ from taylorder.analysis.text import Text, query_rows
 from taylorder.analysis.tokens import Tokens
 from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
+from taylorder.kernels.spec import MAX_ORDER, SINKS
 from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
 from taylorder.models.running import refuse_foreign_ids
+from taylorder.storage.progress import Progress
 
 LOSS_TOKENS = 256
 """Tokens that the model's own loss is taken over, to tell whether it was trained at all."""
 
 PREVIEW_WINDOW = 64
-PREVIEW_SINKS = 4
 PREVIEW_ORDERS = (1, 2, 3, 4)
 
 
@@ -132,7 +132,7 @@ def analyze(
         NonFiniteError: the model produces NaN or infinities.
 
     """
-    _check_range("max_order", max_order, 1, 8)
+    _check_range("max_order", max_order, 1, MAX_ORDER)
     _check_range("window", window, 0, None)
     _check_range("sinks", sinks, 0, None)
     if rows is not None:
@@ -156,7 +156,7 @@ def analyze(
     heads = _measure_heads(model, description, sample, sweeps, report)
     preview = None
     if len(sweeps) > 1:
-        preview = NearFieldPreview(PREVIEW_WINDOW, PREVIEW_SINKS, _preview_orders(max_order), heads.previews)
+        preview = NearFieldPreview(PREVIEW_WINDOW, SINKS, _preview_orders(max_order), heads.previews)
     return Analysis(
         model=description,
         calibration=_calibration(model, description, sample, sample.far_share(window + sinks), seed),
@@ -186,10 +186,10 @@ def _sweeps(
             "make the sequences longer (--sequence-length), or the near field smaller"
         )
     asked = Sweep(max_order, window, sinks)
-    far_share = sample.far_share(PREVIEW_WINDOW + PREVIEW_SINKS)
+    far_share = sample.far_share(PREVIEW_WINDOW + SINKS)
     if not description.causal or window or sinks or far_share < LEAST_FAR_SHARE:
         return (asked,)
-    return asked, Sweep(_preview_orders(max_order)[-1], PREVIEW_WINDOW, PREVIEW_SINKS, ("mean",))
+    return asked, Sweep(_preview_orders(max_order)[-1], PREVIEW_WINDOW, SINKS, ("mean",))
 
 
 def _preview_orders(max_order: int) -> tuple[int, ...]:

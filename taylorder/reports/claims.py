@@ -9,8 +9,7 @@ from typing import Any
 from taylorder.claims import claim as judged
 from taylorder.claims.claim import Claim, Effect, Verdict
 from taylorder.reports.sections import Block, Cell, Column, Section, Style, Table, paragraph, table
-from taylorder.storage.finite_json import finite
-from taylorder.storage.provenance import software_versions
+from taylorder.storage.finite_json import stamped
 
 SCHEMA = "taylorder/claims@1"
 WIDTH = 100
@@ -35,8 +34,7 @@ class ClaimsReport:
 
 def as_document(report: ClaimsReport) -> dict[str, Any]:
     """All claims as one JSON document, schema ``taylorder/claims@1``."""
-    made: dict[str, Any] = finite({"schema": SCHEMA, **asdict(report), "software": software_versions()})
-    return made
+    return stamped(SCHEMA, asdict(report))
 
 
 def sections(report: ClaimsReport, *, tables: bool = False) -> Iterator[Section]:

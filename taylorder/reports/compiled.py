@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
 from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.sections import Cell, Column, Section, Table, facts, paragraph, table
-from taylorder.storage.finite_json import finite
+from taylorder.storage.finite_json import stamped
 from taylorder.storage.provenance import software_versions
 
 SCHEMA = "taylorder/compile-report@1"
@@ -55,18 +55,14 @@ class CompileReport:
 
 def as_document(report: CompileReport) -> dict[str, Any]:
     """The result as one JSON document, schema ``taylorder/compile-report@1``; figures of failed rows are null."""
-    document = {
-        "schema": SCHEMA,
+    content = {
         "software": software_versions(),
         "dtype": report.dtype,
         "all_settings": report.every_setting,
         "rows": [_record(row) for row in report.rows],
-        "state_overhead": [
-            {"head_dim": each.head_dim, "order": each.order, "overhead": each.overhead} for each in report.overheads
-        ],
+        "state_overhead": [asdict(overhead) for overhead in report.overheads],
     }
-    made: dict[str, Any] = finite(document)
-    return made
+    return stamped(SCHEMA, content)
 
 
 def _record(row: Compiled | Failed) -> dict[str, Any]:
@@ -84,15 +80,7 @@ def _record(row: Compiled | Failed) -> dict[str, Any]:
         "step": row.job.setting.step,
         "max_registers": row.job.setting.registers,
         "default": row.job.default,
-        "loops": [
-            {
-                "instructions": loop.instructions,
-                "tensor_cycles": loop.tensor_cycles,
-                "issue_cycles": loop.issue_cycles,
-                "ratio": loop.ratio,
-            }
-            for loop in (figures.loops if figures else ())
-        ],
+        "loops": [asdict(loop) | {"ratio": loop.ratio} for loop in (figures.loops if figures else ())],
     }
     return record if isinstance(row, Compiled) else record | {"error": row.error}
 

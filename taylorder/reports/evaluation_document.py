@@ -9,8 +9,7 @@ from taylorder.adapt.config import ModelIdentity
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation import EvalReport, lookups
-from taylorder.storage.finite_json import finite
-from taylorder.storage.provenance import software_versions
+from taylorder.storage.finite_json import stamped
 
 SCHEMA = "taylorder/eval@1"
 
@@ -19,8 +18,7 @@ def as_document(report: EvalReport) -> dict[str, Any]:
     """Everything the report says, and the figures it rounds; infinite ones are strings, as in ``report.json``."""
     missed = None if report.max_kl is None else words.missed(report.evaluation, report.max_kl)
     continued = report.evaluation.continuations
-    document = {
-        "schema": SCHEMA,
+    content = {
         "model": ModelIdentity.of(report.model).model_dump() | {"weights_note": report.model.weights_note},
         "config": {
             "path": report.config_path,
@@ -36,10 +34,8 @@ def as_document(report: EvalReport) -> dict[str, Any]:
         "lookup_bytes": [asdict(each) for each in lookups(report)],
         "device": report.device,
         "dtype": report.dtype,
-        "software": software_versions(),
     }
-    made: dict[str, Any] = finite(document)
-    return made
+    return stamped(SCHEMA, content)
 
 
 def comparisons(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -13,8 +13,7 @@ from taylorder.evaluation.timing import Bench, Row
 from taylorder.models.description import ModelDescription
 from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.sections import Column, Section, Table, facts, paragraph, table
-from taylorder.storage.finite_json import finite
-from taylorder.storage.provenance import software_versions
+from taylorder.storage.finite_json import stamped
 
 SCHEMA = "taylorder/bench@1"
 
@@ -87,8 +86,7 @@ class BenchReport:
 
 def as_document(report: BenchReport) -> dict[str, Any]:
     """The result of ``bench`` as one JSON document, schema ``taylorder/bench@1``; bytes and seconds unrounded."""
-    document = {
-        "schema": SCHEMA,
+    content = {
         "model": ModelIdentity.of(report.model).model_dump() | {"weights_note": report.model.weights_note},
         "config": {
             "path": report.config_path,
@@ -108,10 +106,8 @@ def as_document(report: BenchReport) -> dict[str, Any]:
         "seed": report.seed,
         "device": report.device,
         "dtype": report.dtype,
-        "software": software_versions(),
     }
-    made: dict[str, Any] = finite(document)
-    return made
+    return stamped(SCHEMA, content)
 
 
 def sections(report: BenchReport) -> Iterator[Section]:

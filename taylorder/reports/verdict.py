@@ -8,7 +8,7 @@ from pathlib import Path
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.kernels.spec import Exact
+from taylorder.kernels.spec import SINKS, Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
@@ -17,7 +17,7 @@ from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
 from taylorder.selection.settings import DEFAULTS, TIERS
 
-_ADVISED_WINDOW, _ADVISED_SINKS = 64, 4
+_ADVISED_WINDOW = 64
 
 
 def tier(tolerance: float) -> str:
@@ -267,7 +267,7 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
         command = _analyze(analysis, selection, window=analysis.calibration.sequence_length // 4)
         return command, "the same with a near field that leaves most rows something to truncate"
     window = 4 * analysis.window or _ADVISED_WINDOW
-    sinks = analysis.sinks or _ADVISED_SINKS
+    sinks = analysis.sinks or SINKS
     if not counts.adapted and analysis.model.causal and window <= analysis.calibration.sequence_length // 2:
         command = _analyze(analysis, selection, window=window, sinks=sinks)
         return command, f"the same with the last {window} and the first {sinks} keys kept exact"

@@ -24,7 +24,7 @@ from taylorder.runs import run_files
 from taylorder.runs.document import SCHEMA, ReportDocument, as_document, choice_record
 from taylorder.runs.refusals import RunDirectoryError, damaged, incomplete, unwritable
 from taylorder.runs.run_files import FILES, LEVERS_FILE
-from taylorder.runs.tables import HEADS_COLUMNS, SPECTRAL_COLUMNS, read_rows, write_levers, write_rows
+from taylorder.runs.tables import read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.policies import POLICIES
 from taylorder.selection.run_levers import LeverRun
@@ -56,8 +56,8 @@ def write(
     try:
         with replacing_together(directory, run_files.ALL, beside=(FILES["page"],)) as made:
             selection.config.save(made / FILES["orders"])
-            write_rows(made / FILES["heads"], CandidateRow, HEADS_COLUMNS, analysis.candidates)
-            write_rows(made / FILES["spectral"], SpectralRow, SPECTRAL_COLUMNS, analysis.spectral)
+            write_rows(made / FILES["heads"], CandidateRow, analysis.candidates)
+            write_rows(made / FILES["spectral"], SpectralRow, analysis.spectral)
             if levers is not None:
                 write_levers(made / LEVERS_FILE, levers)
             (made / FILES["page"]).write_text(page, encoding="utf-8")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from taylorder.analysis.analyze import analyze
-from taylorder.analysis.progress import Progress
 from taylorder.analysis.results import Analysis
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
@@ -17,6 +16,7 @@ from taylorder.selection.by_tolerance import Selection, select
 from taylorder.selection.candidates import LEVERS, Lever
 from taylorder.selection.run_levers import offer, run_levers
 from taylorder.selection.settings import DEFAULTS, AnalyzeSettings, parse_bytes
+from taylorder.storage.progress import Progress
 
 
 def budget(

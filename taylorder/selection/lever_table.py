@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.analysis.losses import language_model_head, nll_gradient
-from taylorder.analysis.progress import Progress
 from taylorder.errors import UnsupportedModelError
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.lever_errors import LayerLevers, LeverRow, Prepared, measure_levers
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 

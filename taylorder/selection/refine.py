@@ -23,7 +23,6 @@ from torch import Tensor
 from taylorder.adapt.handle import Handle, attach
 from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head
-from taylorder.analysis.progress import Progress
 from taylorder.models.attention import Observer
 from taylorder.selection.config_of import config_of
 from taylorder.selection.criteria import eligible, options
@@ -31,6 +30,7 @@ from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.knapsack import allocate
 from taylorder.selection.lever_errors import LayerLevers, Runner, group_specs
 from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 REACH = 2.0

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from taylorder.analysis.progress import Progress
 from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
@@ -20,13 +19,18 @@ from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table
 from taylorder.selection.candidates import LEVERS, Candidate, candidates
-from taylorder.selection.config_of import candidate_bytes, window_instead
+from taylorder.selection.config_of import candidate_bytes, table_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
 from taylorder.selection.under_limit import Chosen, choose
+from taylorder.storage.frames import frame
+from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,26 @@ class LeverRun:
     def __repr__(self) -> str:
         """One line; ``summary`` has the figures."""
         return f"<LeverRun: {self.table!r}, {self.chosen.nominal_bytes:,} bytes per KV head>"
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One per KV head and candidate, as in ``levers.csv``; ``chosen`` is 1 for what the config runs."""
+        sizes = table_bytes(self.table, self.chosen.limit.context)
+        for rows, by_candidate, taken in zip(self.table.rows(), sizes, self.chosen.choice, strict=True):
+            for row, size in zip(rows, by_candidate, strict=True):
+                figures = asdict(row)
+                place = figures.pop("candidate")
+                yield {
+                    "module": figures.pop("module"),
+                    "kv_head": figures.pop("kv_head"),
+                    **self.table.candidates[place].columns(),
+                    "nominal_bytes": size,
+                    **figures,
+                    "chosen": int(place == taken),
+                }
+
+    def to_frame(self) -> DataFrame:
+        """The same as a table."""
+        return frame(self.records())
 
 
 def run_levers(

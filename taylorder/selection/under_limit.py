@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.analysis.progress import Progress
 from taylorder.kernels.spec import Dropped, Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
@@ -20,6 +19,7 @@ from taylorder.selection.knapsack import Allocation, allocate, allocate_within
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.refine import MORE_ROUNDS, Round, best_of, refine
 from taylorder.selection.settings import Limit
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 ITERATIVE = "iterative"

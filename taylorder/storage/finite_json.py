@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
+
+from taylorder.storage.provenance import software_versions
 
 
 def finite(value: Any) -> Any:
@@ -21,6 +24,14 @@ def finite(value: Any) -> Any:
         case list() | tuple():
             return [finite(item) for item in value]
     return value
+
+
+def stamped(schema: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A document ready for JSON: its schema first and, unless it has them elsewhere, the versions of software last."""
+    document = {"schema": schema, **content}
+    document.setdefault("software", software_versions())
+    made: dict[str, Any] = finite(document)
+    return made
 
 
 def as_json(document: dict[str, Any]) -> str:
