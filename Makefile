@@ -8,7 +8,7 @@ CLAIMS := taylorder-claims
 # Timing and reproducibility: many small products across threads only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: analyze test test-slow claims lint format browser help
+.PHONY: analyze test test-slow test-gpu claims lint format browser help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -17,10 +17,13 @@ analyze: $(STAMP)  ## measure the built-in model and write taylorder-out/
 	$(BIN)/taylorder analyze
 
 test: lint browser  ## lint, types and the test suite
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(ONE_THREAD) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-gpu: $(STAMP)  ## what needs a GPU; says so where there is none
+	$(ONE_THREAD) $(BIN)/python -m pytest -m gpu -rs
 
 test-slow: $(STAMP)  ## the heavy corners
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m slow
+	$(ONE_THREAD) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m slow
 
 claims: $(patsubst %,$(CLAIMS)/%/claims.json,smollm2-135m gemma-3-270m minilm-l6)  ## test the claims on three models, an hour and a half; writes taylorder-claims/
 	$(BIN)/taylorder claims $(^D) --out $(CLAIMS)

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
 
-from taylorder.kernels import HeadSpec, State, taylor_attention, torch_backend
+from taylorder.kernels import HeadSpec, State, fold_rule, taylor_attention
 from taylorder.kernels.spec import Exact, Near, Taylor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,12 +86,12 @@ def features(d: int, spec: HeadSpec) -> int:
 @contextmanager
 def never_folding() -> Iterator[None]:
     """The direct polynomial: keep every key and evaluate the same weights in score space."""
-    share = torch_backend._RAW_SHARE
-    torch_backend._RAW_SHARE = 1e12
+    share = fold_rule.RAW_SHARE
+    fold_rule.RAW_SHARE = 1e12
     try:
         yield
     finally:
-        torch_backend._RAW_SHARE = share
+        fold_rule.RAW_SHARE = share
 
 
 def direct(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: list[HeadSpec], scaling: float) -> None:

@@ -52,8 +52,8 @@ from taylorder.selection import lever_summary
 from taylorder.selection.candidates import LEVERS, candidates
 from taylorder.selection.config_of import window_instead
 from taylorder.selection.lever_table import LeverTable, measure
-from taylorder.selection.settings import parse_bytes
-from taylorder.selection.under_limit import ITERATIVE, Chosen, Limit, choose, windows_alone
+from taylorder.selection.settings import Limit, parse_bytes
+from taylorder.selection.under_limit import ITERATIVE, Chosen, choose, windows_alone
 from taylorder.storage.files import replacing
 from taylorder.storage.finite_json import as_json
 from taylorder.storage.provenance import software_versions

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from taylorder.adapt.cost import features, kv_bytes
-from taylorder.kernels.triton_backend.layout_tables import Kind, book
+from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.tiles import Layout
 
 CASES = [
@@ -26,7 +26,7 @@ GROUPS = (1, 4)
 def rows(d, order, ranks):
     """Rows of the state that the kernels hold, that of degree 0 included."""
     layout, kind = Layout.choose(d, order, ranks), Kind(order, ranks)
-    return book(layout, d, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1, layout
+    return layout_tables(layout, d, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1, layout
 
 
 def prefill_break_even(d, held, group):

@@ -1,10 +1,13 @@
-"""Fixtures of all tests: the built-in model, loaded once and without a network, and a tokenizer for tiny ones."""
+"""Fixtures of all tests: where to compute, the built-in model, tiny ones and a tokenizer, and the command line."""
 
 from __future__ import annotations
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # decided once, when triton is first imported: there is no GPU to compile for
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # decided once, when triton is first imported: there is nothing to compile for
 
 import socket
 import string
@@ -15,8 +18,23 @@ import tiny
 
 from taylorder import cli
 from taylorder.adapt.config import OrderConfig
+from taylorder.analysis.text import Text
 from taylorder.models.describe import describe
-from taylorder.models.loading import load
+from taylorder.models.loading import LoadedModel, load
+
+GPU = "TRITON_INTERPRET" not in os.environ
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not GPU:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here, or TRITON_INTERPRET is set"))
+
+
+@pytest.fixture
+def device():
+    """Where to compute: the GPU where there is one, or else the CPU, on which Triton interprets."""
+    return torch.device("cuda" if GPU else "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +88,48 @@ def orders(tmp_path):
     """Write a uniform config for the tiny Llama: ``orders(order, **options)`` gives its path."""
 
     def write(order, **options):
-        OrderConfig.uniform(describe(tiny.llama(), "tiny"), order, **options).save(tmp_path / "orders.json")
-        return tmp_path / "orders.json"
+        path = tmp_path / "config" / "orders.json"
+        OrderConfig.uniform(describe(tiny.llama(), "tiny"), order, **options).save(path)
+        return path
 
     return write
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Have commands load a model that is here: ``loads(model, tokenizer)`` gives the list of what they ask for.
+
+    It is called what was asked for unless it is given a ``name``.
+    """
+
+    def replace(model, tokenizer=None, *, name=None, note=None):
+        asked = []
+
+        def load(wanted, **_):
+            asked.append(wanted)
+            return LoadedModel(model, tokenizer, name or wanted or "tiny", note)
+
+        monkeypatch.setattr("taylorder.models.loading.load", load)
+        return asked
+
+    return replace
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch):
+    """To load a model fails the test."""
+    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
+
+
+@pytest.fixture
+def evaluates_on(monkeypatch):
+    """Have commands evaluate on a few words, without a look at numpy and scipy: ``evaluates_on(words)``."""
+
+    def replace(words):
+        text = Text("a few words", words)
+        monkeypatch.setattr("taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): text)
+
+    return replace
 
 
 def _no_network(*_args, **_options):

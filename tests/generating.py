@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import transformers as hf
-from test_adapted import mixed_config
 from tiny import TINY, _common, build, tokens
 
 import taylorder
@@ -13,7 +12,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.models.describe import describe
 
 __all__ = [
-    "LENGTH", "MODELS", "MODES", "PADDED", "SIZES", "generate", "in_pieces", "mixed_config", "padded_batch",
+    "LENGTH", "MODELS", "MODES", "PADDED", "SIZES", "generate", "in_pieces", "padded_batch",
     "positions", "run", "score_space", "structure", "uniform",
 ]  # fmt: skip
 

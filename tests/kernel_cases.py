@@ -9,9 +9,15 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from taylorder.kernels import HeadSpec, taylor_attention, torch_backend
-from taylorder.kernels import attend as rows
-from taylorder.kernels import state_products as products
+from taylorder.kernels import (
+    HeadSpec,
+    fold_rule,
+    reference_attention,
+    state_products,
+    taylor_attention,
+    torch_backend,
+)
+from taylorder.kernels import attend as attending
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.kernels.torch_backend import Output
 
@@ -32,6 +38,29 @@ class Case:
 
     def to(self, dtype):
         return Case(self.heads, *(t.to(dtype) for t in (self.q, self.k, self.v)), self.valid, self.causal, self.cuts)
+
+
+def problem(heads, B=2, G=2, T=130, d=8, d_v=5, seed=0, valid=None, cuts=None, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(B, len(heads), T, d, generator=generator) * scale
+    k, v = torch.randn(B, G, T, d, generator=generator), torch.randn(B, G, T, d_v, generator=generator)
+    return Case(tuple(heads), q, k, v, valid, True, cuts or (0, T))
+
+
+MIXED = [
+    HeadSpec(Taylor(3, "mean"), Near(4, 2)),
+    HeadSpec(Taylor(2, "centre"), Near(4, 2)),
+    HeadSpec(Exact()),
+    HeadSpec(Exact()),
+]
+"""Heads of two groups: one with a window, sinks and both expansions, one exact."""
+
+
+def reference(case):
+    output, _ = reference_attention(
+        case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid
+    )
+    return output
 
 
 @st.composite
@@ -80,13 +109,13 @@ def cases(draw, orders=(1, 2, 3, 4, 6), drops=True):
 
 
 SMALL = {
-    (products, "_CHUNK_BYTES"): [1500, 5 << 19],
-    (products, "_TILE_BYTES"): [3000, 1 << 19],
-    (products, "_PREFIX"): [0, 4, 128],
-    (products, "_GATHER_BELOW"): [0, 64, 100_000],
-    (rows, "_BLOCK_ROWS"): [7, 128],
-    (torch_backend, "FOLD_BLOCK"): [1, 4, 64],
-    (torch_backend, "_RAW_SHARE"): [0.0, 0.0, 0.5],
+    (state_products, "_CHUNK_BYTES"): [1500, 5 << 19],
+    (state_products, "_TILE_BYTES"): [3000, 1 << 19],
+    (state_products, "_PREFIX"): [0, 4, 128],
+    (state_products, "_GATHER_BELOW"): [0, 64, 100_000],
+    (attending, "_BLOCK_ROWS"): [7, 128],
+    (fold_rule, "BLOCK"): [1, 4, 64],
+    (fold_rule, "RAW_SHARE"): [0.0, 0.0, 0.5],
     (torch_backend, "_CHUNK"): [19, 512],
     (torch_backend, "_CHUNK_TOGETHER"): [17, 256],
     (torch_backend, "_TOGETHER_BYTES"): [1, 5 << 19],
@@ -108,8 +137,8 @@ def sized(chosen):
 
 
 EAGER = {
-    (torch_backend, "FOLD_BLOCK"): 1,
-    (torch_backend, "_RAW_SHARE"): 0.0,
+    (fold_rule, "BLOCK"): 1,
+    (fold_rule, "RAW_SHARE"): 0.0,
     (torch_backend, "_CHUNK"): 16,
     (torch_backend, "_CHUNK_TOGETHER"): 16,
 }
@@ -135,16 +164,22 @@ class Recorder(Output):
         super().write(where, rows, heads, sums)
 
 
+def device_of(backend):
+    """Where a backend is tested: Triton on a GPU if there is one, else in its interpreter; all others on the CPU."""
+    return torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
+
+
 def attend(case, backend=None, state=None):
-    """All calls of a case: output of all of them, and the last state."""
-    parts = []
+    """All calls of a case: output of all of them, on the CPU, and the last state."""
+    parts, device = [], device_of(backend)
+    q, k, v, valid = (None if t is None else t.to(device) for t in (case.q, case.k, case.v, case.valid))
     for start, stop in zip(case.cuts, case.cuts[1:], strict=False):
         cut = slice(start, stop)
         part, state = taylor_attention(
-            case.q[:, :, cut], case.k[:, :, cut], case.v[:, :, cut], case.heads, scaling=SCALING, causal=case.causal,
-            valid=None if case.valid is None else case.valid[:, cut], state=state, backend=backend,
+            q[:, :, cut], k[:, :, cut], v[:, :, cut], case.heads, scaling=SCALING, causal=case.causal,
+            valid=None if valid is None else valid[:, cut], state=state, backend=backend,
         )  # fmt: skip
-        parts.append(part)
+        parts.append(part.cpu())
     return torch.cat(parts, 2), state
 
 

@@ -111,15 +111,17 @@ def test_same_seed_same_numbers_other_seed_other_rows(tiny_tokenizer):
 
 def test_the_preview_is_what_a_run_with_that_near_field_measures(tiny_tokenizer, monkeypatch):
     monkeypatch.setattr("taylorder.analysis.analyze.PREVIEW_WINDOW", 6)
-    monkeypatch.setattr("taylorder.analysis.analyze.PREVIEW_SINKS", 2)
+    monkeypatch.setattr("taylorder.analysis.analyze.SINKS", 2)
     model = TINY["llama"]()
     preview = analyze(model, tiny_tokenizer, **SETTINGS).preview
     real = analyze(model, tiny_tokenizer, window=6, sinks=2, **SETTINGS)
     assert real.preview is None
-    for row in real.candidates:
-        if row.expansion == "mean" and row.order in preview.orders:
-            column = preview.orders.index(row.order)
-            assert preview.relative_l2[row.module][row.head][column] == pytest.approx(row.relative_l2, rel=1e-12)
+    measured = {
+        (row.module, row.head, row.order): row.relative_l2 for row in real.candidates if row.expansion == "mean"
+    }
+    for module, heads in preview.relative_l2.items():
+        for head, errors in enumerate(heads):
+            assert errors == pytest.approx([measured[module, head, order] for order in preview.orders], rel=1e-12)
 
 
 def test_padded_rows_measure_like_the_row_alone(tiny_tokenizer):

@@ -9,17 +9,17 @@ import math
 import pytest
 import tiny
 import torch
+from command_line import WORDS
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.head_forms import FlatOrder
 from taylorder.kernels.spec import Dropped, Exact
 from taylorder.models.describe import describe
-from taylorder.models.loading import LoadedModel, load
+from taylorder.models.loading import load
 from taylorder.selection import lever_table as measuring
 from taylorder.selection import refine as refining
 
-WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
 SMALL = (
     "--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2,
 )  # fmt: skip
@@ -103,11 +103,8 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     assert "\x1b" not in out + err
 
 
-def test_show_prints_the_same_report(analyze, run, saved, tmp_path, monkeypatch):
-    from taylorder.analysis.text import Text
-
-    held_out = Text("a few words", WORDS)
-    monkeypatch.setattr("taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): held_out)
+def test_show_prints_the_same_report(analyze, run, evaluates_on, tmp_path):
+    evaluates_on(WORDS)
     code, out, err = analyze("--budget", "900B", evaluate=True)
     assert code == 0, err
     assert run("show", tmp_path / "out") == (0, out, "")
@@ -192,8 +189,7 @@ def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path
         (["--budget", "1KiB", "--lever-length", "1"], "--lever-length", "Invalid value"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_loaded(analyze, tmp_path, monkeypatch, arguments, value, way_out):
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
+def test_bad_options_are_refused_before_anything_is_loaded(analyze, nothing_loads, tmp_path, arguments, value, way_out):
     code, out, err = analyze(*arguments)
     assert (code, out) == (2, "")
     assert value in err
@@ -263,9 +259,8 @@ def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, mon
     assert measured == first * 3, "other settings"
 
 
-def test_a_bidirectional_model_is_refused(analyze, tmp_path, monkeypatch, tiny_tokenizer):
-    bert = LoadedModel(tiny.bert(), tiny_tokenizer, "tiny/bert", None)
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: bert)
+def test_a_bidirectional_model_is_refused(analyze, loads, tmp_path, tiny_tokenizer):
+    loads(tiny.bert(), tiny_tokenizer, name="tiny/bert")
     code, out, err = analyze("--budget", "1KiB")
     assert (code, out) == (3, "")
     last = err.splitlines()[-1]

@@ -1,76 +1,48 @@
 """``taylorder bench``: tables, JSON, break-even contexts, and what is refused."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import transformers as hf
+from command_line import defaults, heavy_imports
 from generating import structure
-from test_cli import HEAVY
-from typer.main import get_command
 
-from taylorder import cli
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import break_even_tokens, config_bytes
 from taylorder.errors import UnsupportedModelError, UsageError
 from taylorder.evaluation.timing import Bench, Reading, Row, bench, predicted_break_even
 from taylorder.models.describe import describe
-from taylorder.models.loading import LoadedModel
 from taylorder.reports import generation
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def loaded(monkeypatch):
+def loaded(loads):
     """`load` gives a tiny random Llama of 64 tokens, and notes what was asked for."""
-    names = []
-
-    def load(name, **_):
-        names.append(name)
-        return LoadedModel(tiny.llama(), None, name or "tiny", "weights dequantised from Q4_0")
-
-    monkeypatch.setattr("taylorder.models.loading.load", load)
-    return names
+    return loads(tiny.llama(), note="weights dequantised from Q4_0")
 
 
 def test_help_imports_nothing_heavy():
-    code = (
-        "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
-        f"try: main()\nfinally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-    command = [sys.executable, "-c", code, "bench", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stderr.strip().splitlines()[-1] == "[]"
-    assert "Example: taylorder bench" in done.stdout
+    heavy, _, out = heavy_imports("bench", "--help")
+    assert heavy == []
+    assert "Example: taylorder bench" in out
 
 
 def test_the_options_and_their_defaults():
-    parameters = get_command(cli.app).commands["bench"].params
-    options = {each.opts[0]: each for each in parameters if each.opts[0].startswith("--")}
-    assert {name: each.default for name, each in options.items()} == {
+    assert defaults("bench") == {
         "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": "float32",
         "--format": "human",
     }  # fmt: skip
-    assert all(each.help.endswith(".") for each in options.values())
 
 
-def test_json_is_one_document_on_stdout(run, monkeypatch, tmp_path):
+def test_json_is_one_document_on_stdout(run, loads, tmp_path):
     wide = hf.LlamaConfig(**{**tiny._decoder(), "max_position_embeddings": 256})
-    model, path, loaded = tiny.build(hf.LlamaForCausalLM, wide), tmp_path / "orders.json", []
+    model, path = tiny.build(hf.LlamaForCausalLM, wide), tmp_path / "orders.json"
     description = describe(model, "tiny")
     config = OrderConfig.uniform(description, 1, "mean", 2)
     config.save(path)
-
-    def load(name, **_):
-        loaded.append(name)
-        return LoadedModel(model, None, name)
-
-    monkeypatch.setattr("taylorder.models.loading.load", load)
+    loaded = loads(model)
     options = ("--lengths", "200,8", "--new-tokens", 3, "--format", "json")
     code, out, err = run("bench", "some/model", "--config", path, *options)
     assert code == 0, err
@@ -134,7 +106,7 @@ def test_bad_options_are_refused_before_anything_is_loaded(run, loaded, argument
     assert loaded == []
 
 
-def test_what_the_model_does_not_allow_is_refused(run, loaded, tmp_path, monkeypatch):
+def test_what_the_model_does_not_allow_is_refused(run, loaded, loads, tmp_path):
     code, out, err = run("bench", "--lengths", "64", "--new-tokens", 1)
     assert (code, out) == (2, "")
     assert "--lengths has 64, with 1 new tokens 65, but the model sees 64 at most; lower it to 63 or less" in err
@@ -142,7 +114,7 @@ def test_what_the_model_does_not_allow_is_refused(run, loaded, tmp_path, monkeyp
     code, out, err = run("bench", "--config", tmp_path / "none.json")
     assert (code, out) == (1, "")
     assert "none.json does not exist" in err
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: LoadedModel(tiny.bert(), None, "bert"))
+    loads(tiny.bert(), name="bert")
     code, out, err = run("bench", "--lengths", "8")
     assert (code, out) == (3, "")
     assert "error: bert generates no text" in err

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pandas
 import pytest
 import tiny
+from pandas.testing import assert_frame_equal
 
 import taylorder
 from taylorder.adapt.cost import config_bytes
 from taylorder.errors import UsageError
 from taylorder.models.describe import describe
+from taylorder.runs.tables import write_levers
 from taylorder.selection.run_levers import run_levers
-from taylorder.selection.under_limit import Limit
+from taylorder.selection.settings import AnalyzeSettings
 
 WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
 SMALL = {"text": WORDS, "max_tokens": 96}
@@ -32,7 +35,7 @@ def test_a_budget_is_kept_and_the_heads_are_judged(tiny_tokenizer, tmp_path):
     assert (
         selection.config
         == run_levers(
-            model, tiny_tokenizer, description, limit=Limit(64, 768), text=WORDS, max_tokens=96, sequence_length=48
+            model, tiny_tokenizer, description, AnalyzeSettings(budget=768, max_tokens=96, lever_length=48), text=WORDS
         ).chosen.config
     )
     assert 0 < config_bytes(selection.config, description, 64) <= 4 * 768
@@ -43,6 +46,18 @@ def test_a_budget_is_kept_and_the_heads_are_judged(tiny_tokenizer, tmp_path):
     assert any(head.best is not None for head in selection.heads)
     assert {stage for stage, _, _ in calls} >= {"heads", "levers"}
     assert len(list(tmp_path.glob("levers-*.json"))) == 2
+
+
+def test_the_table_of_levers_is_that_of_the_file(tiny_tokenizer, tmp_path):
+    model = tiny.llama()
+    settings = AnalyzeSettings(budget=768, max_tokens=96, lever_length=48)
+    run = run_levers(model, tiny_tokenizer, describe(model), settings, text=WORDS)
+    write_levers(tmp_path / "levers.csv", run)
+    table, written = run.to_frame(), pandas.read_csv(tmp_path / "levers.csv")
+    table.order = table.order.map(str)
+    table.ranks = table.ranks.map(lambda ranks: " ".join(map(str, ranks)), na_action="ignore")
+    assert_frame_equal(table, written, check_dtype=False, check_exact=True)
+    assert table.groupby(["module", "kv_head"]).chosen.sum().tolist() == [1] * 4
 
 
 def test_an_analysis_is_used_where_there_is_one(tiny_tokenizer, monkeypatch):
@@ -71,8 +86,9 @@ def test_what_was_finished_is_told_and_that_of_other_software_is_forgotten(tiny_
 
     def run():
         return run_levers(
-            model, tiny_tokenizer, describe(model), limit=Limit(64, 768), levers=["window"], records=tmp_path,
-            sequence_length=48, say=told.append, **SMALL,
+            model, tiny_tokenizer, describe(model),
+            AnalyzeSettings(budget=768, levers=["window"], max_tokens=96, lever_length=48),
+            text=WORDS, records=tmp_path, say=told.append,
         )  # fmt: skip
 
     first = run()

@@ -13,7 +13,6 @@ from generating import (
     MODELS,
     SIZES,
     in_pieces,
-    mixed_config,
     padded_batch,
     positions,
     run,
@@ -21,6 +20,7 @@ from generating import (
     structure,
     uniform,
 )
+from mixed_orders import mixed_config
 from tiny import TINY, tokens
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 

@@ -10,11 +10,11 @@ from generating import (
     LENGTH,
     MODELS,
     SIZES,
-    mixed_config,
     padded_batch,
     run,
     uniform,
 )
+from mixed_orders import mixed_config
 from tiny import tokens
 
 import taylorder

@@ -6,8 +6,23 @@ import itertools
 
 import pytest
 import torch
+from measured_levers import (
+    CANDIDATES,
+    CENTRE_3,
+    DROPPED,
+    EVEN,
+    EXACT,
+    FITTED_1,
+    FITTED_2,
+    LENGTH,
+    LONG,
+    RANKED,
+    SINKS_16,
+    TAYLOR_1,
+    measured,
+)
 from policy_rules.ablation import without_lever
-from tiny import gemma3, llama, tokens
+from tiny import gemma3, llama
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes, kv_bytes
@@ -16,38 +31,12 @@ from taylorder.analysis.losses import hidden_states
 from taylorder.errors import ConfigError
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.attention import recording
-from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule
 from taylorder.selection.candidates import LEVERS, Candidate
 from taylorder.selection.config_of import candidate_bytes, config_of, table_bytes, window_instead
-from taylorder.selection.lever_table import LeverTable, measure
-from taylorder.storage.records import Records
+from taylorder.selection.lever_table import LeverTable
 
-LENGTH = 48
-EXACT, DROPPED, FITTED_1, RANKED, EVEN, FITTED_2, CENTRE_3, LONG, SINKS_16, TAYLOR_1 = range(10)
-CANDIDATES = (
-    Candidate(HeadSpec(Exact())),
-    Candidate(HeadSpec(Dropped(), Near(12, 4))),
-    Candidate(HeadSpec(Taylor(1, "centre"), Near(6, 4)), fitted=True),
-    Candidate(HeadSpec(Taylor(3, "mean", (8, 8, 3)), Near(4, 4))),
-    Candidate(HeadSpec(Taylor(2, "centre"), Near(4, 4))),
-    Candidate(HeadSpec(Taylor(2, "mean"), Near(4, 4)), fitted=True),
-    Candidate(HeadSpec(Taylor(3, "centre"), Near(4, 4))),
-    Candidate(HeadSpec(Dropped(), Near(100, 4))),
-    Candidate(HeadSpec(Dropped(), Near(4, 16))),
-    Candidate(HeadSpec(Taylor(1, "centre"), Near(6, 4))),
-)
 MODULE = AttentionModule("m", 4, 2, head_dim=8, value_dim=6, scaling=1.0, causal=True, sliding_window=None)
-
-
-def measured(model, directory, candidates=CANDIDATES, sequences=1, length=LENGTH):
-    """A table of a tiny model, and the sequences it was measured on."""
-    ids = tokens(sequences, length, seed=3)
-    table = measure(
-        model, describe(model, "tiny"), ids, candidates, window_instead, seed=0,
-        records=Records(directory, {}), progress=lambda *_: None,
-    )  # fmt: skip
-    return table, ids
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,14 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 import tiny
-from typer.main import get_command
+from command_line import ROOT, defaults, heavy_imports, options
 
-from taylorder import cli
 from taylorder.adapt.config import OrderConfig
-from taylorder.analysis.text import Text
 from taylorder.commands._shared import write_run
 from taylorder.errors import UnsupportedModelError
 from taylorder.models.describe import describe
-from taylorder.models.loading import LoadedModel
 from taylorder.reports.progress import StderrProgress
 from taylorder.runs import run_directory
-
-ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "weightwatcher", "scipy", "numpy", "pandas", "matplotlib", "safetensors")
 
 
 @pytest.fixture
@@ -35,26 +29,18 @@ def directory(tmp_path):
 
 
 @pytest.fixture
-def tiny_model(monkeypatch):
+def tiny_model(loads):
     """`load` gives a tiny random Llama; every 7 characters are a token."""
-    loaded = []
 
     def tokenizer(text, **_):
         return SimpleNamespace(input_ids=[8 + sum(map(ord, text[i : i + 7])) % 120 for i in range(0, 7 * 400, 7)])
 
-    def load(name, **_):
-        loaded.append(name)
-        return LoadedModel(tiny.llama(), tokenizer, name or "tiny", "weights dequantised from Q4_0")
-
-    monkeypatch.setattr("taylorder.models.loading.load", load)
-    return loaded
+    return loads(tiny.llama(), tokenizer, note="weights dequantised from Q4_0")
 
 
 @pytest.fixture
-def held_out(monkeypatch):
-    """The evaluation text is a few words, without a look at numpy and scipy."""
-    text = Text("a few words", "All work and no play makes Jack a dull boy. " * 80)
-    monkeypatch.setattr("taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): text)
+def held_out(evaluates_on):
+    evaluates_on("All work and no play makes Jack a dull boy. " * 80)
 
 
 SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
@@ -64,15 +50,9 @@ SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order"
     "arguments", [["--help"], ["analyze", "--help"], ["show", "--help"], ["eval", "--help"], ["--version"], []]
 )
 def test_help_and_version_import_nothing_heavy(arguments):
-    code = (
-        "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
-        f"try: main()\nfinally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stderr.strip().splitlines()[-1] == "[]"
-    assert done.stdout.strip()
+    heavy, _, out = heavy_imports(*arguments)
+    assert heavy == []
+    assert out.strip()
 
 
 CONTRACT = {
@@ -94,12 +74,8 @@ CONTRACT = {
 
 @pytest.mark.parametrize("command", CONTRACT)
 def test_every_option_of_the_contract_is_there_and_explained(run, command):
-    parameters = get_command(cli.app).commands[command].params
-    options = {parameter.opts[0]: parameter for parameter in parameters if parameter.opts[0].startswith("--")}
-    defaults = {name: option.default for name, option in options.items()}
-    assert not any(option.required for option in options.values())
-    assert defaults == CONTRACT[command]
-    assert all(option.help.endswith(".") for option in options.values())
+    assert not any(option.required for option in options(command).values())
+    assert defaults(command) == CONTRACT[command]
     code, out, _ = run(command, "--help")
     assert code == 0
     assert "Example: taylorder" in out
@@ -250,18 +226,6 @@ def test_an_interrupt_is_one_line_and_130(run, tiny_model, monkeypatch, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def orders(tmp_path):
-    """Writes a config for the tiny model: ``orders(order, **options)`` gives its path."""
-
-    def write(order, **options):
-        config = OrderConfig.uniform(describe(tiny.llama(), "tiny"), order, **options)
-        config.save(tmp_path / "config" / "orders.json")
-        return tmp_path / "config" / "orders.json"
-
-    return write
-
-
 def test_eval_compares_at_every_length(run, tiny_model, held_out, orders, tmp_path):
     path = orders(2, expansion="mean", window=4, sinks=2)
     document = tmp_path / "eval.json"
@@ -347,7 +311,7 @@ def test_bad_options_of_eval_are_refused_before_anything_is_loaded(run, tiny_mod
     assert tiny_model == []
 
 
-def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, held_out, orders, monkeypatch, tmp_path):
+def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, loads, held_out, orders, tmp_path):
     assert run("eval")[0] == 2
     code, _, err = run("eval", "--config", tmp_path / "none.json")
     assert (code, err.splitlines()[-1]) == (
@@ -358,7 +322,7 @@ def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, held_out, o
     code, _, err = run("eval", "--config", orders(2), "--lengths", "65")
     assert code == 2
     assert "--lengths has 65, but the model sees 64 tokens at most" in err
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: LoadedModel(tiny.bert(), None, "bert"))
+    loads(tiny.bert(), name="bert")
     code, _, err = run("eval", "--config", orders(2))
     assert code == 1
     assert err.splitlines()[-1] == (

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from config_forms import save_first
+from descriptions import centres, description, module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,20 +13,6 @@ from taylorder.adapt.config import LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.head_forms import FlatOrder
 from taylorder.errors import ConfigError
 from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
-from taylorder.models.description import AttentionModule, ModelDescription
-
-
-def module(name="layers.0.attn", **changes):
-    return replace(AttentionModule(name, 4, 2, 8, 8, 0.35, True, None), **changes)
-
-
-def description(*modules, **changes):
-    modules = modules or (module(), module("layers.1.attn"))
-    return replace(ModelDescription("tiny", "TinyForCausalLM", modules, 64, "sha256:abc"), **changes)
-
-
-def centres(model):
-    return {m.name: torch.randn(m.kv_heads, m.head_dim) for m in model.modules}
 
 
 def write(tmp_path, change=lambda document: None):

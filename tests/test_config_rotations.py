@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from config_forms import edit, vouch
+from descriptions import centres, description
 from safetensors.torch import load_file, save_file
-from test_config import centres, description
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.prepared import execution_digest

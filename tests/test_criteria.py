@@ -5,39 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+from measured_levers import hand_table
 from policy_rules.criteria import gradient_errors, shared_out
 
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
-from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.criteria import eligible, options, squared_errors
 from taylorder.selection.knapsack import Option
-from taylorder.selection.lever_errors import LayerLevers, LeverRow
-from taylorder.selection.lever_table import LeverTable
-
-CANDIDATES = (
-    Candidate(HeadSpec(Exact())),
-    Candidate(HeadSpec(Dropped(), Near(60, 4))),
-    Candidate(HeadSpec(Taylor(3, "mean"), Near(8, 4))),
-    Candidate(HeadSpec(Taylor(2, "mean"), Near(8, 4))),
-)
-
-
-def hand_table(errors, weighted, guarded=None, candidates=CANDIDATES):
-    """A table of as many layers of one KV head as there are rows of ``errors[KV head][candidate]``."""
-    modules = tuple(AttentionModule(f"layers.{i}", 2, 1, 8, 8, 1.0, True, None) for i in range(len(errors)))
-    layers = []
-    for place, module in enumerate(modules):
-        shares = guarded[place] if guarded else [0.0] * len(candidates)
-        rows = tuple(
-            LeverRow(module.name, 0, candidate, *figures)
-            for candidate, figures in enumerate(zip(errors[place], weighted[place], shares, strict=True))
-        )
-        layers.append(LayerLevers(module.name, rows, {}, None))
-    return LeverTable(
-        ModelDescription("made up", "LlamaForCausalLM", modules, 4096, "sha256:0"), candidates, tuple(layers)
-    )
-
+from taylorder.selection.lever_errors import LeverRow
 
 ERRORS = [[0.0, 0.5, 0.25, 0.125], [0.0, 0.25, 1.0, 2.0]]
 WEIGHTED = [[0.0, 3.0, 5.0, 7.0], [0.0, 11.0, 13.0, 17.0]]

@@ -1,4 +1,4 @@
-"""What the documentation shows is run: the examples of public docstrings, and README's Python.
+"""What the documentation shows is run: the examples of public docstrings, and the Python of the pages.
 
 They say ``taylorder.load()``; here that is a tiny random model under the built-in's name, loaded once.
 """
@@ -6,6 +6,8 @@ They say ``taylorder.load()``; here that is a tiny random model under the built-
 import doctest
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import claims_cases
@@ -23,6 +25,7 @@ from taylorder.selection.by_tolerance import Selection
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = [getattr(taylorder, name) for name in taylorder.__all__ if name != "__version__"]
+PAGES = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]
 RETURNED = [Analysis, Selection, Evaluation]
 EXAMPLES = {
     test.name: test
@@ -88,8 +91,17 @@ def test_examples_of_docstrings(name, namespace):
     assert not runner.run(example, out=said.append, clear_globs=False).failed, "".join(said)
 
 
-def test_readme_in_python(namespace):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")])
+def test_python_of_the_pages(page, namespace):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, page, "exec"), {})
+
+
+def test_readme_needs_public_names_alone():
+    assert "from taylorder" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, taylorder; print(dir(taylorder), [name for name in sys.modules if name in ('torch', 'numpy')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{taylorder.__all__} []"

@@ -57,10 +57,9 @@ def test_hidden_unreadable_and_linked_folders_do_no_harm(tmp_path):
     assert not any("git" in name or "broken" in name or name.startswith(("deep", "folder")) for name in found)
 
 
-def test_the_search_ends_in_large_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("taylorder.models.folders._MOST", 5)
+def test_the_search_ends_in_large_folders(tmp_path):
     make(tmp_path, *(f"model-{place}" for place in range(9)))
-    assert len(inside(tmp_path)) == 5
+    assert len(models_inside(tmp_path, most=5)) == 5
 
 
 def refused(name):

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from generating import MODELS, MODES, PADDED, generate, mixed_config, padded_batch, score_space, structure
+from generating import MODELS, MODES, PADDED, generate, padded_batch, score_space, structure
+from mixed_orders import mixed_config
 from tiny import TINY, tokens
 from transformers import DynamicCache, StoppingCriteria
 

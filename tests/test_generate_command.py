@@ -2,21 +2,17 @@
 
 import re
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from generating import MODELS, mixed_config, structure
-from test_cli import HEAVY
-from test_evaluation_report import REPORTS
-from typer.main import get_command
+from command_line import defaults, heavy_imports, options
+from evaluations import REPORTS
+from generating import MODELS, structure
+from mixed_orders import mixed_config
 
 import taylorder
-from taylorder import cli
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.generate import Generated, GeneratedPair, generated, stream
@@ -25,51 +21,36 @@ from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError
 from taylorder.evaluation.evaluate import Continuations, _draw, _repetition, compare_with_rivals
 from taylorder.models.describe import describe
-from taylorder.models.loading import LoadedModel
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_document import as_document
 from taylorder.reports.render import plain_text
 
-ROOT = Path(__file__).parent.parent
 PROMPT = "It was a dark and stormy night; "
 SPEED = r"\d+ tokens?, [\d.e+]+ tokens per second, the first after [\d.e+-]+ s; cache [\d.]+ KiB held, "
 
 
 @pytest.fixture
-def model(monkeypatch, tiny_tokenizer):
+def model(loads, tiny_tokenizer):
     """`load` gives a tiny random Llama with room for 64 tokens."""
     made = MODELS["llama"]()
-    made.loaded = []
-
-    def load(name, **_):
-        made.loaded.append(name)
-        return LoadedModel(made, tiny_tokenizer, name or "tiny")
-
-    monkeypatch.setattr("taylorder.models.loading.load", load)
+    made.loaded = loads(made, tiny_tokenizer)
     return made
 
 
 def test_help_imports_nothing_heavy():
-    code = (
-        "import sys\nfrom taylorder.cli import main\nsys.argv = ['taylorder', *sys.argv[1:]]\n"
-        f"try: main()\nfinally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-    command = [sys.executable, "-c", code, "generate", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stderr.strip().splitlines()[-1] == "[]"
-    assert "Example: taylorder generate" in done.stdout
+    heavy, _, out = heavy_imports("generate", "--help")
+    assert heavy == []
+    assert "Example: taylorder generate" in out
 
 
 def test_the_options_and_their_defaults():
-    parameters = get_command(cli.app).commands["generate"].params
-    options = {each.opts[0]: each for each in parameters if each.opts[0].startswith("--")}
-    assert {name: each.default for name, each in options.items() if not each.required} == {
+    required = [name for name, option in options("generate").items() if option.required]
+    assert required == ["--config"]
+    assert {name: default for name, default in defaults("generate").items() if name not in required} == {
         "--model": None, "--compare": False, "--max-new-tokens": 128, "--temperature": 0.0, "--seed": 0,
         "--device": "cpu", "--dtype": "float32",
     }  # fmt: skip
-    assert [name for name, each in options.items() if each.required] == ["--config"]
-    assert all(each.help.endswith(".") for each in options.values())
 
 
 def test_text_goes_to_stdout_and_figures_to_stderr(run, model, orders, tiny_tokenizer):
@@ -171,7 +152,7 @@ def test_a_prompt_may_fill_the_context(run, model, orders):
     assert out.endswith("\n")
 
 
-def test_configs_that_are_missing_or_of_other_models_are_refused(run, model, tmp_path, monkeypatch, tiny_tokenizer):
+def test_configs_that_are_missing_or_of_other_models_are_refused(run, model, loads, tmp_path, tiny_tokenizer):
     code, out, err = run("generate", "x", "--config", tmp_path / "none.json")
     assert (code, out) == (1, "")
     assert "none.json does not exist" in err
@@ -182,7 +163,7 @@ def test_configs_that_are_missing_or_of_other_models_are_refused(run, model, tmp
     assert "the config was made for" in err
     bert = tiny.bert()
     OrderConfig.uniform(describe(bert, "bert"), 2).save(tmp_path / "bert.json")
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: LoadedModel(bert, tiny_tokenizer, "bert"))
+    loads(bert, tiny_tokenizer, name="bert")
     code, out, err = run("generate", "x", "--config", tmp_path / "bert.json")
     assert (code, out) == (3, "")
     assert "error: bert generates no text" in err

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from generating import mixed_config, structure, uniform
+from measured_levers import CANDIDATES, measured
 from policy_rules.screening import screen
-from test_adapted_ranks import ranked_config
-from test_choice import CANDIDATES, measured
+from ranked_orders import ranked_config
 from tiny import TINY, llama, tokens
 from torch import nn
 from transformers import DynamicCache

@@ -26,6 +26,9 @@ from taylorder.reports import grids, html, html_claims, html_data, levers, summa
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import as_document
 from taylorder.reports.numbers import percent
+from taylorder.reports.render import plain_text
+from taylorder.reports.sections import Paragraph
+from taylorder.reports.sections import Table as TableBlock
 from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
@@ -187,24 +190,30 @@ def test_hostile_names_stay_text():
     assert page.text.count(" ".join(HOSTILE.split())) > 8
 
 
-def test_words_and_tables_are_those_of_the_terminal():
-    measured = synthetic.analysis(layers=3)
-    chosen, found = synthetic.selection(measured), evaluation()
+def texts_of(section):
+    """Everything that a section says, but what is drawn or laid out."""
+    for block in section.blocks:
+        if isinstance(block, Paragraph):
+            yield from block.lines
+        elif isinstance(block, TableBlock):
+            yield from (column.title for column in block.columns)
+            yield from (cell.text + cell.mark for row in block.rows for cell in row)
+
+
+@pytest.mark.parametrize("levers", [False, True])
+def test_terminal_and_page_render_the_same_sections(levers):
+    measured, found = synthetic.analysis(layers=3), evaluation()
+    chosen = lever_selection(measured) if levers else synthetic.selection(measured)
     page = Page(html.render(measured, chosen, found))
-    told = terminal.as_text(measured, chosen, width=2000, evaluation=found)
-    header, *sections = re.split(r"\n\n([^\n]*?) ─+\n\n", told)
-    facts = [line.split(maxsplit=1)[1] for line in header.splitlines()[1:]]
-    assert len(facts) == 8
-    assert all(fact in page.text for fact in facts)
-    for title, body in zip(sections[::2], sections[1::2], strict=True):
-        if title.startswith(("Order of every head", "Error at order", "Verdict")):
-            assert title not in page.text
-            continue
-        assert title in page.text
-        lines = [re.split(r"\s{2,}", line.strip()) for line in body.splitlines() if line.strip(" ─")]
-        for cells in lines[1:]:  # headings may be folded
-            for cell in cells:
-                assert cell in page.text
+    sections = terminal.sections(measured, chosen, None, found)
+    assert {section.about for section in sections} >= {"run", "each head", "config", "verdict"}
+    for section in sections:
+        printed = plain_text([section], 2000)
+        shown = section.about in ("run", "all heads", "config")
+        assert (section.title in page.text) == shown or section.about == "run"
+        for text in texts_of(section):
+            assert all(line in printed for line in text.split("\n"))  # titles of columns may be folded
+            assert not shown or " ".join(text.split()) in page.text
     assert " ".join(verdict.sentences(measured, chosen, found)) in page.text
     assert "3.812 [3.612, 4.013]" in page.text
 
@@ -357,7 +366,7 @@ def test_windows_without_a_polynomial_are_no_order():
     legend = [(*(cell.text for cell in key.marks), key.meaning) for key in grids.order_legend(chosen).keys]
     assert legend[0] == ("2", "the order chosen (3 heads)")
     assert legend[1] == ("w", "a window and sinks, all other keys dropped: no polynomial (6 heads)")
-    counts = summary.outcome(measured, chosen)
+    counts = summary.head_counts(measured, chosen)
     assert (counts.orders, counts.windows, counts.adapted) == ({2: 3}, 6, 9)
     verdict = as_document(measured, chosen)["verdict"]
     assert (verdict["orders"], verdict["windows"]) == ({"2": 3}, 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from descriptions import made_up_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_rules.policies import (
@@ -16,7 +17,6 @@ from policy_rules.policies import (
     random_windows,
     shared_windows,
 )
-from test_rivals import model
 
 from taylorder.adapt import cost
 from taylorder.evaluation.rivals import bytes_per_kv_head
@@ -44,7 +44,7 @@ def everything(described, budget, context=CONTEXT):
 @pytest.mark.parametrize("tokens", [20, 101, 777])
 @pytest.mark.parametrize("sliding", [(), (1,)])
 def test_every_rule_spends_the_budget_and_no_more(tokens, sliding):
-    described = model(sliding=sliding)
+    described = made_up_model(sliding=sliding)
     for contender in everything(described, tokens * TOKEN):
         taken = bytes_per_kv_head(contender.config, described, CONTEXT)
         assert (tokens - 1) * TOKEN < taken <= tokens * TOKEN, contender.name
@@ -61,28 +61,28 @@ def test_every_rule_spends_the_budget_and_no_more(tokens, sliding):
 
 @pytest.mark.parametrize("spare", [1, TOKEN - 1])
 def test_bytes_that_make_no_token_for_every_head_are_left(spare):
-    described = model()
+    described = made_up_model()
     for contender in everything(described, 100 * TOKEN + spare):
         assert bytes_per_kv_head(contender.config, described, CONTEXT) <= 100 * TOKEN + spare
 
 
 def test_bytes_that_hold_no_key_beside_the_sinks_buy_nothing():
-    for contender in everything(model(), (SINKS + 1) * TOKEN - 1):
+    for contender in everything(made_up_model(), (SINKS + 1) * TOKEN - 1):
         assert contender.config is None
         assert contender.absent == "319 bytes per KV head do not hold 4 sinks and one key"
-    for contender in everything(model(), (SINKS + 1) * TOKEN):
+    for contender in everything(made_up_model(), (SINKS + 1) * TOKEN):
         assert windows(contender) == [1] * 4
 
 
 def test_windows_shrink_evenly_with_depth():
-    contender = depth_progression(model(layers=5), (200 + SINKS) * TOKEN, CONTEXT)
+    contender = depth_progression(made_up_model(layers=5), (200 + SINKS) * TOKEN, CONTEXT)
     assert contender.name == DEPTH
     assert windows(contender) == pytest.approx([300, 250, 200, 150, 100], abs=1)
-    assert windows(depth_progression(model(layers=1), (200 + SINKS) * TOKEN, CONTEXT)) == [200]
+    assert windows(depth_progression(made_up_model(layers=1), (200 + SINKS) * TOKEN, CONTEXT)) == [200]
 
 
 def test_small_alphas_and_alphas_far_from_two_get_large_windows():
-    by_alpha, by_distance = alpha_windows(model(), ALPHAS, (200 + SINKS) * TOKEN, CONTEXT)
+    by_alpha, by_distance = alpha_windows(made_up_model(), ALPHAS, (200 + SINKS) * TOKEN, CONTEXT)
     assert (by_alpha.name, by_distance.name) == (ALPHA, ALPHA_MINUS_2)
     first = windows(by_alpha)
     assert first[2] > first[1] > first[3] > first[0]
@@ -94,25 +94,25 @@ def test_small_alphas_and_alphas_far_from_two_get_large_windows():
 
 def test_layers_without_an_alpha_get_the_middle():
     alphas = {"layers.0": 5.0, "layers.1": None, "layers.2": 2.0}
-    for contender in alpha_windows(model(), alphas, (200 + SINKS) * TOKEN, CONTEXT):
+    for contender in alpha_windows(made_up_model(), alphas, (200 + SINKS) * TOKEN, CONTEXT):
         found = windows(contender)
         assert found[1] == found[3] == pytest.approx(200, abs=1)
         assert sorted([found[0], found[2]]) == pytest.approx([100, 300], abs=1)
 
 
 def test_equal_alphas_make_equal_windows():
-    for contender in alpha_windows(model(), dict.fromkeys(ALPHAS, 3.0), 100 * TOKEN, CONTEXT):
+    for contender in alpha_windows(made_up_model(), dict.fromkeys(ALPHAS, 3.0), 100 * TOKEN, CONTEXT):
         assert windows(contender) == [100 - SINKS] * 4
 
 
 def test_without_any_alpha_there_is_no_rule():
-    for contender in alpha_windows(model(), dict.fromkeys(ALPHAS), 100 * TOKEN, CONTEXT):
+    for contender in alpha_windows(made_up_model(), dict.fromkeys(ALPHAS), 100 * TOKEN, CONTEXT):
         assert contender.config is None
         assert contender.absent == "no alpha could be fitted"
 
 
 def test_random_windows_differ_between_seeds_and_not_between_runs():
-    described, budget = model(), 300 * TOKEN
+    described, budget = made_up_model(), 300 * TOKEN
     first = random_windows(described, budget, CONTEXT, 0)
     assert first == random_windows(described, budget, CONTEXT, 0)
     assert windows(first) != windows(random_windows(described, budget, CONTEXT, 1))
@@ -122,7 +122,7 @@ def test_random_windows_differ_between_seeds_and_not_between_runs():
 
 
 def test_modules_with_a_sliding_window_stay_exact():
-    for contender in everything(model(sliding=(1,)), 100 * TOKEN):
+    for contender in everything(made_up_model(sliding=(1,)), 100 * TOKEN):
         assert [window is None for window in windows(contender)] == [False, True, False, False]
 
 
@@ -145,7 +145,7 @@ def test_a_clipped_window_leaves_its_bytes_to_the_others():
     assert shared_windows([8, 1, 1], 100, 1000) == [240, 30, 30]
     assert shared_windows([8, 1, 1], 100, 120) == [120, 90, 90]
     assert shared_windows([1, 1000], 100, 150) == [50, 150]
-    described, context = model(), 120
+    described, context = made_up_model(), 120
     for contender in everything(described, 100 * TOKEN, context):
         taken = bytes_per_kv_head(contender.config, described, context)
         assert 99 * TOKEN < taken <= 100 * TOKEN, contender.name

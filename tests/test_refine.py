@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from test_choice import (
+from measured_levers import (
     CANDIDATES,
     CENTRE_3,
     DROPPED,
@@ -16,12 +16,13 @@ from test_choice import (
     EXACT,
     FITTED_1,
     FITTED_2,
+    LENGTH,
     RANKED,
     SINKS_16,
     TAYLOR_1,
+    hand_table,
     measured,
 )
-from test_criteria import hand_table
 from tiny import llama
 
 from taylorder.adapt.handle import adapted
@@ -35,8 +36,6 @@ from taylorder.selection.criteria import eligible
 from taylorder.selection.refine import Round, Slopes, best_of, measure_slopes, refine, sensitivities
 from taylorder.selection.under_limit import uniform_start
 from taylorder.storage.records import Records
-
-LENGTH = 48
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from descriptions import made_up_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,19 +27,9 @@ from taylorder.evaluation.rivals import (
 )
 from taylorder.kernels.spec import Dropped, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
-from taylorder.models.description import AttentionModule, ModelDescription
-
-
-def model(layers=4, heads=4, kv_heads=2, d=16, d_v=16, sliding=(), causal=True):
-    modules = tuple(
-        AttentionModule(f"layers.{i}", heads, kv_heads, d, d_v, d**-0.5, causal, 32 if i in sliding else None)
-        for i in range(layers)
-    )
-    return ModelDescription("made up", "LlamaForCausalLM", modules, 8192, "sha256:0")
-
 
 MODELS = st.builds(
-    model,
+    made_up_model,
     layers=st.integers(1, 6),
     heads=st.sampled_from([4, 8]),
     kv_heads=st.sampled_from([1, 2, 4]),
@@ -56,26 +47,22 @@ def test_no_rival_takes_more_than_the_budget_or_leaves_a_token_unspent(data, des
     whole = tokens * token
     known = st.none() | st.floats(1.5, 6)
     alphas = {module.name: data.draw(known, label=module.name) for module in described.modules}
-    found = {
-        "window": sliding_window(described, budget, tokens),
-        "one order": uniform_order(described, budget, tokens),
-        "alphas": alpha_policy(described, alphas, budget, tokens),
-    }
-    for contender in filter(None, found.values()):
+    window = sliding_window(described, budget, tokens)
+    one_order = uniform_order(described, budget, tokens)
+    by_alpha = alpha_policy(described, alphas, budget, tokens)
+    for contender in filter(None, (window, one_order, by_alpha)):
         taken = bytes_per_kv_head(contender.config, described, tokens)
         assert taken <= budget
         assert contender.config is None or budget - taken < token + 1, contender.name  # bytes are rounded down
-    if found["window"] is None:
-        assert budget < (SINKS + 1) * token
-    if found["one order"] is None:
-        assert budget >= whole or budget < (SINKS + 1) * token + cost.state_bytes(first.head_dim, first.value_dim, 1)
-    if budget >= whole:
-        assert found["window"].config is None
-        assert found["one order"] is found["alphas"] is None
+    least = (SINKS + 1) * token
+    assert (window is None) == (budget < min(least, whole))
+    assert (window is not None and window.config is None) == (budget >= whole)
+    assert (one_order is not None) == (least + cost.state_bytes(first.head_dim, first.value_dim, 1) <= budget < whole)
+    assert by_alpha is None or budget < whole
 
 
 def test_a_larger_order_is_taken_as_soon_as_it_fits():
-    described = model()
+    described = made_up_model()
     token, order_3 = cost.kv_bytes(16, 16, 1), cost.state_bytes(16, 16, 3)
     least = order_3 + (SINKS + 1) * token
     assert uniform_order(described, least, 4096).config.layers[0].heads[0].spec.far.order == 3
@@ -83,14 +70,14 @@ def test_a_larger_order_is_taken_as_soon_as_it_fits():
 
 
 def test_the_window_keeps_sinks_and_drops_the_far_field():
-    contender = sliding_window(model(), 100 * cost.kv_bytes(16, 16, 1), 4096)
+    contender = sliding_window(made_up_model(), 100 * cost.kv_bytes(16, 16, 1), 4096)
     head = contender.config.layers[0].heads[0]
     assert head.spec == HeadSpec(Dropped(), Near(100 - SINKS, SINKS))
     assert contender.note == "4 sinks and the last 96 keys for every head, the rest dropped"
 
 
 def test_alphas_far_from_two_get_high_orders():
-    described = model()
+    described = made_up_model()
     alphas = {"layers.0": 5.0, "layers.1": 2.1, "layers.2": 1.2, "layers.3": 3.0}
     budget = cost.state_bytes(16, 16, 3) + 40 * cost.kv_bytes(16, 16, 1)
     contender = alpha_policy(described, alphas, budget, 100_000)
@@ -100,7 +87,7 @@ def test_alphas_far_from_two_get_high_orders():
 
 
 def test_layers_without_an_alpha_stay_exact_and_are_paid_for():
-    described = model(sliding=(1,))
+    described = made_up_model(sliding=(1,))
     alphas = {"layers.0": 5.0, "layers.1": 2.0, "layers.2": None, "layers.3": 3.0}
     budget, tokens = 40_000, 1000
     contender = alpha_policy(described, alphas, budget, tokens)
@@ -114,15 +101,15 @@ def test_layers_without_an_alpha_stay_exact_and_are_paid_for():
 
 
 def test_sliding_layers_are_not_counted():
-    described = model(sliding=(0, 2))
+    described = made_up_model(sliding=(0, 2))
     assert [module.name for module in described.open_modules] == ["layers.1", "layers.3"]
     assert bytes_per_kv_head(None, described, 100) == cost.kv_bytes(16, 16, 100)
     assert bytes_per_kv_head(OrderConfig.uniform(described, 2), described, 100) == cost.state_bytes(16, 16, 2)
-    assert bytes_per_kv_head(None, model(layers=1, sliding=(0,)), 100) == 0
+    assert bytes_per_kv_head(None, made_up_model(layers=1, sliding=(0,)), 100) == 0
 
 
 def test_the_budget_is_the_mean_of_a_mixed_config():
-    described = model(layers=2)
+    described = made_up_model(layers=2)
     mixed = per_layer(described, {"layers.0": HeadOrder(spec=HeadSpec(Taylor(2), Near(8, 2)))}, {})
     expected = (cost.state_bytes(16, 16, 2) + cost.kv_bytes(16, 16, 10) + cost.kv_bytes(16, 16, 500)) // 2
     assert bytes_per_kv_head(mixed, described, 500) == expected
@@ -132,7 +119,7 @@ def test_the_budget_is_the_mean_of_a_mixed_config():
 
 
 def test_what_bytes_do_not_buy_is_listed_with_the_reason():
-    described, alphas = model(), {f"layers.{i}": 3.0 + i for i in range(4)}
+    described, alphas = made_up_model(), {f"layers.{i}": 3.0 + i for i in range(4)}
     poor = per_layer(described, {f"layers.{i}": HeadOrder(spec=HeadSpec(Taylor(1), Near(1))) for i in range(4)}, {})
     found = {each.name: each for each in at_equal_bytes(described, poor, alphas, 4096)}
     assert list(found) == ["window", "one order", "alphas"]
@@ -147,14 +134,14 @@ def test_what_bytes_do_not_buy_is_listed_with_the_reason():
 
 
 def test_exact_everywhere_is_told_from_a_window():
-    described = model(sliding=(1,))
+    described = made_up_model(sliding=(1,))
     assert exact_everywhere(OrderConfig.uniform(described, "exact"))
     assert not exact_everywhere(sliding_window(described, 1000, 4096).config)
 
 
 def test_the_paper_is_order_4_around_zero_with_and_without_the_guard():
-    guarded, raw = paper(model())
-    assert guarded.config == raw.config == OrderConfig.uniform(model(), 4)
+    guarded, raw = paper(made_up_model())
+    assert guarded.config == raw.config == OrderConfig.uniform(made_up_model(), 4)
     assert (guarded.guard, raw.guard) == (True, False)
     assert raw.optional
 

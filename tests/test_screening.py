@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
+from measured_levers import CANDIDATES, LENGTH, measured
 from policy_rules import screening
 from policy_rules.screening import screen, screening_reference
-from test_choice import CANDIDATES, LENGTH, measured
 from tiny import gemma3, llama
 
 from taylorder.adapt.handle import adapted

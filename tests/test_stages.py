@@ -6,8 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measured_levers import (
+    CANDIDATES,
+    DROPPED,
+    EXACT,
+    FITTED_1,
+    FITTED_2,
+    LENGTH,
+    LONG,
+    SINKS_16,
+    TAYLOR_1,
+    measured,
+)
 from policy_rules.criteria import gradient_errors
-from test_choice import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LONG, SINKS_16, TAYLOR_1, measured
 from tiny import llama
 
 from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
@@ -16,10 +27,10 @@ from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import Criterion
 from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
-from taylorder.selection.under_limit import Limit, choose, windows_alone
+from taylorder.selection.settings import Limit
+from taylorder.selection.under_limit import choose, windows_alone
 from taylorder.storage.records import Records
 
-LENGTH = 48
 PLAIN = [EXACT, DROPPED, LONG]
 
 

@@ -15,17 +15,14 @@ import pytest
 import synthetic
 import tiny
 import torch
+from command_line import ROOT, WORDS
 
-from taylorder.analysis.text import Text
 from taylorder.commands._shared import write_run
 from taylorder.commands._stopping import kept, termination_as_interrupt
 from taylorder.errors import NonFiniteError, StoppedError, Terminated
 from taylorder.models import loading
-from taylorder.models.loading import LoadedModel
 from taylorder.storage.files import replacing
 
-ROOT = Path(__file__).parent.parent
-WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
 LONG = "x" * 300
 
 
@@ -39,16 +36,11 @@ def written(tmp_path_factory):
 
 
 @pytest.fixture
-def analyze(run, tiny_tokenizer, monkeypatch, tmp_path):
+def analyze(run, loads, evaluates_on, tiny_tokenizer, monkeypatch, tmp_path):
     """Call ``taylorder analyze`` on a tiny model, into ``tmp_path / "out"``."""
     monkeypatch.setattr("taylorder.analysis.analyze.fit_spectra", lambda *_, **__: [])
-    monkeypatch.setattr(
-        "taylorder.evaluation.evaluation_text.evaluation_text", lambda files=(): Text("a few words", WORDS)
-    )
-    model = tiny.llama()
-    monkeypatch.setattr(
-        "taylorder.models.loading.load", lambda name, **_: LoadedModel(model, tiny_tokenizer, name or "tiny", None)
-    )
+    evaluates_on(WORDS)
+    loads(tiny.llama(), tiny_tokenizer)
 
     def call(*arguments):
         small = ("--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2)
@@ -122,9 +114,8 @@ def test_a_run_is_named_by_any_of_its_files(run, written, file):
         ["generate", "hi", "--config", LONG], ["analyze", "--out", f"a/{LONG}/b"],
     ],
 )  # fmt: skip
-def test_empty_and_impossible_paths_are_refused_before_any_work(run, monkeypatch, tmp_path, arguments):
+def test_empty_and_impossible_paths_are_refused_before_any_work(run, nothing_loads, monkeypatch, tmp_path, arguments):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     code, out, err = run(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
@@ -133,8 +124,7 @@ def test_empty_and_impossible_paths_are_refused_before_any_work(run, monkeypatch
 
 
 @pytest.mark.parametrize("arguments", [["analyze", "--out"], ["show"], ["eval", "--config"], ["claims"]])
-def test_a_loop_of_links_is_refused_before_any_work(run, monkeypatch, tmp_path, arguments):
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
+def test_a_loop_of_links_is_refused_before_any_work(run, nothing_loads, tmp_path, arguments):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     code, _, err = run(*arguments, tmp_path / "loop")
     assert code == 2
@@ -156,21 +146,19 @@ def test_a_loop_of_links_is_refused_before_any_work(run, monkeypatch, tmp_path, 
     ],
 )  # fmt: skip
 def test_numbers_beyond_all_use_and_options_without_one_are_refused_first(
-    run, monkeypatch, tmp_path, arguments, message
+    run, nothing_loads, monkeypatch, tmp_path, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert message in err
     assert len(err) < 1000
 
 
-def test_a_folder_that_takes_no_file_is_refused_first(run, monkeypatch, tmp_path):
+def test_a_folder_that_takes_no_file_is_refused_first(run, nothing_loads, monkeypatch, tmp_path):
     def refuse(**_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("taylorder.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     code, _, err = run("analyze", "--out", tmp_path / "new" / "run")
     assert code == 2

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorder.storage import strict_json
 from taylorder.storage.strict_json import brief, in_line, parse_json, read_json
 
 values = st.recursive(
@@ -73,11 +72,10 @@ def test_other_encodings_are_refused(tmp_path, content):
         read_json(tmp_path / "a.json")
 
 
-def test_a_huge_file_is_refused_without_being_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(strict_json, "LARGEST", 1000)
+def test_a_huge_file_is_refused_without_being_parsed(tmp_path):
     (tmp_path / "a.json").write_text(" " * 1001)
     with pytest.raises(ValueError, match="it has more than 1,000 bytes"):
-        read_json(tmp_path / "a.json")
+        read_json(tmp_path / "a.json", largest=1000)
 
 
 @pytest.mark.parametrize("value", ["a" * 10**5, ["a\nb"] * 10**4, 10**1000, {"a\n": 1}])

@@ -13,7 +13,7 @@ from tiny import beginning_with
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, beginning, tokenise
 from taylorder.errors import UsageError
-from taylorder.evaluation.task_source import Source
+from taylorder.evaluation.task_source import TaskSource
 
 NUMBERS = Text("numbers", "")
 PROSE = Text("prose", "Whatever is worth doing at all is worth doing well. " * 20)
@@ -77,8 +77,8 @@ def test_a_text_begins_as_its_tokenizer_begins_it(tiny_tokenizer):
 
 
 def test_prompts_of_tasks_begin_alike(tiny_tokenizer):
-    assert Source(beginning_with(tiny_tokenizer, "<s>"), PROSE).start == [1]
-    assert Source(tiny_tokenizer, PROSE).start == []
+    assert TaskSource(beginning_with(tiny_tokenizer, "<s>"), PROSE).start == [1]
+    assert TaskSource(tiny_tokenizer, PROSE).start == []
 
 
 @pytest.mark.parametrize("content", ["a" * 4000, "\0" * 4000, "ab" * 2000, "\u6ce8" * 4000, "\u6ce8\u610f " * 1000])

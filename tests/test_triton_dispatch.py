@@ -9,8 +9,7 @@ from contextlib import nullcontext
 import pytest
 import tiny
 import torch
-from kernel_cases import attend
-from test_kernels_torch import MIXED, problem
+from kernel_cases import MIXED, attend, problem
 from triton_cases import EAGER, backward_error, sized
 
 import taylorder
@@ -18,8 +17,7 @@ from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import BACKEND_VARIABLE, HeadSpec, TritonUnavailableError, triton_backend
 from taylorder.kernels.dispatch import choose_backend
 from taylorder.kernels.spec import Near, Taylor
-from taylorder.kernels.triton_backend import attention as call
-from taylorder.kernels.triton_backend import fold, launch
+from taylorder.kernels.triton_backend import attention, fold, launch
 from taylorder.kernels.triton_backend.settings import Setting
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -183,13 +181,13 @@ def test_autotuning_tries_the_shipped_settings_once_and_keeps_the_fastest(monkey
 
     original.cache_clear()
     monkeypatch.setattr(launch, "tuned", tuned)
-    for module, name in ((fold, "fold_settings"), (call, "pending_settings"), (call, "near_settings")):
+    for module, name in ((fold, "fold_settings"), (attention, "pending_settings"), (attention, "near_settings")):
         monkeypatch.setattr(module, name, lambda *_sizes: SETTINGS)
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     monkeypatch.setattr(triton_backend, "triton_problem", lambda _device: None)
-    monkeypatch.setattr(call, "machine", lambda: "interpreter")
+    monkeypatch.setattr(attention, "machine", lambda: "interpreter")
     case = problem([HeadSpec(Taylor(3, "mean"), Near(4, 1)), HeadSpec(Taylor(2, "centre"), Near(4, 1))], B=1, G=1, T=60)
-    with sized({**EAGER, (call, "SEGMENT"): 30}):
+    with sized({**EAGER, (attention, "SEGMENT"): 30}):
         found, _ = attend(case, "triton")
         before = len(tried)
         again, _ = attend(case, "triton")
@@ -212,7 +210,7 @@ def test_the_key_of_autotuning_is_what_a_setting_depends_on():
 
     with pytest.MonkeyPatch.context() as patch, sized(EAGER):
         case = problem([HeadSpec(Taylor(3, "mean"), Near(4, 1))] * 2, B=1, G=1, T=60)
-        patch.setattr(call, "launch", record)
+        patch.setattr(attention, "launch", record)
         patch.setattr(fold, "launch", record)
         attend(case, "triton")
     assert set(seen) == set(launch.KERNELS)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import SCALING, Case, attend, cases
-from test_kernels_torch import MIXED, problem, reference
+from kernel_cases import MIXED, SCALING, attend, cases, problem, reference
 from tolerances import TOLERANCE, relative_error
 from triton_cases import EAGER, LAYOUTS, altering, backward_error, layouts, sized, sizes
 
-from taylorder.kernels import HeadSpec, reference_sums, taylor_attention
-from taylorder.kernels.spec import Exact, Near, Taylor
-from taylorder.kernels.triton_backend import attention as call
-from taylorder.kernels.triton_backend import plan
+from taylorder.kernels import HeadSpec, reference_sums
+from taylorder.kernels.spec import Near, Taylor
+from taylorder.kernels.triton_backend import attention, plan
 from taylorder.kernels.triton_backend.launch import KERNELS
 from taylorder.kernels.triton_backend.tiles import Layout
 
@@ -60,15 +57,15 @@ def test_numerators_and_denominators_by_themselves(monkeypatch, specs, layout):
     """Without a near field the pieces that the last kernel adds up are the reference's sums, constant term aside."""
     case, made = problem(specs, B=1, G=1, T=40, scale=0.7), []
 
-    def launch(name, programs, kernel_settings, step, arguments, *rest, original=call.launch):
+    def launch(name, programs, kernel_settings, step, arguments, *rest, original=attention.launch):
         original(name, programs, kernel_settings, step, arguments, *rest)
         if name == "add_near_and_divide":
             made.append(
                 {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
             )
 
-    monkeypatch.setattr(call, "launch", launch)
-    with sized({**EAGER, (call, "SEGMENT"): 20}, layout):
+    monkeypatch.setattr(attention, "launch", launch)
+    with sized({**EAGER, (attention, "SEGMENT"): 20}, layout):
         attend(case, "triton")
     truth, _ = reference_sums(case.q, case.k, case.v, case.heads, scaling=SCALING)
     last = made[-1]  # the second segment: 20 tokens folded, 20 pending
@@ -111,22 +108,6 @@ def test_a_perturbed_input_of_any_kernel_shows(kernel):
     assert backward_error(wrong, case) > 100 * FP32
 
 
-def test_outputs_do_not_depend_on_what_memory_held(monkeypatch):
-    empty = torch.empty
-
-    def poisoned(*arguments, **options):
-        made = empty(*arguments, **options)
-        return made.fill_(float("nan")) if made.is_floating_point() else made.fill_(1)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, *s, **o: poisoned(*s, **{"dtype": t.dtype, **o}))
-    for chosen in (EAGER, {}):
-        case = problem(MIXED, T=90, cuts=(0, 60, 89, 90))
-        with sized(chosen):
-            found, _ = attend(case, "triton")
-        assert backward_error(found, case) < FP32
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precisions_in_and_out(dtype):
     """The interpreter multiplies in float32 whatever the input: what shows is that inputs and outputs are converted."""
@@ -142,7 +123,7 @@ def test_half_precisions_in_and_out(dtype):
 @pytest.mark.parametrize("T", [1, 33])
 def test_head_dims_and_value_dims(d, d_v, orders, T):
     case = problem([HeadSpec(Taylor(order)) for order in orders], B=1, G=1, T=T, d=d, d_v=d_v, scale=d**-0.5)
-    with sized({**EAGER, (call, "SEGMENT"): 32}):
+    with sized({**EAGER, (attention, "SEGMENT"): 32}):
         found, _ = attend(case, "triton")
     assert backward_error(found, case) < FP32
 
@@ -170,7 +151,7 @@ def test_the_heavy_corners(d, d_v, order, ranks, expansion):
     ]
     case = problem(specs, B=1, G=1, T=60, d=d, d_v=d_v, scale=d**-0.5, cuts=(0, 50, 59, 60))
     wide = Layout("gather", 512) if d == 16 else None  # the interpreter's time is its operations, whatever their size
-    with sized({**EAGER, (call, "SEGMENT"): 64}, wide):
+    with sized({**EAGER, (attention, "SEGMENT"): 64}, wide):
         found, state = attend(case, "triton")
     assert state.parts[0].state_rows != [None]
     assert backward_error(found, case) < FP32
@@ -181,42 +162,17 @@ def test_full_rank_order_4_at_head_dim_64():
     case = problem(
         [HeadSpec(Taylor(4)), HeadSpec(Taylor(3))], B=1, G=1, T=20, d=64, d_v=8, scale=0.125, cuts=(0, 17, 20)
     )
-    with sized({**EAGER, (call, "SEGMENT"): 64, (plan, "PROGRAMS"): 2}, Layout("pair", 512)):
+    with sized({**EAGER, (attention, "SEGMENT"): 64, (plan, "PROGRAMS"): 2}, Layout("pair", 512)):
         found, state = attend(case, "triton")
     assert state.parts[0].features.shape[1] > 47_904
     assert backward_error(found, case) < FP32
-
-
-def test_decoding_token_by_token_is_prefill():
-    case = problem(MIXED, T=60)
-    with sized(EAGER):
-        whole, _ = attend(case, "triton")
-        steps, _ = attend(replace(case, cuts=(0, 20, *range(21, 61))), "triton")
-    torch.testing.assert_close(steps, whole, rtol=2e-5, atol=2e-6)
-
-
-def test_left_padding_changes_nothing():
-    alone = problem(MIXED, B=1, T=50)
-    pad = 21
-    generator = torch.Generator().manual_seed(5)
-    junk = [torch.randn(*t.shape[:2], pad, t.shape[3], generator=generator) * 1e4 for t in (alone.q, alone.k, alone.v)]
-    junk[0][..., 1], junk[1][..., 0], junk[2][..., 0] = float("nan"), float("inf"), float("nan")
-    padded = [torch.cat([a, b], 2) for a, b in zip(junk, (alone.q, alone.k, alone.v), strict=True)]
-    valid = torch.arange(pad + 50)[None] >= pad
-    for chosen in (EAGER, {}):
-        with sized(chosen):
-            expected, _ = attend(replace(alone, cuts=(0, 30, 49, 50)), "triton")
-            cuts = (0, 10, 30 + pad, 49 + pad, 50 + pad)
-            found, _ = attend(Case(alone.heads, *padded, valid, True, cuts), "triton")
-        torch.testing.assert_close(found[:, :, pad:], expected, rtol=2e-5, atol=2e-6)
-        assert found[:, :, :pad].abs().max() == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_the_state_of_an_order_is_a_prefix_of_the_next(layout):
     states = []
     for order in (2, 3, 4, 5):
-        with sized({**EAGER, (call, "SEGMENT"): 200}, layout):
+        with sized({**EAGER, (attention, "SEGMENT"): 200}, layout):
             _, state = attend(problem([HeadSpec(Taylor(order))] * 2, B=1, G=1, T=60), "triton")
         states.append(state.parts[0].features)
     for order, (lower, higher) in enumerate(pairwise(states), start=2):
@@ -230,55 +186,3 @@ def count(degree, coordinates):
     from taylorder.kernels.tables import count as features
 
     return features(degree, coordinates)
-
-
-def test_guarded_rows_are_counted_as_in_score_space():
-    case = problem([HeadSpec(Taylor(4)), HeadSpec(Taylor(2))] * 2, G=2, T=60, scale=4.0)
-    valid = torch.rand(2, 60, generator=torch.Generator().manual_seed(1)) < 0.9
-    case = replace(case, valid=valid)
-    _, by_scores = attend(case, backend="score-space")
-    with sized(EAGER):
-        found, state = attend(case, "triton")
-    assert state.guarded.sum() > 0
-    assert torch.equal(state.guarded, by_scores.guarded)
-    assert torch.isfinite(found).all()
-
-
-def test_two_directions():
-    case = problem(
-        [HeadSpec(Taylor(3, "mean")), HeadSpec(Taylor(4, "centre")), HeadSpec(Exact()), HeadSpec(Exact())], T=70
-    )
-    two_sided = replace(case, valid=torch.rand(2, 70) < 0.9, causal=False)
-    for chosen in (EAGER, {}):
-        with sized(chosen):
-            found, state = attend(two_sided, "triton")
-        assert state is None
-        assert backward_error(found, two_sided) < FP32
-
-
-@pytest.mark.parametrize("mean", [0.0, 5.0, 20.0])
-def test_scores_far_from_zero_stay_accurate(mean):
-    case = problem([HeadSpec(Taylor(4, "mean"), Near(2, 1))] * 2, T=60)
-    along = torch.eye(8)[0]
-    moved = replace(case, q=case.q + 3 * along, k=case.k / 2 + mean / (3 * SCALING) * along)
-    with sized(EAGER):
-        found, _ = attend(moved, "triton")
-    assert relative_error(found, reference(moved)) < FP32
-
-
-def test_strides_do_not_matter():
-    case = problem(MIXED, T=50, cuts=(0, 40, 50))
-    moved = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (case.q, case.k, case.v)]
-    with sized(EAGER):
-        found, _ = attend(Case(case.heads, *moved, None, True, case.cuts), "triton")
-        expected, _ = attend(case, "triton")
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 5), (2, 4, 0)])
-def test_nothing_in_nothing_out(shape):
-    B, H, T = shape
-    q, k, v = torch.zeros(B, H, T, 8), torch.zeros(B, 2, T, 8), torch.zeros(B, 2, T, 3)
-    output, state = taylor_attention(q, k, v, MIXED, scaling=1.0, backend="triton")
-    assert output.shape == (B, H, T, 3)
-    assert state.tokens == T

@@ -7,23 +7,22 @@ from collections import Counter
 import pytest
 import torch
 from generating import MODELS, in_pieces, padded_batch, positions
-from test_adapted import mixed_config, reference_output
+from mixed_orders import mixed_config, reference_output
 from tiny import tokens
 from triton_cases import EAGER, sized
 
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.errors import UsageError
-from taylorder.kernels.triton_backend import attention as call
-from taylorder.kernels.triton_backend import fold, plan
-from taylorder.kernels.triton_backend import kv_head_states as part
+from taylorder.kernels import fold_rule
+from taylorder.kernels.triton_backend import attention, fold, plan
 from taylorder.kernels.triton_backend.launch import KERNELS
 from taylorder.kernels.triton_backend.tiles import Layout
 
 FAST = {
     **EAGER,
-    (call, "SEGMENT"): 32,
-    (part, "FOLD_BLOCK"): 8,
+    (attention, "SEGMENT"): 32,
+    (fold_rule, "BLOCK"): 8,
     (plan, "PIECE_TOKENS"): 512,
 }
 WIDE = Layout("gather", 128)
@@ -34,7 +33,7 @@ WIDE = Layout("gather", 128)
 def launches(monkeypatch):
     """How often each kernel was launched."""
     counts = Counter()
-    for module in (call, fold):
+    for module in (attention, fold):
         original = module.launch
 
         def launch(name, programs, *rest, original=original):
@@ -138,7 +137,7 @@ def test_memory_stops_growing_and_is_counted(tmp_path):
     ids = tokens(1, 380)
     with (
         torch.no_grad(),
-        sized({**FAST, (call, "SEGMENT"): 256, (part, "FOLD_BLOCK"): 64}, WIDE),
+        sized({**FAST, (attention, "SEGMENT"): 256, (fold_rule, "BLOCK"): 64}, WIDE),
         taylorder.adapted(model, config, backend="triton"),
     ):
         for start, stop in [(0, 250), *((n, n + 13) for n in range(250, 380, 13))]:

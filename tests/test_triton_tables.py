@@ -1,4 +1,4 @@
-"""Tiles, books and work lists: every monomial once, every tile read once, nothing padded, and bfloat16 good enough."""
+"""Tiles, their tables and work lists: every monomial and every tile once, nothing padded, and bfloat16 good enough."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taylorder.kernels.spec import Dropped, Near, Taylor
 from taylorder.kernels.tables import count
 from taylorder.kernels.triton_backend import plan as work
 from taylorder.kernels.triton_backend.head_tables import head_tables, state_coefficients
-from taylorder.kernels.triton_backend.layout_tables import Kind, book
+from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.plan import Rows
 from taylorder.kernels.triton_backend.tiles import CONSTANT, TOP, Layout, groups
 
@@ -83,7 +83,7 @@ def test_low_ranks_hardly_waste_a_row():
     """Rank 8 at head dim 64: 221 features, and no more than a tile's padding beyond them."""
     kind = Kind(4, (0, 64, 8, 8))
     layout = Layout.choose(64, kind.order, kind.ranks)
-    assert book(layout, 64, (kind,), CPU).tiles(kind) * layout.tile <= 221 + layout.tile
+    assert layout_tables(layout, 64, (kind,), CPU).tiles(kind) * layout.tile <= 221 + layout.tile
 
 
 MIXED = (
@@ -97,23 +97,23 @@ MIXED = (
 
 def make_plan(new, rows=32, stacked=False, far=(0, 0, 0, 0, 0), started=(True,) * 5, batch=2, causal=True):
     tables = head_tables(MIXED, 32, CPU)
-    layouts = [layout for layout in dict.fromkeys(tables.layouts) if layout is not None]
-    books = tuple(
-        book(
+    chosen = [layout for layout in dict.fromkeys(tables.layouts) if layout is not None]
+    layouts = tuple(
+        layout_tables(
             own,
             32,
             tuple(dict.fromkeys(k for k, at in zip(tables.kinds, tables.layouts, strict=True) if at == own)),
             CPU,
         )
-        for own in layouts
+        for own in chosen
     )
-    return tables, books, work.plan(tables, books, batch, Rows(2, new, rows, stacked), started, far, causal)
+    return tables, layouts, work.plan(tables, layouts, batch, Rows(2, new, rows, stacked), started, far, causal)
 
 
-def tiles_read(books, made):
+def tiles_read(layouts, made):
     """Tiles each block (n, first row) reads, in order of its pieces, and the numbers of those pieces."""
     read = {}
-    for own in books:
+    for own in layouts:
         if own.layout in made.states:
             state = made.states[own.layout]
             for n, first, start, end, piece in state.items.tolist():
@@ -130,8 +130,8 @@ def tiles_read(books, made):
 @pytest.mark.parametrize("new, stacked", [(100, False), (1, True), (7, True)])
 def test_every_tile_of_every_heads_order_is_read_once(programs, new, stacked):
     with sized({(work, "PROGRAMS"): programs, (work, "PIECE_TILES"): 1}):
-        tables, books, made = make_plan(new, stacked=stacked)
-        read = tiles_read(books, made)
+        tables, layouts, made = make_plan(new, stacked=stacked)
+        read = tiles_read(layouts, made)
     for n in range(10):
         g = n % 5
         layout = tables.layouts[g]
@@ -139,7 +139,7 @@ def test_every_tile_of_every_heads_order_is_read_once(programs, new, stacked):
         if layout is None:
             assert not blocks  # order 1 and dropped far fields have nothing to read
             continue
-        own = next(b for b in books if b.layout == layout)
+        own = next(b for b in layouts if b.layout == layout)
         assert len(blocks) == (1 if stacked else 2 * math.ceil(new / 32))
         for first, pieces in blocks.items():
             order = max(tables.orders[g]) if stacked else tables.orders[g][first // 128]
@@ -151,8 +151,8 @@ def test_every_tile_of_every_heads_order_is_read_once(programs, new, stacked):
 @pytest.mark.parametrize("tiles, fewest, most", [(1, 200, 528), (8, 50, 66)])
 def test_a_decode_step_is_cut_into_programs_of_one_size(tiles, fewest, most):
     with sized({(work, "PROGRAMS"): 264, (work, "PIECE_TILES"): tiles}):
-        _, books, made = make_plan(1, rows=16, stacked=True, started=(True, False, False, False, False))
-        lengths = [len(tiles) for pieces in tiles_read(books, made).values() for tiles in pieces]
+        _, layouts, made = make_plan(1, rows=16, stacked=True, started=(True, False, False, False, False))
+        lengths = [len(tiles) for pieces in tiles_read(layouts, made).values() for tiles in pieces]
     assert len(made.blocks) == 10  # one per sequence and KV head, also where no state is read
     assert fewest <= len(lengths) <= most
     assert max(lengths) - min(lengths) <= 1
@@ -220,7 +220,7 @@ def test_bfloat16_products_meet_the_tolerance(expansion, mean, order):
     scaling = d**-0.5
     tables = head_tables(((HeadSpec(Taylor(order, expansion)),),), d, CPU)
     layout, kind = tables.layouts[0], tables.kinds[0]
-    own = book(layout, d, (kind,), CPU)
+    own = layout_tables(layout, d, (kind,), CPU)
     centre = k.mean(0) if expansion == "mean" else torch.zeros(d)
     means = [torch.zeros(1, 1, 1, 64)] * order  # relative to the state's origin, which is the mean of its keys
     slots = state_coefficients(tables, own.slots, means, scaling)[0, 0, :, 0].double()
@@ -245,6 +245,6 @@ def test_bfloat16_products_meet_the_tolerance(expansion, mean, order):
 def test_degrees_of_runs_ascend():
     for layout in EVERY_LAYOUT:
         kind = Kind(5, None)
-        runs = book(layout, 6, (kind,), CPU).runs_of(kind, 5)
+        runs = layout_tables(layout, 6, (kind,), CPU).runs_of(kind, 5)
         assert all(before.degree <= after.degree for before, after in pairwise(runs))
         assert all(before.first + before.count == after.first for before, after in pairwise(runs))

@@ -127,17 +127,26 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+def before_and_after_a_shift(shift, seed):
+    """Errors by expansion, of a layer and of one with a number added to every key."""
+    layer = tensors(seed=seed)
+    moved = LayerTensors(layer.q, layer.k.double() + shift, layer.v, None, layer.scaling, True)
+    return measured(layer, Sweep(4))[-1], measured(moved, Sweep(4))[-1]
+
+
 @settings(max_examples=30, deadline=None)
 @given(shift=st.floats(-4, 4), seed=st.integers(0, 99))
 def test_centred_expansions_do_not_see_a_shift_of_all_keys(shift, seed):
-    """Softmax ignores a fixed vector added to every key, and so do ``centre`` and ``mean``; ``zero`` does not."""
-    layer = tensors(seed=seed)
-    moved = LayerTensors(layer.q, layer.k.double() + shift, layer.v, None, layer.scaling, True)
-    _, _, before = measured(layer, Sweep(4))
-    _, _, after = measured(moved, Sweep(4))
+    """Softmax ignores a fixed vector added to every key, and so do ``centre`` and ``mean``."""
+    before, after = before_and_after_a_shift(shift, seed)
     torch.testing.assert_close(after[1:], before[1:], rtol=1e-6, atol=1e-9)
-    if abs(shift) > 0.5:
-        assert (after[0] - before[0]).abs().max() > 1e-3
+
+
+@settings(max_examples=30, deadline=None)
+@given(shift=st.floats(-4, -0.51) | st.floats(0.51, 4), seed=st.integers(0, 99))
+def test_the_expansion_around_zero_sees_a_shift_of_all_keys(shift, seed):
+    before, after = before_and_after_a_shift(shift, seed)
+    assert (after[0] - before[0]).abs().max() > 1e-3
 
 
 @settings(max_examples=20, deadline=None)
@@ -150,15 +159,21 @@ def test_high_orders_tend_to_softmax_when_scores_are_mild(seed, d, d_v, T):
     assert (errors[:, 7] <= errors[:, 2] + 1e-12).all()
 
 
+near_fields = st.tuples(st.integers(0, 6), st.integers(0, 6))
+
+
 @settings(max_examples=20, deadline=None)
-@given(window=st.integers(0, 6), sinks=st.integers(0, 6), seed=st.integers(0, 9))
-def test_a_near_field_that_covers_every_key_is_exact(window, sinks, seed):
-    layer = tensors(T=6, seed=seed)
-    _, sums, errors = measured(layer, Sweep(2, window, sinks))
-    covered = window + sinks >= 6
-    assert (errors.max() < 1e-12) == covered
-    if covered:
-        assert sums.guarded_rows.sum() == 0
+@given(near=near_fields.filter(lambda near: sum(near) >= 6), seed=st.integers(0, 9))
+def test_a_near_field_that_covers_every_key_is_exact(near, seed):
+    _, sums, errors = measured(tensors(T=6, seed=seed), Sweep(2, *near))
+    assert errors.max() < 1e-12
+    assert sums.guarded_rows.sum() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(near=near_fields.filter(lambda near: sum(near) < 6), seed=st.integers(0, 9))
+def test_a_near_field_that_leaves_a_key_out_is_not_exact(near, seed):
+    assert measured(tensors(T=6, seed=seed), Sweep(2, *near))[-1].max() >= 1e-12
 
 
 def test_odd_orders_at_full_rank_are_never_guarded_and_even_ones_are():

@@ -9,26 +9,23 @@ import torch
 from hypothesis import strategies as st
 from kernel_cases import SCALING
 
-from taylorder.kernels import reference_sums
-from taylorder.kernels.triton_backend import attention as call
-from taylorder.kernels.triton_backend import fold, plan
-from taylorder.kernels.triton_backend import head_tables as heads
-from taylorder.kernels.triton_backend import kv_head_states as part
+from taylorder.kernels import fold_rule, reference_sums
+from taylorder.kernels.triton_backend import attention, fold, head_tables, plan
 from taylorder.kernels.triton_backend.settings import Setting
 from taylorder.kernels.triton_backend.tiles import Layout
 
 SMALL = {
-    (part, "FOLD_BLOCK"): [1, 4, 64],
-    (part, "RAW_SHARE"): [0.0, 0.0, 0.5],
+    (fold_rule, "BLOCK"): [1, 4, 64],
+    (fold_rule, "RAW_SHARE"): [0.0, 0.0, 0.5],
     (fold, "FOLD_TOKENS"): [64, 4096],
-    (call, "SEGMENT"): [23, 1024],
+    (attention, "SEGMENT"): [23, 1024],
     (plan, "PROGRAMS"): [1, 9],
     (plan, "PIECE_TILES"): [1, 8],
     (plan, "PIECE_TOKENS"): [16, 512],
     (plan, "STACKED_TOKENS"): [0, 16, 200],
-    (call, "query_rows"): [lambda *_sizes: 16, lambda *_sizes: 64],
-    (call, "pending_settings"): [lambda *_sizes: (Setting(16, 4, 2),), lambda *_sizes: (Setting(64, 4, 2),)],
-    (call, "near_settings"): [lambda *_sizes: (Setting(16, 4, 2),), lambda *_sizes: (Setting(64, 4, 2),)],
+    (attention, "query_rows"): [lambda *_sizes: 16, lambda *_sizes: 64],
+    (attention, "pending_settings"): [lambda *_sizes: (Setting(16, 4, 2),), lambda *_sizes: (Setting(64, 4, 2),)],
+    (attention, "near_settings"): [lambda *_sizes: (Setting(16, 4, 2),), lambda *_sizes: (Setting(64, 4, 2),)],
 }
 """Tuning constants and values that make small inputs take the paths of large ones: they may change no result."""
 
@@ -36,15 +33,15 @@ LAYOUTS = [None, Layout("linear", 16), Layout("pair", 16), Layout("pair", 32), L
 """Layouts to force on all heads; None leaves the choice as it is."""
 
 EAGER = {
-    (part, "FOLD_BLOCK"): 1,
-    (part, "RAW_SHARE"): 0.0,
-    (call, "SEGMENT"): 40,
+    (fold_rule, "BLOCK"): 1,
+    (fold_rule, "RAW_SHARE"): 0.0,
+    (attention, "SEGMENT"): 40,
     (plan, "PROGRAMS"): 4,
     (plan, "PIECE_TILES"): 1,
     (plan, "PIECE_TOKENS"): 16,
-    (call, "query_rows"): lambda *_sizes: 64,
-    (call, "pending_settings"): lambda *_sizes: (Setting(64, 4, 2),),
-    (call, "near_settings"): lambda *_sizes: (Setting(64, 4, 2),),
+    (attention, "query_rows"): lambda *_sizes: 64,
+    (attention, "pending_settings"): lambda *_sizes: (Setting(64, 4, 2),),
+    (attention, "near_settings"): lambda *_sizes: (Setting(64, 4, 2),),
 }
 """Segments so short that nearly every far key is read from the state, and states cut into several pieces."""
 
@@ -60,16 +57,16 @@ def sized(chosen, layout=None):
             patch.setattr(module, name, value)
         if layout is not None:
             patch.setattr(Layout, "choose", staticmethod(lambda *_arguments: layout))
-        heads.head_tables.cache_clear()  # remembers layouts
+        head_tables.head_tables.cache_clear()  # remembers layouts
         yield
-    heads.head_tables.cache_clear()
+    head_tables.head_tables.cache_clear()
 
 
 @contextmanager
 def altering(kernel, argument, change):
     """Pass one kernel one argument changed."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (call, fold):
+        for module in (attention, fold):
             original = module.launch
 
             def launch(name, programs, settings, step, arguments, *rest, original=original):

@@ -14,6 +14,7 @@ from torch import Tensor
 from policy_rules.screening import screen, screening_reference
 from taylorder.selection.criteria import RELATIVE_L2, Criterion, where_eligible
 from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 KvHead = tuple[str, int]
@@ -36,9 +37,7 @@ def shared_out(table: LeverTable, kl: Mapping[KvHead, float], reference: int) ->
     return where_eligible(table, losses)
 
 
-def criteria(
-    model: Any, screening: Tensor, records: Records, progress: Callable[[str, int, int], None]
-) -> dict[str, Criterion | None]:
+def criteria(model: Any, screening: Tensor, records: Records, progress: Progress) -> dict[str, Criterion | None]:
     """All criteria by name; None is the iterative scheme.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from taylorder.analysis.losses import EXACT, hidden_states, language_model_head,
 from taylorder.kernels.spec import Dropped
 from taylorder.selection.config_of import config_of
 from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 SCREENING_TOKENS = 1024
@@ -35,7 +36,7 @@ def screen(
     sequences: Tensor,
     *,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[tuple[str, int], float]:
     """Mean KL in nats when one KV head runs :func:`screening_reference` and all others are exact.
 

@@ -193,6 +193,9 @@ def compared(tokenizer: Any, exact: Generated, adapted: Generated) -> GeneratedP
 class _Text:
     """Tokens to text, a complete piece at a time: one character may take several tokens, and a token may need its left
     neighbours to know whether it starts with a space.
+
+    The stream of ``tokenizers`` is for fast tokenizers only, gives no incomplete end, and raises where bytes that made
+    a character are followed by one that breaks it, as a model of few heads may well write with a byte fallback.
     """
 
     def __init__(self, tokenizer: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,19 +34,17 @@ from taylorder.analysis.text import Text, query_rows
 from taylorder.analysis.tokens import Tokens
 from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
+from taylorder.kernels.spec import MAX_ORDER, SINKS
 from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
 from taylorder.models.running import refuse_foreign_ids
+from taylorder.storage.progress import Progress
 
 LOSS_TOKENS = 256
 """Tokens that the model's own loss is taken over, to tell whether it was trained at all."""
 
 PREVIEW_WINDOW = 64
-PREVIEW_SINKS = 4
 PREVIEW_ORDERS = (1, 2, 3, 4)
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage (``alpha`` or ``heads``), what is done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,7 @@ def analyze(
         sinks: near field: the first keys.
         seed: of the draw of query rows.
         per_head_alpha: also fit alpha to each head's slice of q, k, v and o (noisy: few eigenvalues).
-        progress: see :data:`Progress`.
+        progress: called with the stage (``alpha`` or ``heads``), what is done of it, and its size.
 
     Returns:
         Plain values; ``candidates`` are the rows of ``heads.csv``, ``spectral`` those of ``spectral.csv``,
@@ -135,7 +132,7 @@ def analyze(
         NonFiniteError: the model produces NaN or infinities.
 
     """
-    _check_range("max_order", max_order, 1, 8)
+    _check_range("max_order", max_order, 1, MAX_ORDER)
     _check_range("window", window, 0, None)
     _check_range("sinks", sinks, 0, None)
     if rows is not None:
@@ -159,7 +156,7 @@ def analyze(
     heads = _measure_heads(model, description, sample, sweeps, report)
     preview = None
     if len(sweeps) > 1:
-        preview = NearFieldPreview(PREVIEW_WINDOW, PREVIEW_SINKS, _preview_orders(max_order), heads.previews)
+        preview = NearFieldPreview(PREVIEW_WINDOW, SINKS, _preview_orders(max_order), heads.previews)
     return Analysis(
         model=description,
         calibration=_calibration(model, description, sample, sample.far_share(window + sinks), seed),
@@ -189,10 +186,10 @@ def _sweeps(
             "make the sequences longer (--sequence-length), or the near field smaller"
         )
     asked = Sweep(max_order, window, sinks)
-    far_share = sample.far_share(PREVIEW_WINDOW + PREVIEW_SINKS)
+    far_share = sample.far_share(PREVIEW_WINDOW + SINKS)
     if not description.causal or window or sinks or far_share < LEAST_FAR_SHARE:
         return (asked,)
-    return asked, Sweep(_preview_orders(max_order)[-1], PREVIEW_WINDOW, PREVIEW_SINKS, ("mean",))
+    return asked, Sweep(_preview_orders(max_order)[-1], PREVIEW_WINDOW, SINKS, ("mean",))
 
 
 def _preview_orders(max_order: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """What an analysis measured: plain frozen values, one class per table.
 
-``CandidateRow`` is a row of ``heads.csv`` and ``SpectralRow`` a row of ``spectral.csv``; field names are column names.
+``CandidateRow`` is a row of ``heads.csv`` and ``SpectralRow`` one of ``spectral.csv``; fields are columns, in order.
 """
 
 from __future__ import annotations

@@ -18,10 +18,7 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.threads import each_on_one_thread
-from taylorder.kernels.spec import EXPANSIONS, Expansion
-
-GUARD = 1e-3
-"""A far denominator not above this share of its key count makes the row fall back to order 1 (design, "Guard")."""
+from taylorder.kernels.spec import EXPANSIONS, GUARD, Expansion, Near
 
 _BLOCK_ROWS = 32
 """Query rows of a block: few, so that causal blocks skip most of the keys they may not attend."""
@@ -181,7 +178,7 @@ def measure(
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ScoreBlock:
     """Some query rows of one sequence against all keys up to the last one they may attend.
 
     ``scores`` are centred, float64 ``[H, R, T]``; ``shift`` ``[H, R]`` is what centring took from every score of a row;
@@ -207,14 +204,13 @@ class Block:
         weights = self.scores.masked_fill(~self.allowed, -math.inf).softmax(-1)
         return self.weigh(weights)[..., :-1]
 
-    def near(self, window: int, sinks: int) -> Tensor:
+    def near(self, near: Near) -> Tensor:
         """Keys that keep the true exponential: bool ``[R, T]``."""
         key = torch.arange(self.scores.shape[-1], device=self.rows.device)
-        recent = (key <= self.rows[:, None]) & (key > self.rows[:, None] - window)
-        return self.allowed & (recent | (self.nth <= sinks))
+        return self.allowed & near.mask(self.rows[:, None], key, self.nth)
 
 
-def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -> Iterator[Block]:
+def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) -> Iterator[ScoreBlock]:
     """Cut one sequence's query rows into blocks; causal blocks see only the keys up to their last row."""
     _, H, T, d = layer.q.shape
     G = layer.k.shape[1]
@@ -234,7 +230,7 @@ def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) ->
             allowed = key <= part[:, None]
         else:
             allowed = torch.ones(len(part), limit, dtype=torch.bool, device=keys.device)
-        yield Block(
+        yield ScoreBlock(
             scores=torch.bmm(grouped, keys[:, :limit].transpose(1, 2)).view(H, len(part), limit),
             shift=torch.bmm(grouped, centres[:, :, None]).view(H, len(part)),
             values=values[:, :limit],
@@ -244,10 +240,10 @@ def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) ->
         )
 
 
-def _add_sweep(sums: ErrorSums, block: Block, exact: Tensor) -> None:
+def _add_sweep(sums: ErrorSums, block: ScoreBlock, exact: Tensor) -> None:
     """Add every order and expansion point of one sweep for one block of rows."""
     sweep = sums.sweep
-    near = block.near(sweep.window, sweep.sinks)
+    near = block.near(Near(sweep.window, sweep.sinks))
     far = block.allowed & ~near
     far_count = far.sum(-1).double()  # [R]
     has_far = far_count > 0
@@ -277,7 +273,7 @@ def _add_sweep(sums: ErrorSums, block: Block, exact: Tensor) -> None:
     sums.row_errors.append(torch.stack(row_errors))
 
 
-def _common_scale(block: Block, scores: Tensor, near: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+def _common_scale(block: ScoreBlock, scores: Tensor, near: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Bring near and far sums to one scale ``e^-M``, ``M = max(point, near scores)``.
 
     Returns ``e^-M sum_near e^s [v, 1]`` (``[H, R, d_v + 1]``) and the factor ``e^(point - M)`` (``[H, R, 1]``).

@@ -13,11 +13,12 @@ from taylorder.analysis.results import Analysis
 from taylorder.claims import registry
 from taylorder.claims.evidence import ModelEvidence
 from taylorder.claims.layers import Layers
-from taylorder.claims.measurement import Measurement, Progress, Subject
+from taylorder.claims.measurement import Measurement, Subject
 from taylorder.errors import ConfigError
 from taylorder.models.fingerprint import fingerprint, way_out_of_rounding
 from taylorder.models.loading import LoadedModel
 from taylorder.models.refusals import dtype_name
+from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from taylorder.analysis.losses import has_language_model_head
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with a stage, what is done of it, and its size."""
 
 Result = TypeVar("Result")
 

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from taylorder.analysis.truncation import GUARD, Block
+from taylorder.analysis.truncation import ScoreBlock
+from taylorder.kernels.spec import GUARD
 
 
-def exact_weights(block: Block) -> Tensor:
+def exact_weights(block: ScoreBlock) -> Tensor:
     """Softmax weights ``[H, R, T]``."""
     return block.scores.masked_fill(~block.allowed, -math.inf).softmax(-1)
 
 
-def degrees(block: Block, most: int) -> Iterator[Tensor]:
+def degrees(block: ScoreBlock, most: int) -> Iterator[Tensor]:
     """Terms of degree 0, 1, … of every key that may be attended, around the row's mean score: ``[H, R, T]`` each."""
     count = block.allowed.sum(-1)
     x = block.scores * block.allowed
@@ -32,7 +33,7 @@ def series(x: Tensor, ones: Tensor, most: int) -> Iterator[Tensor]:
         term = term * x / (degree + 1)
 
 
-def truncated_weights(block: Block, most: int) -> Iterator[Tensor]:
+def truncated_weights(block: ScoreBlock, most: int) -> Iterator[Tensor]:
     """Weights of order 1, 2, … ``most``, expansion ``mean``, guarded, each row summing to 1: ``[H, R, T]`` each."""
     total = torch.zeros_like(block.scores)
     count = block.allowed.sum(-1)

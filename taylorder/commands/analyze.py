@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from taylorder.reports.progress import StderrProgress
     from taylorder.selection.candidates import Lever
     from taylorder.selection.run_levers import LeverRun
-    from taylorder.selection.under_limit import Limit
 
 
 def analyze(
@@ -188,7 +187,10 @@ def analyze(
         words = calibration_text(files)
         loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
-        limit = _limit(settings, description) if settings.with_levers else None
+        if settings.with_levers:
+            from taylorder.selection.run_levers import offer
+
+            offer(description, settings)  # what cannot be kept is refused now, not after minutes of measuring
         tokens = tokenise(loaded.tokenizer, words)
         _announce(settings, description, tokens, out, progress)
         analysis = measure(
@@ -203,8 +205,8 @@ def analyze(
         context = settings.context or description.max_context
         selection = select(analysis, policy=settings.policy, tolerance=settings.tolerance, context=context)
         run = None
-        if limit is not None:
-            run = _measure_levers(settings, limit, loaded, description, tokens, out, fresh, progress)
+        if settings.with_levers:
+            run = _measure_levers(settings, loaded, description, tokens, out, fresh, progress)
             selection = selection.with_levers(run.chosen.config, run.summary)
         write_run(out, analysis, selection, None, run)
         evaluation = None
@@ -230,18 +232,6 @@ def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
         raise UsageError(f"--policy {settings.policy} knows no levers; leave out --budget and --levers, or --policy")
 
 
-def _limit(settings: AnalyzeSettings, description: ModelDescription) -> Limit:
-    """What the levers have to keep to; what cannot be kept is refused now, not after minutes of measuring."""
-    from taylorder.selection.candidates import LEVERS
-    from taylorder.selection.run_levers import offer
-    from taylorder.selection.under_limit import Limit
-
-    tolerated = settings.tolerance if settings.budget is None else None
-    limit = Limit(settings.context or description.max_context, settings.budget, tolerated)
-    offer(description, settings.levers or LEVERS, limit, settings.near, settings.lever_length)
-    return limit
-
-
 def _announce(
     settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
 ) -> None:
@@ -259,7 +249,6 @@ def _announce(
 
 def _measure_levers(
     settings: AnalyzeSettings,
-    limit: Limit,
     loaded: LoadedModel,
     description: ModelDescription,
     tokens: Tokens,
@@ -268,7 +257,6 @@ def _measure_levers(
     progress: StderrProgress,
 ) -> LeverRun:
     """What every KV head could run, and what it shall run; goes on where an interrupted run was."""
-    from taylorder.selection.candidates import LEVERS
     from taylorder.selection.run_levers import run_levers
 
     progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
@@ -278,15 +266,10 @@ def _measure_levers(
             loaded.model,
             loaded.tokenizer,
             description,
-            limit=limit,
+            settings,
             text=tokens,
-            levers=settings.levers or LEVERS,
             records=records,
             fresh=fresh,
-            near=settings.near,
-            max_tokens=settings.max_tokens,
-            sequence_length=settings.lever_length,
-            seed=settings.seed,
             progress=progress,
             say=progress.say,
         )

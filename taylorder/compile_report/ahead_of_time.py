@@ -19,7 +19,7 @@ import torch
 from taylorder.compile_report import TARGETS
 from taylorder.compile_report.sass import Loop, loops
 from taylorder.kernels.triton_backend.launch import kernel, triton_type
-from taylorder.kernels.triton_backend.layout_tables import Kind, book
+from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.plan import TOGETHER
 from taylorder.kernels.triton_backend.settings import (
     Precision,
@@ -181,15 +181,15 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
         phases.setdefault(query_rows(head_dim, head_dim, precision, stacked), phase)
     for order, ranks in [*((order, None) for order in orders(head_dim)), (4, (0, head_dim, 8, 8))]:
         layout = Layout.choose(head_dim, order, ranks)
-        own = {"T": layout.tile, "BASE": layout.base_factors(order), "PREFIX": layout.prefix_factors(order)}
+        tiling = {"T": layout.tile, "BASE": layout.base_factors(order), "PREFIX": layout.prefix_factors(order)}
         label = f"d={head_dim} P={order} {layout.name} T={layout.tile}" + (" rank 8" if ranks else "")
-        yield from settled("fold_tokens", label, fold_settings(head_dim, head_dim, precision), own)
+        yield from settled("fold_tokens", label, fold_settings(head_dim, head_dim, precision), tiling)
         for rows, phase in phases.items():
             yield from settled(
                 "read_state",
                 f"{label} {phase} rows={rows}",
                 state_settings(head_dim, head_dim, precision, rows),
-                {**own, "ROWS": rows, "TOGETHER": TOGETHER},
+                {**tiling, "ROWS": rows, "TOGETHER": TOGETHER},
                 copy=phase == "prefill",
             )
     for rows, phase in phases.items():
@@ -241,11 +241,11 @@ def compile_job(job: Job, target: str) -> Compiled:
     made = triton.compile(source, target=machine, options=options)
     if "cubin" in made.asm:
         registers, spills = _nvidia_usage(made.asm["cubin"])
-        found = loops(_disassembled(made.asm["cubin"]), job.setting.warps, machine.arch)
+        inner_loops = loops(_disassembled(made.asm["cubin"]), job.setting.warps, machine.arch)
     else:
         registers, spills = (_amd_figure(made.asm["amdgcn"], name) for name in ("vgpr_count", "vgpr_spill_count"))
-        found = []
-    return Compiled(job, target, registers, spills, made.metadata.shared, tuple(found))
+        inner_loops = []
+    return Compiled(job, target, registers, spills, made.metadata.shared, tuple(inner_loops))
 
 
 def _step_name(name: str) -> str | None:
@@ -269,8 +269,8 @@ def gpu_target(name: str) -> Any:
     """
     from triton.backends.compiler import GPUTarget
 
-    if found := re.fullmatch(r"sm_(\d+)", name):
-        return GPUTarget("cuda", int(found[1]), 32)
+    if capability := re.fullmatch(r"sm_(\d+)", name):
+        return GPUTarget("cuda", int(capability[1]), 32)
     if re.fullmatch(r"gfx\d\w+", name):
         return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
     raise ValueError(f"target is {name!r}, expected sm_NN (NVIDIA) or gfxNNN (AMD), such as {', '.join(TARGETS)}")
@@ -298,10 +298,10 @@ def _tool(name: str, *arguments: str, binary: bytes) -> str:
 def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
     """Registers per thread and bytes of stack, which is where spilled registers go."""
     printed = _tool("cuobjdump", "-res-usage", binary=cubin)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", printed)
-    if found is None:
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", printed)
+    if usage is None:
         raise RuntimeError(f"cuobjdump did not say what a kernel uses: {printed!r}")
-    return int(found[1]), int(found[2])
+    return int(usage[1]), int(usage[2])
 
 
 def _disassembled(cubin: bytes) -> str:
@@ -310,16 +310,16 @@ def _disassembled(cubin: bytes) -> str:
 
 
 def _amd_figure(assembly: str, name: str) -> int:
-    found = re.search(rf"{name}:\s*(\d+)", assembly)
-    if found is None:
+    figure = re.search(rf"{name}:\s*(\d+)", assembly)
+    if figure is None:
         raise RuntimeError(f"the AMD assembly does not say its {name}")
-    return int(found[1])
+    return int(figure[1])
 
 
 def state_overhead(head_dim: int, order: int) -> float:
     """Rows of a state over those of the minimal basis, padding and double entries included, for a full-rank head."""
     layout, kind = Layout.choose(head_dim, order), Kind(order, None)
-    rows = book(layout, head_dim, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1
+    rows = layout_tables(layout, head_dim, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1
     minimal = sum(_monomials(head_dim, degree) for degree in range(order))
     return rows / minimal
 

@@ -11,17 +11,15 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import IO, cast
 
 from taylorder.compile_report.ahead_of_time import Compiled, Failed, Job, compile_job
+from taylorder.storage.progress import Progress
 
-Outcome = Compiled | Failed
-
-Progress = Callable[[str, int, int], None]
-"""Told what is counted, how many are done, and how many there are."""
+CompileResult = Compiled | Failed
 
 _CAUSE = re.compile(r"\b(error|fatal)\s*:", re.IGNORECASE)
 
@@ -45,9 +43,9 @@ class _Compiler:
         self.log.truncate()
         self.connection.send((job, target))
 
-    def result(self, job: Job, target: str) -> Outcome:
+    def result(self, job: Job, target: str) -> CompileResult:
         try:
-            outcome: Outcome = self.connection.recv()
+            outcome: CompileResult = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode or 0
@@ -95,31 +93,31 @@ def _in_one_line(error: str, printed: str) -> str:
     return f"{lines[0].rstrip(':')}: {detail}" if detail else lines[0]
 
 
-def compile_all(tasks: Sequence[tuple[Job, str]], progress: Progress) -> list[Outcome]:
+def compile_all(tasks: Sequence[tuple[Job, str]], progress: Progress) -> list[CompileResult]:
     """Compile jobs for targets on all cores this process may use; the results are in the order of the tasks."""
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, CompileResult] = {}
     waiting = iter(range(len(tasks)))
     idle = [_Compiler() for _ in range(min(len(tasks), len(os.sched_getaffinity(0))))]
     busy: dict[Connection, tuple[_Compiler, int]] = {}
     every = set(idle)
     try:
         progress("compiled", 0, len(tasks))
-        while len(found) < len(tasks):
+        while len(outcomes) < len(tasks):
             while idle and (number := next(waiting, None)) is not None:
                 compiler = idle.pop()
                 compiler.start(*tasks[number])
                 busy[compiler.connection] = compiler, number
             for ready in wait(busy):
                 compiler, number = busy.pop(cast(Connection, ready))
-                found[number] = compiler.result(*tasks[number])
+                outcomes[number] = compiler.result(*tasks[number])
                 if compiler.process.exitcode is not None:
                     every.remove(compiler)
                     compiler.stop()
                     compiler = _Compiler()
                     every.add(compiler)
                 idle.append(compiler)
-                progress("compiled", len(found), len(tasks))
+                progress("compiled", len(outcomes), len(tasks))
     finally:
         for compiler in every:
             compiler.stop()
-    return [found[number] for number in range(len(tasks))]
+    return [outcomes[number] for number in range(len(tasks))]

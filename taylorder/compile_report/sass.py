@@ -63,15 +63,15 @@ def loops(sass: str, warps: int, capability: int) -> list[Loop]:
         capability: compute capability, 80 for 8.0.
 
     """
-    found: list[Loop] = []
+    counted: list[Loop] = []
     peak = TENSOR_FLOPS.get(capability)
     if peak is None:
-        return found
+        return counted
     for body in _innermost(sass):
         flops = sum(map(_flops, body))
         if flops:
-            found.append(Loop(len(body), flops * warps / peak, len(body) * warps / SCHEDULERS))
-    return found
+            counted.append(Loop(len(body), flops * warps / peak, len(body) * warps / SCHEDULERS))
+    return counted
 
 
 def _innermost(sass: str) -> Iterator[Sequence[str]]:
@@ -81,8 +81,8 @@ def _innermost(sass: str) -> Iterator[Sequence[str]]:
     for line in sass.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(instructions)
-        elif found := _INSTRUCTION.match(line):
-            instructions.append(_PREDICATE.sub("", found[1].strip("{ ").strip()))
+        elif operation := _INSTRUCTION.match(line):
+            instructions.append(_PREDICATE.sub("", operation[1].strip("{ ").strip()))
     spans = []
     for index, instruction in enumerate(instructions):
         target = _TARGET.match(instruction)

@@ -34,9 +34,7 @@ from taylorder.evaluation.intervals import Interval, mean_interval, paired_diffe
 from taylorder.evaluation.rivals import Contender
 from taylorder.kernels.spec import Exact, Taylor
 from taylorder.models.description import ModelDescription
-
-Progress = Callable[[str, int, int], None]
-"""Called with what runs, the passes over a sequence that are done, and their number."""
+from taylorder.storage.progress import Progress
 
 BUCKET_EDGES = (0, 64, 256, 1024, 4096, 1 << 62)
 """Positions at which losses are reported separately: a state matters where the context is long."""

@@ -18,7 +18,7 @@ from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
 from taylorder.evaluation import rivals
-from taylorder.evaluation.comparison import Comparison, Progress, compare
+from taylorder.evaluation.comparison import Comparison, compare
 from taylorder.evaluation.rivals import Contender
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
@@ -26,6 +26,7 @@ from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
 from taylorder.models.running import next_logits
 from taylorder.storage.frames import as_html, frame
+from taylorder.storage.progress import Progress
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -202,7 +203,7 @@ def evaluate_shortly(
 
 def _simple_rivals(description: ModelDescription) -> list[Contender]:
     """Order 3 beside a near field, and the paper's order 4."""
-    window, sinks = (64, 4) if description.causal else (0, 0)
+    window, sinks = (64, SINKS) if description.causal else (0, 0)
     near = f", {sinks} sinks and a window of {window}" if description.causal else ""
     uniform = OrderConfig.uniform(description, 3, "mean", window, sinks)
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from taylorder.analysis.projections import projection_weights
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.kernels.spec import MAX_ORDER, SINKS, Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.storage.progress import Progress
 
 CONFIG, WINDOW, ONE_ORDER, ALPHAS, PAPER, PAPER_RAW = "config", "window", "one order", "alphas", "paper", "paper, raw"
 """Names of contenders."""
@@ -184,9 +185,7 @@ def at_equal_bytes(
     return [contender or Contender(name, None, absent=missing.get(name, reason)) for name, contender in found.items()]
 
 
-def fitted_alphas(
-    model: Any, description: ModelDescription, progress: Callable[[str, int, int], None]
-) -> dict[str, float | None]:
+def fitted_alphas(model: Any, description: ModelDescription, progress: Progress) -> dict[str, float | None]:
     """The alpha of every layer that policy ``alpha`` goes by, fitted now."""
     alphas = {}
     modules = description.open_modules

@@ -25,7 +25,7 @@ import numpy as np
 from taylorder.analysis.text import Text
 from taylorder.errors import UsageError
 from taylorder.evaluation.evaluation_text import evaluation_text
-from taylorder.evaluation.task_source import Source
+from taylorder.evaluation.task_source import TaskSource
 from taylorder.evaluation.tasks import Question, Task
 
 KINDS = ("lookup", "list", "copy", "needle")
@@ -90,7 +90,7 @@ def make_tasks(
         raise UsageError(
             f"all task lengths {tuple(lengths)} exceed the model's {max_context} tokens: ask for smaller ones"
         )
-    source = Source(tokenizer, text or evaluation_text())
+    source = TaskSource(tokenizer, text or evaluation_text())
     tasks = []
     for kind in kinds:
         for length in fitting:
@@ -104,7 +104,7 @@ def make_tasks(
 _Prompt = tuple[list[int], list[Question]]
 
 
-def _lookup(source: Source, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
+def _lookup(source: TaskSource, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
     words = _shuffled(source, length, draw)
     cues, answers = words[1::2], words[::2]
     within, order, spare = draw.random(depths), draw.permutation(depths), draw.random()
@@ -127,7 +127,7 @@ def _lookup(source: Source, length: int, depths: int, draw: np.random.Generator)
     return _longest(build, depths + 1, len(words) // 2, length, "lookup")
 
 
-def _list(source: Source, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
+def _list(source: TaskSource, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
     words = _shuffled(source, length, draw)
 
     def build(lines: int) -> _Prompt:
@@ -143,7 +143,7 @@ def _list(source: Source, length: int, depths: int, draw: np.random.Generator) -
     return _longest(build, 2, len(words), length, "list")
 
 
-def _copy(source: Source, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
+def _copy(source: TaskSource, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
     half = (length - len(source.start)) // 2
     if half < 2:
         raise UsageError(f"{length} tokens are too few for a copy task: it takes at least {4 + len(source.start)}")
@@ -153,7 +153,7 @@ def _copy(source: Source, length: int, depths: int, draw: np.random.Generator) -
     return ids, _copied(ids, range(len(ids) - half + 1, len(ids)))
 
 
-def _needle(source: Source, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
+def _needle(source: TaskSource, length: int, depths: int, draw: np.random.Generator) -> _Prompt:
     if not source.sentences:
         raise UsageError(f"{source.text.source} has no plain English sentences to hide a needle in: use more text")
     words = _shuffled(source, length, draw)
@@ -183,7 +183,7 @@ def _needle(source: Source, length: int, depths: int, draw: np.random.Generator)
     return _longest(build, 1, length, length, "needle")
 
 
-_BUILDERS: dict[str, Callable[[Source, int, int, np.random.Generator], _Prompt]] = {
+_BUILDERS: dict[str, Callable[[TaskSource, int, int, np.random.Generator], _Prompt]] = {
     "lookup": _lookup,
     "list": _list,
     "copy": _copy,
@@ -191,7 +191,7 @@ _BUILDERS: dict[str, Callable[[Source, int, int, np.random.Generator], _Prompt]]
 }
 
 
-def _shuffled(source: Source, length: int, draw: np.random.Generator) -> list[str]:
+def _shuffled(source: TaskSource, length: int, draw: np.random.Generator) -> list[str]:
     # Each word stands in a line or sentence of its own, so there are always fewer of them than tokens.
     words = list(source.choices)[: max(_COMMON, length)]
     return [words[index] for index in draw.permutation(len(words))]
@@ -202,7 +202,7 @@ def _middle(stretch: int, depths: int) -> float:
 
 
 def _choices(
-    source: Source, ids: list[int], tokens: list[range], right: list[str], choices: list[str], depths: list[float]
+    source: TaskSource, ids: list[int], tokens: list[range], right: list[str], choices: list[str], depths: list[float]
 ) -> list[Question]:
     """Forced choices of the words ``right``, which ``tokens`` of the prompt spell, each at its depth."""
     candidates = tuple(source.choices[word] for word in choices)

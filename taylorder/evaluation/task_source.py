@@ -16,7 +16,7 @@ _SAMPLE = 300_000  # characters of the text in which tokens are looked for
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSource:
     """Words, sentences and tokens of a text, as a tokenizer sees them."""
 
     tokenizer: Any

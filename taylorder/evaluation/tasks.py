@@ -30,7 +30,6 @@ from taylorder.models.running import input_device
 CANNOT = 0.6
 """A length at which the exact model has less than this share right says nothing about a config."""
 
-Progress = Callable[[int, int], None]
 """Called with the number of tasks done and their total."""
 
 
@@ -108,7 +107,9 @@ class TaskRow:
     exact_cannot: bool
 
 
-def run_tasks(model: Any, tasks: Sequence[Task], progress: Progress | None = None) -> tuple[Outcome, ...]:
+def run_tasks(
+    model: Any, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None
+) -> tuple[Outcome, ...]:
     """Score the tasks one after the other, in the state the model is in; see :func:`score`."""
     outcomes: list[Outcome] = []
     for done, task in enumerate(tasks, start=1):

@@ -22,10 +22,10 @@ from taylorder.adapt.generate import PROMPT_CHUNK
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import prepare
 from taylorder.errors import UnsupportedModelError, UsageError
-from taylorder.evaluation.comparison import Progress
 from taylorder.models.description import ModelDescription
 from taylorder.models.positions import token_embeddings
 from taylorder.models.running import input_device, next_logits
+from taylorder.storage.progress import Progress
 
 WARM_UP = 16
 """Tokens run before each measurement: what the first calls allocate is not the cache's."""

@@ -10,12 +10,12 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.losses import has_language_model_head
 from taylorder.analysis.text import Text
 from taylorder.errors import TaylorderError, UsageError
-from taylorder.evaluation.comparison import Progress
 from taylorder.evaluation.evaluate import Evaluation, TaskResults, compare_with_rivals, evaluate_tasks
 from taylorder.evaluation.evaluation_text import evaluation_text
 from taylorder.evaluation.rivals import exact_everywhere, fitted_alphas
 from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 
 LENGTHS = (1024, 4096, 8192)
 """Tokens of a sequence unless asked for otherwise, those that the model allows."""

@@ -24,7 +24,7 @@ _BLOCK_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Unfolded:
     """Tokens not folded into the state, of N KV heads.
 
     Attributes:
@@ -41,17 +41,17 @@ class Tokens:
     @staticmethod
     def build(
         keys: Tensor, values: Tensor, keep: Optional[Tensor], dtype: torch.dtype, origin: Optional[Tensor] = None
-    ) -> Tokens:
+    ) -> Unfolded:
         """From keys ``[b, G, L, d]``, values ``[b, G, L, d_v]``, keep ``[b, L]``; N = b G; origin as in ``Memory``."""
         G = keys.shape[1]
         keys, values = keys.flatten(0, 1).to(dtype), values.flatten(0, 1).to(dtype)
         if origin is not None:
             keys = keys - origin[:, None]
         if keep is None:
-            return Tokens(keys, values, None)
+            return Unfolded(keys, values, None)
         keep = keep.repeat_interleave(G, 0)
         # Not a product: whatever padding holds, infinities included, must leave no trace.
-        return Tokens(keys.masked_fill(~keep[..., None], 0.0), values.masked_fill(~keep[..., None], 0.0), keep)
+        return Unfolded(keys.masked_fill(~keep[..., None], 0.0), values.masked_fill(~keep[..., None], 0.0), keep)
 
     def counted(self) -> Tensor:
         """How many count: ``[N]``."""
@@ -143,7 +143,7 @@ class Extent:
 
 def attend(
     queries: Tensor,
-    tokens: Tokens,
+    tokens: Unfolded,
     memory: Optional[Memory],
     sinks: Optional[Sinks],
     polynomials: Polynomials,
@@ -188,7 +188,7 @@ def attend(
     return Sums(numerator, denominator, guarded)
 
 
-def _far_counts(tokens: Tokens, memory: Optional[Memory], extent: Extent) -> Tensor:
+def _far_counts(tokens: Unfolded, memory: Optional[Memory], extent: Extent) -> Tensor:
     """``[N, 1, C]``, how many tokens are far from each row."""
     if tokens.keep is None:
         N, L, _ = tokens.keys.shape
@@ -205,7 +205,7 @@ def _far_counts(tokens: Tokens, memory: Optional[Memory], extent: Extent) -> Ten
 
 def _expansion(
     queries: Tensor,
-    tokens: Tokens,
+    tokens: Unfolded,
     memory: Optional[Memory],
     polynomials: Polynomials,
     extent: Extent,
@@ -228,7 +228,7 @@ def _expansion(
 
 def _from_memory(
     queries: Tensor,
-    tokens: Tokens,
+    tokens: Unfolded,
     memory: Optional[Memory],
     polynomials: Polynomials,
     means: Optional[Sequence[Tensor]],
@@ -249,7 +249,7 @@ def _from_memory(
 
 def _add_far(
     queries: Tensor,
-    tokens: Tokens,
+    tokens: Unfolded,
     polynomials: Polynomials,
     extent: Extent,
     means: Optional[Sequence[Tensor]],
@@ -277,7 +277,7 @@ def _add_far(
 
 def _add_near(
     queries: Tensor,
-    tokens: Tokens,
+    tokens: Unfolded,
     sinks: Optional[Sinks],
     extent: Extent,
     point: Tensor,

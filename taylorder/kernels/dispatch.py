@@ -14,7 +14,7 @@ from . import torch_backend, triton_backend
 from .score_space import score_space_attention
 from .spec import HeadSpec, check_heads
 from .state import ExactPart, State, StateShape
-from .token_buffer import Recent
+from .token_buffer import TokenBuffer
 
 BACKENDS = ("triton", "torch", "score-space")
 
@@ -80,7 +80,7 @@ def taylor_attention(
     # which would cost a quarter of the time here.
     with torch.inference_mode():
         if name == "score-space":
-            state = state or State(heads, name, [ExactPart(range(G), Recent(k, v, G))], StateShape.of(k, v))
+            state = state or State(heads, name, [ExactPart(range(G), TokenBuffer(k, v, G))], StateShape.of(k, v))
             _score_space(q, k, v, state, output, scaling, causal, valid)
         elif name == "triton":
             state = state or triton_backend.new_state(heads, k, v)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .spec import Dropped, HeadSpec, Taylor, deepest, ignores_shifts
 from .tables import FeatureTable
-from .token_buffer import Recent
+from .token_buffer import TokenBuffer
 
 Change = Callable[[Tensor], Tensor]
 
@@ -73,7 +73,7 @@ class Part(Protocol):
 class ExactPart:
     """KV heads that keep every token: ordinary softmax attention, and the score-space backend for any spec."""
 
-    def __init__(self, kv_heads: Sequence[int], recent: Recent) -> None:
+    def __init__(self, kv_heads: Sequence[int], recent: TokenBuffer) -> None:
         self.kv_heads = tuple(kv_heads)
         self.recent = recent
 
@@ -131,7 +131,7 @@ class TaylorPart:
         self.origin: Optional[Tensor] = None
         self.features: Optional[Tensor] = None
         self.sums: Optional[Tensor] = None
-        self.recent = Recent(k, v, len(kv_heads))
+        self.recent = TokenBuffer(k, v, len(kv_heads))
         B, Gb = k.shape[0], len(kv_heads)
         self.sink_keys = k.new_zeros(B, Gb, self.near.sinks, k.shape[-1])
         self.sink_values = v.new_zeros(B, Gb, self.near.sinks, v.shape[-1])
@@ -264,12 +264,12 @@ def check_names(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
             )
 
 
-def _held_tokens(recent: Recent) -> dict[str, Tensor]:
+def _held_tokens(recent: TokenBuffer) -> dict[str, Tensor]:
     named = zip(("keys", "values", "keep"), recent.view())
     return {f"recent.{name}": tensor for name, tensor in named if tensor is not None}
 
 
-def _put_tokens(recent: Recent, held: dict[str, Tensor]) -> None:
+def _put_tokens(recent: TokenBuffer, held: dict[str, Tensor]) -> None:
     """Take the recent tokens out of ``held``."""
     names = ["recent.keys", "recent.values", "recent.keep"]
     tokens = {name: held.pop(name) for name in names if name in held}

@@ -20,7 +20,7 @@ def selection(numbers: Sequence[int]) -> Heads:
     return slice(numbers[0], numbers[-1] + 1) if consecutive else list(numbers)
 
 
-class Recent:
+class TokenBuffer:
     """Tokens not folded into a state (all tokens, for exact heads), in the caller's dtype.
 
     Attributes:
@@ -89,9 +89,9 @@ class Recent:
         keep = None if self.keep is None else self.keep[:, : self.length]
         return self.keys[:, :, : self.length], self.values[:, :, : self.length], keep
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Recent:
+    def map(self, change: Callable[[Tensor], Tensor]) -> TokenBuffer:
         """Return a copy with ``change`` applied to every tensor."""
-        copy = Recent.__new__(Recent)
+        copy = TokenBuffer.__new__(TokenBuffer)
         copy.keys, copy.values, copy.length = change(self.keys), change(self.values), self.length
         copy.keep = None if self.keep is None else change(self.keep)
         return copy

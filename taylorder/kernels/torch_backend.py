@@ -3,8 +3,8 @@
 Prefill, continuation and decode are one loop: take a chunk of queries, fold what has become far for its first row, read
 the state, treat the tokens not folded in score space. What is folded when changes no result, only the time:
 
-* nothing is folded until the tokens at hand outweigh the state (``_RAW_SHARE``); short sequences never build one;
-* after that, whole blocks of at least ``FOLD_BLOCK`` tokens, so that decoding mostly only reads.
+* nothing is folded until the tokens at hand outweigh the state; short sequences never build one;
+* after that, whole blocks of tokens (``fold_rule``), so that decoding mostly only reads.
 
 Precision: a state holds powers of the score, and a head that expands around its row's mean reads them re-expanded,
 which cancels where that mean is large. So if all heads of a KV head do, keys are held relative to the mean of the first
@@ -22,20 +22,15 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .attend import Extent, Memory, Sinks, Sums, Tokens, attend
+from . import fold_rule
+from .attend import Extent, Memory, Sinks, Sums, Unfolded, attend
 from .exact import attend_exact_part, windowed_attention
 from .polynomial import Polynomials
 from .spec import Exact, HeadSpec, Taylor, deepest, grouped, ignores_shifts
 from .state import ExactPart, Part, State, StateShape, TaylorPart
 from .state_products import Chunk, fold
-from .tables import FeatureTable, count
-from .token_buffer import Joined, Piece, Recent, selection
-
-FOLD_BLOCK = 64
-"""Fewest tokens folded at a time once a state exists: a decode step folds nothing 63 times out of 64."""
-
-_RAW_SHARE = 0.8
-"""Tokens are kept as they are until they hold this share of the state's numbers: then both take about equal time."""
+from .tables import count
+from .token_buffer import Joined, Piece, TokenBuffer, selection
 
 _CHUNK = 512
 """Tokens read or folded at a time."""
@@ -116,7 +111,7 @@ def new_state(heads: Sequence[HeadSpec], k: Tensor, v: Tensor) -> State:
             kinds.setdefault(kind, []).append(g)
     parts: list[Part] = [TaylorPart(kv, [groups[g] for g in kv], k, v) for kv in kinds.values()]
     if exact:
-        parts.append(ExactPart(exact, Recent(k, v, len(exact))))
+        parts.append(ExactPart(exact, TokenBuffer(k, v, len(exact))))
     return State(heads, "torch", parts, StateShape.of(k, v))
 
 
@@ -169,7 +164,7 @@ class _TaylorRun:
         self.reading, self.folding = Chunk(part.table), Chunk(part.table)
         self.had_state = part.features is not None
         # A decode step copies its token to the end of a buffer, not the buffer to a new one.
-        self.appends = q.shape[2] <= FOLD_BLOCK
+        self.appends = q.shape[2] <= fold_rule.BLOCK
 
     @property
     def settled(self) -> bool:
@@ -180,7 +175,7 @@ class _TaylorRun:
         part, T = self.part, self.q.shape[2]
         steps = list(self._steps())
         if self.appends:
-            reserve = part.near.window + FOLD_BLOCK if self.settled else 0
+            reserve = part.near.window + fold_rule.BLOCK if self.settled else 0
             part.recent.append(*self._new(), reserve)
         if steps[-1].fold_to and self.causal and not part.drops_far:
             part.start_features(self.dtype)
@@ -193,11 +188,11 @@ class _TaylorRun:
         if self.appends:
             part.recent.drop(folded)
             if self.settled:
-                part.recent.shrink(part.near.window + FOLD_BLOCK)
+                part.recent.shrink(part.near.window + fold_rule.BLOCK)
         elif self.causal:
             rest = Joined(part.recent.view(), self._new()).cut(folded, self.earlier + T)
-            part.recent = Recent(rest[0], rest[1], len(part.kv_heads))
-            part.recent.append(*rest, part.near.window + FOLD_BLOCK if self.settled else 0)
+            part.recent = TokenBuffer(rest[0], rest[1], len(part.kv_heads))
+            part.recent.append(*rest, part.near.window + fold_rule.BLOCK if self.settled else 0)
 
     def _run_near(self) -> None:
         part = self.part
@@ -220,7 +215,9 @@ class _TaylorRun:
         """Chunks, and what is folded before each; the last step folds for the next call and has no queries."""
         T, earlier, table = self.q.shape[2], self.earlier, self.part.table
         started = self.part.features is not None
-        raw = FOLD_BLOCK if self.part.drops_far else _raw_limit(table, self.v.shape[-1])
+        raw = fold_rule.BLOCK
+        if not self.part.drops_far:
+            raw = fold_rule.worth_a_state(table.features, self.k.shape[-1], self.v.shape[-1])
         if not self.causal:
             folded = T if raw < T else 0
             rows = self.chunk if folded else max(16, min(self.chunk, _SCORES // max(T, 1)))
@@ -232,7 +229,7 @@ class _TaylorRun:
         start = done = 0
         while True:
             far = earlier + start - max(self.part.near.window - 1, 0) - done
-            goal = done + far if far >= (FOLD_BLOCK if started else raw) else done
+            goal = done + far if far >= (fold_rule.BLOCK if started else raw) else done
             started = started or goal > done
             rows = max(16, min(self.chunk, _SCORES // (earlier + start - goal + 1)))
             stop = min(start + rows, T)
@@ -287,7 +284,7 @@ class _TaylorRun:
             stop = self.earlier + step.stop if self.causal else joined.length
             held = memory if self.had_state or step.fold_to else None
             origin = None if held is None else held.origin
-            tokens = Tokens.build(*joined.cut(step.fold_to, stop), self.dtype, origin)
+            tokens = Unfolded.build(*joined.cut(step.fold_to, stop), self.dtype, origin)
             extent = Extent(step.stop - step.start, stop - step.fold_to, part.near.window, self.causal)
             sinks = self._sinks(where, step, origin)
             rows = slice(step.start, step.stop)
@@ -335,12 +332,12 @@ class _TaylorRun:
         if memory.origin is not None and step.fold_from == 0 and not self.had_state:
             count = torch.zeros_like(memory.sums[:, :1])
             for span in spans:
-                tokens = Tokens.build(*joined.cut(*span), self.dtype)
+                tokens = Unfolded.build(*joined.cut(*span), self.dtype)
                 memory.origin.add_(tokens.keys.sum(1))
                 count += tokens.counted()[:, None]
             memory.origin.div_(count.clamp(min=1.0))
         for span in spans:
-            tokens = Tokens.build(*joined.cut(*span), self.dtype, memory.origin)
+            tokens = Unfolded.build(*joined.cut(*span), self.dtype, memory.origin)
             memory.sums[:, 0] += tokens.counted()
             for first in range(0, len(memory.sums), self.together):
                 some = slice(first, first + self.together)
@@ -387,12 +384,6 @@ def _take_sinks(
 def _orders(group: Sequence[HeadSpec]) -> list[int]:
     """How many degrees of the state each query head of a group reads; without a far field one, whose weight is 0."""
     return [spec.far.order if isinstance(spec.far, Taylor) else 1 for spec in group]
-
-
-def _raw_limit(table: FeatureTable, value_dim: int) -> int:
-    """Most far tokens kept as they are before the first are folded."""
-    head_dim = table.ranks[1] if table.order > 1 else 1
-    return max(FOLD_BLOCK, int(_RAW_SHARE * table.features * (value_dim + 1) / (head_dim + value_dim)))
 
 
 @lru_cache(maxsize=256)

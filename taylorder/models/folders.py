@@ -14,12 +14,12 @@ _SAYS_SO = re.compile(r'"(model_type|architectures|hidden_size|n_embd)"')
 """What the config of a model has and that of a pooling layer, or of something else, has not."""
 
 
-def models_inside(folder: Path) -> list[Path]:
-    """Folders below that hold a model, likeliest first.
+def models_inside(folder: Path, most: int = _MOST) -> list[Path]:
+    """Folders below that hold a model, likeliest first; at most ``most`` folders are looked at.
 
     That is the snapshot that a Hub cache calls main, the checkpoint of most steps, and what lies less deep.
     """
-    return sorted(_models(folder), key=lambda path: _rank(path, folder))
+    return sorted(_models(folder, most), key=lambda path: _rank(path, folder))
 
 
 def _rank(path: Path, folder: Path) -> tuple[bool, int, int, str]:
@@ -33,7 +33,7 @@ def _rank(path: Path, folder: Path) -> tuple[bool, int, int, str]:
     return not is_main, len(path.relative_to(folder).parts), -int(step[1]) if checkpoint and step else 0, path.name
 
 
-def _models(folder: Path) -> Iterator[Path]:
+def _models(folder: Path, most: int) -> Iterator[Path]:
     level = [folder]
     seen = 0
     for _ in range(_DEPTH):
@@ -41,7 +41,7 @@ def _models(folder: Path) -> Iterator[Path]:
         for parent in level:
             for inner in _subfolders(parent):
                 seen += 1
-                if seen > _MOST:
+                if seen > most:
                     return
                 if _is_model(inner):
                     yield inner

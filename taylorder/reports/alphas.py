@@ -57,18 +57,18 @@ def _distance(fit: SpectralRow | None) -> Cell:
 def legend(analysis: Analysis) -> str:
     """What the figures and those marks that occur mean, and what dequantised weights do to alphas."""
     whole = [row for row in analysis.spectral if row.head is None]
-    told = [
+    notes = [
         "alpha is the power-law exponent of a weight's eigenvalue spectrum, from WeightWatcher; D, the distance of "
         "that fit, is better when smaller"
     ]
     if any(_is_wide(row) for row in whole):
-        told.append(f"? marks alphas that spread over more than {WIDE} among fits as good (D within 0.01)")
+        notes.append(f"? marks alphas that spread over more than {WIDE} among fits as good (D within 0.01)")
     if any(row.status == "failed" for row in whole):
-        told.append("failed: no usable fit")
+        notes.append("failed: no usable fit")
     if any(row.status == "unavailable" for row in whole):
-        told.append("-: the layer has no such matrix")
+        notes.append("-: the layer has no such matrix")
     note = " They are the alphas of dequantised weights and differ from the original checkpoint's."
-    return f"{'; '.join(told)}.{note if analysis.model.weights_note else ''}"
+    return f"{'; '.join(notes)}.{note if analysis.model.weights_note else ''}"
 
 
 def of_heads(analysis: Analysis) -> HeadGrid | None:

@@ -20,8 +20,8 @@ def as_document(
     evaluation: Evaluation | None = None,
 ) -> dict[str, Any]:
     """The whole result but the tables; the arguments are those of :func:`taylorder.runs.document.as_document`."""
-    told = verdict_record(analysis, selection, directory, evaluation)
-    return document.as_document(analysis, selection, told, directory, evaluation)
+    record = verdict_record(analysis, selection, directory, evaluation)
+    return document.as_document(analysis, selection, record, directory, evaluation)
 
 
 def verdict_record(
@@ -31,7 +31,7 @@ def verdict_record(
     evaluation: Evaluation | None = None,
 ) -> dict[str, Any]:
     """The verdict in words, the next command, and heads counted by what became of them."""
-    counts = summary.outcome(analysis, selection)
+    counts = summary.head_counts(analysis, selection)
     return {
         "text": " ".join(words.sentences(analysis, selection, evaluation)),
         "next": words.next_command(analysis, selection, None if directory is None else Path(directory))[0],

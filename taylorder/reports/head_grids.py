@@ -81,7 +81,7 @@ def _heads(grid: HeadGrid, room: int, styled: Styled) -> tuple[list[Text], Text]
     row = next((row for row in rows if row.width <= room), None)
     if row is None:
         return _summaries(grid, styled)
-    lines = [row.line([_cell(cell, row.cell, grid.figures, styled) for cell in each.heads]) for each in grid.rows]
+    lines = [row.line([_cell(cell, row.cell, grid.figures, styled) for cell in layer.heads]) for layer in grid.rows]
     return lines, row.header(" " if grid.figures else "")
 
 

@@ -78,10 +78,10 @@ def palette() -> list[Fill]:
     stops = [bytes.fromhex(stop) for stop in _VIRIDIS.split()]
     fills = []
     for step in range(_STEPS):
-        place = (1 - step / (_STEPS - 1)) * (len(stops) - 1)
-        below = min(len(stops) - 2, int(place))
+        at = (1 - step / (_STEPS - 1)) * (len(stops) - 1)
+        below = min(len(stops) - 2, int(at))
         pairs = zip(stops[below], stops[below + 1], strict=True)
-        colour = [round(low + (place - below) * (high - low)) for low, high in pairs]
+        colour = [round(low + (at - below) * (high - low)) for low, high in pairs]
         light = _luminance(colour) + 0.05
         fills.append(Fill("#" + bytes(colour).hex(), "#000000" if light / 0.05 > 1.05 / light else "#ffffff"))
     return fills
@@ -184,7 +184,7 @@ def of_deviation(analysis: Analysis) -> Callable[[CandidateRow], Figure]:
 def of_alphas(analysis: Analysis) -> dict[str, dict[str, Figure]]:
     """The alphas of every layer, by projection."""
     cells = {projection: _alphas(analysis, projection) for projection in PROJECTIONS}
-    scales = {name: Scale.over(_values(found)) for name, found in cells.items()}
+    scales = {name: Scale.over(_values(layers)) for name, layers in cells.items()}
     return {
         module.name: {
             projection: _alpha(cells[projection][module.name], scales[projection]) for projection in PROJECTIONS
@@ -193,9 +193,9 @@ def of_alphas(analysis: Analysis) -> dict[str, dict[str, Figure]]:
     }
 
 
-def _alpha(found: Cell, scale: Scale) -> Figure:
-    value = found.value if isinstance(found.value, float) else None
-    text = found.text + found.mark
+def _alpha(alpha: Cell, scale: Scale) -> Figure:
+    value = alpha.value if isinstance(alpha.value, float) else None
+    text = alpha.text + alpha.mark
     return [value, text, f"alpha {text}", scale.step(value)]
 
 
@@ -211,7 +211,7 @@ def _alphas(analysis: Analysis, projection: str) -> dict[str, Cell]:
 
 
 def _values(cells: Mapping[str, Cell]) -> list[float | None]:
-    return [found.value if isinstance(found.value, float) else None for found in cells.values()]
+    return [alpha.value if isinstance(alpha.value, float) else None for alpha in cells.values()]
 
 
 def _alpha_view(analysis: Analysis, projection: str) -> dict[str, Any]:

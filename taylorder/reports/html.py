@@ -49,7 +49,7 @@ def render(
         data=html_data.as_data(analysis, selection),
         model=analysis.model,
         facts=header.blocks[0],
-        counts=summary.outcome(analysis, selection),
+        counts=summary.head_counts(analysis, selection),
         alphas_note=alphas.legend(analysis),
         overall=[section for section in sections if section.about == "all heads"],
         saved=[section for section in sections if section.about == "config"],
@@ -76,7 +76,7 @@ def _commands(
         ),
         (shlex.join(["taylorder", "show", out]), "prints the report again, without measuring"),
     ]
-    if summary.outcome(analysis, selection).adapted:
+    if summary.head_counts(analysis, selection).adapted:
         evaluate = shlex.join(["taylorder", "eval", analysis.model.name, "--config", config])
         commands.append((evaluate, "measures what the config costs in loss, beside simpler uses of the same bytes"))
     return commands

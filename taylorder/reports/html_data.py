@@ -51,7 +51,7 @@ def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
 
 def _start(analysis: Analysis, selection: Selection) -> list[int]:
     """Layer and head that the page opens with: the least error at an order that pays off, or at any where none does."""
-    layers = {module.name: place for place, module in enumerate(analysis.model.modules)}
+    layers = {module.name: layer for layer, module in enumerate(analysis.model.modules)}
     anyway = summary.best_measured(analysis)
 
     def error(head: HeadVerdict) -> float:
@@ -84,7 +84,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             )
             if key in fits:
                 cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
-                facts["alpha, head"] = ", ".join(f"{name} {own.text}{own.mark}" for name, own in cells.items())
+                facts["alpha, head"] = ", ".join(f"{name} {alpha.text}{alpha.mark}" for name, alpha in cells.items())
             heads.append(
                 {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}
                 | _errors(analysis, selection, candidates[key])
@@ -165,29 +165,29 @@ def _kept(choice: HeadOrder) -> str:
     near = f"the last {counted(choice.spec.near.window, 'key')} and the first {number(choice.spec.near.sinks)} exact"
     if not isinstance(far, Taylor):
         return f"{near}, all others dropped"
-    told = f"order {far.order}, expansion {far.expansion}"
+    words = f"order {far.order}, expansion {far.expansion}"
     if choice.spec.near.tokens:
-        told += f", {near}"
+        words += f", {near}"
     if far.ranks is not None:
-        told += f", ranks {', '.join(map(str, far.ranks))}"
+        words += f", ranks {', '.join(map(str, far.ranks))}"
     if far.coefficients is not None:
-        told += f", coefficients {', '.join(f'{value:.3g}' for value in far.coefficients)}"
-    return told
+        words += f", coefficients {', '.join(f'{value:.3g}' for value in far.coefficients)}"
+    return words
 
 
 def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:
     """By what rule a head has an order, its error, and what it costs."""
     limit, where = percent(selection.tolerance, 3), f"at {counted(selection.context, 'token')}"
     error = "not measured" if choice.error is None else percent(choice.error, 3)
-    told = selection.why.rule.format(where=where, limit=limit)
+    rule = selection.why.rule.format(where=where, limit=limit)
     if selection.why.bounded and (choice.error is None or choice.error > selection.tolerance):
-        told = "As the config has it"
-    told += f"; error {error}"
+        rule = "As the config has it"
+    rule += f"; error {error}"
     if analysis.model.causal and choice.nominal_bytes is not None:
-        told += f"; {size(choice.nominal_bytes)} per KV head {where}"
+        rule += f"; {size(choice.nominal_bytes)} per KV head {where}"
     if choice.break_even is not None:
-        told += f"; breaks even at {counted(choice.break_even, 'token')}"
-    return f"{told}."
+        rule += f"; breaks even at {counted(choice.break_even, 'token')}"
+    return f"{rule}."
 
 
 def _ticks(analysis: Analysis, selection: Selection) -> Iterator[tuple[float, str, int]]:

@@ -33,8 +33,8 @@ def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
 def _kept(head: HeadOrder) -> str:
     if isinstance(head.spec.far, Exact):
         return "all"
-    kept, far = number(head.spec.near.tokens), head.spec.far
-    return f"{kept} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else kept
+    tokens, far = number(head.spec.near.tokens), head.spec.far
+    return f"{tokens} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else tokens
 
 
 def counts(summary: LeverSummary) -> Table:
@@ -78,26 +78,26 @@ def program(summary: LeverSummary) -> str:
         if summary.budget is not None
         else f"tolerance {percent(summary.tolerance or 0.0, 3)}, root mean square over KV heads"
     )
-    told = (
+    size_words = (
         f"{size(summary.nominal_bytes)} per KV head on average at {counted(summary.context, 'token')} ({limit}; exact "
         f"takes {size(summary.exact_bytes)}). "
     )
     if summary.rounds:
         stages = {"windows": "with plain windows ", "all": "with all candidates "}
-        measured = "; ".join(
-            stages[among] + ", ".join(figure(each.kl) for each in rounds)
-            for among, rounds in groupby(summary.rounds, key=lambda each: each.among)
+        by_stage = "; ".join(
+            stages[among] + ", ".join(figure(measured.kl) for measured in rounds)
+            for among, rounds in groupby(summary.rounds, key=lambda measured: measured.among)
         )
-        return told + (
-            f"Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: {measured}. "
+        return size_words + (
+            f"Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: {by_stage}. "
             f"The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
         )
     if summary.budget is None:
-        return told + (
+        return size_words + (
             f"Fewest bytes: {compact(round(summary.objective), 6)} in all, none below "
             f"{compact(round(summary.bound), 6)} (gap {summary.gap:.1e})."
         )
-    return told + (
+    return size_words + (
         f"Criterion {summary.criterion}: {summary.objective:.4g} in all, no allocation below {summary.bound:.4g} "
         f"(gap {summary.gap:.1e})."
     )
@@ -106,21 +106,21 @@ def program(summary: LeverSummary) -> str:
 def sentences(analysis: Analysis, summary: LeverSummary) -> list[str]:
     """Whether Taylor terms serve any KV head better than the same bytes of window, and which."""
     names = layer_names([module.name for module in analysis.model.modules])
-    places = [(module.name, kv_head) for module in analysis.model.modules for kv_head in range(module.kv_heads)]
-    told = []
-    for order in sorted({each.order for each in summary.beside_window}):
-        found = {head for each in summary.beside_window if each.order == order for head in each.better}
-        better = [head for head in places if head in found]
+    kv_heads = [(module.name, kv_head) for module in analysis.model.modules for kv_head in range(module.kv_heads)]
+    by_order = []
+    for order in sorted({beside.order for beside in summary.beside_window}):
+        served = {head for beside in summary.beside_window if beside.order == order for head in beside.better}
+        better = [head for head in kv_heads if head in served]
         total = summary.kv_heads
         if better:
-            told.append(f"order {order} on {len(better)} of {total} KV heads (layer {_named(better, names)})")
+            by_order.append(f"order {order} on {len(better)} of {total} KV heads (layer {_named(better, names)})")
         else:
-            told.append(f"order {order} on none")
-    if not told:
+            by_order.append(f"order {order} on none")
+    if not by_order:
         return ["No polynomial was among the candidates."]
     first = (
         "Served better by Taylor terms than by the same bytes of window, by gradient-weighted error and at any window "
-        f"measured: {'; '.join(told)}."
+        f"measured: {'; '.join(by_order)}."
     )
     chosen = len(summary.chosen_better) + len(summary.chosen_worse)
     if not chosen:
@@ -141,13 +141,13 @@ def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> 
         paragraph(legend(summary), program(summary)),
         counts(summary),
     ]
-    told = sentences(analysis, summary)
+    lines = sentences(analysis, summary)
     if summary.beside_window:
         blocks.append(beside_windows(summary))
-        told.insert(
+        lines.insert(
             0,
             "Relative L2 error of the median KV head, and that of a window of the same bytes; on how many of "
             f"{summary.kv_heads} KV heads the polynomial is better by gradient-weighted error, never needing the "
             "guard.",
         )
-    return Section("What every KV head keeps", (*blocks, paragraph(*told)), "config")
+    return Section("What every KV head keeps", (*blocks, paragraph(*lines)), "config")

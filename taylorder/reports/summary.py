@@ -75,10 +75,10 @@ def by_order(analysis: Analysis, selection: Selection) -> tuple[OrderLine, ...]:
         here = [row for row in rows if row.order == order]
         errors: dict[Expansion, tuple[float, float]] = {}
         for expansion in EXPANSIONS:
-            found = [row for row in here if row.expansion == expansion]
+            rows_here = [row for row in here if row.expansion == expansion]
             errors[expansion] = (
-                median(row.relative_l2 for row in found),
-                median(row.raw_relative_l2 for row in found),
+                median(row.relative_l2 for row in rows_here),
+                median(row.raw_relative_l2 for row in rows_here),
             )
         meeting = {(row.module, row.head) for row in here if eligible(row) and row.relative_l2 <= selection.tolerance}
         lines.append(
@@ -100,7 +100,7 @@ def by_order(analysis: Analysis, selection: Selection) -> tuple[OrderLine, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class HeadCounts:
     """Heads counted by what became of them.
 
     ``within`` counts open heads that meet the tolerance at an order that pays off; ``beyond`` those that meet it only
@@ -128,7 +128,7 @@ def meets(head: HeadVerdict, tolerance: float) -> bool:
     return head.best is not None and head.best.relative_l2 <= tolerance
 
 
-def outcome(analysis: Analysis, selection: Selection) -> Outcome:
+def head_counts(analysis: Analysis, selection: Selection) -> HeadCounts:
     """Count the heads of a selection."""
     names = {module.name for module in analysis.model.open_modules}
     in_open = [head for head in selection.heads if head.module in names]
@@ -136,7 +136,7 @@ def outcome(analysis: Analysis, selection: Selection) -> Outcome:
     beyond = [head for head in in_open if head.needed_order is not None and not meets(head, selection.tolerance)]
     choices = [head.choice for head in selection.heads]
     orders = Counter(choice.spec.far.order for choice in choices if isinstance(choice.spec.far, Taylor))
-    return Outcome(
+    return HeadCounts(
         heads=len(selection.heads),
         open=len(in_open),
         sliding=len(selection.heads) - len(in_open),
@@ -212,9 +212,9 @@ def near_field(analysis: Analysis, selection: Selection) -> tuple[NearFieldLine,
     if preview is None:
         return ()
     lines = []
-    for place, order in enumerate(preview.orders):
+    for index, order in enumerate(preview.orders):
         plain = [row.relative_l2 for row in described_rows(analysis) if row.order == order and row.expansion == "mean"]
-        near = [head[place] for module in described_modules(analysis) for head in preview.relative_l2[module.name]]
+        near = [head[index] for module in described_modules(analysis) for head in preview.relative_l2[module.name]]
         lines.append(
             NearFieldLine(
                 order=order,

@@ -61,23 +61,23 @@ def sections(
         evaluation: the short evaluation, None if it was skipped.
 
     """
-    found = [_header(analysis, selection)]
+    report = [_header(analysis, selection)]
     if selection.levers is not None:
-        found.append(levers.section(analysis, selection, selection.levers))
-    found.append(_orders(analysis, selection))
+        report.append(levers.section(analysis, selection, selection.levers))
+    report.append(_orders(analysis, selection))
     if selection.levers is None:  # else no head has to meet a tolerance
-        found += [_errors(analysis, selection), _by_order(analysis, selection), _distance(analysis, selection)]
-        found += _near_field(analysis, selection)
+        report += [_errors(analysis, selection), _by_order(analysis, selection), _distance(analysis, selection)]
+        report += _near_field(analysis, selection)
     if (grid := alphas.of_heads(analysis)) is not None:
-        told = "Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit."
-        found.append(Section("Alphas of single heads", (grid, paragraph(told, tight=True)), "each head"))
-    found.append(_savings(analysis, selection))
+        words = "Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit."
+        report.append(Section("Alphas of single heads", (grid, paragraph(words, tight=True)), "each head"))
+    report.append(_savings(analysis, selection))
     if evaluation is not None:
-        found.append(short_section(evaluation))
+        report.append(short_section(evaluation))
     else:
-        told = "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them."
-        found.append(Section("What the model loses", (paragraph(told),), "config"))
-    return (*found, _verdict(analysis, selection, directory, evaluation))
+        words = "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them."
+        report.append(Section("What the model loses", (paragraph(words),), "config"))
+    return (*report, _verdict(analysis, selection, directory, evaluation))
 
 
 def _header(analysis: Analysis, selection: Selection) -> Section:
@@ -136,33 +136,33 @@ def _orders(analysis: Analysis, selection: Selection) -> Section:
 
 
 def _errors(analysis: Analysis, selection: Selection) -> Section:
-    told = (
+    words = (
         f"Expansion mean, one head replaced at a time; * is within {percent(selection.tolerance, 3)}. "
         f"Last column: the layer's median with expansion zero, the plain Taylor series."
     )
     title = f"Error at order {grids.grid_order(analysis)}, in percent"
-    return Section(title, (grids.error_grid(analysis, selection), paragraph(told)), "each head")
+    return Section(title, (grids.error_grid(analysis, selection), paragraph(words)), "each head")
 
 
 def _by_order(analysis: Analysis, selection: Selection) -> Section:
     heads = counted(len(summary.described_heads(analysis, selection)), "head")
-    seeing = " that see the whole context" if summary.outcome(analysis, selection).sliding else ""
-    told = (
+    seeing = " that see the whole context" if summary.head_counts(analysis, selection).sliding else ""
+    words = (
         f"In parentheses without the guard, where that differs. Heads within {percent(selection.tolerance, 3)} at any "
         "expansion point; an even order counts only where no row needed the guard. "
     )
     if analysis.model.causal:
-        kept = size(
+        cache = size(
             cost.kv_bytes(analysis.model.modules[0].head_dim, analysis.model.modules[0].value_dim, selection.context)
         )
-        told += (
-            f"Nominal bytes (state fp32, KV bf16); a KV head's cache takes {kept} at "
+        words += (
+            f"Nominal bytes (state fp32, KV bf16); a KV head's cache takes {cache} at "
             f"{counted(selection.context, 'token')}."
         )
     else:
-        told += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
+        words += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
     title = f"Error by order, in percent: the median of {heads}{seeing}"
-    return Section(title, (tables.error_by_order(analysis, selection), paragraph(told)))
+    return Section(title, (tables.error_by_order(analysis, selection), paragraph(words)))
 
 
 def _distance(analysis: Analysis, selection: Selection) -> Section:
@@ -173,7 +173,7 @@ def _distance(analysis: Analysis, selection: Selection) -> Section:
     heads = sum(need.measured.values()) + need.more
     parts = [f"order {order}: {number(count)}" for order, count in need.measured.items()]
     parts.append(f"more than {analysis.max_order}: {number(need.more)}")
-    told = f"Order needed as measured, of {counted(heads, 'head')}, whatever it costs: {', '.join(parts)}."
+    words = f"Order needed as measured, of {counted(heads, 'head')}, whatever it costs: {', '.join(parts)}."
     spread = f"Were scores normally distributed, the median head (score std {need.score_std:.2g}) would need"
     if need.predicted is None or need.predicted_bytes is None:
         predicted = f"{spread} an order beyond 400."
@@ -181,7 +181,7 @@ def _distance(analysis: Analysis, selection: Selection) -> Section:
         state = f", a state of {size(need.predicted_bytes)} per KV head" if analysis.model.causal else ""
         predicted = f"{spread} order {need.predicted}{state}."
     title = f"How far the heads are from {percent(selection.tolerance, 3)}, and what it would take"
-    return Section(title, (*blocks, paragraph(told, predicted)))
+    return Section(title, (*blocks, paragraph(words, predicted)))
 
 
 def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
@@ -189,14 +189,14 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
     if table is None or analysis.preview is None:
         return []
     first, preview = analysis.model.modules[0], analysis.preview
-    kept = cost.kv_bytes(first.head_dim, first.value_dim, preview.window + preview.sinks)
-    told = (
+    near_bytes = cost.kv_bytes(first.head_dim, first.value_dim, preview.window + preview.sinks)
+    words = (
         f"The last {preview.window} and the first {preview.sinks} keys keep the true exponential, which costs "
-        f"{size(kept)} per KV head beside the state. Measured on sequences of "
+        f"{size(near_bytes)} per KV head beside the state. Measured on sequences of "
         f"{counted(analysis.calibration.sequence_length, 'token')}: over longer ones they are a smaller share of the "
         "keys. Even orders count here whether or not a row needed the guard."
     )
-    return [Section("What a near field changes: the median head, expansion mean", (table, paragraph(told)))]
+    return [Section("What a near field changes: the median head, expansion mean", (table, paragraph(words)))]
 
 
 def _savings(analysis: Analysis, selection: Selection) -> Section:
@@ -207,25 +207,25 @@ def _savings(analysis: Analysis, selection: Selection) -> Section:
         exact, adapted = savings.attention_multiplications(analysis, selection)
         what, before, after = "Multiplications of attention", compact(exact, 3), compact(adapted, 3)
     if exact == adapted:
-        told = f"Nothing. {what}: {before} with every head exact, and as much with this config."
+        words = f"Nothing. {what}: {before} with every head exact, and as much with this config."
     else:
-        told = f"{what}: {before} with every head exact, {after} with this config."
-    return Section(f"What this config saves at {counted(selection.context, 'token')}", (paragraph(told),), "config")
+        words = f"{what}: {before} with every head exact, {after} with this config."
+    return Section(f"What this config saves at {counted(selection.context, 'token')}", (paragraph(words),), "config")
 
 
 def _verdict(
     analysis: Analysis, selection: Selection, directory: Path | None, evaluation: Evaluation | None
 ) -> Section:
     command, reason = verdict.next_command(analysis, selection, directory)
-    told = [f"Next, {reason}:"]
+    words = [f"Next, {reason}:"]
     if directory is not None:
         more = ", levers.csv" if selection.levers is not None else ""
-        told.insert(
+        words.insert(
             0, f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
         )
     blocks = (
         paragraph(" ".join(verdict.sentences(analysis, selection, evaluation)), style="strong"),
-        paragraph(*told),
+        paragraph(*words),
         Command(command),
     )
     return Section("Verdict", blocks, "verdict")

@@ -8,7 +8,7 @@ from pathlib import Path
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.kernels.spec import Exact
+from taylorder.kernels.spec import SINKS, Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
@@ -17,7 +17,7 @@ from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
 from taylorder.selection.settings import DEFAULTS, TIERS
 
-_ADVISED_WINDOW, _ADVISED_SINKS = 64, 4
+_ADVISED_WINDOW = 64
 
 
 def tier(tolerance: float) -> str:
@@ -51,7 +51,7 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
 
     ``evaluation`` is the short one that ends an analysis; without it the verdict says that no loss was measured.
     """
-    counts = summary.outcome(analysis, selection)
+    counts = summary.head_counts(analysis, selection)
     if not counts.open:
         return (
             f"Every layer attends to a sliding window, so the cache of all {counted(counts.heads, 'head')} has a "
@@ -103,7 +103,7 @@ def _within(chosen: LeverSummary) -> str:
     )
 
 
-def _error(analysis: Analysis, selection: Selection, counts: summary.Outcome, gain: str) -> list[str]:
+def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
     limit = percent(selection.tolerance, 3)
     where = f"at {counted(selection.context, 'token')}"
     near = _near_field(analysis, selection)
@@ -129,7 +129,7 @@ def _error(analysis: Analysis, selection: Selection, counts: summary.Outcome, ga
     return [*told, gain, *near]
 
 
-def _adapted(selection: Selection, counts: summary.Outcome, limit: str) -> str:
+def _adapted(selection: Selection, counts: summary.HeadCounts, limit: str) -> str:
     """Say who has an order; a config edited by hand may give one to a head that does not meet the tolerance."""
     choices = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     good = sum(choice.error is not None and choice.error <= selection.tolerance for choice in choices)
@@ -165,7 +165,7 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[str]:
     ]
 
 
-def _unbounded(analysis: Analysis, selection: Selection, counts: summary.Outcome, gain: str) -> list[str]:
+def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
     limit = percent(selection.tolerance, 3)
     chosen = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     errors = [choice.error for choice in chosen if choice.error is not None]
@@ -200,7 +200,7 @@ def _nearest(analysis: Analysis, selection: Selection) -> list[str]:
     ]
 
 
-def _gain(analysis: Analysis, selection: Selection, counts: summary.Outcome, evaluation: Evaluation | None) -> str:
+def _gain(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, evaluation: Evaluation | None) -> str:
     if not counts.adapted:
         return "So every head stays exact: this config changes nothing and saves nothing."
     measured = loss_of_config(evaluation)
@@ -237,7 +237,7 @@ def _too_dear(analysis: Analysis) -> str:
     return "even order 1 takes more multiplications than quadratic attention"
 
 
-def _orders(counts: summary.Outcome) -> str:
+def _orders(counts: summary.HeadCounts) -> str:
     return ", ".join(f"order {order}: {number(heads)}" for order, heads in counts.orders.items()) or "none"
 
 
@@ -249,7 +249,7 @@ def _verb(count: int, verb: str) -> str:
 
 def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
     """What to type next, and why: ``(command, reason)``."""
-    counts = summary.outcome(analysis, selection)
+    counts = summary.head_counts(analysis, selection)
     show = shlex.join(["taylorder", "show", str(directory or "taylorder-out")])
     if not counts.open:
         return show, "this report again, without measuring"
@@ -267,7 +267,7 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
         command = _analyze(analysis, selection, window=analysis.calibration.sequence_length // 4)
         return command, "the same with a near field that leaves most rows something to truncate"
     window = 4 * analysis.window or _ADVISED_WINDOW
-    sinks = analysis.sinks or _ADVISED_SINKS
+    sinks = analysis.sinks or SINKS
     if not counts.adapted and analysis.model.causal and window <= analysis.calibration.sequence_length // 2:
         command = _analyze(analysis, selection, window=window, sinks=sinks)
         return command, f"the same with the last {window} and the first {sinks} keys kept exact"

@@ -24,7 +24,7 @@ from taylorder.runs import run_files
 from taylorder.runs.document import SCHEMA, ReportDocument, as_document, choice_record
 from taylorder.runs.refusals import RunDirectoryError, damaged, incomplete, unwritable
 from taylorder.runs.run_files import FILES, LEVERS_FILE
-from taylorder.runs.tables import HEADS_COLUMNS, SPECTRAL_COLUMNS, read_rows, write_levers, write_rows
+from taylorder.runs.tables import read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.policies import POLICIES
 from taylorder.selection.run_levers import LeverRun
@@ -56,8 +56,8 @@ def write(
     try:
         with replacing_together(directory, run_files.ALL, beside=(FILES["page"],)) as made:
             selection.config.save(made / FILES["orders"])
-            write_rows(made / FILES["heads"], CandidateRow, HEADS_COLUMNS, analysis.candidates)
-            write_rows(made / FILES["spectral"], SpectralRow, SPECTRAL_COLUMNS, analysis.spectral)
+            write_rows(made / FILES["heads"], CandidateRow, analysis.candidates)
+            write_rows(made / FILES["spectral"], SpectralRow, analysis.spectral)
             if levers is not None:
                 write_levers(made / LEVERS_FILE, levers)
             (made / FILES["page"]).write_text(page, encoding="utf-8")
@@ -156,10 +156,10 @@ def _read_report(path: Path) -> ReportDocument:
         raise incomplete(path) from None
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from None
-    found = document.get("schema") if isinstance(document, dict) else None
-    if found != SCHEMA:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
         raise RunDirectoryError(
-            f"{path} has schema {brief(found)}, this version reads '{SCHEMA}'; run `taylorder analyze` again"
+            f"{path} has schema {brief(schema)}, this version reads '{SCHEMA}'; run `taylorder analyze` again"
         )
     try:
         return TypeAdapter(ReportDocument).validate_python(document)
@@ -170,7 +170,7 @@ def _read_report(path: Path) -> ReportDocument:
 def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report: ReportDocument) -> Selection:
     """Put the verdicts together again: choices from the config, candidates from the table."""
     made = {(head.module, head.head): head.choice for head in report.heads}
-    choices = {(layer.module, head): each for layer in config.layers for head, each in enumerate(layer.heads)}
+    choices = {(layer.module, head): choice for layer in config.layers for head, choice in enumerate(layer.heads)}
     if {(head.module, head.head) for head in report.heads} != set(choices):
         raise damaged(directory / FILES["report"], "its heads are not those of the model")
     for (module, number), choice in choices.items():

@@ -15,8 +15,8 @@ from taylorder.models.describe import describe
 from taylorder.selection.by_tolerance import Selection, select
 from taylorder.selection.candidates import LEVERS, Lever
 from taylorder.selection.run_levers import offer, run_levers
-from taylorder.selection.settings import DEFAULTS, parse_bytes
-from taylorder.selection.under_limit import Limit, Progress
+from taylorder.selection.settings import DEFAULTS, AnalyzeSettings, parse_bytes
+from taylorder.storage.progress import Progress
 
 
 def budget(
@@ -78,39 +78,35 @@ def budget(
         NonFiniteError: the model breaks down.
 
     """
-    limit_bytes = parse_bytes(size) if isinstance(size, str) else size
+    settings = AnalyzeSettings(
+        max_tokens=max_tokens,
+        sequence_length=min(DEFAULTS.sequence_length, max_tokens),
+        seed=seed,
+        context=context,
+        budget=parse_bytes(size) if isinstance(size, str) else size,
+        levers=levers,
+        lever_length=sequence_length,
+    )
     description = describe(model)
     if analysis is not None and analysis.model.fingerprint != description.fingerprint:
         raise UsageError(
             f"the analysis is of {analysis.model.name} ({analysis.model.fingerprint}), but the model is "
             f"{description.name} ({description.fingerprint}); measure this one, or leave the analysis out"
         )
-    limit = Limit(context or description.max_context, limit_bytes)
-    offer(description, levers, limit, None, sequence_length)  # refused now, not after minutes of measuring
+    offer(description, settings)  # refused now, not after minutes of measuring
     tokens = Tokens.of(tokenizer, text)
     if analysis is None:
         analysis = analyze(
-            model,
-            tokenizer,
-            description=description,
-            text=tokens,
-            max_tokens=max_tokens,
-            sequence_length=min(DEFAULTS.sequence_length, max_tokens),
-            seed=seed,
-            progress=progress,
+            model, tokenizer, description=description, text=tokens, progress=progress, **settings.measured()
         )
     run = run_levers(
         model,
         tokenizer,
         analysis.model,
-        limit=limit,
+        settings,
         text=tokens,
-        levers=levers,
         records=None if records is None else Path(records),
-        max_tokens=max_tokens,
-        sequence_length=sequence_length,
-        seed=seed,
         progress=progress,
     )
-    by_heads = select(analysis, tolerance=DEFAULTS.tolerance, context=limit.context)
+    by_heads = select(analysis, tolerance=settings.tolerance, context=run.summary.context)
     return by_heads.with_levers(run.chosen.config, run.summary)

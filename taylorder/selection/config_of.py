@@ -85,7 +85,7 @@ def config_of(
     config = config.with_key_centres(centres | {name: layer.prepared.centres for name, layer in measured.items()})
     ranked = {
         name: measured[name].prepared.rotations
-        for name in {name for (name, _), place in chosen.items() if table.candidates[place].spec.ranks is not None}
+        for name in {name for (name, _), index in chosen.items() if table.candidates[index].spec.ranks is not None}
     }
     return config.with_rotations({name: pair for name, pair in ranked.items() if pair is not None})
 

@@ -38,7 +38,7 @@ class Prepared:
 class LeverRow:
     """One candidate of one KV head, over all rows of all calibration sequences.
 
-    ``candidate`` is its place in the list of candidates. ``relative_l2`` is of the outputs of the whole group,
+    ``candidate`` is its index in the list of candidates. ``relative_l2`` is of the outputs of the whole group,
     ``gradient_error`` the mean over tokens of the squared first-order change of the sequence's summed loss, in nats
     squared, and ``guarded_share`` the share of rows (of the query head that has most) that needed the guard. For
     candidates with a polynomial, ``window_*`` are the errors where its state's bytes are given to the window instead.
@@ -59,11 +59,11 @@ Fitted = dict[int, tuple[tuple[float, ...], ...]]
 
 
 def group_specs(
-    candidates: Sequence[Candidate], fitted: Fitted, place: int, kv_head: int, group: int
+    candidates: Sequence[Candidate], fitted: Fitted, index: int, kv_head: int, group: int
 ) -> tuple[HeadSpec, ...]:
-    """One spec for every query head of a KV head that runs the candidate at that place."""
-    own = range(kv_head * group, (kv_head + 1) * group)
-    return tuple(candidates[place].head_spec(fitted[place][head] if place in fitted else None) for head in own)
+    """One spec for every query head of a KV head that runs the candidate of that index."""
+    heads = range(kv_head * group, (kv_head + 1) * group)
+    return tuple(candidates[index].head_spec(fitted[index][head] if index in fitted else None) for head in heads)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Runner:
         self.plain = observed.q.float(), k
         self.rotated = None
         if prepared.rotations is not None:
-            query, key = (each.to(k.device) for each in prepared.rotations)
+            query, key = (rotation.to(k.device) for rotation in prepared.rotations)
             self.rotated = observed.q.float() @ query.repeat_interleave(group, 0).mT, k @ key.mT
 
     def tensors(self, *, rotated: bool) -> tuple[Tensor, Tensor]:
@@ -182,11 +182,10 @@ def measure_levers(
     prepared = prepare(sequences, rotate=any(candidate.spec.ranks is not None for candidate in candidates))
     fitted = fit_coefficients(sequences, prepared, candidates, seed)
     T, G = sequences[0].q.shape[1], len(sequences[0].k)
-    # A candidate, and the window of the same bytes: what runs, and whose error it is.
-    places = [place for place, candidate in enumerate(candidates) if not isinstance(candidate.spec.far, Exact)]
-    targets = [(place, 0) for place in places]
-    beside = [(place, window) for place in places if (window := instead[place]) is not None]
-    targets += [(place, 1) for place, _ in beside]
+    inexact = [index for index, candidate in enumerate(candidates) if not isinstance(candidate.spec.far, Exact)]
+    windows = [(index, window) for index in inexact if (window := instead[index]) is not None]
+    # Errors are [candidate, KV head, 2]: of the candidate itself, and of the window that takes the same bytes.
+    belongs_to = [(index, 0) for index in inexact] + [(index, 1) for index, _ in windows]
     squared = torch.zeros(len(candidates), G, 2, dtype=torch.float64)
     weighted, guarded = torch.zeros_like(squared), torch.zeros(len(candidates), G, dtype=torch.float64)
     reference = torch.zeros(G, dtype=torch.float64)
@@ -194,15 +193,15 @@ def measure_levers(
         runner = Runner(observed, prepared)
         for kv_head in range(G):
             reference[kv_head] += runner.squared_output(kv_head)
-            runs = [group_specs(candidates, fitted, place, kv_head, runner.group) for place in places]
-            runs += [(window.spec,) * runner.group for _, window in beside]
-            for index, output, hits in runner.run(kv_head, runs):
-                place, turn = targets[index]
+            runs = [group_specs(candidates, fitted, index, kv_head, runner.group) for index in inexact]
+            runs += [(window.spec,) * runner.group for _, window in windows]
+            for run, output, hits in runner.run(kv_head, runs):
+                index, is_window = belongs_to[run]
                 first_order, change = runner.change(kv_head, output)
-                squared[place, kv_head, turn] += change
-                weighted[place, kv_head, turn] += float((first_order * (T - 1)).square().sum())
-                if not turn:
-                    guarded[place, kv_head] += max(hits, default=0)
+                squared[index, kv_head, is_window] += change
+                weighted[index, kv_head, is_window] += float((first_order * (T - 1)).square().sum())
+                if not is_window:
+                    guarded[index, kv_head] += max(hits, default=0)
     tokens = len(sequences) * T
     errors = relative(squared, reference[:, None])
     rows = []
@@ -219,25 +218,25 @@ def measure_levers(
 def fit_coefficients(
     sequences: Sequence[Observed], prepared: Prepared, candidates: Sequence[Candidate], seed: int
 ) -> Fitted:
-    """Fit the coefficients of every query head for the candidates that ask for it, by place in the list."""
-    wanted = {place: each.spec for place, each in enumerate(candidates) if each.fitted}
+    """Fit the coefficients of every query head for the candidates that ask for it, by index in the list."""
+    wanted = {index: candidate.spec for index, candidate in enumerate(candidates) if candidate.fitted}
     if not wanted:
         return {}
     H, T = sequences[0].q.shape[:2]
     group = H // len(sequences[0].k)
     generator = torch.Generator().manual_seed(seed)
-    parts: dict[int, list[list[Moments]]] = {place: [[] for _ in range(H)] for place in wanted}
+    sums: dict[int, list[list[Moments]]] = {index: [[] for _ in range(H)] for index in wanted}  # by query head
     for observed in sequences:
         runner = Runner(observed, prepared)
         rows = torch.randperm(T, generator=generator)[: min(FIT_ROWS, T)].sort().values
         for head in range(H):
             shared = {}
-            for place, spec in wanted.items():
+            for index, spec in wanted.items():
                 ranked = spec.ranks is not None
                 if ranked not in shared:
                     q, k = runner.tensors(rotated=ranked)
                     keys, values = k[head // group], observed.v[head // group]
                     scaled = q[head, rows].double() * observed.scaling
                     shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows)
-                parts[place][head].append(moments(shared[ranked], spec))
-    return {place: tuple(map(fit, heads)) for place, heads in parts.items()}
+                sums[index][head].append(moments(shared[ranked], spec))
+    return {index: tuple(map(fit, heads)) for index, heads in sums.items()}

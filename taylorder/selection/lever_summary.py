@@ -87,37 +87,38 @@ def summarise(
     table: LeverTable, chosen: Chosen, *, levers: tuple[str, ...], sequences: tuple[int, int]
 ) -> LeverSummary:
     """Summarise a choice; ``sequences`` is their number and length."""
-    rows, names = table.rows(), table.kv_heads
+    kv_heads = table.kv_heads
+    rows = list(zip(kv_heads, table.rows(), strict=True))  # of all candidates, by KV head
     sizes = table_bytes(table, chosen.limit.context)
     beside = []
-    for place, candidate in enumerate(table.candidates):
-        own = [(name, each[place]) for name, each in zip(names, rows, strict=True)]
-        windows = [row.window_relative_l2 for _, row in own if row.window_relative_l2 is not None]
+    for index, candidate in enumerate(table.candidates):
+        of_candidate = [(kv_head, of_head[index]) for kv_head, of_head in rows]
+        windows = [row.window_relative_l2 for _, row in of_candidate if row.window_relative_l2 is not None]
         far = candidate.spec.far
-        if not isinstance(far, Taylor) or len(windows) < len(own):
+        if not isinstance(far, Taylor) or len(windows) < len(of_candidate):
             continue
         better = tuple(
-            name
-            for name, row in own
+            kv_head
+            for kv_head, row in of_candidate
             if eligible(candidate, row) and row.gradient_error < (row.window_gradient_error or 0.0)
         )
-        error = statistics.median(row.relative_l2 for _, row in own)
+        error = statistics.median(row.relative_l2 for _, row in of_candidate)
         beside.append(
-            BesideWindow(candidate.label(), far.order, sizes[0][place], error, statistics.median(windows), better)
+            BesideWindow(candidate.label(), far.order, sizes[0][index], error, statistics.median(windows), better)
         )
     counts = Counter(chosen.choice)
-    polynomial = [
-        (name, each[place])
-        for name, each, place in zip(names, rows, chosen.choice, strict=True)
-        if each[place].window_gradient_error is not None
-    ]
-    serves = {name: row.gradient_error < (row.window_gradient_error or 0.0) for name, row in polynomial}
+    taken = {kv_head: of_head[index] for (kv_head, of_head), index in zip(rows, chosen.choice, strict=True)}
+    serves = {
+        kv_head: row.gradient_error < row.window_gradient_error
+        for kv_head, row in taken.items()
+        if row.window_gradient_error is not None
+    }
     limit = chosen.limit
     return LeverSummary(
         levers=levers,
         sequences=sequences[0],
         sequence_length=sequences[1],
-        kv_heads=len(names),
+        kv_heads=len(kv_heads),
         criterion=chosen.criterion,
         budget=limit.budget,
         tolerance=limit.tolerance,
@@ -127,9 +128,9 @@ def summarise(
         objective=chosen.objective,
         bound=chosen.bound,
         gap=chosen.gap,
-        rounds=tuple(MeasuredRound(each.kl, each.promised, each.price, each.among) for each in chosen.rounds),
-        chosen=tuple((table.candidates[place].label(), counts[place]) for place in sorted(counts)),
-        chosen_better=tuple(name for name, better in serves.items() if better),
-        chosen_worse=tuple(name for name, better in serves.items() if not better),
+        rounds=tuple(MeasuredRound(config.kl, config.promised, config.price, config.among) for config in chosen.rounds),
+        chosen=tuple((table.candidates[index].label(), counts[index]) for index in sorted(counts)),
+        chosen_better=tuple(kv_head for kv_head, better in serves.items() if better),
+        chosen_worse=tuple(kv_head for kv_head, better in serves.items() if not better),
         beside_window=tuple(beside),
     )

@@ -15,9 +15,8 @@ from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.lever_errors import LayerLevers, LeverRow, Prepared, measure_levers
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,7 @@ def eligible(row: CandidateRow) -> bool:
 def by_error(layer: Layer) -> list[Pick]:
     """The smallest affordable order whose measured error meets the tolerance, where all heads of a group have one."""
     picks: list[Pick] = []
-    group = layer.module.group
-    for start in range(0, layer.module.heads, group):
-        heads = layer.rows[start : start + group]
+    for heads in layer.module.groups(layer.rows):
         together: list[list[CandidateRow]] = []
         for family in _FAMILIES:
             smallest = [_smallest(rows, family, layer) for rows in heads]

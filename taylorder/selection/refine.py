@@ -30,6 +30,7 @@ from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.knapsack import allocate
 from taylorder.selection.lever_errors import LayerLevers, Runner, group_specs
 from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 REACH = 2.0
@@ -104,7 +105,7 @@ def refine(
     rounds: int = ROUNDS,
     name: str,
     records: Records,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[Round, ...]:
     """Improve a choice that fits the budget, and return the rounds in order.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,14 +18,19 @@ from taylorder.errors import UsageError
 from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table
-from taylorder.selection.candidates import LEVERS, Candidate, Lever, candidates
-from taylorder.selection.config_of import candidate_bytes, window_instead
+from taylorder.selection.candidates import LEVERS, Candidate, candidates
+from taylorder.selection.config_of import candidate_bytes, table_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
-from taylorder.selection.settings import DEFAULTS, LONGEST_LEVER_SEQUENCE
-from taylorder.selection.under_limit import Chosen, Limit, Progress, choose
+from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
+from taylorder.selection.under_limit import Chosen, choose
+from taylorder.storage.frames import frame
+from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,36 @@ class LeverRun:
         """One line; ``summary`` has the figures."""
         return f"<LeverRun: {self.table!r}, {self.chosen.nominal_bytes:,} bytes per KV head>"
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One per KV head and candidate, as in ``levers.csv``; ``chosen`` is 1 for what the config runs."""
+        sizes = table_bytes(self.table, self.chosen.limit.context)
+        for rows, by_candidate, taken in zip(self.table.rows(), sizes, self.chosen.choice, strict=True):
+            for row, size in zip(rows, by_candidate, strict=True):
+                figures = asdict(row)
+                place = figures.pop("candidate")
+                yield {
+                    "module": figures.pop("module"),
+                    "kv_head": figures.pop("kv_head"),
+                    **self.table.candidates[place].columns(),
+                    "nominal_bytes": size,
+                    **figures,
+                    "chosen": int(place == taken),
+                }
+
+    def to_frame(self) -> DataFrame:
+        """The same as a table."""
+        return frame(self.records())
+
 
 def run_levers(
     model: Any,
     tokenizer: Any,
     description: ModelDescription,
+    settings: AnalyzeSettings,
     *,
-    limit: Limit,
     text: Text | Tokens | str | None = None,
-    levers: Collection[Lever] = LEVERS,
     records: Path | None = None,
     fresh: bool = False,
-    near: tuple[int, int] | None = None,
-    max_tokens: int = DEFAULTS.max_tokens,
-    sequence_length: int | None = DEFAULTS.lever_length,
-    seed: int = DEFAULTS.seed,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> LeverRun:
@@ -64,16 +84,12 @@ def run_levers(
         model: a causal transformers model with a language-model head.
         tokenizer: its tokenizer.
         description: what ``describe`` says of it.
-        limit: bytes or error.
+        settings: levers, limit, tokens and seed. Without a near field asked for, that of KV heads whose window is not
+            to be chosen is a 64th of the sequence, and 4 sinks; sequences are as long as the context, 4,096 at most.
         text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
-        levers: what may differ between KV heads; default all.
         records: directory of finished pieces; those measured under other settings are forgotten. Without one, a run
             that is interrupted has to begin anew.
         fresh: forget them in any case.
-        near: window and sinks where they are not to be chosen; default a 64th of the sequence, and 4.
-        max_tokens: tokens used of the text, at least one sequence.
-        sequence_length: default the context of the limit, 4,096 at most.
-        seed: of the rows that coefficients are fitted to.
         progress: called with a stage, what is done of it, and its size.
         say: called with what was found in ``records``.
 
@@ -83,11 +99,12 @@ def run_levers(
         NonFiniteError: the model breaks down.
 
     """
-    offered, length = offer(description, levers, limit, near, sequence_length)
+    offered, length = offer(description, settings)
+    limit, seed = settings.limit(description), settings.seed
     tokens = Tokens.of(tokenizer, text)
     report = progress or (lambda stage, done, total: None)
-    sequences = tokens.first(length, max(length, max_tokens))
-    settings = {
+    sequences = tokens.first(length, max(length, settings.max_tokens))
+    measured_under = {
         "model": description.fingerprint,
         "dtype": description.dtype,
         "text": tokens.text.sha256,
@@ -98,7 +115,7 @@ def run_levers(
         "software": software_versions(),
     }
     with _directory(records) as directory:
-        pieces = Records(Path(directory), settings, fresh=fresh)
+        pieces = Records(Path(directory), measured_under, fresh=fresh)
         if (found := _found(pieces, description, limit)) is not None:
             say(found)
         table = lever_table.measure(
@@ -114,18 +131,12 @@ def run_levers(
             calibration=_calibration(description, tokens, sequences, seed),
             name=f"context-{limit.context}",
         )
-    used = tuple(lever for lever in LEVERS if lever in levers)
+    used = tuple(lever for lever in LEVERS if settings.levers is None or lever in settings.levers)
     return LeverRun(table, chosen, summarise(table, chosen, levers=used, sequences=(len(sequences), length)))
 
 
-def offer(
-    description: ModelDescription,
-    levers: Collection[Lever],
-    limit: Limit,
-    near: tuple[int, int] | None,
-    sequence_length: int | None,
-) -> tuple[tuple[Candidate, ...], int]:
-    """What every KV head may run, and the tokens of a calibration sequence; arguments as in :func:`run_levers`.
+def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tuple[Candidate, ...], int]:
+    """What every KV head may run, and the tokens of a calibration sequence.
 
     Raises:
         UnsupportedModelError: the model has no cache that could be exchanged.
@@ -133,9 +144,10 @@ def offer(
 
     """
     lever_table.refuse_unsupported(description)
-    length = min(sequence_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
-    first = description.modules[0]
-    offered = candidates(levers, first.head_dim, length, near or (length // 64, SINKS))
+    limit, first = settings.limit(description), description.modules[0]
+    length = min(settings.lever_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
+    levers = LEVERS if settings.levers is None else settings.levers
+    offered = candidates(levers, first.head_dim, length, settings.near or (length // 64, SINKS))
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
         offered = tuple(each for each in offered if each.spec.near.tokens <= (1 - LEAST_FAR_SHARE) * length)

@@ -33,6 +33,19 @@ LONGEST_LEVER_SEQUENCE = 4096
 """Tokens of a sequence for levers unless asked for otherwise: a backward pass at the longest context takes long."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a choice has to keep to: bytes or error, whichever is not None.
+
+    ``budget`` is the average nominal bytes per KV head at ``context`` tokens; ``tolerance`` the largest root mean
+    square of the KV heads' relative L2 errors.
+    """
+
+    context: int
+    budget: int | None = None
+    tolerance: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalyzeSettings(MeasureSettings):
     """How a model is measured and by what its config is chosen; the defaults stand here and in the parent alone.
@@ -55,9 +68,14 @@ class AnalyzeSettings(MeasureSettings):
         """Whether KV heads may run different things, instead of heads different orders alone."""
         return self.budget is not None or self.levers is not None
 
+    def limit(self, model: ModelDescription) -> Limit:
+        """What levers have to keep to."""
+        tolerance = self.tolerance if self.budget is None else None
+        return Limit(self.context or model.max_context, self.budget, tolerance)
+
     @property
     def near(self) -> tuple[int, int] | None:
-        """Window and sinks, None where none were asked for."""
+        """Window and sinks where none are to be chosen, None where none were asked for."""
         return (self.window, self.sinks) if self.window or self.sinks else None
 
     def measured(self) -> dict[str, Any]:

@@ -18,25 +18,12 @@ from taylorder.selection.criteria import RELATIVE_L2, Criterion, eligible, optio
 from taylorder.selection.knapsack import Allocation, allocate, allocate_within
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.refine import MORE_ROUNDS, Round, best_of, refine
+from taylorder.selection.settings import Limit
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
-
-Progress = Callable[[str, int, int], None]
 
 ITERATIVE = "iterative"
 """Name of the scheme that ships: the least loss on unseen text in benchmarks/policies.py (docs/choosing.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What a choice has to keep to: bytes or error, whichever is not None.
-
-    ``budget`` is the average nominal bytes per KV head at ``context`` tokens; ``tolerance`` the largest root mean
-    square of the KV heads' relative L2 errors.
-    """
-
-    context: int
-    budget: int | None = None
-    tolerance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ _SHOWN = 80
 """Characters of a value or a name that a sentence can bear."""
 
 
-def read_json(path: Path, *, finite: bool = True) -> Any:
-    """Read a file as :func:`parse_json` does.
+def read_json(path: Path, *, finite: bool = True, largest: int = LARGEST) -> Any:
+    """Read a file of at most ``largest`` bytes as :func:`parse_json` does.
 
     Raises:
         OSError: it cannot be read; FileNotFoundError if it is not there.
@@ -30,9 +30,9 @@ def read_json(path: Path, *, finite: bool = True) -> Any:
 
     """
     with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST:,} bytes")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it has more than {largest:,} bytes")
     return parse_json(content.decode("utf-8-sig"), finite=finite)  # editors put a byte order mark in front
 
 

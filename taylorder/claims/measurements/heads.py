@@ -16,11 +16,12 @@ from torch import Tensor
 
 from taylorder.analysis.capture import run_layers
 from taylorder.analysis.text import calibration_text, query_rows
-from taylorder.analysis.truncation import Block, LayerTensors, blocks, key_centres
-from taylorder.claims.measurement import Measurement, Progress, Subject
+from taylorder.analysis.truncation import LayerTensors, ScoreBlock, blocks, key_centres
+from taylorder.claims.measurement import Measurement, Subject
 from taylorder.claims.rounding import PRECISIONS, rounded
 from taylorder.claims.weights import degrees, exact_weights, truncated_weights
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 ORDERS = (2, 3, 4, 5, 6, 8)
@@ -156,7 +157,7 @@ def _measure(layer: LayerTensors, rows_of_sequences: Sequence[Tensor]) -> HeadSu
     return HeadSums(**{field.name: totals[field.name].tolist() for field in fields(HeadSums)})
 
 
-def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
+def _sums(block: ScoreBlock, approximate: Sequence[ScoreBlock]) -> dict[str, Tensor]:
     """What one block of rows adds to every field of :class:`HeadSums`, the head last."""
     weights = exact_weights(block)
     exact = block.weigh(weights)[..., :-1]
@@ -208,7 +209,7 @@ def _sums(block: Block, approximate: Sequence[Block]) -> dict[str, Tensor]:
     return sums
 
 
-def _best(block: Block) -> Tensor:
+def _best(block: ScoreBlock) -> Tensor:
     """Largest score of each row ``[H, R, 1]``."""
     return block.scores.masked_fill(~block.allowed, -math.inf).amax(-1, keepdim=True)
 

@@ -16,9 +16,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from taylorder.claims.measurement import Progress
 from taylorder.claims.rounding import PRECISIONS, Precision, rounded
 from taylorder.claims.weights import series
+from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 

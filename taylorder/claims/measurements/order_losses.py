@@ -13,10 +13,11 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, language_model_head
 from taylorder.analysis.tokens import tokenise
-from taylorder.claims.measurement import Measurement, Progress, Subject
+from taylorder.claims.measurement import Measurement, Subject
 from taylorder.evaluation.comparison import losses_of_states
 from taylorder.evaluation.evaluation_text import evaluation_text
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 ORDERS = (1, 2, 3, 4, 5, 7)

@@ -12,8 +12,9 @@ from torch import Tensor
 from taylorder.analysis.capture import run_layers
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.truncation import LayerTensors, blocks, key_centres
-from taylorder.claims.measurement import Measurement, Progress, Subject
+from taylorder.claims.measurement import Measurement, Subject
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import PreparedConfig, prepare
-from taylorder.claims.measurement import Measurement, Progress, Subject
+from taylorder.claims.measurement import Measurement, Subject
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 EXACT = "exact"

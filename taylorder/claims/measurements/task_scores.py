@@ -10,13 +10,14 @@ from pydantic import TypeAdapter
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import prepare
-from taylorder.claims.measurement import Measurement, Progress, Subject
+from taylorder.claims.measurement import Measurement, Subject
 from taylorder.errors import NonFiniteError, UsageError
 from taylorder.evaluation.rivals import bytes_per_kv_head, per_layer
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, TaskRow, run_tasks, summarise
 from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.description import ModelDescription
+from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 

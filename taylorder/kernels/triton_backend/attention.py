@@ -16,12 +16,12 @@ from torch import Tensor
 from ..exact import attend_exact_part
 from ..spec import GUARD, Exact, HeadSpec, grouped
 from ..state import ExactPart, Part, State, StateShape
-from ..token_buffer import Recent, selection
+from ..token_buffer import TokenBuffer, selection
 from . import plan as work
 from .far_sums import FarSums
 from .fold import fold
 from .head_tables import by_level, level_means, state_coefficients
-from .kv_head_states import TritonPart
+from .kv_head_states import KvHeadStates
 from .launch import launch, machine, triton_type
 from .plan import Plan, Rows
 from .settings import (
@@ -48,9 +48,9 @@ def new_state(heads: Sequence[HeadSpec], k: Tensor, v: Tensor) -> State:
     truncated = [g for g in range(len(groups)) if g not in exact]
     parts: list[Part] = []
     if truncated:
-        parts.append(TritonPart(truncated, [groups[g] for g in truncated], k, v))
+        parts.append(KvHeadStates(truncated, [groups[g] for g in truncated], k, v))
     if exact:
-        parts.append(ExactPart(exact, Recent(k, v, len(exact))))
+        parts.append(ExactPart(exact, TokenBuffer(k, v, len(exact))))
     return State(heads, "triton", parts, StateShape.of(k, v))
 
 
@@ -69,7 +69,7 @@ def run(
     for part in state.parts:
         if isinstance(part, ExactPart):
             attend_exact_part(part, q, k, v, output, scaling=scaling, causal=causal, valid=valid)
-        elif isinstance(part, TritonPart):
+        elif isinstance(part, KvHeadStates):
             _Call(part, q, k, v, output, state.guarded, scaling, causal, valid).run()
 
 
@@ -78,7 +78,7 @@ class _Call:
 
     def __init__(
         self,
-        part: TritonPart,
+        part: KvHeadStates,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -118,7 +118,7 @@ class _Call:
             self.part.pending.shrink(self.part.settled)
 
     def _append(self, start: int, stop: int) -> Optional[Tensor]:
-        """Take tokens in; return the rank of the last valid token of each row, see ``TritonPart.take_sinks``."""
+        """Take tokens in; return the rank of the last valid token of each row, see ``KvHeadStates.take_sinks``."""
         rows = slice(start, stop)
         k, v = self.k[:, :, rows], self.v[:, :, rows]
         keep, ranks = self.part.take_sinks(k, v, None if self.valid is None else self.valid[:, rows])
@@ -235,8 +235,8 @@ class _Call:
             # While tokens come one by one the plan stays the same for many of them.
             far_tokens.append(-(-far // work.PIECE_TOKENS) * work.PIECE_TOKENS if rows.stacked else far)
         started = tuple(row is not None for row in part.state_rows)
-        books = tuple(part.books.values())
-        return work.plan(part.tables, books, self.q.shape[0], rows, started, tuple(far_tokens), self.causal)
+        layouts = tuple(part.layouts.values())
+        return work.plan(part.tables, layouts, self.q.shape[0], rows, started, tuple(far_tokens), self.causal)
 
     def _extents(self) -> Tensor:
         """First row, number and window of the pending tokens of every sequence and KV head: int64 ``[N, 3]``."""
@@ -262,7 +262,7 @@ class _Call:
         constant = state_coefficients(tables, (CONSTANT,), means, self.scaling)
         coefficients = rows.pack(constant).flatten(0, 1)
         for layout, todo_state in todo.states.items():
-            own = part.books[layout]
+            own = part.layouts[layout]
             coefficients = rows.pack(state_coefficients(tables, own.slots, means, self.scaling)).flatten(0, 1)
             launch(
                 "read_state",

@@ -9,9 +9,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .kv_head_states import TritonPart
+from .kv_head_states import KvHeadStates
 from .launch import launch, triton_type
-from .layout_tables import Book, Kind
+from .layout_tables import Kind, LayoutTables
 from .settings import Precision, fold_settings, power_of_two
 
 FOLD_TOKENS = 4096
@@ -21,7 +21,7 @@ STEP = 64
 """What the number of columns of those matrices is a multiple of: no setting takes more tokens per step."""
 
 
-def fold(part: TritonPart, precision: Precision) -> None:
+def fold(part: KvHeadStates, precision: Precision) -> None:
     """Fold, of every KV head, what is far and worth it; forget it where there is no far field."""
     counts = part.foldable()
     tables = part.tables
@@ -35,7 +35,7 @@ def fold(part: TritonPart, precision: Precision) -> None:
         counts = [count - done for count, done in zip(counts, now)]
 
 
-def _fold_some(part: TritonPart, kv_heads: list[int], counts: list[int], precision: Precision) -> None:
+def _fold_some(part: KvHeadStates, kv_heads: list[int], counts: list[int], precision: Precision) -> None:
     """Fold the first ``counts`` pending tokens of those KV heads."""
     pending, tables, device = part.pending, part.tables, part.seen.device
     width = -(-max(counts) // STEP) * STEP
@@ -56,16 +56,16 @@ def _fold_some(part: TritonPart, kv_heads: list[int], counts: list[int], precisi
     part.folded_counts[:, kv_heads] += keep.sum(2)
     coordinates = torch.cat([keep[..., None].float(), keys], -1).transpose(2, 3).to(precision.storage).contiguous()
     tokens = torch.tensor(counts).repeat(B).to(device)
-    for layout, book in part.books.items():
+    for layout, of_layout in part.layouts.items():
         kinds = tuple(tables.kinds[g] if tables.layouts[g] == layout else None for g in kv_heads)
-        items = _items(book, kinds, B)
+        items = _items(of_layout, kinds, B)
         constants = {
             "HEAD_DIM": keys.shape[-1],
             "VALUE_DIM": values.shape[-1],
             "VALUE_BLOCK": power_of_two(values.shape[-1]),
             "T": layout.tile,
-            "BASE": book.base_factors,
-            "PREFIX": book.prefix_factors,
+            "BASE": of_layout.base_factors,
+            "PREFIX": of_layout.prefix_factors,
             "DOT": triton_type(precision.triton),
             "PRECISION": precision.inputs,
         }
@@ -82,10 +82,10 @@ def _fold_some(part: TritonPart, kv_heads: list[int], counts: list[int], precisi
                 "state_rows": part.state_origins(layout).view(B, -1)[:, kv_heads].flatten(),
                 "tokens": tokens,
                 "items": items,
-                "factors": book.factors,
-                "prefixes": book.prefixes,
-                "tile_groups": book.tile_groups,
-                "multiplicity": book.multiplicity,
+                "factors": of_layout.factors,
+                "prefixes": of_layout.prefixes,
+                "tile_groups": of_layout.tile_groups,
+                "multiplicity": of_layout.multiplicity,
                 "ld": width,
             },
             constants,
@@ -94,13 +94,13 @@ def _fold_some(part: TritonPart, kv_heads: list[int], counts: list[int], precisi
 
 
 @lru_cache(maxsize=64)
-def _items(book: Book, kinds: Sequence[Optional[Kind]], batch: int) -> Tensor:
-    """Work list of ``fold_tokens``: int32 ``[programs, 2]``, every tile of every KV head whose kind is in the book."""
+def _items(of_layout: LayoutTables, kinds: Sequence[Optional[Kind]], batch: int) -> Tensor:
+    """Work list of ``fold_tokens``: int32 ``[programs, 2]``, every tile of every KV head of a kind in the tables."""
     items = [
-        (b * len(kinds) + index, book.first_tile(kind) + tile)
+        (b * len(kinds) + index, of_layout.first_tile(kind) + tile)
         for b in range(batch)
         for index, kind in enumerate(kinds)
         if kind is not None
-        for tile in range(book.tiles(kind))
+        for tile in range(of_layout.tiles(kind))
     ]
-    return torch.tensor(items, dtype=torch.int32).view(-1, 2).to(book.multiplicity.device)
+    return torch.tensor(items, dtype=torch.int32).view(-1, 2).to(of_layout.multiplicity.device)

@@ -9,22 +9,17 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .. import fold_rule
 from ..spec import HeadSpec
 from ..state import check_names
 from .far_sums import FarSums
 from .head_tables import HeadTables, head_tables
-from .layout_tables import Book, Kind, book
+from .layout_tables import Kind, LayoutTables, layout_tables
 from .pending import PendingTokens
 from .tiles import Layout
 
-FOLD_BLOCK = 64
-"""Fewest tokens folded at a time once a KV head has a state: a decode step folds nothing 63 times out of 64."""
 
-RAW_SHARE = 0.8
-"""Tokens are kept as they are until they hold this share of the numbers of the state they would become."""
-
-
-class TritonPart:
+class KvHeadStates:
     """All truncated KV heads of a call, whatever their orders, ranks and near fields.
 
     Features of the KV heads that have folded tokens lie in one tensor, one head's tiles behind another's.
@@ -69,19 +64,19 @@ class TritonPart:
         return head_tables(self.specs, self.pending.keys.shape[-1], self.seen.device)
 
     @cached_property
-    def books(self) -> dict[Layout, Book]:
+    def layouts(self) -> dict[Layout, LayoutTables]:
         """Tables of every layout there is."""
         kinds: dict[Layout, list[Kind]] = {}
         for layout, kind in zip(self.tables.layouts, self.tables.kinds):
             if layout is not None and kind not in kinds.setdefault(layout, []):
                 kinds[layout].append(kind)
         d = self.pending.keys.shape[-1]
-        return {layout: book(layout, d, tuple(own), self.seen.device) for layout, own in kinds.items()}
+        return {layout: layout_tables(layout, d, tuple(own), self.seen.device) for layout, own in kinds.items()}
 
     def rows_needed(self, kv_head: int) -> int:
         """Rows of a KV head's features."""
         layout = self.tables.layouts[kv_head]
-        return 0 if layout is None else self.books[layout].tiles(self.tables.kinds[kv_head]) * layout.tile
+        return 0 if layout is None else self.layouts[layout].tiles(self.tables.kinds[kv_head]) * layout.tile
 
     @property
     def settled(self) -> list[bool]:
@@ -89,11 +84,13 @@ class TritonPart:
         return [drop or row is not None for drop, row in zip(self.tables.drops, self.state_rows)]
 
     def state_origins(self, layout: Layout) -> Tensor:
-        """Row where tile 0 of the layout's book would lie, per sequence and KV head: int64 ``[B * G]``."""
-        book, own = self.books[layout], []
+        """Row where tile 0 of the layout's tables would lie, per sequence and KV head: int64 ``[B * G]``."""
+        of_layout, own = self.layouts[layout], []
         for g, row in enumerate(self.state_rows):
             mine = row is not None and self.tables.layouts[g] == layout
-            own.append(row - book.first_tile(self.tables.kinds[g]) * layout.tile if mine and row is not None else 0)
+            own.append(
+                row - of_layout.first_tile(self.tables.kinds[g]) * layout.tile if mine and row is not None else 0
+            )
         B, rows, _ = self.features.shape
         return (torch.arange(B)[:, None] * rows + torch.tensor(own)).flatten().to(self.features.device)
 
@@ -106,9 +103,9 @@ class TritonPart:
         counts = []
         for g, length in enumerate(self.pending.lengths):
             far = length - self.tables.windows[g]
-            worth = FOLD_BLOCK
+            worth = fold_rule.BLOCK
             if not self.settled[g]:
-                worth = max(FOLD_BLOCK, int(RAW_SHARE * self.rows_needed(g) * (d_v + 1) / (d + d_v)))
+                worth = fold_rule.worth_a_state(self.rows_needed(g), d, d_v)
             counts.append(far if far >= worth else 0)
         return counts
 
@@ -146,11 +143,11 @@ class TritonPart:
         remains = known[:, None] & (rank[:, None] > self.tables.sink_counts[None, :, None])
         return remains, rank.int()
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> TritonPart:
+    def map(self, change: Callable[[Tensor], Tensor]) -> KvHeadStates:
         """Return a copy with ``change``, which keeps the order of dimensions, applied to every tensor."""
-        copy = TritonPart.__new__(TritonPart)
+        copy = KvHeadStates.__new__(KvHeadStates)
         copy.__dict__.update(self.__dict__)
-        for name in ("tables", "books"):
+        for name in ("tables", "layouts"):
             copy.__dict__.pop(name, None)  # looked up again: the copy may be on another device
         copy.pending, copy.far = self.pending.map(change), self.far.map(change)
         for name, value in self.own_tensors().items():

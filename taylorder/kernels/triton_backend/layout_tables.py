@@ -23,7 +23,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Run:
-    """Tiles ``first … first + count - 1`` of a group, in the numbering of the book."""
+    """Tiles ``first … first + count - 1`` of a group, in the numbering of the tables."""
 
     degree: int
     group: int
@@ -32,7 +32,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Book:
+class LayoutTables:
     """Tables of one layout, the kinds one after another.
 
     Attributes:
@@ -76,7 +76,7 @@ class Book:
 
 
 @lru_cache(maxsize=32)
-def book(layout: Layout, head_dim: int, kinds: Sequence[Kind], device: torch.device) -> Book:
+def layout_tables(layout: Layout, head_dim: int, kinds: Sequence[Kind], device: torch.device) -> LayoutTables:
     """Lay the tables of all kinds out one after another."""
     order = max(kind.order for kind in kinds)
     width, prefix_width = layout.base_factors(order), layout.prefix_factors(order)
@@ -100,7 +100,7 @@ def book(layout: Layout, head_dim: int, kinds: Sequence[Kind], device: torch.dev
         runs.append(tuple(kind_runs))
         first_tiles.append(len(prefixes))
     multiplicity = [group.multiplicity.flatten() for own in every for group in own]
-    return Book(
+    return LayoutTables(
         layout,
         tuple(kinds),
         tuple(slots),

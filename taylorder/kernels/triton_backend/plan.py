@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .head_tables import HeadTables
-from .layout_tables import Book, Run
+from .layout_tables import LayoutTables, Run
 from .tiles import Layout
 
 PROGRAMS = 264
@@ -132,7 +132,7 @@ class _Piece:
 @lru_cache(maxsize=256)
 def plan(
     tables: HeadTables,
-    books: tuple[Book, ...],
+    layouts: tuple[LayoutTables, ...],
     batch: int,
     rows: Rows,
     started: tuple[bool, ...],
@@ -143,7 +143,7 @@ def plan(
 
     Args:
         tables: of the heads.
-        books: one per layout.
+        layouts: one per layout.
         batch: sequences.
         rows: how query rows are numbered.
         started: KV heads that have a state.
@@ -154,27 +154,27 @@ def plan(
     G = tables.kv_heads
     blocks: list[tuple[int, int, int]] = []
     own_runs: list[tuple[Run, ...]] = []
-    layouts: list[int] = []
+    layout_indices: list[int] = []
     for n in range(batch * G):
         g = n % G
         for first, order in rows.blocks(tables.orders[g]):
-            index = next((i for i, b in enumerate(books) if b.layout == tables.layouts[g]), -1)
+            index = next((i for i, b in enumerate(layouts) if b.layout == tables.layouts[g]), -1)
             has_state = started[g] and index >= 0
             later = rows.tokens_after(first) if causal else 0
             blocks.append((n, first, max(0, far_tokens[g] - later)))
-            own_runs.append(books[index].runs_of(tables.kinds[g], order) if has_state else ())
-            layouts.append(index)
+            own_runs.append(layouts[index].runs_of(tables.kinds[g], order) if has_state else ())
+            layout_indices.append(index)
     tile_share = max(PIECE_TILES, -(-sum(run.count for own in own_runs for run in own) // PROGRAMS))
     token_total = sum(far for _, _, far in blocks)
     share = max(PIECE_TOKENS, -(-token_total // PROGRAMS // PIECE_TOKENS) * PIECE_TOKENS)
-    states: list[list[_Piece]] = [[] for _ in books]
+    states: list[list[_Piece]] = [[] for _ in layouts]
     numbers: dict[_Piece, int] = {}
     pending, quotients, pieces = [], [], 0
     for block, (n, first, far) in enumerate(blocks):
         before = pieces
         for runs in _stretches(own_runs[block], tile_share):
             piece = _Piece(block, runs)
-            states[layouts[block]].append(piece)
+            states[layout_indices[block]].append(piece)
             numbers[piece] = pieces
             pieces += 1
         for begin in range(0, far, share):
@@ -183,10 +183,10 @@ def plan(
         quotients.append((n, first, before, pieces - before))
     device = tables.sink_counts.device
     work = {}
-    for book, own in zip(books, states):
+    for of_layout, own in zip(layouts, states):
         if own:
             longest_first = sorted(own, key=lambda piece: -piece.cost)
-            work[book.layout] = _state_work(longest_first, blocks, numbers, device)
+            work[of_layout.layout] = _state_work(longest_first, blocks, numbers, device)
     return Plan(work, _integers(pending, 4, device), _integers(quotients, 4, device), pieces, share)
 
 

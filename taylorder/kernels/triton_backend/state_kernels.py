@@ -1,4 +1,4 @@
-"""Triton kernels between tokens and states: fold keys in, read queries out. Layouts and tables: ``tiles``, ``book``.
+"""Triton kernels between tokens and states: fold keys in, read queries out. Layouts: ``tiles``, ``layout_tables``.
 
 Names: N pairs of sequence and KV head, T features per tile, d head dim, d_v value dim. A matrix of coordinates holds
 ones in row 0 and the coordinates below, tokens along the columns, so that a feature is a product of rows. Offsets are
@@ -15,7 +15,7 @@ def fold_tokens(
     values,  # [N, ld, d_v]
     features,  # float32 [*, d_v], added to
     sums,  # float32 [*], added to
-    state_rows,  # int64 [N], row of features where tile 0 of the book would lie
+    state_rows,  # int64 [N], row of features where tile 0 of the layout's tables would lie
     tokens,  # int64 [N], columns in use
     items,  # int32 [programs, 2]: n, tile
     factors,  # int32 [groups, BASE + 1, T]
@@ -78,7 +78,7 @@ def read_state(
     coefficients,  # float32 [N, slots, ld]
     features,  # [*, d_v]
     sums,  # float32 [*]
-    state_rows,  # int64 [N], row of features where tile 0 of the book would lie
+    state_rows,  # int64 [N], row of features where tile 0 of the layout's tables would lie
     items,  # int32 [programs, 5]: n, first row, first run, end of runs, piece
     runs,  # int32 [runs, 3]: group, first tile, number of tiles
     factors,  # int32 [groups, BASE + 1, T]

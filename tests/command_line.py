@@ -1,0 +1,49 @@
+"""What the tests of every command ask of the command line: what help imports, and which options there are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.main import get_command
+
+from taylorder import cli
+
+ROOT = Path(__file__).parent.parent
+
+_HEAVY = ("torch", "transformers", "triton", "weightwatcher", "scipy", "numpy", "pandas", "matplotlib", "safetensors")
+
+_PROGRAM = f"""
+import sys
+from taylorder.cli import main
+sys.argv = ["taylorder", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print([name for name in {_HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+
+WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
+
+
+def heavy_imports(*arguments):
+    """The heavy packages that a command line imports before it ends, its exit code, and what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    return ast.literal_eval(done.stderr.splitlines()[-1]), done.returncode, done.stdout
+
+
+def options(command):
+    """The options of a command by their long names; each has its help."""
+    parameters = get_command(cli.app).commands[command].params
+    found = {option.opts[0]: option for option in parameters if option.opts[0].startswith("--")}
+    assert all(option.help.endswith(".") for option in found.values())
+    return found
+
+
+def defaults(command):
+    """The defaults of a command's options by their long names."""
+    return {name: option.default for name, option in options(command).items()}

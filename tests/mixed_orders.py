@@ -1,0 +1,84 @@
+"""A config of all sorts for a tiny model, and what the model has to compute with a config."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.kernels.spec import Exact, Near, Taylor
+from taylorder.models.describe import describe
+
+
+def mixed_config(model, seed=0):
+    """Orders 1 to 4, all expansions, windows and sinks, exact groups; sliding-window layers exact."""
+    description = describe(model, "tiny")
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        return int(torch.randint(n, (), generator=generator))
+
+    layers = []
+    for module in description.modules:
+        heads = []
+        for kv_head in range(module.kv_heads):
+            if module.sliding_window is not None or (kv_head == 0 and draw(4) == 0):
+                heads += [HeadOrder(spec=HeadSpec(Exact()), error=0.0)] * module.group
+                continue
+            near = Near(draw(8), draw(3)) if module.causal else Near()
+            family = [["zero"], ["centre", "mean"]][draw(2)]
+            heads += [
+                HeadOrder(spec=HeadSpec(Taylor(1 + draw(4), family[draw(len(family))]), near))
+                for _ in range(module.group)
+            ]
+        layers.append(LayerOrders(module=module.name, heads=tuple(heads)))
+    config = OrderConfig(model=ModelIdentity.of(description), layers=tuple(layers))
+    first = description.modules[0]
+    centres = {
+        m.name: 0.3 * torch.randn(first.kv_heads, first.head_dim, generator=generator) for m in description.modules
+    }
+    return config.with_key_centres(centres)
+
+
+def reference_output(model, config, **inputs):
+    """The model in float64 with an attention function of the test's own, built on the float64 reference."""
+    names = {module: name for name, module in model.named_modules()}
+    layers = {layer.module: layer.heads for layer in config.layers}
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        causal = getattr(module, "is_causal", True)
+        B, H, T, _ = query.shape
+        G = key.shape[1]
+        if attention_mask is None:
+            attention_mask = torch.ones(B, 1, T, T, dtype=torch.bool)
+            attention_mask = attention_mask.tril() if causal else attention_mask
+        valid = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        output = torch.zeros(B, H, T, value.shape[-1], dtype=torch.float64)
+        for h, head in enumerate(layers[names[module]]):
+            g = h // (H // G)
+            far = head.spec.far
+            if isinstance(far, Exact):
+                scores = scaling * query[:, h] @ key[:, g].transpose(1, 2)
+                weights = scores.masked_fill(~attention_mask[:, 0], -1e300).softmax(-1)
+                output[:, h] = weights @ value[:, g]
+                continue
+            k = key[:, g] if far.expansion == "zero" else key[:, g] - config.key_centres[names[module]][g].double()
+            spec = HeadSpec(Taylor(far.order, "mean" if far.expansion == "mean" else "zero"), head.spec.near)
+            alone, _ = reference_attention(
+                query[:, h : h + 1], k[:, None], value[:, g : g + 1], [spec],
+                scaling=scaling, causal=causal, valid=valid,
+            )  # fmt: skip
+            output[:, h] = alone[:, 0]
+        return output.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("test_reference", attend)
+    AttentionMaskInterface.register("test_reference", sdpa_mask)
+    double = copy.deepcopy(model).double()
+    names = {module: name for name, module in double.named_modules()}
+    double.set_attn_implementation("test_reference")
+    with torch.no_grad():
+        return double(**inputs)[0]
