@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from taylorder.analysis.alpha_ranks import layer_alpha
-from taylorder.claims.claim import Claim, Plot, Series, Table
+from taylorder.claims.claim import Claim, FigureTable, Plot, Series
 from taylorder.kernels.spec import Exact
 from taylorder.reports import html, html_claims
 from taylorder.reports.claims import ClaimsReport
@@ -64,7 +64,7 @@ PLOTS = (
 )
 CLAIM = Claim(
     "key", "A statement.", "A source", "supported", "A reason.", "A rule.", (),
-    (Table("A wide table", tuple(f"column number {place}" for place in range(30)), (tuple(range(30)),)),), PLOTS,
+    (FigureTable("A wide table", tuple(f"column number {place}" for place in range(30)), (tuple(range(30)),)),), PLOTS,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from synthetic import replaced
 
 from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
-from taylorder.claims.claim import Claim, Effect, Plot, Series, Table
+from taylorder.claims.claim import Claim, Effect, FigureTable, Plot, Series
 from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
@@ -104,7 +104,7 @@ def claim(**changes):
         reason="It does not.",
         rule="A correlation.",
         effects=(Effect("rho", -0.125, -0.5, 0.25, "above 0"), Effect("features", 2080.0, None, None, "few")),
-        tables=(Table("By layer", ("layer", "rho"), (("0", 0.12345), ("1", None), ("2", float("nan")))),),
+        tables=(FigureTable("By layer", ("layer", "rho"), (("0", 0.12345), ("1", None), ("2", float("nan")))),),
         plots=(Plot("Rho", "layer", "rho", (Series("a", (0.0, 1.0), (0.5, None), (0.25, 0.0), (0.75, 1.0)),)),),
         notes=("Few layers.",),
     )
@@ -173,7 +173,8 @@ def test_hostile_names_stay_text():
     claims = (
         claim(
             statement=HOSTILE, reason=HOSTILE, notes=(HOSTILE,), verdict="undecided",
-            effects=(Effect(HOSTILE, 1.0, None, None, HOSTILE),), tables=(Table(HOSTILE, (HOSTILE,), ((HOSTILE,),)),),
+            effects=(Effect(HOSTILE, 1.0, None, None, HOSTILE),),
+            tables=(FigureTable(HOSTILE, (HOSTILE,), ((HOSTILE,),)),),
             plots=(Plot(HOSTILE, HOSTILE, HOSTILE, (series,)),),
         ),
     )  # fmt: skip

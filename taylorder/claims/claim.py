@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from taylorder.evaluation.intervals import Interval
 
 Verdict: TypeAlias = Literal["supported", "contradicted", "undecided", "not applicable"]
-Cell: TypeAlias = str | float | int | None
+Figure: TypeAlias = str | float | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FigureTable:
     """Figures behind the effects; a cell is None where there is none. ``note`` says what a reader has to know."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Figure, ...], ...]
     note: str = ""
 
 
@@ -80,7 +80,7 @@ class Claim:
     reason: str
     rule: str
     effects: tuple[Effect, ...] = ()
-    tables: tuple[Table, ...] = ()
+    tables: tuple[FigureTable, ...] = ()
     plots: tuple[Plot, ...] = ()
     notes: tuple[str, ...] = field(default=())
 

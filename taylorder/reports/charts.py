@@ -89,12 +89,11 @@ class Chart:
 def chart(plot: Plot) -> Chart:
     """Lay a plot out."""
     x = Axis.around(chain(*(series.x for series in plot.series)), plot.log_x, 0, _RIGHT)
-    y = Axis.around(chain(*((*each.y, *each.low, *each.high) for each in plot.series)), plot.log_y, BOTTOM, TOP)
+    y = Axis.around(chain(*((*series.y, *series.low, *series.high) for series in plot.series)), plot.log_y, BOTTOM, TOP)
     if x is None or y is None:
         return Chart(plot, [], [], [], 0)
-    marks = [_marks(series, x, y) for series in plot.series]
-    named = [(series.name, own) for series, own in zip(plot.series, marks, strict=True)]
-    return Chart(plot, x.ticks(5), y.ticks(6), named, sum(own.count(None) for own in marks))
+    drawn = [(series.name, _marks(series, x, y)) for series in plot.series]
+    return Chart(plot, x.ticks(5), y.ticks(6), drawn, sum(marks.count(None) for _, marks in drawn))
 
 
 def across(orders: int) -> list[tuple[float | None, str]]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from taylorder.claims import claim as judged
-from taylorder.claims.claim import Claim, Effect, Verdict
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Verdict
 from taylorder.reports.sections import Block, Cell, Column, Section, Style, Table, paragraph, table
 from taylorder.storage.finite_json import stamped
 
@@ -55,16 +54,16 @@ def _blocks(claim: Claim, tables: bool) -> Iterator[Block]:
         yield replace(shown, headed=False, tight=True)
     if tables:
         yield paragraph(f"Rule: {claim.rule}", style="faint", tight=True)
-        for found in claim.tables:
-            yield paragraph(found.title, style="caption")
-            yield replace(figures(found), tight=True)
-            if found.note:
-                yield paragraph(found.note, style="faint", tight=True)
+        for behind in claim.tables:
+            yield paragraph(behind.title, style="caption")
+            yield replace(figures(behind), tight=True)
+            if behind.note:
+                yield paragraph(behind.note, style="faint", tight=True)
     for note in claim.notes:
         yield paragraph(note, style="faint", tight=True)
 
 
-def effects(found: Sequence[Effect], exact: str) -> Table:
+def effects(shown: Sequence[Effect], exact: str) -> Table:
     """What a verdict rests on; ``exact`` stands where a figure has no interval, since it follows from a formula."""
     columns = [Column("effect", wraps=True), Column("estimate", figures=True, wraps=True)]
     columns += [Column(title, wraps=True) for title in ("interval", "the claim expects")]
@@ -75,21 +74,21 @@ def effects(found: Sequence[Effect], exact: str) -> Table:
             exact if effect.low is None or effect.high is None else f"[{cell(effect.low)}, {cell(effect.high)}]",
             Cell(effect.meaning, style="faint"),
         )
-        for effect in found
+        for effect in shown
     ]
     return table(columns, rows, indented=True)
 
 
-def figures(found: judged.Table) -> Table:
+def figures(behind: FigureTable) -> Table:
     """A table behind the effects; columns with words are set to the left."""
     columns = [
-        Column(title, figures=not any(isinstance(row[place], str) for row in found.rows), wraps=True)
-        for place, title in enumerate(found.columns)
+        Column(title, figures=not any(isinstance(row[index], str) for row in behind.rows), wraps=True)
+        for index, title in enumerate(behind.columns)
     ]
-    return table(columns, [[cell(value) for value in row] for row in found.rows], indented=True)
+    return table(columns, [[cell(value) for value in row] for row in behind.rows], indented=True)
 
 
-def cell(value: judged.Cell) -> str:
+def cell(value: Figure) -> str:
     """A figure with three significant digits; a dash where there is none."""
     match value:
         case None:

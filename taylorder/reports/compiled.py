@@ -90,8 +90,8 @@ def sections(report: CompileReport) -> Iterator[Section]:
     yield Section("taylorder compile-report", (facts(_facts(report)),), level=1)
     for target in report.targets:
         yield Section(target, (_figures([row for row in report.rows if row.target == target]),), level=3)
-    found = [line for sentence, rows in sentences(report) for line in (sentence, *(f"  {row}" for row in rows))]
-    blocks = (_overheads(report.overheads), paragraph(*found), paragraph(_LEGEND))
+    lines = [line for sentence, rows in sentences(report) for line in (sentence, *(f"  {row}" for row in rows))]
+    blocks = (_overheads(report.overheads), paragraph(*lines), paragraph(_LEGEND))
     yield Section("rows of a state over those of the minimal basis", blocks, level=3)
 
 
@@ -176,6 +176,6 @@ def _overheads(overheads: Sequence[Overhead]) -> Table:
     orders = sorted({overhead.order for overhead in overheads})
     columns = [Column("head dim", figures=True), *(Column(f"P={order}", figures=True) for order in orders)]
     rows: dict[int, dict[int, str]] = {}
-    for found in overheads:
-        rows.setdefault(found.head_dim, dict.fromkeys(orders, "-"))[found.order] = f"{found.overhead:.3f}"
+    for entry in overheads:
+        rows.setdefault(entry.head_dim, dict.fromkeys(orders, "-"))[entry.order] = f"{entry.overhead:.3f}"
     return table(columns, [(str(head_dim), *figures.values()) for head_dim, figures in rows.items()])

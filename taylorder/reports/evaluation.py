@@ -79,8 +79,8 @@ def sections(report: EvalReport) -> Iterator[Section]:
     blocks = [paragraph(*words.verdicts(evaluation), style="strong")]
     if report.max_kl is not None:
         missed = words.missed(evaluation, report.max_kl)
-        told = f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}."
-        blocks.append(paragraph(told))
+        verdict = f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}."
+        blocks.append(paragraph(verdict))
     yield Section("Verdict", tuple(blocks))
 
 
@@ -119,10 +119,10 @@ def _tables(comparison: Comparison, *more: Callable[[Comparison], Table | None])
         if standing.name != EXACT and (standing.note or standing.failure)
     }
     if comparison.standings[0].nll is None:
-        found = [tables.hidden(comparison)]
+        shown = [tables.hidden(comparison)]
     else:
-        found = [tables.figures(comparison), *(made for make in more if (made := make(comparison)) is not None)]
-    return [*found, facts(legend)] if legend else [*found]
+        shown = [tables.figures(comparison), *(made for make in more if (made := make(comparison)) is not None)]
+    return [*shown, facts(legend)] if legend else [*shown]
 
 
 def _tasks(report: EvalReport) -> Iterator[Block]:
@@ -178,7 +178,7 @@ def _sequences(comparison: Comparison) -> str:
 def _rough(comparison: Comparison) -> str:
     if comparison.sequences == 1:
         return "One sequence gives no intervals."
-    told = "Intervals are 95% over sequences"
+    intervals = "Intervals are 95% over sequences"
     if comparison.sequences < words.ENOUGH:
-        return f"{told}, and {number(comparison.sequences)} sequences make them rough."
-    return f"{told}; differences are paired."
+        return f"{intervals}, and {number(comparison.sequences)} sequences make them rough."
+    return f"{intervals}; differences are paired."

@@ -30,8 +30,8 @@ def as_document(report: EvalReport) -> dict[str, Any]:
         "bound": None if report.max_kl is None else {"max_kl": report.max_kl, "met": missed is None, "missed": missed},
         "comparisons": comparisons(report.evaluation),
         "generation": None if continued is None else asdict(continued) | {"text": words.continued(continued)},
-        "tasks": {"reason": report.tasks_reason, "results": [asdict(each) for each in report.tasks]},
-        "lookup_bytes": [asdict(each) for each in lookups(report)],
+        "tasks": {"reason": report.tasks_reason, "results": [asdict(result) for result in report.tasks]},
+        "lookup_bytes": [asdict(lookup) for lookup in lookups(report)],
         "device": report.device,
         "dtype": report.dtype,
     }

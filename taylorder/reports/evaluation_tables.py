@@ -101,14 +101,14 @@ def tasks(results: Sequence[TaskResults]) -> Table:
     titles = ["tokens", "asked", "chance", "exact [95%]", *(other.name for other in others)]
     known = next((result.rows for result in results if result.rows), ())
     rows = []
-    for place, row in enumerate(known):
+    for index, row in enumerate(known):
         if row.depth is not None:
             continue
         last = ""
         if row.exact_cannot:
             last = "exact cannot"
         elif others and others[0].name == rivals.CONFIG:
-            last = _points(others[0].rows[place].accuracy_difference)
+            last = _points(others[0].rows[index].accuracy_difference)
         rows.append(
             (
                 row.kind,
@@ -116,7 +116,7 @@ def tasks(results: Sequence[TaskResults]) -> Table:
                 number(row.questions),
                 percent(row.chance),
                 f"{percent(row.exact_accuracy.estimate)} {_ends(row.exact_accuracy)}",
-                *(percent(other.rows[place].other_accuracy.estimate) for other in others),
+                *(percent(other.rows[index].other_accuracy.estimate) for other in others),
                 last,
             )
         )
@@ -127,13 +127,13 @@ def tasks(results: Sequence[TaskResults]) -> Table:
 def depths(results: Sequence[TaskResults]) -> Table | None:
     """Share of right answers by the depth of what is asked for, where the exact model can do it at all."""
     known = next((result.rows for result in results if result.rows), ())
-    asked = [(place, row) for place, row in enumerate(known) if row.depth is not None and not row.exact_cannot]
+    asked = [(index, row) for index, row in enumerate(known) if row.depth is not None and not row.exact_cannot]
     if not asked:
         return None
     shown = sorted({row.depth for _, row in asked if row.depth is not None})
     rows: list[tuple[str, ...]] = []
     for kind, length in dict.fromkeys((row.kind, row.length) for _, row in asked):
-        places = {row.depth: place for place, row in asked if (row.kind, row.length) == (kind, length)}
+        places = {row.depth: index for index, row in asked if (row.kind, row.length) == (kind, length)}
         rows.append((kind, number(length), EXACT, *_at(places, shown, known, exact=True)))
         rows += [
             ("", "", result.name, *_at(places, shown, result.rows, exact=False))

@@ -17,19 +17,19 @@ ENOUGH = 6
 EQUALS_EXACT = "The config keeps every head exact: it is the exact model, with the same loss and the same bytes."
 
 
-def continued(found: Continuations) -> str:
+def continued(made: Continuations) -> str:
     """How greedy continuations by the config differ from those of the exact model."""
-    told = (
-        f"{counted(found.prompts, 'prompt')} of {counted(found.prompt_tokens, 'token')} from the text, "
-        f"{counted(found.new_tokens, 'token')} made after each"
+    start = (
+        f"{counted(made.prompts, 'prompt')} of {counted(made.prompt_tokens, 'token')} from the text, "
+        f"{counted(made.new_tokens, 'token')} made after each"
     )
-    if found.agreed is None or found.same is None or found.exact_repetition is None or found.config_repetition is None:
-        return f"{told}: no figures, {found.failure}."
-    unparted = f"{found.same} of {found.prompts} {'does' if found.same == 1 else 'do'} not differ"
+    if made.agreed is None or made.same is None or made.exact_repetition is None or made.config_repetition is None:
+        return f"{start}: no figures, {made.failure}."
+    unparted = f"{made.same} of {made.prompts} {'does' if made.same == 1 else 'do'} not differ"
     return (
-        f"{told}: the config makes the same {found.agreed:g} tokens (median) before the first that differs; "
-        f"{unparted}. Repeated 4-grams: exact {percent(found.exact_repetition)}, "
-        f"config {percent(found.config_repetition)}."
+        f"{start}: the config makes the same {made.agreed:g} tokens (median) before the first that differs; "
+        f"{unparted}. Repeated 4-grams: exact {percent(made.exact_repetition)}, "
+        f"config {percent(made.config_repetition)}."
     )
 
 
@@ -82,13 +82,13 @@ def sizes(comparison: Comparison) -> list[str]:
     exact = comparison.standing(EXACT)
     if exact is None or exact.nominal_bytes is None:
         return []
-    kept = exact.nominal_bytes
+    whole = exact.nominal_bytes
     groups: dict[int, list[str]] = {}
     for standing in comparison.standings:
-        if standing.failure is None and (standing.nominal_bytes or 0) > kept:
+        if standing.failure is None and (standing.nominal_bytes or 0) > whole:
             groups.setdefault(standing.nominal_bytes or 0, []).append(standing.name)
     return [
-        f"{_listed(names)}: {size(taken)} per KV head are more than the KV cache of {size(kept)} that they replace at "
+        f"{_listed(names)}: {size(taken)} per KV head are more than the KV cache of {size(whole)} that they replace at "
         f"{counted(comparison.length, 'token')}; this saves nothing here, and exact attention takes less."
         for taken, names in groups.items()
     ]
@@ -98,15 +98,15 @@ def missed(evaluation: Evaluation, bound: float) -> str | None:
     """What to say if the config's mean KL is above the bound at some length; None if it is met everywhere."""
     if evaluation.exact_everywhere:
         return None
-    told = []
+    misses = []
     for comparison in evaluation.comparisons:
         where = f"at {counted(comparison.length, 'token')}"
         config = comparison.standing(rivals.CONFIG)
         if config is None or config.kl is None:
-            told.append(f"the config broke down {where} and has no KL")
+            misses.append(f"the config broke down {where} and has no KL")
         elif not config.kl.estimate <= bound:
-            told.append(f"the config's mean KL is {config.kl.estimate:.4g} nats per token {where}")
-    return f"{'; '.join(told)}; --max-kl allows {bound:g}" if told else None
+            misses.append(f"the config's mean KL is {config.kl.estimate:.4g} nats per token {where}")
+    return f"{'; '.join(misses)}; --max-kl allows {bound:g}" if misses else None
 
 
 def loss_of_config(evaluation: Evaluation | None) -> str | None:
@@ -123,13 +123,13 @@ def loss_of_config(evaluation: Evaluation | None) -> str | None:
     if config.nll is None or exact.nll is None or config.delta_exact is None:
         if config.hidden_relative_l2 is None:
             return None
-        told = f"Together they move the final hidden states by {percent(config.hidden_relative_l2)} {where}"
+        sentence = f"Together they move the final hidden states by {percent(config.hidden_relative_l2)} {where}"
     else:
-        told = (
+        sentence = (
             f"Together they take the model's loss from {figure(exact.nll.estimate)} to {figure(config.nll.estimate)} "
             f"nats per token {where}: {_beside_exact(config.delta_exact)}"
         )
-    return " ".join([f"{told}.", *_against_rivals(config, comparison)])
+    return " ".join([f"{sentence}.", *_against_rivals(config, comparison)])
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -138,18 +138,18 @@ def _verdict(comparison: Comparison) -> str:
     if config is None or config.failure is not None:
         return f"{where} the config breaks down: {config.failure if config else 'it was not run'}."
     if config.nll is None or config.delta_exact is None:
-        told = f"{where} the config moves the final hidden states by {percent(config.hidden_relative_l2 or 0.0)}"
+        sentence = f"{where} the config moves the final hidden states by {percent(config.hidden_relative_l2 or 0.0)}"
     else:
         loss = figure(config.nll.estimate)
-        told = f"{where} the config's loss is {loss} nats per token: {_beside_exact(config.delta_exact)}"
-    return " ".join([f"{told}.", *_against_rivals(config, comparison)])
+        sentence = f"{where} the config's loss is {loss} nats per token: {_beside_exact(config.delta_exact)}"
+    return " ".join([f"{sentence}.", *_against_rivals(config, comparison)])
 
 
 def _beside_exact(change: Interval) -> str:
     """The difference to exact attention, with what its whole interval says."""
-    told = f"{with_bracket(change, signed=True)} beside exact"
+    sentence = f"{with_bracket(change, signed=True)} beside exact"
     verdict = _judged(change)
-    return told if verdict is None else f"{told}, {'from which it ' if verdict == _ALIKE else ''}{verdict}"
+    return sentence if verdict is None else f"{sentence}, {'from which it ' if verdict == _ALIKE else ''}{verdict}"
 
 
 _BETTER, _WORSE, _ALIKE = "better", "worse", "cannot be told apart here"
@@ -204,10 +204,10 @@ def _difference(difference: Interval, config: Standing) -> str:
     """Nats where there is a loss, else the share by which hidden states are moved, in percentage points."""
     if config.nll is not None:
         return with_bracket(difference, signed=True)
-    told = f"{100 * difference.estimate:+.1f} percentage points"
+    sentence = f"{100 * difference.estimate:+.1f} percentage points"
     if not difference.bounded:
-        return told
-    return f"{told} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+        return sentence
+    return f"{sentence} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 def _listed(names: list[str]) -> str:

@@ -60,9 +60,8 @@ def parting(comparison: GeneratedPair) -> str:
 
 def _common(*texts: str) -> int:
     """Characters that all texts begin with: a token that ends inside a character counts as less than it."""
-    return next(
-        (place for place, found in enumerate(zip(*texts, strict=False)) if len(set(found)) > 1), min(map(len, texts))
-    )
+    differ = (index for index, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1)
+    return next(differ, min(map(len, texts)))
 
 
 def _onward(made: Generated, start: int) -> str:
@@ -140,11 +139,11 @@ def _smaller(bench: Bench, max_context: int) -> str:
         beyond = f", more than the {number(max_context)} the model sees" if bench.predicted > max_context else ""
         predicted = f"Nominally the adapted cache is predicted to be smaller from {number(bench.predicted)} tokens on"
         predicted += beyond
-    found = [
+    firsts = [
         f"{'at none' if context is None else f'first at {number(context)}'} in {kind}"
         for kind, context in (("nominal bytes", bench.smaller_nominal), ("memory held", bench.smaller_held))
     ]
-    return f"{predicted}. Of the lengths measured it is smaller {' and '.join(found)}."
+    return f"{predicted}. Of the lengths measured it is smaller {' and '.join(firsts)}."
 
 
 def _times(what: str, ratios: Sequence[tuple[Row, float]]) -> str:
@@ -154,10 +153,10 @@ def _times(what: str, ratios: Sequence[tuple[Row, float]]) -> str:
         "about as fast": [(row, ratio) for row, ratio in ratios if abs(ratio - 1) <= _EVEN],
         "faster": [(row, ratio) for row, ratio in ratios if ratio < 1 - _EVEN],
     }
-    found = {word: group for word, group in groups.items() if group}
+    filled = {word: group for word, group in groups.items() if group}
     parts = [
-        f"{word} at {'every length measured' if len(found) == 1 else _contexts(group)} ({_span(group)} the time)"
-        for word, group in found.items()
+        f"{word} at {'every length measured' if len(filled) == 1 else _contexts(group)} ({_span(group)} the time)"
+        for word, group in filled.items()
     ]
     return f"{what}, adapted is {', '.join(parts)}."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taylorder.claims.association import Association, Pairs, associate, detectable
-from taylorder.claims.claim import Claim, Effect, Plot, Series, Table, Verdict
+from taylorder.claims.claim import Claim, Effect, FigureTable, Plot, Series, Verdict
 from taylorder.claims.evidence import Evidence
 from taylorder.claims.layers import Layers, complete
 from taylorder.claims.left_out import ALPHA, NOTHING, SCORE_STD, left_out_errors
@@ -91,8 +91,8 @@ def _left_out_sentence(errors: dict[str, float]) -> str:
     )
 
 
-def _left_out_table(errors: dict[str, float], order: int) -> Table:
-    return Table(
+def _left_out_table(errors: dict[str, float], order: int) -> FigureTable:
+    return FigureTable(
         f"how well a line through the other layers tells the log error at order {order}, expansion mean",
         ("predictor", "error on a layer left out"),
         tuple(errors.items()),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from taylorder.adapt import cost
-from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Plot, Series
 from taylorder.claims.evidence import Evidence, ModelEvidence, below, overall
 from taylorder.claims.measurements.state_times import EXACT, StateTimes, TimeMeasurement
 from taylorder.evaluation.intervals import Interval, geometric_mean_interval
@@ -106,10 +106,10 @@ def _from(lengths: Sequence[int], better: Sequence[bool]) -> str:
     return f"from {lengths[since]:,} tokens on" if since < len(lengths) else f"up to {lengths[-1]:,} tokens not"
 
 
-def _crossovers(model: ModelEvidence) -> Table:
+def _crossovers(model: ModelEvidence) -> FigureTable:
     module = model.model.modules[0]
     d, d_v = module.head_dim, module.value_dim
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[Figure, ...]] = [
         (
             order,
             cost.features(d, order),
@@ -119,7 +119,7 @@ def _crossovers(model: ModelEvidence) -> Table:
         )
         for order in ORDERS
     ]
-    return Table(
+    return FigureTable(
         f"{model.name}: head dim {d}, {module.group} query head{'s' * (module.group > 1)} to a KV head",
         ("order", "features", "state of a KV head, KiB", "smaller than the cache from", "fewer multiplications from"),
         tuple(rows),
@@ -127,13 +127,13 @@ def _crossovers(model: ModelEvidence) -> Table:
     )
 
 
-def _times_table(name: str, times: StateTimes) -> Table:
+def _times_table(name: str, times: StateTimes) -> FigureTable:
     medians = [_medians(times, name) for name in times.held]
     rows = [
         (length, *(by_length[index] for by_length in medians), *(held[index] / 1024**2 for held in times.held.values()))
         for index, length in enumerate(times.lengths)
     ]
-    return Table(
+    return FigureTable(
         f"{name}: milliseconds per token and bytes held, one thread",
         ("context", *(f"{held}, ms" for held in times.held), *(f"{held}, MiB" for held in times.held)),
         tuple(rows),

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Plot, Series
 from taylorder.claims.evidence import Evidence, ModelEvidence, below, overall
 from taylorder.claims.measurements.order_losses import NEAR, LossMeasurement, OrderLosses
 from taylorder.evaluation.intervals import Interval, paired_difference
@@ -87,10 +87,10 @@ def _median_error(model: ModelEvidence, order: int, expansion: Expansion = "mean
     return statistics.median(row.relative_l2 for row in model.layers.rows(order, expansion))
 
 
-def _error_table(model: ModelEvidence) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+def _error_table(model: ModelEvidence) -> FigureTable:
+    rows: list[tuple[Figure, ...]] = []
     for order in range(1, model.layers.analysis.max_order + 1):
-        cells: list[Cell] = [order]
+        cells: list[Figure] = [order]
         for expansion in EXPANSIONS:
             heads = model.layers.rows(order, expansion)
             cells += [
@@ -100,7 +100,7 @@ def _error_table(model: ModelEvidence) -> Table:
             ]
         rows.append(tuple(cells))
     titles = [f"{expansion}: {what}" for expansion in EXPANSIONS for what in ("error", "unguarded", "guarded rows")]
-    return Table(
+    return FigureTable(
         f"{model.name}: relative L2 error by order, median head",
         ("order", *titles),
         tuple(rows),
@@ -108,14 +108,14 @@ def _error_table(model: ModelEvidence) -> Table:
     )
 
 
-def _loss_tables(model: ModelEvidence) -> list[Table]:
+def _loss_tables(model: ModelEvidence) -> list[FigureTable]:
     """One, where the model has losses."""
     losses = model.result(LossMeasurement)
     if losses is None:
         return []
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Figure, ...]] = []
     for order in sorted(losses.near.keys() | losses.plain.keys()):
-        cells: list[Cell] = [order]
+        cells: list[Figure] = [order]
         for by_order in (losses.near, losses.plain):
             if order in by_order:
                 delta = paired_difference(by_order[order], losses.exact)
@@ -127,7 +127,7 @@ def _loss_tables(model: ModelEvidence) -> list[Table]:
     exact = statistics.fmean(losses.exact)
     columns = ("nll", "perplexity", "nll over exact", "low", "high")
     return [
-        Table(
+        FigureTable(
             f"{model.name_and_layers}: loss with every head at one order, {len(losses.exact)} sequences of "
             f"{losses.length:,} tokens",
             ("order", f"window {NEAR[0]}: {columns[0]}", *columns[1:], f"no near field: {columns[0]}", *columns[1:]),
@@ -137,14 +137,14 @@ def _loss_tables(model: ModelEvidence) -> list[Table]:
     ]
 
 
-def _energy_table(model: ModelEvidence) -> Table:
+def _energy_table(model: ModelEvidence) -> FigureTable:
     numerator = np.concatenate(model.head_sums("numerator"))
     by_degree = np.concatenate(model.head_sums("degrees"), -1)
     size = np.sqrt(by_degree / numerator)
     rows = [
         (degree, *(float(np.quantile(heads, share)) for share in (0.1, 0.5, 0.9))) for degree, heads in enumerate(size)
     ]
-    return Table(
+    return FigureTable(
         f"{model.name}: size of what each degree adds",
         ("degree", "least tenth of the heads", "median", "largest tenth"),
         tuple(rows),

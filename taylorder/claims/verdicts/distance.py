@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Plot, Series
 from taylorder.claims.evidence import Evidence, ModelEvidence, above, over_layers, overall
 from taylorder.claims.layers import Floats
 from taylorder.claims.measurements import heads
@@ -89,14 +89,14 @@ def _labels() -> list[str]:
     return [*labels[:-1], "beyond", f"the first {heads.SINKS} keys"]
 
 
-def _mass_table(model: ModelEvidence) -> Table:
+def _mass_table(model: ModelEvidence) -> FigureTable:
     mass, truncated = _by_distance(model)
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[Figure, ...]] = [
         (label, float(exact), *map(float, by_order))
         for label, exact, by_order in zip(_labels(), mass, truncated.T, strict=True)
         if exact > 0
     ]
-    return Table(
+    return FigureTable(
         f"{model.name}: weight by distance",
         ("tokens back", "exact", *(f"order {order}" for order in heads.ORDERS)),
         tuple(rows),
@@ -104,15 +104,15 @@ def _mass_table(model: ModelEvidence) -> Table:
     )
 
 
-def _error_table(model: ModelEvidence) -> Table:
+def _error_table(model: ModelEvidence) -> FigureTable:
     mass, _ = _by_distance(model)
     size = model.total_sums("output")
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[Figure, ...]] = [
         (label, *(math.sqrt(moved / size) for moved in by_order))
         for label, by_order, exact in zip(_labels(), model.total_sums("moved").T, mass, strict=True)
         if exact > 0
     ]
-    return Table(
+    return FigureTable(
         f"{model.name}: error by distance",
         ("tokens back", *(f"order {order}" for order in heads.ORDERS)),
         tuple(rows),
@@ -123,14 +123,14 @@ def _error_table(model: ModelEvidence) -> Table:
     )
 
 
-def _context_table(model: ModelEvidence) -> Table:
+def _context_table(model: ModelEvidence) -> FigureTable:
     by_keys = [model.total_sums(f"by_keys_{name}") for name in ("output", "rounding", "truncation")]
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[Figure, ...]] = [
         (f"to {end:,}", math.sqrt(rounding / size), math.sqrt(truncation / size))
         for end, size, rounding, truncation in zip(_ends(), *by_keys, strict=True)
         if size > 0
     ]
-    return Table(
+    return FigureTable(
         f"{model.name}: error by the number of keys a query sees",
         ("keys", "rounding to int4", "order 4, expansion mean"),
         tuple(rows),

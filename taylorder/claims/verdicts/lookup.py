@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table, Verdict
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Plot, Series, Verdict
 from taylorder.claims.evidence import Evidence, ModelEvidence, above, below, overall
 from taylorder.claims.measurements.task_scores import TaskMeasurement, TaskScore
 from taylorder.evaluation.intervals import Interval
@@ -90,9 +90,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _table(model: ModelEvidence) -> Table:
+def _table(model: ModelEvidence) -> FigureTable:
     scores = _scores(model)
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Figure, ...]] = []
     for score in scores:
         row, delta = score.row, score.row.accuracy_difference
         rows.append(
@@ -102,7 +102,7 @@ def _table(model: ModelEvidence) -> Table:
             )
         )  # fmt: skip
     first = scores[0]
-    return Table(
+    return FigureTable(
         f"{model.name_and_layers}: tasks of {first.row.length:,} tokens (exact: {first.exact_bytes / 1024:,.0f} KiB)",
         (
             "kept", "KiB per KV head", "task", "chance", "exact", "accuracy", "difference", "low", "high", "exact can",

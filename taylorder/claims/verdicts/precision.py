@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taylorder.claims.claim import Cell, Claim, Effect, Table
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable
 from taylorder.claims.evidence import Evidence, ModelEvidence, below, overall
 from taylorder.claims.measurements import heads, normal_inputs
 from taylorder.claims.measurements.normal_inputs import NormalHead
@@ -83,8 +83,8 @@ def _ratio(model: ModelEvidence) -> Interval | None:
     return geometric_mean_interval(ratios) if ratios else None
 
 
-def _setup_table(normal: Sequence[NormalHead]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+def _setup_table(normal: Sequence[NormalHead]) -> FigureTable:
+    rows: list[tuple[Figure, ...]] = []
     for head_dim in dict.fromkeys(draw.head_dim for draw in normal):
         draws = [draw for draw in normal if draw.head_dim == head_dim]
         rms = float(np.mean([draw.output_rms for draw in draws]))
@@ -97,7 +97,7 @@ def _setup_table(normal: Sequence[NormalHead]) -> Table:
             relative = float(np.median([draw.rounding[precision] for draw in draws]))
             rows.append((head_dim, precision, absolute, rms, relative))
     first = normal[0]
-    return Table(
+    return FigureTable(
         f"normal inputs, {first.tokens:,} tokens, the last {first.queries} queries of {len(draws)} draws",
         ("head dim", "attention", "median absolute error", "rms of the output", "relative L2 error"),
         tuple(rows),
@@ -105,12 +105,12 @@ def _setup_table(normal: Sequence[NormalHead]) -> Table:
     )
 
 
-def _model_table(model: ModelEvidence) -> Table:
+def _model_table(model: ModelEvidence) -> FigureTable:
     output, elements = (np.concatenate(model.head_sums(name)) for name in ("output", "elements"))
     rms = float(np.median(np.sqrt(output / elements)))
     truncation = np.concatenate(model.head_sums("truncation"), -1)
     rounding = np.concatenate(model.head_sums("rounding"), -1)
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Figure, ...]] = []
     for name, errors in [
         *zip((f"order {order}" for order in heads.ORDERS), truncation, strict=True),
         *zip(PRECISIONS, rounding, strict=True),
@@ -118,7 +118,7 @@ def _model_table(model: ModelEvidence) -> Table:
         relative = np.sqrt(errors / output)
         absolute = float(np.median(np.sqrt(errors / elements)))
         rows.append((name, *(float(np.quantile(relative, share)) for share in (0.1, 0.5, 0.9)), absolute, rms))
-    return Table(
+    return FigureTable(
         f"{model.name}: relative L2 error of a head's output, and absolute (root mean square of an element)",
         ("attention", "best tenth of the heads", "median", "worst tenth", "absolute, median", "rms of the output"),
         tuple(rows),

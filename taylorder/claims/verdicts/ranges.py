@@ -9,7 +9,7 @@ import numpy as np
 from scipy import optimize
 
 from taylorder.analysis.statistics import gaussian_prediction
-from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Plot, Series
 from taylorder.claims.evidence import Evidence, ModelEvidence, above, overall
 from taylorder.claims.layers import Floats
 from taylorder.claims.measurements.score_ranges import RangeMeasurement
@@ -68,12 +68,12 @@ def ranges_claim(evidence: Evidence) -> Claim:
     )  # fmt: skip
 
 
-def _orders(model: ModelEvidence) -> Table:
+def _orders(model: ModelEvidence) -> FigureTable:
     """For every order: what it tolerates, and how many heads keep to that, predicted and measured."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Figure, ...]] = []
     for order in range(1, model.layers.analysis.max_order + 1):
         heads = model.layers.rows(order, "mean")
-        cells: list[Cell] = [order]
+        cells: list[Figure] = [order]
         for tolerance in TOLERANCES:
             limit = tolerated_std(order, tolerance)
             cells += [
@@ -83,7 +83,7 @@ def _orders(model: ModelEvidence) -> Table:
             ]
         rows.append(tuple(cells))
     titles = [f"{tolerance:.0%}: {what}" for tolerance in TOLERANCES for what in ("std tolerated", "heads", "measured")]
-    return Table(
+    return FigureTable(
         f"{model.name}: heads mild enough for an order",
         ("order", *titles),
         tuple(rows),
@@ -104,12 +104,12 @@ def _by_length(model: ModelEvidence) -> dict[int, Floats]:
     return dict(zip(ranges.lengths, largest, strict=True))
 
 
-def _lengths(model: ModelEvidence) -> Table:
+def _lengths(model: ModelEvidence) -> FigureTable:
     rows = [
         (length, math.log(length), *(float(np.quantile(largest, share)) for share in (0.1, 0.5, 0.9)))
         for length, largest in _by_length(model).items()
     ]
-    return Table(
+    return FigureTable(
         f"{model.name}: largest |score| by context",
         ("tokens", "ln n", "mildest tenth of the heads", "median", "wildest tenth"),
         tuple(rows),

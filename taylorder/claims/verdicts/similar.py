@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from taylorder.claims.claim import Cell, Claim, Effect, Plot, Series, Table
+from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Plot, Series
 from taylorder.claims.evidence import Evidence, ModelEvidence, below, over_layers, overall
 from taylorder.claims.measurements import heads
 from taylorder.claims.weights import series
@@ -84,11 +84,11 @@ def _in_words(shares: Mapping[str, Interval | None]) -> str:
     return ", ".join(f"{share.estimate:.0%} in {name}" for name, share in shares.items() if share is not None)
 
 
-def _made_up() -> Table:
+def _made_up() -> FigureTable:
     """Normal scores with some keys tied at the score the largest of so many would have, in the limit of many draws."""
     generator = torch.Generator().manual_seed(0)
     crowd = torch.randn(256, KEYS, generator=generator, dtype=torch.float64)
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Figure, ...]] = []
     for std in STDS:
         for targets in TARGETS:
             scores = std * crowd
@@ -102,7 +102,7 @@ def _made_up() -> Table:
                 near = torch.cat([x[:, :window].exp(), weights[ORDER][:, window:]], -1)
                 kept.append(float((near[:, :targets].sum(-1) / near.sum(-1)).mean()) / exact)
             rows.append((std, targets, exact, *kept))
-    return Table(
+    return FigureTable(
         f"made-up scores: {KEYS:,} keys, some tied where the best of so many would be",
         (
             "score std", "tied keys", "their exact weight", *(f"order {order}" for order in ORDERS),
@@ -113,10 +113,10 @@ def _made_up() -> Table:
     )  # fmt: skip
 
 
-def _model_table(model: ModelEvidence) -> Table:
+def _model_table(model: ModelEvidence) -> FigureTable:
     rows, mass, truncated = map(model.total_sums, _BY_TIES)
     labels = ["1", *(f"{low + 1} to {high}" if high > low + 1 else str(high) for low, high in _ranges()), "more"]
-    return Table(
+    return FigureTable(
         f"{model.name}: weight kept on the keys about as good as the best",
         ("such keys", "rows", "their exact weight", *(f"order {order}" for order in heads.ORDERS)),
         tuple(
