@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taylorder.adapt.handle import adapted, attach
     from taylorder.analysis.analyze import analyze
     from taylorder.claims.judge import judge_claims
-    from taylorder.evaluation.whole_evaluation import evaluate
+    from taylorder.evaluation.evaluate import evaluate
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
     from taylorder.selection.budget import budget
@@ -32,7 +32,7 @@ _HOMES = {
     "attach": "taylorder.adapt.handle",
     "budget": "taylorder.selection.budget",
     "describe": "taylorder.models.describe",
-    "evaluate": "taylorder.evaluation.whole_evaluation",
+    "evaluate": "taylorder.evaluation.evaluate",
     "judge_claims": "taylorder.claims.judge",
     "load": "taylorder.models.loading",
     "select": "taylorder.selection.by_tolerance",

@@ -19,7 +19,7 @@ from taylorder.adapt.generate import Generated, GeneratedPair, generated, stream
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError
-from taylorder.evaluation.evaluate import Continuations, _draw, _repetition, compare_with_rivals
+from taylorder.evaluation.continuations import Continuations, _repetition, drawn
 from taylorder.models.describe import describe
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
@@ -203,14 +203,14 @@ def test_eval_continues_prompts_greedily(model, tiny_tokenizer):
 
     def measured(config):
         options = {"text": text, "lengths": [32], "tokens": 64, "alphas": {}}
-        return compare_with_rivals(model, tiny_tokenizer, description, config, **options).continuations
+        return taylorder.evaluate(model, tiny_tokenizer, config, description=description, **options).continuations
 
     before = structure(model)
     found = measured(config)
     assert structure(model) == before
     assert measured(OrderConfig.uniform(description, "exact")) is None
     assert (found.prompts, found.prompt_tokens, found.new_tokens, found.failure) == (8, 32, 32, None)
-    prompts = _draw(tokenise(tiny_tokenizer, text), 32, 8, 0)
+    prompts = drawn(tokenise(tiny_tokenizer, text), 32, 8, 0)
     exact, adapted = [], []
     for prompt in prompts[:, None]:
         exact.append(greedily(model, prompt))

@@ -18,7 +18,7 @@ from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.evaluation import evaluate as evaluation
 from taylorder.evaluation import rivals
 from taylorder.evaluation.comparison import compare
-from taylorder.evaluation.evaluate import Evaluation, compare_with_rivals, evaluate_shortly, evaluate_tasks
+from taylorder.evaluation.evaluate import Evaluation, evaluate, evaluate_shortly, evaluate_tasks
 from taylorder.evaluation.intervals import mean_interval, paired_difference
 from taylorder.evaluation.rivals import Contender, per_layer
 from taylorder.evaluation.tasks import Question, Task, run_tasks, summarise
@@ -275,7 +275,7 @@ def evaluated(model, tokenizer, config, **options):
     description = describe(model, "tiny")
     alphas = {module.name: 2.5 + index for index, module in enumerate(description.modules)}
     settings = {"text": Text("made up", WORDS), "lengths": (16, 48), "tokens": 96, "alphas": alphas} | options
-    return compare_with_rivals(model, tokenizer, description, config, **settings)
+    return evaluate(model, tokenizer, config, description=description, tasks=False, **settings)
 
 
 def test_rivals_stand_beside_the_config_at_its_bytes(llama, tiny_tokenizer):

@@ -38,7 +38,7 @@ from taylorder.kernels.spec import MAX_ORDER, SINKS
 from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
 from taylorder.models.running import refuse_foreign_ids
-from taylorder.storage.progress import Progress
+from taylorder.storage.progress import Progress, silent
 
 LOSS_TOKENS = 256
 """Tokens that the model's own loss is taken over, to tell whether it was trained at all."""
@@ -151,7 +151,7 @@ def analyze(
     refuse_foreign_ids(model, input_ids)
     sample = _Sample(tokens, input_ids, query_rows(len(input_ids), length, rows, seed))
     sweeps = _sweeps(description, sample, max_order, window, sinks)
-    report = progress or (lambda stage, done, total: None)
+    report = progress or silent
     spectral = _spectra(model, description, per_head_alpha, report)
     heads = _measure_heads(model, description, sample, sweeps, report)
     preview = None

@@ -114,8 +114,8 @@ def evaluate(
         chosen.check(description)
         _refuse(loaded, description, max_kl)
 
+        from taylorder.evaluation.evaluate import evaluate as measure
         from taylorder.evaluation.evaluation_text import evaluation_text
-        from taylorder.evaluation.whole_evaluation import evaluate as measure
         from taylorder.reports.evaluation import EvalReport
 
         evaluation = measure(

@@ -34,7 +34,7 @@ from taylorder.evaluation.intervals import Interval, mean_interval, paired_diffe
 from taylorder.evaluation.rivals import Contender
 from taylorder.kernels.spec import Exact, Taylor
 from taylorder.models.description import ModelDescription
-from taylorder.storage.progress import Progress
+from taylorder.storage.progress import Progress, silent
 
 BUCKET_EDGES = (0, 64, 256, 1024, 4096, 1 << 62)
 """Positions at which losses are reported separately: a state matters where the context is long."""
@@ -113,7 +113,7 @@ def compare(
     *,
     tokens: Tokens,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     seconds: float | None = None,
 ) -> Comparison:
     """Run every contender over the same sequences ``[N, T]``: losses, or hidden states without a language-model head.
@@ -129,7 +129,6 @@ def compare(
         UnsupportedModelError: the model's losses cannot be computed.
 
     """
-    report = progress or (lambda stage, done, total: None)
     stage = f"runs of {sequences.shape[1]:,} tokens"
     head = language_model_head(model) if description.causal and has_language_model_head(model) else None
     results = {
@@ -142,7 +141,7 @@ def compare(
         spent = time.monotonic() - began
         if seconds is not None and done and spent * (done + 1) > seconds * done:
             sequences = sequences[:done]
-            report(stage, passes, passes)
+            progress(stage, passes, passes)
             break
         hidden = {}
         for turn, result in enumerate(results.values(), start=1):
@@ -155,7 +154,7 @@ def compare(
             if result.failure is None:
                 result.run(model, description, sequence, hidden)
             _refuse_broken(results[EXACT], description)
-            report(stage, done * len(results) + turn, passes)
+            progress(stage, done * len(results) + turn, passes)
         if head is None:
             for name, states in hidden.items():
                 results[name].distances.append(hidden_distance(hidden[EXACT], states))

@@ -1,63 +1,43 @@
-"""``eval``: a config against its rivals on held-out text and on tasks; the short form that ends an analysis."""
+"""``taylorder.evaluate``: a config against its rivals on held-out text and on tasks; a short form ends an analysis."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
-from taylorder.adapt.prepared import PreparedConfig, prepare
+from taylorder.adapt.prepared import prepare
+from taylorder.analysis.losses import has_language_model_head
 from taylorder.analysis.text import Text
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
 from taylorder.evaluation import rivals
 from taylorder.evaluation.comparison import Comparison, compare
+from taylorder.evaluation.continuations import Continuations, continued, drawn
+from taylorder.evaluation.evaluation_text import evaluation_text
 from taylorder.evaluation.rivals import Contender
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
+from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
-from taylorder.models.running import next_logits
 from taylorder.storage.frames import as_html, frame
-from taylorder.storage.progress import Progress
+from taylorder.storage.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+LENGTHS = (1024, 4096, 8192)
+"""Tokens of a sequence unless asked for otherwise, those that the model allows."""
 
 SHORT_SEQUENCES, SHORT_LENGTH, SHORT_SECONDS = 4, 1024, 110.0
 """The short evaluation that ends an analysis, and how long it may take in all."""
 
 LEVER_SECONDS = 300.0
 """The same after levers were measured, at the length of their sequences."""
-
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 512, 64
-"""What is continued greedily, exactly and with the config: prompts of the text, their tokens, and tokens made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Continuations:
-    """Greedy continuations of prompts of the text by a config beside those of the exact model.
-
-    All are ``new_tokens`` long: where a model would end its text is not heeded. ``agreed`` is the median number of
-    tokens before the first that differs, ``same`` how many continuations do not differ at all. Repetition is the share
-    of 4-grams of tokens that occurred before in the same continuation. ``failure`` says why there are no figures.
-    """
-
-    prompts: int
-    prompt_tokens: int
-    new_tokens: int
-    agreed: float | None = None
-    same: int | None = None
-    exact_repetition: float | None = None
-    config_repetition: float | None = None
-    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,53 +88,100 @@ class TaskResults:
     failure: str | None = None
 
 
-def compare_with_rivals(
+@dataclass(frozen=True, slots=True, repr=False)
+class WholeEvaluation(Evaluation):
+    """An evaluation with its tasks; ``tasks_reason`` says why there are none, None where none were asked for."""
+
+    tasks: tuple[TaskResults, ...] = ()
+    tasks_reason: str | None = None
+
+
+def evaluate(
     model: Any,
     tokenizer: Any,
-    description: ModelDescription,
     config: OrderConfig,
     *,
-    text: Text,
-    lengths: Sequence[int],
-    tokens: int,
-    alphas: Mapping[str, float | None],
-    continue_text: bool = True,
+    description: ModelDescription | None = None,
+    text: Text | str | None = None,
+    lengths: Sequence[int] | None = None,
+    tokens: int = 16384,
+    alphas: Mapping[str, float | None] | None = None,
+    tasks: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Compare a config with exact, with its rivals at equal bytes and with the paper, at several context lengths.
+) -> WholeEvaluation:
+    """Measure what a config costs, beside exact attention and simpler uses of the same bytes, as ``taylorder eval``.
 
-    A config that is exact everywhere is the exact model: only the paper's order 4 is run beside it. ``tokens`` are used
-    of the text at every length, at least one sequence, and no more than it has. ``continue_text`` also lets the config
-    and the exact model continue prompts of it.
+    Losses are negative log-likelihoods in nats per token, with 95 % intervals over sequences; every contender reads the
+    same tokens. What it is compared with: sinks and one window of the config's bytes (StreamingLLM, arXiv 2309.17453),
+    one order for all heads, orders by alpha, and order 4 for all heads around zero, as arXiv 2602.00294 has it.
+
+    >>> import taylorder
+    >>> loaded = taylorder.load()
+    >>> config = taylorder.OrderConfig.uniform(loaded.model, order=3, expansion="mean", window=64, sinks=4)
+    >>> evaluation = taylorder.evaluate(
+    ...     loaded.model, loaded.tokenizer, config, lengths=[1024], tokens=2048, tasks=False
+    ... )
+    >>> evaluation
+    <Evaluation at 1,024 tokens: exact, config, window, one order, alphas, paper, paper, raw>
+    >>> table = evaluation.to_frame()  # one row per contender and length
+    >>> exact = evaluation.comparisons[0].standing("exact").nll.estimate  # nats per token
+
+    Args:
+        model: the transformers model that the config was made for.
+        tokenizer: its tokenizer.
+        config: what is judged.
+        description: ``taylorder.describe(model)``, if it was made already.
+        text: held-out text, default the docstrings of numpy and scipy; never that of the calibration.
+        lengths: tokens per sequence; default 1,024, 4,096 and 8,192, those that the model and ``tokens`` allow.
+        tokens: tokens used at every length, at least one sequence.
+        alphas: alpha of every layer by its module's name, default fitted now; only the rival ``alphas`` reads them.
+        tasks: also score lookup, copy and recall, and compare greedy continuations of prompts of the text.
+        seed: of the draw of sequences, prompts and tasks.
+        progress: called with a stage, what is done of it, and its size.
+
+    Returns:
+        One comparison per length; a model without a language-model head has relative L2 errors and cosines of its
+        final hidden states instead of losses, and no tasks.
 
     Raises:
-        UsageError: the text does not fill a single sequence.
-        ConfigError, UnsupportedModelError, NonFiniteError: as :func:`taylorder.evaluation.comparison.compare`.
+        ConfigError: the config does not belong to the model.
+        UsageError: a length is below 2 or beyond the model's context, or the text does not fill a sequence.
+        UnsupportedModelError: the model's losses cannot be computed.
+        NonFiniteError: the exact model breaks down.
 
     """
+    description = description or describe(model)
     config.check(description)
+    wanted = _lengths(lengths, description.max_context, tokens)
+    report = progress or silent
     exact = rivals.exact_everywhere(config)
-    unseen = tokenise(tokenizer, text)
+    if alphas is None:
+        alphas = {} if exact or not description.causal else rivals.fitted_alphas(model, description, report)
+    unseen = tokenise(tokenizer, evaluation_text() if text is None else Text.of(text))
     # All drawn before anything runs: a text too short for the longest is found out at once.
-    drawn = [_draw(unseen, length, max(1, tokens // length), seed) for length in lengths]
+    samples = [drawn(unseen, length, max(1, tokens // length), seed) for length in wanted]
     comparisons = []
-    for length, sequences in zip(lengths, drawn, strict=True):
+    for length, sequences in zip(wanted, samples, strict=True):
         contenders = [] if exact else [Contender(rivals.CONFIG, config)]
         if description.causal and not exact:
             contenders += rivals.at_equal_bytes(description, config, alphas, length)
         contenders += rivals.paper(description) if description.open_modules else []
         comparisons.append(
-            compare(model, description, sequences, contenders, tokens=unseen, seed=seed, progress=progress)
+            compare(model, description, sequences, contenders, tokens=unseen, seed=seed, progress=report)
         )
-    continuations = None
-    if continue_text and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
-        new = min(NEW_TOKENS, description.max_context // 2)
-        length = min(PROMPT_TOKENS, description.max_context - new, len(unseen.ids))
-        continuations = _continuations(
-            model, prepare(model, config, description), _draw(unseen, length, PROMPTS, seed), new, progress
-        )
-    return Evaluation(exact, tuple(comparisons), continuations=continuations)
+    continuations, reason = None, None
+    results: tuple[TaskResults, ...] = ()
+    if tasks and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
+        continuations = continued(model, description, config, unseen, seed=seed, progress=report)
+    if tasks and not (description.causal and has_language_model_head(model)):
+        reason = "the model predicts no next token"
+    elif tasks:
+        try:
+            results = evaluate_tasks(model, tokenizer, description, config, seed=seed, progress=report)
+        except TaylorderError as error:
+            reason = str(error)
+    return WholeEvaluation(exact, tuple(comparisons), None, continuations, results, reason)
 
 
 def evaluate_shortly(
@@ -168,7 +195,7 @@ def evaluate_shortly(
     beside_window: bool = False,
     seconds: float = SHORT_SECONDS,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Compare a config on a few sequences with exact, order 3 beside a near field, and the paper's order 4.
 
@@ -191,7 +218,7 @@ def evaluate_shortly(
     began = time.monotonic()
     try:
         unseen = tokenise(tokenizer, text())
-        sequences = _draw(unseen, length, SHORT_SEQUENCES, seed)
+        sequences = drawn(unseen, length, SHORT_SEQUENCES, seed)
         left = max(0.0, seconds - (time.monotonic() - began))
         compared = compare(
             model, description, sequences, contenders, tokens=unseen, seed=seed, progress=progress, seconds=left
@@ -219,7 +246,7 @@ def evaluate_tasks(
     config: OrderConfig,
     *,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[TaskResults, ...]:
     """Run the tasks under exact attention, under a config, and under a sliding window of the config's bytes.
 
@@ -243,8 +270,7 @@ def evaluate_tasks(
     done, total = 0, len(tasks) * (1 + len(states))
 
     def report(now: int, _: int) -> None:
-        if progress is not None:
-            progress("tasks", done + now, total)
+        progress("tasks", done + now, total)
 
     exact = run_tasks(model, tasks, report)
     results = [] if states else [TaskResults("exact", "the model as it is", summarise(exact, exact, seed))]
@@ -297,66 +323,13 @@ def _question(outcome: Outcome) -> tuple[str, int, int, float | None]:
     return outcome.kind, outcome.length, outcome.case, outcome.depth
 
 
-def _continuations(
-    model: Any, prepared: PreparedConfig, prompts: Tensor, new_tokens: int, progress: Progress | None
-) -> Continuations:
-    """Continue prompts ``[B, T]`` exactly and with a config."""
-    from transformers import DynamicCache
-
-    count, length = prompts.shape
-
-    def report(done: int) -> None:
-        if progress is not None:
-            progress("greedy continuations", done, 2)
-
-    report(0)
-    exact = _greedy(model, prompts, DynamicCache(config=model.config), new_tokens)
-    report(1)
-    try:
-        with attach(model, prepared) as handle:
-            made = _greedy(model, prompts, handle.new_cache(), new_tokens)
-    except TaylorderError as error:
-        return Continuations(count, length, new_tokens, failure=str(error))
-    report(2)
-    agreed = [_agreed(one, other) for one, other in zip(exact, made, strict=True)]
-    return Continuations(
-        count,
-        length,
-        new_tokens,
-        agreed=float(statistics.median(agreed)),
-        same=agreed.count(new_tokens),
-        exact_repetition=statistics.fmean(map(_repetition, exact)),
-        config_repetition=statistics.fmean(map(_repetition, made)),
-    )
-
-
-def _greedy(model: Any, ids: Tensor, cache: Any, new_tokens: int) -> list[list[int]]:
-    """The likeliest tokens after ``ids`` ``[B, T]``."""
-    made: list[Tensor] = []
-    for _ in range(new_tokens):
-        made.append(next_logits(model, made[-1] if made else ids, cache).argmax(-1, keepdim=True))
-    tokens: list[list[int]] = torch.cat(made, 1).tolist()
-    return tokens
-
-
-def _agreed(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens before the first that differs."""
-    pairs = enumerate(zip(one, other, strict=True))
-    return next((token for token, (mine, theirs) in pairs if mine != theirs), len(one))
-
-
-def _repetition(tokens: Sequence[int], size: int = 4) -> float:
-    """Share of runs of ``size`` tokens that occurred before; 0 if there are none."""
-    runs = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def _draw(tokens: Tokens, length: int, count: int, seed: int) -> Tensor:
-    """So many sequences, or as many as the text has."""
-    available = len(tokens.ids) // length
-    if not available:
-        raise UsageError(
-            f"{tokens.text.source} has {len(tokens.ids)} tokens, fewer than one sequence of {length}; use more text, "
-            "or smaller --lengths"
-        )
-    return tokens.draw(length, min(count, available), seed)
+def _lengths(asked: Sequence[int] | None, max_context: int, tokens: int) -> tuple[int, ...]:
+    """The lengths asked for, or those of the default that model and tokens allow, or the longest there is."""
+    if asked is None:
+        longest = min(max_context, tokens)
+        return tuple(length for length in LENGTHS if length <= longest) or (longest,)
+    if not asked or min(asked) < 2:
+        raise UsageError(f"lengths is {list(asked)}, expected numbers of tokens from 2 on; or leave it out")
+    if max(asked) > max_context:
+        raise UsageError(f"--lengths has {max(asked)}, but the model sees {max_context} tokens at most; lower it")
+    return tuple(asked)

@@ -30,8 +30,6 @@ from taylorder.models.running import input_device
 CANNOT = 0.6
 """A length at which the exact model has less than this share right says nothing about a config."""
 
-"""Called with the number of tasks done and their total."""
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -108,14 +106,13 @@ class TaskRow:
 
 
 def run_tasks(
-    model: Any, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None
+    model: Any, tasks: Sequence[Task], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Outcome, ...]:
     """Score the tasks one after the other, in the state the model is in; see :func:`score`."""
     outcomes: list[Outcome] = []
     for done, task in enumerate(tasks, start=1):
         outcomes.extend(score(model, task))
-        if progress is not None:
-            progress(done, len(tasks))
+        progress(done, len(tasks))
     return tuple(outcomes)
 
 

@@ -25,7 +25,7 @@ from taylorder.errors import UnsupportedModelError, UsageError
 from taylorder.models.description import ModelDescription
 from taylorder.models.positions import token_embeddings
 from taylorder.models.running import input_device, next_logits
-from taylorder.storage.progress import Progress
+from taylorder.storage.progress import Progress, silent
 
 WARM_UP = 16
 """Tokens run before each measurement: what the first calls allocate is not the cache's."""
@@ -94,7 +94,7 @@ def bench(
     lengths: Sequence[int],
     new_tokens: int = 16,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Bench:
     """Measure a model as it is and as a config makes it, on one thread, one context length after the other.
 
@@ -131,16 +131,14 @@ def bench(
     rows = []
     with one_thread():
         for done, context in enumerate(contexts):
-            if progress is not None:
-                progress("bench", done, len(contexts))
+            progress("bench", done, len(contexts))
             ids = random_tokens(model, context + new_tokens, seed)
             _measure(model, DynamicCache(config=model.config), ids[:, : WARM_UP + 1], 1)
             exact = _measure(model, DynamicCache(config=model.config), ids, new_tokens)
             with attach(model, prepared) as handle:
                 _measure(model, handle.new_cache(), ids[:, : WARM_UP + 1], 1)
                 rows.append(Row(context, exact, _measure(model, handle.new_cache(), ids, new_tokens)))
-    if progress is not None:
-        progress("bench", len(contexts), len(contexts))
+    progress("bench", len(contexts), len(contexts))
     return Bench(tuple(rows), new_tokens, predicted_break_even(config, description))
 
 

@@ -7,7 +7,8 @@ import math
 from taylorder.analysis.losses import EXACT, looks_untrained
 from taylorder.evaluation import rivals
 from taylorder.evaluation.comparison import Comparison, Standing
-from taylorder.evaluation.evaluate import Continuations, Evaluation
+from taylorder.evaluation.continuations import Continuations
+from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
 from taylorder.reports.numbers import counted, percent, size
 

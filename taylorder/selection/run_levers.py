@@ -25,7 +25,7 @@ from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
 from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.frames import frame
-from taylorder.storage.progress import Progress
+from taylorder.storage.progress import Progress, silent
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 
@@ -102,7 +102,7 @@ def run_levers(
     offered, length = offer(description, settings)
     limit, seed = settings.limit(description), settings.seed
     tokens = Tokens.of(tokenizer, text)
-    report = progress or (lambda stage, done, total: None)
+    report = progress or silent
     sequences = tokens.first(length, max(length, settings.max_tokens))
     measured_under = {
         "model": description.fingerprint,
