@@ -83,8 +83,7 @@ def ranked_config(model, share=HALF):
 
     def consume(name, layer):
         centres[name] = key_centres(layer)
-        pair = balanced_rotations(layer, centres[name])
-        rotations[name] = (pair.query, pair.key)
+        rotations[name] = balanced_rotations(layer, centres[name])
 
     run_layers(model, tokens(4, 48, seed=9), consume)
     config = config.with_key_centres(centres)

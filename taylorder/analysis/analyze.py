@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,10 +26,11 @@ from taylorder.analysis.results import (
     Calibration,
     CandidateRow,
     NearFieldPreview,
+    Projection,
     SpectralRow,
 )
 from taylorder.analysis.settings import DEFAULTS
-from taylorder.analysis.spectral import Matrix, fit_spectra, unavailable
+from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.analysis.text import Text, query_rows
 from taylorder.analysis.tokens import Tokens
 from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
@@ -275,8 +276,6 @@ def _spectra(model: Any, description: ModelDescription, per_head: bool, report: 
                 for head, part in head_slices(weight, projection, module.heads, module.kv_heads)
             ]
         rows += fit_spectra(matrices)
-        rows += [
-            unavailable(module.name, projection) for projection in ("q", "k", "v", "o") if projection not in weights
-        ]
+        rows += [SpectralRow(module.name, name) for name in get_args(Projection) if name not in weights]
         report("alpha", done, len(description.modules))
     return tuple(rows)

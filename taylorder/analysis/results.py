@@ -71,18 +71,18 @@ class SpectralRow:
 
     module: str
     projection: Projection
-    alpha: float | None
-    D: float | None
-    sigma: float | None
-    tail: int | None
-    status: Literal["success", "failed", "unavailable"]
-    alpha_low: float | None
-    alpha_high: float | None
-    rows: int
-    columns: int
-    spectral_norm: float | None
-    stable_rank: float | None
-    hill_alpha: float | None
+    alpha: float | None = None
+    D: float | None = None
+    sigma: float | None = None
+    tail: int | None = None
+    status: Literal["success", "failed", "unavailable"] = "unavailable"
+    alpha_low: float | None = None
+    alpha_high: float | None = None
+    rows: int = 0
+    columns: int = 0
+    spectral_norm: float | None = None
+    stable_rank: float | None = None
+    hill_alpha: float | None = None
     head: int | None = None
 
 

@@ -8,9 +8,9 @@ tied between tails of very different length, so next to alpha stands the range o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,9 +46,7 @@ class Matrix:
     head: int | None = None
 
 
-def fit_spectra(
-    matrices: Sequence[Matrix], *, progress: Callable[[int, int], None] | None = None
-) -> tuple[SpectralRow, ...]:
+def fit_spectra(matrices: Sequence[Matrix]) -> tuple[SpectralRow, ...]:
     """Fit every matrix: one row for each, in the order given; a fit that cannot be used is a row saying so, not a gap.
 
     A row is ``failed`` where WeightWatcher fails or skips the matrix (fewer than 8 singular values), where what it
@@ -56,23 +54,12 @@ def fit_spectra(
     ``spectral_norm`` is the largest singular value of W itself (WeightWatcher's column of that name holds its square);
     ``stable_rank`` is ``|W|_F^2 / |W|_2^2``; ``hill_alpha`` is the fit over the largest half of the eigenvalues.
 
-    WeightWatcher sees float32 on the CPU and one BLAS thread, whatever the host. ``progress(done, total)`` is called
-    after each matrix. Raises :class:`TaylorderError` for tensors that are no plain 2-D floating matrices in memory,
-    before any fit is made.
+    WeightWatcher sees float32 on the CPU and one BLAS thread, whatever the host. Raises :class:`TaylorderError` for
+    tensors that are no plain 2-D floating matrices in memory, before any fit is made.
     """
     for matrix in matrices:
         _check(matrix)
-    rows: list[SpectralRow] = []
-    for matrix in matrices:
-        rows.append(_fit(matrix))
-        if progress is not None:
-            progress(len(rows), len(matrices))
-    return tuple(rows)
-
-
-def unavailable(module: str, projection: Projection) -> SpectralRow:
-    """Make the row of a projection the module does not have (latent attention, for example, has no plain k and v)."""
-    return _row(module, projection, "unavailable")
+    return tuple(map(_fit, matrices))
 
 
 def _check(matrix: Matrix) -> None:
@@ -90,16 +77,17 @@ def _check(matrix: Matrix) -> None:
 
 def _fit(matrix: Matrix) -> SpectralRow:
     weight = np.ascontiguousarray(matrix.weight.detach().to("cpu", torch.float32).numpy())
-    failed = _row(matrix.module, matrix.projection, "failed", weight.shape, matrix.head)
+    rows, columns = weight.shape
+    failed = SpectralRow(
+        matrix.module, matrix.projection, status="failed", rows=rows, columns=columns, head=matrix.head
+    )
     # One matrix with a NaN would abort WeightWatcher's whole run, and zeros have no spectrum to take logarithms of.
     if not np.isfinite(weight).all() or not weight.any():
         return failed
     analysed = _weightwatcher.analyze_matrix(weight)
-    if analysed is None:
+    if analysed is None or not _usable(analysed[0]):
         return failed
     details, fit = analysed
-    if not _usable(details):
-        return failed
     alpha = float(details["alpha"])
     low, high = _near_ties(fit, alpha)
     return replace(
@@ -151,30 +139,3 @@ def _hill(fit: Any) -> float | None:
     count = len(alphas) + 1
     alpha = float(alphas[count - count // 2])
     return alpha if math.isfinite(alpha) and alpha > 1 else None
-
-
-def _row(
-    module: str,
-    projection: Projection,
-    status: Literal["failed", "unavailable"],
-    shape: tuple[int, ...] = (0, 0),
-    head: int | None = None,
-) -> SpectralRow:
-    """Make a row without figures."""
-    return SpectralRow(
-        module=module,
-        projection=projection,
-        alpha=None,
-        D=None,
-        sigma=None,
-        tail=None,
-        status=status,
-        alpha_low=None,
-        alpha_high=None,
-        rows=shape[0],
-        columns=shape[1],
-        spectral_norm=None,
-        stable_rank=None,
-        hill_alpha=None,
-        head=head,
-    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis, CandidateRow
 from taylorder.analysis.statistics import order_for
 from taylorder.errors import UsageError
-from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
+from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor, deepest
 from taylorder.models.description import AttentionModule
 from taylorder.selection.policies import POLICIES, Layer, Pick, Policy, eligible
 from taylorder.selection.settings import DEFAULTS, ChosenBy, PolicyName
@@ -200,32 +200,26 @@ def _head_orders(
 ) -> tuple[HeadOrder, ...]:
     """Turn picks into decisions with the cost of their KV head's cache or state."""
     d, d_v = module.head_dim, module.value_dim
-    cached = min(context, module.sliding_window or context)
-    heads = []
-    for head, pick in enumerate(picks):
-        if isinstance(pick, str):
-            heads.append(
-                HeadOrder(
-                    spec=HeadSpec(Exact()),
-                    error=0.0,
-                    reason=pick,
-                    nominal_bytes=cost.kv_bytes(d, d_v, cached) if causal else 0,
-                )
-            )
-            continue
-        start = head // module.group * module.group
-        order = max(row.order for row in picks[start : start + module.group] if not isinstance(row, str))
-        near = min(context, pick.window + pick.sinks)
-        heads.append(
-            HeadOrder(
-                spec=HeadSpec(Taylor(pick.order, pick.expansion), Near(pick.window, pick.sinks)),
-                error=pick.relative_l2,
-                nominal_bytes=cost.state_bytes(d, d_v, order) + cost.kv_bytes(d, d_v, near) if causal else 0,
-                break_even=(
-                    cost.break_even_tokens(d, d_v, order, near=near)
-                    if causal
-                    else cost.break_even_flops(d, d_v, order, module.group)
-                ),
-            )
-        )
+    specs = [
+        HeadSpec(Exact())
+        if isinstance(pick, str)
+        else HeadSpec(Taylor(pick.order, pick.expansion), Near(pick.window, pick.sinks))
+        for pick in picks
+    ]
+    heads: list[HeadOrder] = []
+    for group, specs_of_group in zip(module.groups(picks), module.groups(specs), strict=True):
+        size = cost.kv_head_bytes(specs_of_group, module, context) if causal else 0
+        polynomial = deepest(specs_of_group)
+        order, near = 0 if polynomial is None else polynomial.order, min(context, specs_of_group[0].near.tokens)
+        for pick, spec in zip(group, specs_of_group, strict=True):
+            if isinstance(pick, str):
+                about: dict[str, Any] = {"error": 0.0, "reason": pick}
+            elif causal:
+                about = {"error": pick.relative_l2, "break_even": cost.break_even_tokens(d, d_v, order, near=near)}
+            else:
+                about = {
+                    "error": pick.relative_l2,
+                    "break_even": cost.break_even_flops(d, d_v, order, module.group),
+                }
+            heads.append(HeadOrder(spec=spec, nominal_bytes=size, **about))
     return tuple(heads)

@@ -12,7 +12,7 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule
 from taylorder.selection.candidates import Candidate
-from taylorder.selection.lever_errors import LayerLevers, LeverRow
+from taylorder.selection.lever_errors import LayerLevers, group_specs
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.reasons import Reason
 from taylorder.storage.provenance import software_versions
@@ -70,8 +70,9 @@ def config_of(
             indices = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
             layers.append(_layer(table, measured[module.name], module, indices, context, reason))
         else:
-            cached = cost.kv_bytes(module.head_dim, module.value_dim, min(context, module.sliding_window or context))
-            exact = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="sliding", nominal_bytes=cached)
+            spec = HeadSpec(Exact())
+            cached = cost.kv_head_bytes([spec], module, context)
+            exact = HeadOrder(spec=spec, error=0.0, reason="sliding", nominal_bytes=cached)
             layers.append(LayerOrders(module=module.name, heads=(exact,) * module.heads))
     config = OrderConfig(
         model=ModelIdentity.of(table.model),
@@ -98,30 +99,19 @@ def _layer(
     context: int,
     reason: Reason,
 ) -> LayerOrders:
+    """The decisions for one module, given the candidate of each of its KV heads."""
     rows = {(row.kv_head, row.candidate): row for row in measured.rows}
-    heads = []
-    for head in range(module.heads):
-        kv_head = head // module.group
-        index = indices[kv_head]
-        fitted = measured.fitted.get(index)
-        coefficients = None if fitted is None else fitted[head]
-        heads.append(_head(table.candidates[index], coefficients, rows[kv_head, index], module, context, reason))
+    heads: list[HeadOrder] = []
+    for kv_head, index in enumerate(indices):
+        specs = group_specs(table.candidates, measured.fitted, index, kv_head, module.group)
+        far, near = specs[0].far, specs[0].near.tokens
+        about: dict[str, Any] = {"error": rows[kv_head, index].relative_l2, "break_even": near}
+        if isinstance(far, Exact):
+            about = {"error": 0.0, "reason": reason}
+        elif isinstance(far, Taylor):
+            about["break_even"] = cost.break_even_tokens(
+                module.head_dim, module.value_dim, far.order, far.ranks, near=near
+            )
+        size = cost.kv_head_bytes(specs, module, context)
+        heads += [HeadOrder(spec=spec, nominal_bytes=size, **about) for spec in specs]
     return LayerOrders(module=module.name, heads=tuple(heads))
-
-
-def _head(
-    candidate: Candidate,
-    fitted: tuple[float, ...] | None,
-    row: LeverRow,
-    module: AttentionModule,
-    context: int,
-    reason: Reason,
-) -> HeadOrder:
-    spec, size = candidate.head_spec(fitted), candidate_bytes(candidate, module, context)
-    if isinstance(spec.far, Exact):
-        return HeadOrder(spec=spec, error=0.0, reason=reason, nominal_bytes=size)
-    break_even = spec.near.tokens
-    if isinstance(spec.far, Taylor):
-        d, d_v = module.head_dim, module.value_dim
-        break_even = cost.break_even_tokens(d, d_v, spec.far.order, spec.far.ranks, near=break_even)
-    return HeadOrder(spec=spec, error=row.relative_l2, nominal_bytes=size, break_even=break_even)

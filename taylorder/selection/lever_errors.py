@@ -20,7 +20,7 @@ from taylorder.kernels.spec import Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
 from taylorder.selection.gradients import Observed
-from taylorder.selection.rotations import Rotations, balanced_rotations
+from taylorder.selection.rotations import balanced_rotations
 
 FIT_ROWS = 128
 """Query rows of each sequence that coefficients are fitted to, drawn at random."""
@@ -147,18 +147,13 @@ class Runner:
 
 def prepare(sequences: Sequence[Observed], *, rotate: bool) -> Prepared:
     """Calibrate key centres and, if asked for, rotations on all sequences of one module."""
-    layer = LayerTensors(
-        torch.stack([observed.q for observed in sequences]).cpu(),
-        torch.stack([observed.k for observed in sequences]).cpu(),
-        torch.stack([observed.v for observed in sequences]).cpu(),
-        None,
-        sequences[0].scaling,
-        True,
-    )
+    q, k, v = (torch.stack([getattr(observed, name) for observed in sequences]).cpu() for name in "qkv")
+    layer = LayerTensors(q, k, v, None, sequences[0].scaling, True)
     centres = key_centres(layer)
-    rotations: Rotations | None = balanced_rotations(layer, centres) if rotate else None
-    pair = None if rotations is None else (rotations.query.float(), rotations.key.float())
-    return Prepared(centres.float(), pair)
+    if not rotate:
+        return Prepared(centres.float(), None)
+    query, key = balanced_rotations(layer, centres)
+    return Prepared(centres.float(), (query.float(), key.float()))
 
 
 def measure_levers(

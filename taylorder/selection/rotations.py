@@ -14,8 +14,6 @@ queries and keys measured in units of their own moments.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -25,21 +23,7 @@ RIDGE = 1e-6
 """Share of the mean eigenvalue of a moment that is added to all its eigenvalues, for moments that are singular."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rotations:
-    """What one layer's queries and centred keys are multiplied by, as ``x @ A.T``.
-
-    Attributes:
-        query: ``A_q`` of every KV head, for all query heads of its group, float64 ``[G, d, d]``.
-        key: ``A_k`` of every KV head, float64 ``[G, d, d]``; ``A_q^T A_k = I``, so that scores stay as they are.
-
-    """
-
-    query: Tensor
-    key: Tensor
-
-
-def balanced_rotations(layer: LayerTensors, centres: Tensor, ridge: float = RIDGE) -> Rotations:
+def balanced_rotations(layer: LayerTensors, centres: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
     """Balance the queries and the centred keys of every KV head; padding is left out.
 
     ``C_q = E[q q^T]`` over all queries of the group and ``C_k = E[(k - c)(k - c)^T]``, each plus
@@ -53,7 +37,8 @@ def balanced_rotations(layer: LayerTensors, centres: Tensor, ridge: float = RIDG
         ridge: above 0.
 
     Returns:
-        Float64 ``[G, d, d]`` each, on the device of the layer, coordinates by descending ``S``.
+        What the queries and the centred keys are multiplied by, as ``x @ A.T``: ``A_q`` and ``A_k`` of every KV head,
+        float64 ``[G, d, d]`` each, on the device of the layer, coordinates by descending ``S``.
 
     Raises:
         ValueError: the ridge is not a positive number.
@@ -71,7 +56,7 @@ def balanced_rotations(layer: LayerTensors, centres: Tensor, ridge: float = RIDG
         keys = layer.k[:, kv_head][valid].double() - centres[kv_head].double()
         pairs.append(_balance(_moment(queries, ridge), _moment(keys, ridge)))
     query, key = (torch.stack(matrices) for matrices in zip(*pairs, strict=True))
-    return Rotations(query, key)
+    return query, key
 
 
 def _moment(vectors: Tensor, ridge: float) -> Tensor:
