@@ -62,6 +62,14 @@ def test_a_loaded_cache_is_the_saved_one_bit_for_bit(kind, tmp_path):
     assert TaylorCache.load(path, model, config).get_seq_length() == 0
 
 
+def test_a_cache_of_one_sequence_is_saved_as_well(tmp_path):
+    model = MODELS["llama"]()
+    config = uniform(model, 2, "mean", 16, 4)
+    cache, _ = run(model, config, tokens(1, 20), torch.ones(1, 20, dtype=torch.long), (20,))
+    cache.save(tmp_path / "cache.safetensors")
+    assert TaylorCache.load(tmp_path / "cache.safetensors", model, config).get_seq_length() == 20
+
+
 def test_files_that_are_not_this_caches_are_refused(tmp_path):
     from safetensors.torch import save_file
 

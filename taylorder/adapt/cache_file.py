@@ -43,8 +43,10 @@ def write(path: Path, layers: Sequence[Any], made_for: Mapping[str, str]) -> Non
         about, held = _taken_apart(layer)
         described.append(about)
         # Views are copied: safetensors refuses storage shared by two tensors, and would write what is outside of them.
-        tensors |= {f"layers.{index}.{name}": tensor.detach().to("cpu").clone() for name, tensor in held.items()}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        # The strides of a single element are copied as well unless they are asked to be new.
+        for name, tensor in held.items():
+            copied = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+            tensors[f"layers.{index}.{name}"] = copied
     header = {"schema": SCHEMA, **made_for, "layers": described}
     header[_CHECKSUM] = checksum(header, tensors)
     with replacing(path) as temporary:  # one entry of metadata: safetensors writes several in any order

@@ -73,16 +73,17 @@ class KvHeadEntry(Strict):
         longest = deepest(specs)
         near = {} if isinstance(first.spec.far, Exact) else asdict(first.spec.near)
         shared = {key: name for key, name in _SHARED.items() if len({getattr(head, name) for head in heads}) == 1}
-        entries = [
-            HeadEntry(
-                error=head.error,
-                **_options(head.spec),
-                **{key: getattr(head, name) for key, name in _SHARED.items() if key not in shared},
-            )
-            for head in heads
-        ]
+        entries = []
+        for head in heads:
+            own = {key: getattr(head, name) for key, name in _SHARED.items() if key not in shared}
+            match head.spec.far:
+                case Taylor(order=order, expansion=expansion, coefficients=coefficients):
+                    own |= {"order": order, "expansion": expansion, "coefficients": coefficients}
+                case Exact() | Dropped() as far:
+                    own["order"] = "exact" if isinstance(far, Exact) else None
+            entries.append(HeadEntry(error=head.error, **own))
         return cls(
-            runs=_runs([entry.order for entry in entries]),
+            runs=_runs(entries),
             **near,
             ranks=None if longest is None else longest.ranks,
             heads=tuple(entries),
@@ -96,7 +97,7 @@ class KvHeadEntry(Strict):
             ValueError: the entry contradicts itself.
 
         """
-        runs = _runs([head.order for head in self.heads])
+        runs = _runs(self.heads)
         if self.runs != runs:
             raise ValueError(f"runs is {self.runs!r}, and the orders of its heads ask for {runs!r}")
         for name in ("window", "sinks"):
@@ -122,7 +123,8 @@ class KvHeadEntry(Strict):
         else:
             ranks = ranks if ranks is None or order == "exact" else ranks[:order]
             spec = spec_of(order, head.expansion, ranks, coefficients, near)
-        about = {name: _first(getattr(self, key), getattr(head, key)) for key, name in _SHARED.items()}
+        owners = {key: head if getattr(self, key) is None else self for key in _SHARED}
+        about = {name: getattr(owners[key], key) for key, name in _SHARED.items()}
         return HeadOrder(spec=spec, error=head.error, **about)
 
     @model_validator(mode="after")
@@ -262,25 +264,14 @@ def as_text(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + ',\n "layers": [\n' + ",\n".join(layers) + "\n ]\n}\n"
 
 
-def _runs(orders: Sequence[int | str | None]) -> Runs:
-    """What a KV head runs whose query heads have these orders."""
-    exact = [order == "exact" for order in orders]
+def _runs(heads: Sequence[HeadEntry]) -> Runs:
+    """What a KV head runs that has these query heads."""
+    exact = [head.order == "exact" for head in heads]
     if any(exact):
         if not all(exact):
             raise ValueError("some heads are exact and some are not; the cache is shared, so all must be exact")
         return "exact"
-    return "window" if all(order is None for order in orders) else "taylor"
-
-
-def _options(spec: HeadSpec) -> dict[str, Any]:
-    """The options of a head's entry that say what its far field is."""
-    if isinstance(spec.far, Taylor):
-        return {name: getattr(spec.far, name) for name in ("order", "expansion", "coefficients")}
-    return {"order": "exact" if isinstance(spec.far, Exact) else None}
-
-
-def _first(shared: Any, single: Any) -> Any:
-    return single if shared is None else shared
+    return "window" if all(head.order is None for head in heads) else "taylor"
 
 
 def _context(criterion: Mapping[str, Any]) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
@@ -40,10 +39,9 @@ class Handle:
         self._runs = {
             module: ModuleRun(plan, self.counts, guard, backend, observe) for module, plan in prepared.plans.items()
         }
-        self._removal: ExitStack | None = None
+        self._block = ExitStack()
         self._install()
-        self._number = next(_NUMBERS)
-        _ATTACHED[self._number] = self
+        _ATTACHED[id(self)] = self
 
     @property
     def model(self) -> Any:
@@ -63,7 +61,7 @@ class Handle:
     @property
     def closed(self) -> bool:
         """Whether the model has been left."""
-        return self._removal is None
+        return id(self) not in _ATTACHED
 
     def new_cache(self) -> TaylorCache:
         """Return an empty cache for this model and config; nothing is checked or planned again.
@@ -93,15 +91,12 @@ class Handle:
                 f"a handle of {type(self.model).__name__} was to be closed while its attention is recorded: close it "
                 "after the recording that was begun inside"
             )
-        del _ATTACHED[self._number]
         # What a later one would put back when it is closed is what this one has put there.
-        later = [
-            handle
-            for number, handle in _ATTACHED.items()
-            if number > self._number and handle._runs.keys() & self._runs.keys()
-        ]
+        attached = list(_ATTACHED.values())
+        later = [handle for handle in attached[attached.index(self) + 1 :] if handle._runs.keys() & self._runs.keys()]
+        del _ATTACHED[id(self)]
         for handle in (*reversed(later), self):
-            handle._remove()
+            handle._block.close()
         for handle in later:
             handle._install()
 
@@ -119,19 +114,11 @@ class Handle:
         return f"<Handle of {type(self.model).__name__}, config {self.digest[:19]}, {state}>"
 
     def _install(self) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(
-                installed(self.model, self._runs, self.digest, guard=self.guard, new_cache=self.new_cache)
-            )
-            self._removal = stack.pop_all()
-
-    def _remove(self) -> None:
-        removal, self._removal = self._removal, None
-        if removal is not None:
-            removal.close()
+        self._block.enter_context(
+            installed(self.model, self._runs, self.digest, guard=self.guard, new_cache=self.new_cache)
+        )
 
 
-_NUMBERS = count()
 _ATTACHED: WeakValueDictionary[int, Handle] = WeakValueDictionary()
 """What is attached to any model, in the order in which that was done; the models keep it alive."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -59,22 +60,19 @@ def installed(
             RUNS.update(suspended)
 
 
+@dataclass(frozen=True, eq=False)
 class Hooks:
-    """The hooks of one attached handle. A model that has them cannot be copied or pickled."""
+    """The hooks of one attached handle. A model that has them cannot be copied or pickled.
 
-    def __init__(
-        self,
-        runs: dict[nn.Module, ModuleRun],
-        digest: str,
-        guard: bool,
-        selected: list[tuple[Any, str | None]],
-        new_cache: NewCache | None,
-    ) -> None:
-        """Note whose hooks these are, and what attention the model's configs select.
+    ``selected`` is what attention the model's configs select. ``new_cache`` is kept because its owner, the handle, has
+    to live as long as the model has the hooks.
+    """
 
-        ``new_cache`` is kept because its owner, the handle, has to live as long as the model has the hooks.
-        """
-        self.runs, self.digest, self.guard, self.selected, self.new_cache = runs, digest, guard, selected, new_cache
+    runs: dict[nn.Module, ModuleRun]
+    digest: str
+    guard: bool
+    selected: list[tuple[Any, str | None]]
+    new_cache: NewCache | None
 
     def __reduce_ex__(self, _protocol: Any) -> NoReturn:
         """Refuse to be copied: the copy would have hooks for another model, and no plan of its own."""
