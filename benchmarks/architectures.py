@@ -20,8 +20,8 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS
 
 import torch
 import transformers
+from architecture_sweep.building import all_runs
 from architecture_sweep.children import records
-from architecture_sweep.classes import all_runs
 from architecture_sweep.log import Log
 from architecture_sweep.stages import examine
 from architecture_sweep.summary import summary

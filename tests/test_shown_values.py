@@ -11,6 +11,7 @@ import pytest
 import synthetic
 import tiny
 from pandas.testing import assert_frame_equal
+from rich.pretty import pretty_repr
 
 import taylorder
 from taylorder.claims.verdicts.degree import degree_claim
@@ -62,6 +63,7 @@ def test_the_lines_say_what_it_is():
     assert repr(near) == "<Analysis of smollm2-135m: 2 layers x 9 heads, orders 1 to 8, window 64 and 4 sinks>"
     uniform = taylorder.OrderConfig.uniform(MEASURED.model, 3, "mean", 64, 4)
     assert repr(uniform) == "<OrderConfig for smollm2-135m: 30 layers x 9 heads; 270 order 3>"
+    assert pretty_repr([uniform], max_width=100) == repr([uniform])  # what rich prints
     assert repr(synthetic.selection(MEASURED)) == "<Selection for smollm2-135m by error: 270 exact>"
     assert repr(EVALUATION) == "<Evaluation at 1,024, 4,096 tokens: exact, config>"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from .classes import Run
+from .building import Run
 
 _FORK = multiprocessing.get_context("fork")
 

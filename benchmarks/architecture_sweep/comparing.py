@@ -16,8 +16,7 @@ from taylorder.kernels.spec import Near, Taylor
 from . import inputs
 from .attention import admissions, compare_admissions
 from .examination import Examination
-from .running import distance, right_output, run
-from .truth import reference_output
+from .running import distance, reference_output, right_output, run
 
 ORDER, WINDOW, SINKS = 2, 4, 1
 _ROUNDING = 1e-5

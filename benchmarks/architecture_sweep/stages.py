@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import comparing, generating, loading, measuring
-from .building import NotBuiltError, build
-from .classes import Run
+from .building import NotBuiltError, Run, build
 from .examination import Examination, OutOfMemoryError
 
 

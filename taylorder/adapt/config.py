@@ -325,6 +325,9 @@ class OrderConfig(Strict):
 
     __str__ = __repr__
 
+    def __rich_repr__(self) -> None:  # type: ignore[override]
+        """Have rich print that line as well."""
+
     def _repr_html_(self) -> str:
         return as_html(self)
 
