@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.handle import adapted, attach
     from taylorder.analysis.analyze import analyze
-    from taylorder.claims.judge import judge_claims
+    from taylorder.claims.registry import judge_claims
     from taylorder.evaluation.evaluate import evaluate
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
@@ -33,7 +33,7 @@ _HOMES = {
     "budget": "taylorder.selection.budget",
     "describe": "taylorder.models.describe",
     "evaluate": "taylorder.evaluation.evaluate",
-    "judge_claims": "taylorder.claims.judge",
+    "judge_claims": "taylorder.claims.registry",
     "load": "taylorder.models.loading",
     "select": "taylorder.selection.by_tolerance",
 }

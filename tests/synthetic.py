@@ -11,8 +11,11 @@ from collections.abc import Callable
 import torch
 
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, NearFieldPreview, SpectralRow
+from taylorder.evaluation.evaluate import Evaluation
 from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.reports.analysis import sections
+from taylorder.reports.render import plain_text
 from taylorder.selection.by_tolerance import Selection, select
 
 NOTE = "weights dequantised from Q4_1 (GGUF): alphas differ from the original checkpoint's"
@@ -193,3 +196,8 @@ def selection(
 
 def replaced(value, **changes):
     return dataclasses.replace(value, **changes)
+
+
+def report(analysis: Analysis, selection: Selection, *, width: int = 80, evaluation: Evaluation | None = None) -> str:
+    """What a pipe gets."""
+    return plain_text(sections(analysis, selection, None, evaluation), width)

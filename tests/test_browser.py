@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import Select
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.claims.claim import Claim, FigureTable, Plot, Series
 from taylorder.kernels.spec import Exact
-from taylorder.reports import html, html_claims
+from taylorder.reports import html
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.numbers import percent, percent_cell
 
@@ -91,7 +91,7 @@ def files(tmp_path_factory):
     (folder / "small.html").write_text(html.render(MEASURED, CHOSEN, None, (CLAIM,)), "utf-8")
     (folder / "wide.html").write_text(html.render(wide, synthetic.selection(wide), None, (CLAIM,)), "utf-8")
     claims = ClaimsReport(("one", "another"), (CLAIM,))
-    (folder / "claims.html").write_text(html_claims.render(claims, [Path("a b"), Path("c")], folder), "utf-8")
+    (folder / "claims.html").write_text(html.render_claims(claims, [Path("a b"), Path("c")], folder), "utf-8")
     return folder
 
 

@@ -20,10 +20,10 @@ from taylorder.commands._shared import write_run
 from taylorder.evaluation.comparison import Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
-from taylorder.reports import evaluation, evaluation_tables, terminal, verdict
+from taylorder.reports import evaluation, evaluation_tables, verdict
 from taylorder.reports import evaluation_words as words
 from taylorder.reports.document import as_document
-from taylorder.reports.evaluation_document import as_document as as_eval_document
+from taylorder.reports.evaluation import as_document as as_eval_document
 from taylorder.reports.render import plain_text
 from taylorder.runs import run_directory
 from taylorder.storage.finite_json import as_json
@@ -213,21 +213,21 @@ def test_a_run_without_an_evaluation_says_that_losses_were_not_measured(tmp_path
     chosen = synthetic.selection(MEASURED)
     write_run(tmp_path, MEASURED, chosen)
     assert run_directory.read_evaluation(tmp_path) is None
-    text = " ".join(terminal.as_text(MEASURED, chosen).split())
+    text = " ".join(synthetic.report(MEASURED, chosen).split())
     assert "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them" in text
 
 
 def test_the_report_of_an_analysis_ends_with_the_losses():
     chosen = synthetic.selection(MEASURED)
-    text = terminal.as_text(MEASURED, chosen, evaluation=SHORT)
+    text = synthetic.report(MEASURED, chosen, evaluation=SHORT)
     assert max(map(len, text.splitlines())) <= 80
     assert text.index("What this config saves") < text.index("What the model loses: 4 sequences of 1,024 tokens")
     assert text.index("What the model loses") < text.index("Verdict")
     assert "Intervals\n  are 95% over sequences, and 4 sequences make them rough." in text
-    exact = terminal.as_text(MEASURED, chosen, evaluation=SHORT_EXACT)
+    exact = synthetic.report(MEASURED, chosen, evaluation=SHORT_EXACT)
     assert "The config keeps every head exact, so it equals exact and was not run." in exact
-    assert "Not measured: made up has 3 tokens" in terminal.as_text(MEASURED, chosen, evaluation=NONE)
-    assert "final hidden states" in terminal.as_text(
+    assert "Not measured: made up has 3 tokens" in synthetic.report(MEASURED, chosen, evaluation=NONE)
+    assert "final hidden states" in synthetic.report(
         MEASURED, chosen, evaluation=Evaluation(False, (hidden_comparison(),))
     )
 

@@ -23,7 +23,7 @@ from taylorder.evaluation.continuations import Continuations, _repetition, drawn
 from taylorder.models.describe import describe
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
-from taylorder.reports.evaluation_document import as_document
+from taylorder.reports.evaluation import as_document
 from taylorder.reports.render import plain_text
 
 PROMPT = "It was a dark and stormy night; "

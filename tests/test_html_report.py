@@ -22,7 +22,8 @@ from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
 from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
-from taylorder.reports import grids, html, html_claims, html_data, levers, summary, terminal, verdict
+from taylorder.reports import grids, html, html_data, levers, summary, verdict
+from taylorder.reports.analysis import sections as report_sections
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.document import as_document
 from taylorder.reports.numbers import percent
@@ -205,7 +206,7 @@ def test_terminal_and_page_render_the_same_sections(levers):
     measured, found = synthetic.analysis(layers=3), evaluation()
     chosen = lever_selection(measured) if levers else synthetic.selection(measured)
     page = Page(html.render(measured, chosen, found))
-    sections = terminal.sections(measured, chosen, None, found)
+    sections = report_sections(measured, chosen, None, found)
     assert {section.about for section in sections} >= {"run", "each head", "config", "verdict"}
     for section in sections:
         printed = plain_text([section], 2000)
@@ -237,7 +238,7 @@ def test_claims_are_shown_with_their_figures():
         "Without 1 point that has no figure on these axes.",
     ):
         assert told in page.text
-    pooled = Page(html_claims.render(ClaimsReport(("a", "b"), claims), [Path("a"), Path("b c")], Path("out")))
+    pooled = Page(html.render_claims(ClaimsReport(("a", "b"), claims), [Path("a"), Path("b c")], Path("out")))
     assert "a, b 2 claims about truncated attention: 1 supported, 1 contradicted." in pooled.text
     assert "taylorder claims a 'b c' --out out" in pooled.text
     shown = pooled.text[pooled.text.index("1. Alpha tells the order.") : pooled.text.rindex("Reproduce")]

@@ -8,7 +8,6 @@ import pytest
 import synthetic
 from rich.console import Console
 
-from taylorder.reports import terminal
 from taylorder.reports.fitting_tables import FittingTable, dense_table
 from taylorder.reports.render import plain_text
 from taylorder.reports.sections import Section
@@ -68,7 +67,7 @@ def test_a_long_heading_is_wrapped():
 def test_the_report_of_an_analysis_loses_no_column(width):
     measured = synthetic.analysis(layers=3)
     chosen = synthetic.selection(measured)
-    wide, narrow = (terminal.as_text(measured, chosen, width=each) for each in (100, width))
+    wide, narrow = (synthetic.report(measured, chosen, width=each) for each in (100, width))
     for title_ in ("zero", "centre", "mean", "breaks", "lowest", "highest", "needs order"):
         assert title_ in wide
         assert title_ in narrow
@@ -81,5 +80,5 @@ def test_the_report_of_an_analysis_loses_no_column(width):
 def test_alphas_without_a_column_are_named():
     measured = synthetic.analysis(layers=3)
     chosen = synthetic.selection(measured)
-    text = " ".join(terminal.as_text(measured, chosen, width=36).split())
+    text = " ".join(synthetic.report(measured, chosen, width=36).split())
     assert "Too narrow for the alphas of v and o and every D: spectral.csv has them." in text

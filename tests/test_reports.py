@@ -15,9 +15,10 @@ from typer.main import get_command
 
 from taylorder.adapt import cost
 from taylorder.cli import app
-from taylorder.reports import grids, savings, summary, tables, terminal, verdict
+from taylorder.reports import grids, savings, summary, tables, verdict
+from taylorder.reports.analysis import sections as report_sections
 from taylorder.reports.numbers import compact, layer_names, percent, percent_cell, size
-from taylorder.reports.render import plain_text, print_sections
+from taylorder.reports.render import export_svg, plain_text, print_sections
 from taylorder.reports.sections import Section
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -65,7 +66,7 @@ def case(name, **options):
 
 @functools.cache
 def report(name, width=80, **options):
-    return terminal.as_text(*case(name, **options), width=width)
+    return synthetic.report(*case(name, **options), width=width)
 
 
 def told(measured, **options):
@@ -160,11 +161,11 @@ def test_colour_only_doubles_the_text(name):
     console = Console(
         width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False, no_color=False
     )
-    print_sections(terminal.sections(measured, chosen), console)
+    print_sections(report_sections(measured, chosen), console)
     coloured = console.file.getvalue()
     assert ANSI.search(coloured)
     plain = [line.rstrip() for line in ANSI.sub("", coloured).splitlines()]
-    assert plain == terminal.as_text(measured, chosen).splitlines()
+    assert plain == synthetic.report(measured, chosen).splitlines()
 
 
 def test_every_module_is_named_by_its_number_and_the_pattern_is_given_once():
@@ -240,7 +241,7 @@ def test_alphas_of_heads_are_labelled_noisy():
 def test_svg_is_well_formed_stable_and_fetches_nothing(tmp_path):
     measured, chosen = case("sliding")
     for name in ("a.svg", "b.svg"):
-        terminal.export_svg(measured, chosen, tmp_path / name)
+        export_svg(report_sections(measured, chosen), "taylorder: made up", tmp_path / name)
     text = (tmp_path / "a.svg").read_text(encoding="utf-8")
     ElementTree.fromstring(text)
     assert "@font-face" not in text
@@ -466,7 +467,7 @@ def warned(**calibration):
     measured = synthetic.analysis(layers=2)
     measured = replace(measured, calibration=replace(measured.calibration, **calibration))
     chosen = synthetic.selection(measured)
-    text = terminal.as_text(measured, chosen, width=80)
+    text = synthetic.report(measured, chosen, width=80)
     return verdict.sentences(measured, chosen), " ".join(text.split()), verdict.next_command(measured, chosen)[0]
 
 

@@ -15,11 +15,9 @@ import torch
 from taylorder.commands._shared import write_run
 from taylorder.errors import ConfigError, TaylorderError
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.reports import terminal
 from taylorder.reports.document import as_document
 from taylorder.runs import run_directory
-from taylorder.runs.refusals import RunDirectoryError
-from taylorder.runs.run_files import FILES
+from taylorder.runs.run_files import FILES, RunDirectoryError
 from taylorder.storage.finite_json import as_json
 
 CONTRACT_HEADS = [
@@ -87,7 +85,7 @@ def test_a_run_comes_back_exactly(tmp_path, options):
     for name in ("policy", "tolerance", "context", "largest_order", "heads"):
         assert same(getattr(read_chosen, name), getattr(chosen, name)), name
     assert read_chosen.config == chosen.config
-    assert terminal.as_text(read, read_chosen) == terminal.as_text(measured, chosen)
+    assert synthetic.report(read, read_chosen) == synthetic.report(measured, chosen)
     assert as_document(read, read_chosen) == as_document(measured, chosen)
 
 
@@ -146,7 +144,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL])
-@pytest.mark.parametrize("place", ["OrderConfig.save", "write_rows", "Path.write_text", "as_document"])
+@pytest.mark.parametrize("place", ["OrderConfig.save", "write_rows", "Path.write_text", "as_json"])
 def test_whatever_ends_the_writing_leaves_the_earlier_run_whole(written, monkeypatch, place, error):
     before = contents(written)
     monkeypatch.setattr(f"taylorder.runs.run_directory.{place}", raising(error))

@@ -1,15 +1,15 @@
-"""Everything that is measured of a model, and every claim, in the order in which they are measured and told."""
+"""Everything that is measured of a model, and every claim, in the order in which they are measured and judged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from taylorder.claims.claim import Claim
-from taylorder.claims.evidence import Evidence
+from taylorder.claims.evidence import Evidence, ModelEvidence
 from taylorder.claims.measurement import Measurement
 from taylorder.claims.measurements.heads import HeadMeasurement
-from taylorder.claims.measurements.normal_inputs import NormalInputs
+from taylorder.claims.measurements.normal_inputs import NormalHead, NormalInputs
 from taylorder.claims.measurements.order_losses import LossMeasurement
 from taylorder.claims.measurements.score_ranges import RangeMeasurement
 from taylorder.claims.measurements.state_times import TimeMeasurement
@@ -44,3 +44,28 @@ VERDICTS: tuple[Callable[[Evidence], Claim], ...] = (
     degree_claim,
     lookup_claim,
 )
+
+
+def judge_claims(models: Sequence[ModelEvidence], normal: Sequence[NormalHead] | None = None) -> tuple[Claim, ...]:
+    """Give every claim about truncated attention its verdict, with the figures it rests on.
+
+    A verdict follows from a rule, ``claim.rule``, and from whole 95 % intervals; ``claim.source`` says who made the
+    claim (docs/claims.md).
+
+    >>> import taylorder
+    >>> from taylorder.claims.measure import measure
+    >>> loaded = taylorder.load()
+    >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
+    >>> evidence = measure(analysis, loaded, "records-claims")  # some minutes; what is finished is kept there
+    >>> claims = taylorder.judge_claims([evidence])
+    >>> claims[1]
+    <Claim precision: contradicted>
+
+    Args:
+        models: what :func:`taylorder.claims.measure.measure` found; several are pooled.
+        normal: heads of normal inputs; drawn and measured if left out, which takes some seconds.
+
+    """
+    drawn = NORMAL_INPUTS.measure() if normal is None else normal
+    evidence = Evidence(tuple(models), tuple(drawn))
+    return tuple(verdict(evidence) for verdict in VERDICTS)

@@ -1,4 +1,4 @@
-"""What several commands need: options, checks that come before anything is loaded, and printing."""
+"""What several commands need: checks that come before anything is loaded, loading, and printing."""
 
 from __future__ import annotations
 
@@ -7,61 +7,34 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from taylorder.commands._paths import named_by
 from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
     from taylorder.evaluation.evaluate import Evaluation
+    from taylorder.models.description import ModelDescription
+    from taylorder.models.loading import LoadedModel
+    from taylorder.reports.progress import StderrProgress
     from taylorder.reports.sections import Section
     from taylorder.selection.by_tolerance import Selection
     from taylorder.selection.run_levers import LeverRun
 
-_DIGITS = 18
-_SHOWN = 60
-"""Characters of an argument that a message repeats."""
 
-Seed = Annotated[
-    int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed whatever is drawn: rows, sequences, tasks, tokens.")
-]
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL", show_default="the built-in smollm2-135m", help="Hub id, model folder or .gguf file."
-    ),
-]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Run on this torch device, such as cpu or cuda.")]
-DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
-Dtype = Annotated[DtypeName, typer.Option(help="Hold weights and compute in this dtype; auto is the checkpoint's.")]
-Format = Annotated[
-    Literal["human", "json"],
-    typer.Option("--format", help="Print a report, or one JSON document and nothing else."),
-]
+def load_described(
+    model: str | None, device: str, dtype: str, progress: StderrProgress, run: Path | None = None
+) -> tuple[LoadedModel, ModelDescription]:
+    """Load a model, the built-in one for None, and describe it; ``run`` is the run that named it, if one did."""
+    progress.say(f"loading {model or 'the built-in model'}")
 
+    from taylorder.models.describe import describe
+    from taylorder.models.loading import load
 
-def parse_numbers(option: str, text: str | None, least: int) -> tuple[int, ...] | None:
-    """The whole numbers of a list with commas, each once, in order; None for None."""
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    if not all(is_whole_number(word, least) for word in words):
-        raise UsageError(
-            f"{option} is {shortly(text)}, expected whole numbers from {least} on with commas between them"
-        )
-    return tuple(sorted({int(word) for word in words}))
-
-
-def is_whole_number(text: str, least: int) -> bool:
-    """Whether a text is a whole number from ``least`` on, of no more digits than anything can be counted with."""
-    return text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) >= least
-
-
-def shortly(text: str) -> str:
-    """A text in quotes, as much of it as fits into a sentence."""
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    with named_by(run, model, "name the model itself, and the run with --config"):
+        loaded = load(model, device=device, dtype=dtype)
+    return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
 
 
 def check_texts(files: Sequence[Path]) -> None:
@@ -112,13 +85,13 @@ def print_analysis(
     analysis: Analysis, selection: Selection, evaluation: Evaluation | None, directory: Path, output: str
 ) -> None:
     """Write the result of an analysis to standard output."""
-    from taylorder.reports import terminal
+    from taylorder.reports.analysis import sections
     from taylorder.reports.document import as_document
 
     print_report(
         output,
         lambda: as_document(analysis, selection, directory, evaluation),
-        terminal.sections(analysis, selection, directory, evaluation),
+        sections(analysis, selection, directory, evaluation),
     )
 
 
@@ -129,17 +102,16 @@ def write_run(
     evaluation: Evaluation | None = None,
     levers: LeverRun | None = None,
 ) -> None:
-    """Render the page of a run and what report.json says of it in words, and write everything."""
+    """Render the page and the document of a run, and write everything."""
     from taylorder.reports import html
-    from taylorder.reports.document import verdict_record
+    from taylorder.reports.document import as_document
     from taylorder.runs import run_directory
 
     run_directory.write(
         directory,
         analysis,
         selection,
-        evaluation,
         levers,
         page=html.render(analysis, selection, evaluation, None, directory),
-        verdict=verdict_record(analysis, selection, None, evaluation),
+        document=as_document(analysis, selection, None, evaluation),
     )

@@ -5,22 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from taylorder.commands._paths import path_of
-from taylorder.commands._shared import (
-    Device,
-    Dtype,
-    Format,
-    Model,
-    Seed,
-    check_texts,
-    check_writable,
-    is_whole_number,
-    print_analysis,
-    shortly,
-    write_run,
-)
+from taylorder.commands import options
+from taylorder.commands._shared import check_texts, check_writable, print_analysis, write_run
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 from taylorder.selection.settings import (
@@ -33,114 +19,84 @@ from taylorder.selection.settings import (
 )
 
 if TYPE_CHECKING:
-    from taylorder.adapt.config import OrderConfig
     from taylorder.analysis.tokens import Tokens
-    from taylorder.evaluation.evaluate import Evaluation
     from taylorder.models.description import ModelDescription
-    from taylorder.models.loading import LoadedModel
     from taylorder.reports.progress import StderrProgress
     from taylorder.selection.candidates import Lever
-    from taylorder.selection.run_levers import LeverRun
 
 
 def analyze(
-    model: Model = None,
+    model: options.Model = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            show_default="the English that Python ships",
-            help="Calibrate on this UTF-8 file; repeat for several.",
-            parser=path_of("--text"),
+        options.path(
+            "Calibrate on this UTF-8 file; repeat for several.", "--text", default="the English that Python ships"
         ),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Use so many tokens of the text.")
-    ] = DEFAULTS.max_tokens,
-    sequence_length: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Cut them into sequences of N.")
-    ] = DEFAULTS.sequence_length,
-    rows: Annotated[str, typer.Option(metavar="N|all", help="Measure N random query rows of each sequence.")] = str(
-        DEFAULTS.rows
-    ),
+    max_tokens: Annotated[int, options.number("Use so many tokens of the text.", 2)] = DEFAULTS.max_tokens,
+    sequence_length: Annotated[int, options.number("Cut them into sequences of N.", 2)] = DEFAULTS.sequence_length,
+    rows: Annotated[str, options.value("Measure N random query rows of each sequence.", "N|all")] = str(DEFAULTS.rows),
     tolerance: Annotated[
         str,
-        typer.Option(
-            metavar="TIER|X",
-            help="Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of "
-            "about that precision.",
+        options.value(
+            "Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of about that "
+            "precision.",
+            "TIER|X",
         ),
     ] = DEFAULT_TIER,
-    max_order: Annotated[
-        int, typer.Option(metavar="N", min=1, max=8, help="Measure orders 1 to N.")
-    ] = DEFAULTS.max_order,
-    window: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Keep the true exponential for the last N keys.")
-    ] = DEFAULTS.window,
-    sinks: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Keep the true exponential for the first N keys.")
-    ] = DEFAULTS.sinks,
+    max_order: Annotated[int, options.number("Measure orders 1 to N.", 1, max=8)] = DEFAULTS.max_order,
+    window: Annotated[int, options.number("Keep the true exponential for the last N keys.", 0)] = DEFAULTS.window,
+    sinks: Annotated[int, options.number("Keep the true exponential for the first N keys.", 0)] = DEFAULTS.sinks,
     policy: Annotated[
-        PolicyName, typer.Option(help="Choose by measured error, or, to compare, by the alphas alone.")
+        PolicyName, options.value("Choose by measured error, or, to compare, by the alphas alone.")
     ] = DEFAULTS.policy,
     context: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
+        options.number(
+            "Choose only orders whose state is no larger than the KV cache at N tokens.",
+            1,
+            "the model's maximum",
             max=2**31,
-            show_default="the model's maximum",
-            help="Choose only orders whose state is no larger than the KV cache at N tokens.",
         ),
     ] = DEFAULTS.context,
     budget: Annotated[
         str | None,
-        typer.Option(
-            metavar="SIZE",
-            show_default=False,
-            help="Choose for every KV head what to run within this many nominal bytes per KV head on average, such as "
+        options.value(
+            "Choose for every KV head what to run within this many nominal bytes per KV head on average, such as "
             "128KiB; implies --levers all.",
+            "SIZE",
+            False,
         ),
     ] = None,
     levers: Annotated[
         str | None,
-        typer.Option(
-            metavar="all|LEVER,…",
-            show_default=False,
-            help="Let these differ between KV heads: order, expansion, window, sinks, ranks, coefficients. Without "
+        options.value(
+            "Let these differ between KV heads: order, expansion, window, sinks, ranks, coefficients. Without "
             "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
+            "all|LEVER,…",
+            False,
         ),
     ] = None,
     lever_length: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=2,
-            show_default="the context, 4096 at most",
-            help="Cut the text into sequences of N where levers are measured.",
-        ),
+        options.number("Cut the text into sequences of N where levers are measured.", 2, "the context, 4096 at most"),
     ] = DEFAULTS.lever_length,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure levers anew instead of going on from an interrupted run.")
+        bool, options.flag("--fresh", "Measure levers anew instead of going on from an interrupted run.")
     ] = False,
     out: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR",
-            help="Write orders.json, heads.csv, spectral.csv and report.json here.",
-            parser=path_of("--out"),
-        ),
+        Path, options.path("Write orders.json, heads.csv, spectral.csv and report.json here.", "--out", "DIR")
     ] = Path("taylorder-out"),
-    seed: Seed = DEFAULTS.seed,
+    seed: options.Seed = DEFAULTS.seed,
     per_head_alpha: Annotated[
-        bool, typer.Option("--per-head-alpha", help="Fit alpha to every head's slice too: noisy, and slow.")
+        bool, options.flag("--per-head-alpha", "Fit alpha to every head's slice too: noisy, and slow.")
     ] = DEFAULTS.per_head_alpha,
     no_eval: Annotated[
-        bool, typer.Option("--no-eval", help="Do not measure what the config does to the model's loss.")
+        bool, options.flag("--no-eval", "Do not measure what the config does to the model's loss.")
     ] = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    output: Format = "human",
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    output: options.Format = "human",
 ) -> None:
     """Measure a model, choose an order for every attention head, write the config and report.
 
@@ -188,7 +144,7 @@ def analyze(
         loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         if settings.with_levers:
-            from taylorder.selection.run_levers import offer
+            from taylorder.selection.run_levers import offer, run_levers
 
             offer(description, settings)  # what cannot be kept is refused now, not after minutes of measuring
         tokens = tokenise(loaded.tokenizer, words)
@@ -206,14 +162,41 @@ def analyze(
         selection = select(analysis, policy=settings.policy, tolerance=settings.tolerance, context=context)
         run = None
         if settings.with_levers:
-            run = _measure_levers(settings, loaded, description, tokens, out, fresh, progress)
+            progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
+            records = out / "records"
+            with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
+                run = run_levers(
+                    loaded.model,
+                    loaded.tokenizer,
+                    description,
+                    settings,
+                    text=tokens,
+                    records=records,
+                    fresh=fresh,
+                    progress=progress,
+                    say=progress.say,
+                )
             selection = selection.with_levers(run.chosen.config, run.summary)
         write_run(out, analysis, selection, None, run)
         evaluation = None
         if not no_eval:
+            from taylorder.evaluation.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
+            from taylorder.evaluation.evaluation_text import evaluation_text
+
             progress.say(f"the analysis is in {out}; measuring what the model loses (--no-eval skips this)")
             with kept(f"the analysis is kept in {out}, without losses: `taylorder show {out}` prints it"):
-                evaluation = _evaluate(settings, loaded, description, selection.config, run, progress)
+                evaluation = evaluate_shortly(
+                    loaded.model,
+                    loaded.tokenizer,
+                    description,
+                    selection.config,
+                    text=evaluation_text,
+                    seed=seed,
+                    progress=progress,
+                    length=SHORT_LENGTH if run is None else run.summary.sequence_length,
+                    beside_window=run is not None,
+                    seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
+                )
                 write_run(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
 
@@ -247,60 +230,6 @@ def _announce(
     progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
 
 
-def _measure_levers(
-    settings: AnalyzeSettings,
-    loaded: LoadedModel,
-    description: ModelDescription,
-    tokens: Tokens,
-    out: Path,
-    fresh: bool,
-    progress: StderrProgress,
-) -> LeverRun:
-    """What every KV head could run, and what it shall run; goes on where an interrupted run was."""
-    from taylorder.selection.run_levers import run_levers
-
-    progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
-    records = out / "records"
-    with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
-        return run_levers(
-            loaded.model,
-            loaded.tokenizer,
-            description,
-            settings,
-            text=tokens,
-            records=records,
-            fresh=fresh,
-            progress=progress,
-            say=progress.say,
-        )
-
-
-def _evaluate(
-    settings: AnalyzeSettings,
-    loaded: LoadedModel,
-    description: ModelDescription,
-    config: OrderConfig,
-    run: LeverRun | None,
-    progress: StderrProgress,
-) -> Evaluation:
-    """What the config does to the loss on a few sequences of held-out text, as long as those of the levers."""
-    from taylorder.evaluation.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
-    from taylorder.evaluation.evaluation_text import evaluation_text
-
-    return evaluate_shortly(
-        loaded.model,
-        loaded.tokenizer,
-        description,
-        config,
-        text=evaluation_text,
-        seed=settings.seed,
-        progress=progress,
-        length=SHORT_LENGTH if run is None else run.summary.sequence_length,
-        beside_window=run is not None,
-        seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
-    )
-
-
 def _parse_levers(text: str) -> frozenset[Lever]:
     from taylorder.selection.candidates import parse_levers
 
@@ -311,6 +240,6 @@ def _parse_rows(text: str) -> int | None:
     """Return a number of query rows, or None for all of them."""
     if text == "all":
         return None
-    if not is_whole_number(text, 1):
-        raise UsageError(f"--rows is {shortly(text)}, expected a whole number from 1 on, or all")
+    if not options.is_whole_number(text, 1):
+        raise UsageError(f"--rows is {options.shortly(text)}, expected a whole number from 1 on, or all")
     return int(text)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from taylorder.commands._models import load_described
-from taylorder.commands._paths import model_of_run, path_of, run_and_config
-from taylorder.commands._shared import Device, Dtype, Format, Model, Seed, parse_numbers, print_report
+from taylorder.commands import options
+from taylorder.commands._paths import model_of_run, run_and_config
+from taylorder.commands._shared import load_described, print_report
 from taylorder.errors import UsageError
 
 _LENGTHS = (256, 1024, 4096)
@@ -17,37 +15,33 @@ _ORDER, _WINDOW, _SINKS = 2, 64, 4
 
 
 def bench(
-    model: Model = None,
+    model: options.Model = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE|DIR",
-            help="Run with this orders.json, or that of a run; MODEL may be a run instead.",
-            show_default=f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks",
-            parser=path_of("--config"),
+        options.path(
+            "Run with this orders.json, or that of a run; MODEL may be a run instead.",
+            "--config",
+            "FILE|DIR",
+            f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks",
         ),
     ] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(
-            metavar="N,N…",
-            show_default="256, 1024 and 4096, those the model allows",
-            help="Measure after contexts of so many tokens.",
+        options.value(
+            "Measure after contexts of so many tokens.", "N,N…", "256, 1024 and 4096, those the model allows"
         ),
     ] = None,
-    new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Feed N tokens one by one after each context.")
-    ] = 16,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    output: Format = "human",
+    new_tokens: Annotated[int, options.number("Feed N tokens one by one after each context.", 1)] = 16,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    output: options.Format = "human",
 ) -> None:
     """Measure cache bytes and time per token, exact against adapted, by context length, on one thread.
 
     Example: [bold]taylorder bench --config taylorder-out/orders.json --lengths 256,1024[/bold]
     """
-    asked = parse_numbers("--lengths", lengths, 1)
+    asked = options.parse_numbers("--lengths", lengths, 1)
 
     from taylorder.adapt.config import OrderConfig
 

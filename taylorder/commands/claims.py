@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taylorder.commands import options
 from taylorder.commands._paths import named_by, path_of, run_folder
-from taylorder.commands._shared import Device, DtypeName, Format, check_writable, print_report
+from taylorder.commands._shared import check_writable, print_report
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
 
@@ -33,28 +34,28 @@ def claims(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL",
-            show_default="the name in the report",
-            help="Load the model of the one DIR from here: Hub id, model folder or .gguf file.",
+        options.value(
+            "Load the model of the one DIR from here: Hub id, model folder or .gguf file.",
+            "MODEL",
+            "the name in the report",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            show_default=f"the one DIR, or {_POOLED} for several",
-            help="Write claims.json here, and a page: the one DIR's report.html, or claims.html.",
-            parser=path_of("--out"),
+        options.path(
+            "Write claims.json here, and a page: the one DIR's report.html, or claims.html.",
+            "--out",
+            "DIR",
+            f"the one DIR, or {_POOLED} for several",
         ),
     ] = None,
-    tables: Annotated[bool, typer.Option("--tables", help="Also print the rules and the tables behind them.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew instead of reading what was measured.")] = False,
-    device: Device = "cpu",
+    tables: Annotated[bool, options.flag("--tables", "Also print the rules and the tables behind them.")] = False,
+    fresh: Annotated[bool, options.flag("--fresh", "Measure anew instead of reading what was measured.")] = False,
+    device: options.Device = "cpu",
     dtype: Annotated[
-        DtypeName | None, typer.Option(help="Hold weights and compute in this dtype.", show_default="the analysis's")
+        options.DtypeName | None, options.value("Hold weights and compute in this dtype.", default="the analysis's")
     ] = None,
-    output: Format = "human",
+    output: options.Format = "human",
 ) -> None:
     """Test what is said about truncated attention on models that were analysed: a verdict each, with its evidence.
 
@@ -72,14 +73,13 @@ def claims(
     check_writable(target)
 
     from taylorder.reports import claims as report
-    from taylorder.reports import html, html_claims
+    from taylorder.reports import html
     from taylorder.reports.progress import StderrProgress
-    from taylorder.runs import claims_files, run_directory
+    from taylorder.runs import run_directory
     from taylorder.runs.run_files import CLAIMS_PAGE, FILES
 
     with StderrProgress() as progress:
         from taylorder.claims import registry
-        from taylorder.claims.judge import judge_claims
 
         analyses = [run_directory.read(directory)[0] for directory in chosen]
         _check_models(chosen, analyses)
@@ -89,14 +89,15 @@ def claims(
         ]
         normal = registry.NORMAL_INPUTS.kept(target / "records-normal", fresh=fresh, progress=progress)
         progress.say("judging")
-        made = report.ClaimsReport(tuple(evidence.name for evidence in models), judge_claims(models, normal))
+        made = report.ClaimsReport(tuple(evidence.name for evidence in models), registry.judge_claims(models, normal))
         document = report.as_document(made)
         if [target] == chosen:
             evaluation = run_directory.read_evaluation(target)
             page = html.render(*run_directory.read(target), evaluation, made.claims, target)
-            claims_files.write(target, document, FILES["page"], page)
+            run_directory.write_claims(target, document, FILES["page"], page)
         else:
-            claims_files.write(target, document, CLAIMS_PAGE, html_claims.render(made, chosen, target))
+            page = html.render_claims(made, chosen, target)
+            run_directory.write_claims(target, document, CLAIMS_PAGE, page)
     print_report(output, lambda: document, report.sections(made, tables=tables), report.WIDTH)
 
 
@@ -128,7 +129,7 @@ def _labels(directories: list[Path], analyses: list[Analysis]) -> list[str]:
 
 def _evidence(
     analysis: Analysis, label: str, directory: Path, model: str | None, device: str,
-    dtype: DtypeName | None, fresh: bool, progress: StderrProgress,
+    dtype: options.DtypeName | None, fresh: bool, progress: StderrProgress,
 ) -> ModelEvidence:  # fmt: skip
     """What a run does not hold is measured unless that was done before."""
     from taylorder.claims.measure import measure, measured_before

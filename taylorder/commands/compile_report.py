@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from taylorder.commands._shared import Format, print_report
+from taylorder.commands import options
+from taylorder.commands._shared import print_report
 from taylorder.compile_report import TARGETS
 from taylorder.errors import TaylorderError, UsageError
 
@@ -46,9 +47,9 @@ def compile_report(
         Literal["bfloat16", "float16", "float32"], typer.Option(help="Compile for inputs of this dtype.")
     ] = "bfloat16",
     all_settings: Annotated[
-        bool, typer.Option("--all-settings", help="Compile also the settings that only autotuning would choose.")
+        bool, options.flag("--all-settings", "Compile also the settings that only autotuning would choose.")
     ] = False,
-    output: Format = "human",
+    output: options.Format = "human",
 ) -> None:
     """Compile the Triton kernels without a GPU, and report registers, spills, shared memory and inner loops.
 

@@ -8,21 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from taylorder.commands._models import load_described
-from taylorder.commands._paths import model_of_run, path_of, run_and_config
-from taylorder.commands._shared import (
-    Device,
-    Dtype,
-    Format,
-    Model,
-    Seed,
-    check_texts,
-    check_writable,
-    parse_numbers,
-    print_report,
-)
+from taylorder.commands import options
+from taylorder.commands._paths import model_of_run, run_and_config
+from taylorder.commands._shared import check_texts, check_writable, load_described, print_report
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
@@ -32,61 +20,45 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Model = None,
+    model: options.Model = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE|DIR",
-            help="Evaluate this orders.json, or that of a run; MODEL may be a run instead.",
-            show_default=False,
-            parser=path_of("--config"),
+        options.path(
+            "Evaluate this orders.json, or that of a run; MODEL may be a run instead.", "--config", "FILE|DIR", False
         ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            show_default="docstrings of numpy and scipy",
-            help="Evaluate on this UTF-8 file; repeat for several.",
-            parser=path_of("--text"),
+        options.path(
+            "Evaluate on this UTF-8 file; repeat for several.", "--text", default="docstrings of numpy and scipy"
         ),
     ] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(
-            metavar="N,N…",
-            show_default="1024, 4096 and 8192, those the model allows",
-            help="Evaluate on sequences of so many tokens.",
+        options.value(
+            "Evaluate on sequences of so many tokens.", "N,N…", "1024, 4096 and 8192, those the model allows"
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Use so many tokens at every length.")] = 16384,
+    tokens: Annotated[int, options.number("Use so many tokens at every length.", 2)] = 16384,
     tasks: Annotated[
         bool,
-        typer.Option(
-            "--tasks/--no-tasks", help="Also score lookup, copy and recall, and compare greedy continuations."
-        ),
+        options.flag("--tasks/--no-tasks", "Also score lookup, copy and recall, and compare greedy continuations."),
     ] = True,
     max_kl: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Exit with 4 if the config's mean KL to exact exceeds X nats at any length."),
+        float | None, options.value("Exit with 4 if the config's mean KL to exact exceeds X nats at any length.", "X")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write the JSON document here.", show_default=False, parser=path_of("--out")
-        ),
-    ] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    output: Format = "human",
+    out: Annotated[Path | None, options.path("Also write the JSON document here.", "--out", default=False)] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    output: options.Format = "human",
 ) -> None:
     """Measure what a config costs in loss, beside exact attention and simpler uses of the same bytes.
 
     Example: [bold]taylorder eval gpt2 --config gpt2-out/orders.json --lengths 1024[/bold]
     """
     files = text or []
-    asked = parse_numbers("--lengths", lengths, 2)
+    asked = options.parse_numbers("--lengths", lengths, 2)
     check_texts(files)
     if max_kl is not None and not 0 <= max_kl < math.inf:
         raise UsageError(f"--max-kl is {max_kl}, expected a number of nats from 0 on")
@@ -171,12 +143,11 @@ def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float
 def _print(report: EvalReport, out: Path | None, output: str) -> None:
     """Print everything, write the file, and only then say that a bound was missed."""
     from taylorder.reports import evaluation
-    from taylorder.reports.evaluation_document import as_document
     from taylorder.reports.evaluation_words import missed
     from taylorder.storage.files import replacing
     from taylorder.storage.finite_json import as_json
 
-    document = as_document(report)
+    document = evaluation.as_document(report)
     print_report(output, lambda: document, evaluation.sections(report))
     if out is not None:
         try:

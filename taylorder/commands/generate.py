@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taylorder.commands._models import load_described
-from taylorder.commands._paths import config_file, path_of
-from taylorder.commands._shared import Device, Dtype, Seed
+from taylorder.commands import options
+from taylorder.commands._paths import config_file
+from taylorder.commands._shared import load_described
 from taylorder.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
@@ -27,30 +27,17 @@ def generate(
         str, typer.Argument(metavar="PROMPT|-", help="Go on from this text; - reads it.", show_default=False)
     ],
     config: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE|DIR",
-            help="Run with this orders.json, or that of a run.",
-            show_default=False,
-            parser=path_of("--config"),
-        ),
+        Path, options.path("Run with this orders.json, or that of a run.", "--config", "FILE|DIR", default=False)
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", show_default="the built-in smollm2-135m", help="Hub id, model folder or .gguf file."
-        ),
-    ] = None,
+    model: options.ModelOption = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also run the model as it is, and show where the two texts part.")
+        bool, options.flag("--compare", "Also run the model as it is, and show where the two texts part.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Make at most N tokens.")] = 128,
-    temperature: Annotated[
-        float, typer.Option(metavar="X", help="Draw tokens at this temperature; 0 takes the likeliest.")
-    ] = 0.0,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    max_new_tokens: Annotated[int, options.number("Make at most N tokens.", 1)] = 128,
+    temperature: Annotated[float, options.value("Draw tokens at this temperature; 0 takes the likeliest.", "X")] = 0.0,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
 
@@ -76,15 +63,14 @@ def generate(
         from taylorder.adapt.generate import compared, stream
         from taylorder.reports import generation
 
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
 
     def run(config: OrderConfig | None, heading: str) -> Generated:
-        return _streamed(stream(loaded.model, loaded.tokenizer, prompt, config, **options), heading)
+        return _streamed(stream(loaded.model, loaded.tokenizer, prompt, config, **sampling), heading)
 
     made = run(chosen, "adapted:\n" if compare else "")
-    would_hold = config_bytes(
-        OrderConfig.uniform(description, "exact"), description, generation.tokens_held(made.prompt_tokens, made.steps)
-    )
+    tokens_held = made.prompt_tokens + made.steps  # the last one made is not run
+    would_hold = config_bytes(OrderConfig.uniform(description, "exact"), description, tokens_held)
     if not compare:
         _say(generation.figures("adapted", made, would_hold))
         return

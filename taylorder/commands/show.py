@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from taylorder.commands import options
 from taylorder.commands._paths import path_of, run_folder
-from taylorder.commands._shared import Format, print_analysis
+from taylorder.commands._shared import print_analysis
 from taylorder.errors import TaylorderError
 
 
@@ -20,17 +21,15 @@ def show(
             metavar="[DIR]", help="What `taylorder analyze --out` wrote, or a file in it.", parser=path_of("DIR")
         ),
     ] = Path("taylorder-out"),
-    svg: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw the report into this SVG file instead.", parser=path_of("--svg")),
-    ] = None,
-    output: Format = "human",
+    svg: Annotated[Path | None, options.path("Draw the report into this SVG file instead.", "--svg")] = None,
+    output: options.Format = "human",
 ) -> None:
     """Show the report of an earlier run again, without measuring.
 
     Example: [bold]taylorder show taylorder-out[/bold]
     """
-    from taylorder.reports import terminal
+    from taylorder.reports.analysis import sections
+    from taylorder.reports.render import export_svg
     from taylorder.runs import run_directory
 
     directory = run_folder(directory)
@@ -38,7 +37,8 @@ def show(
     evaluation = run_directory.read_evaluation(directory)
     if svg is not None:
         try:
-            terminal.export_svg(analysis, selection, svg, evaluation=evaluation)
+            report = sections(analysis, selection, None, evaluation)
+            export_svg(report, f"taylorder: {analysis.model.name}", svg)
         except OSError as error:
             raise TaylorderError(f"{svg} cannot be written ({error.strerror}); name another with --svg") from error
         print(f"wrote {svg}", file=sys.stderr)

@@ -14,7 +14,8 @@ from itertools import chain, zip_longest
 from taylorder.claims.claim import Plot, Series
 from taylorder.reports.claims import cell
 
-TOP, BOTTOM, _RIGHT = 26, 230, 82
+TOP, BOTTOM, RIGHT = 26, 230, 82
+"""Where axes end, for the templates and the script, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Chart:
 
 def chart(plot: Plot) -> Chart:
     """Lay a plot out."""
-    x = Axis.around(chain(*(series.x for series in plot.series)), plot.log_x, 0, _RIGHT)
+    x = Axis.around(chain(*(series.x for series in plot.series)), plot.log_x, 0, RIGHT)
     y = Axis.around(chain(*((*series.y, *series.low, *series.high) for series in plot.series)), plot.log_y, BOTTOM, TOP)
     if x is None or y is None:
         return Chart(plot, [], [], [], 0)
@@ -98,7 +99,7 @@ def chart(plot: Plot) -> Chart:
 
 def across(orders: int) -> list[tuple[float | None, str]]:
     """Places of orders from 1 on, for the curves that a script draws."""
-    axis = Axis.around(range(1, orders + 1), False, 0, _RIGHT)
+    axis = Axis.around(range(1, orders + 1), False, 0, RIGHT)
     return [] if axis is None else [(axis.place(order), str(order)) for order in range(1, orders + 1)]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.config import ModelIdentity, OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.analysis.losses import EXACT
 from taylorder.evaluation import rivals
@@ -19,6 +20,9 @@ from taylorder.reports import evaluation_words as words
 from taylorder.reports.evaluation_tables import Lookup
 from taylorder.reports.numbers import counted, number, percent
 from taylorder.reports.sections import Block, Section, Table, facts, paragraph
+from taylorder.storage.finite_json import stamped
+
+SCHEMA = "taylorder/eval@1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,32 @@ class EvalReport:
     max_kl: float | None = None
     device: str = "cpu"
     dtype: str = "float32"
+
+
+def as_document(report: EvalReport) -> dict[str, Any]:
+    """Everything the report says, and the figures it rounds; infinite ones are strings, as in ``report.json``."""
+    missed = None if report.max_kl is None else words.missed(report.evaluation, report.max_kl)
+    continued = report.evaluation.continuations
+    content = {
+        "model": ModelIdentity.of(report.model).model_dump() | {"weights_note": report.model.weights_note},
+        "config": {
+            "path": report.config_path,
+            "exact_everywhere": report.evaluation.exact_everywhere,
+            "criterion": report.config.criterion,
+            "calibration": report.config.calibration,
+        },
+        "verdict": {"text": " ".join(words.verdicts(report.evaluation))},
+        "bound": None if report.max_kl is None else {"max_kl": report.max_kl, "met": missed is None, "missed": missed},
+        "comparisons": [
+            asdict(comparison) | {"remarks": words.sizes(comparison)} for comparison in report.evaluation.comparisons
+        ],
+        "generation": None if continued is None else asdict(continued) | {"text": words.continued(continued)},
+        "tasks": {"reason": report.tasks_reason, "results": [asdict(result) for result in report.tasks]},
+        "lookup_bytes": [asdict(lookup) for lookup in lookups(report)],
+        "device": report.device,
+        "dtype": report.dtype,
+    }
+    return stamped(SCHEMA, content)
 
 
 def short_section(evaluation: Evaluation) -> Section:

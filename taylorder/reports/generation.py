@@ -25,11 +25,6 @@ _LEGEND = (
 )
 
 
-def tokens_held(prompt_tokens: int, steps: int) -> int:
-    """Tokens in the cache at the end: the last one made is not run."""
-    return prompt_tokens + steps
-
-
 def figures(name: str, made: Generated, would_hold: int | None = None) -> str:
     """Speed and cache of a continuation in one line; ``would_hold`` is what exact attention would, nominally."""
     speed = made.tokens_per_second

@@ -1,4 +1,4 @@
-"""An analysis and its config as one HTML page that needs nothing else: the content of ``report.html``.
+"""An analysis and its config as one HTML page that needs nothing else, ``report.html``, and claims as another.
 
 Words and tables are those of the terminal report: the same sections, each where what it is about stands. The script of
 the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loaded from anywhere.
@@ -7,16 +7,21 @@ the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loa
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from taylorder.analysis.results import Analysis
-from taylorder.claims.claim import Claim
+from taylorder.claims.claim import Claim, Verdict
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.reports import alphas, html_claims, html_data, summary, terminal, verdict
+from taylorder.reports import alphas, html_data, savings, summary, verdict
+from taylorder.reports.analysis import sections as report_sections
+from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.html_page import fill
-from taylorder.reports.reproduce import analyze_command
+from taylorder.reports.reproduce import analyze_command, eval_command, show_command
 from taylorder.selection.by_tolerance import Selection
+from taylorder.storage.provenance import software_versions
 
 _SCRIPTS = ("theme.js", "element.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
 
@@ -38,8 +43,8 @@ def render(
         directory: where the files of this run lie, for the commands.
 
     """
-    header, *sections = terminal.sections(analysis, selection, directory, evaluation)
-    exact, adapted = html_data.saved_bytes(analysis, selection)
+    header, *sections = report_sections(analysis, selection, directory, evaluation)
+    exact, adapted = savings.saved(analysis, selection)
     command, reason = verdict.next_command(analysis, selection, directory)
     return fill(
         "report.html.j2",
@@ -54,7 +59,7 @@ def render(
         overall=[section for section in sections if section.about == "all heads"],
         saved=[section for section in sections if section.about == "config"],
         shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
-        claims=None if claims is None else html_claims.on_page(claims),
+        claims=claims,
         commands=_commands(analysis, selection, evaluation, directory),
         next=command,
         reason=reason,
@@ -67,16 +72,32 @@ def _commands(
     analysis: Analysis, selection: Selection, evaluation: Evaluation | None, directory: Path | None
 ) -> list[tuple[str, str]]:
     """Commands that make this run and its figures again, each with what it does."""
-    out = str(directory or "taylorder-out")
-    config = str(Path(out) / "orders.json")
+    again = analyze_command(
+        analysis, selection, out=str(directory or "taylorder-out"), evaluated=evaluation is not None
+    )
     commands = [
-        (
-            analyze_command(analysis, selection, out=out, evaluated=evaluation is not None),
-            "measures the same, chooses, and writes the run directory",
-        ),
-        (shlex.join(["taylorder", "show", out]), "prints the report again, without measuring"),
+        (again, "measures the same, chooses, and writes the run directory"),
+        (show_command(directory), "prints the report again, without measuring"),
     ]
     if summary.head_counts(analysis, selection).adapted:
-        evaluate = shlex.join(["taylorder", "eval", analysis.model.name, "--config", config])
-        commands.append((evaluate, "measures what the config costs in loss, beside simpler uses of the same bytes"))
+        does = "measures what the config costs in loss, beside simpler uses of the same bytes"
+        commands.append((eval_command(analysis, directory), does))
     return commands
+
+
+def render_claims(report: ClaimsReport, directories: Sequence[Path], out: Path) -> str:
+    """The page of claims and nothing else as one string.
+
+    ``directories`` are the runs they came from, and ``out`` where it goes, for the command that makes it again.
+    """
+    counts = Counter(claim.verdict for claim in report.claims)
+    verdicts = [f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict]]
+    return fill(
+        "claims.html.j2",
+        ("theme.js",),
+        title=", ".join(report.models),
+        verdict=f"{len(report.claims)} claims about truncated attention: {', '.join(verdicts)}.",
+        claims=report.claims,
+        command=shlex.join(["taylorder", "claims", *map(str, directories), "--out", str(out)]),
+        software=software_versions(),
+    )

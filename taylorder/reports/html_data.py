@@ -14,7 +14,7 @@ from typing import Any
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
 from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
-from taylorder.reports import alphas, charts, grids, heat_map, savings, summary
+from taylorder.reports import alphas, charts, grids, heat_map, summary
 from taylorder.reports.claims import cell
 from taylorder.reports.numbers import counted, layer_labels, number, percent, size
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
@@ -38,15 +38,10 @@ def as_data(analysis: Analysis, selection: Selection) -> dict[str, Any]:
         "start": _start(analysis, selection),
         "layers": _layers(analysis, selection),
         "count": counted(len(selection.heads), "head"),
+        "axes": [charts.TOP, charts.BOTTOM, f"{charts.RIGHT}%"],
         "across": charts.across(analysis.max_order),
         "ticks": list(_ticks(analysis, selection)),
     }
-
-
-def saved_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
-    """What every head exact takes and what the config takes: nominal bytes, or multiplications of an encoder."""
-    take = savings.cache_bytes if analysis.model.causal else savings.attention_multiplications
-    return take(analysis, selection)
 
 
 def _start(analysis: Analysis, selection: Selection) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from taylorder.reports import charts, claims
 from taylorder.reports.fitting_tables import fold
 from taylorder.reports.sections import Paragraph, Table
 
@@ -38,6 +39,8 @@ def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **v
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["paragraph"] = lambda block: isinstance(block, Paragraph)
     environment.filters["folded"] = lambda block: fold(block, _WIDTH) if block.folds else block
+    environment.filters |= {"chart": charts.chart, "effects": claims.effects, "figures": claims.figures}
+    environment.globals |= {"bottom": charts.BOTTOM, "top": charts.TOP, "right": charts.RIGHT}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template(template).render(
         title=title,

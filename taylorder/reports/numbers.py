@@ -14,10 +14,11 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 def percent(error: float, digits: int = 2) -> str:
     """A relative error as a percentage with at least ``digits`` significant digits: ``8.1%``, ``106%``, ``1.2e4%``."""
-    return f"{_percent(error, digits)}%"
+    return f"{percent_figure(error, digits)}%"
 
 
-def _percent(error: float, digits: int = 2) -> str:
+def percent_figure(error: float, digits: int = 2) -> str:
+    """The same without the sign, for a column of such figures."""
     value = 100 * error
     if not math.isfinite(value):
         return str(value)
@@ -43,11 +44,6 @@ def percent_cell(error: float) -> str:
         return f"{value:.0f}"
     exponent = int(math.log10(value))
     return f"{min(9, round(value / 10**exponent))}e{exponent}" if exponent < 10 else "big"
-
-
-def percent_figure(error: float) -> str:
-    """A relative error in percent, without the sign, for a column of such figures."""
-    return _percent(error)
 
 
 def size(count: int) -> str:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from functools import singledispatch
+from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -17,6 +18,7 @@ from rich.text import Text
 from taylorder.reports.fitting_tables import dense_table, fold
 from taylorder.reports.head_grids import grid_lines
 from taylorder.reports.sections import Block, Cell, Command, HeadGrid, Legend, Paragraph, Section, Table
+from taylorder.storage.files import replacing
 
 _INDENT = (0, 0, 0, 2)
 _STYLES = {
@@ -56,6 +58,22 @@ def plain_text(sections: Iterable[Section], width: int = 80) -> str:
     with console.capture() as captured:
         print_sections(sections, console)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def export_svg(sections: Iterable[Section], title: str, path: Path, width: int = 100) -> None:
+    """Write a report as an SVG picture of a terminal that is ``width`` characters wide."""
+    console = Console(
+        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False
+    )
+    print_sections(sections, console)
+    svg = console.export_svg(title=title, unique_id="taylorder")
+    # Rich points at web fonts; a report must not fetch anything, and any monospaced font will do.
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    svg = svg.replace(
+        "font-family: Fira Code, monospace", "font-family: Fira Code, DejaVu Sans Mono, Menlo, Consolas, monospace"
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(svg, encoding="utf-8")
 
 
 def renderables(sections: Iterable[Section], width: int) -> Iterator[RenderableType]:

@@ -1,8 +1,9 @@
-"""The command that measures what an analysis measured, or the same with something changed."""
+"""Commands about a run: what measures it, or the same with something changed, shows it and evaluates it."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from taylorder.analysis.results import Analysis, Calibration
@@ -12,15 +13,7 @@ from taylorder.selection.settings import DEFAULTS, LONGEST_LEVER_SEQUENCE
 
 
 def analyze_command(
-    analysis: Analysis,
-    selection: Selection,
-    *,
-    out: str,
-    window: int | None = None,
-    sinks: int | None = None,
-    policy: str | None = None,
-    context: int | None = None,
-    evaluated: bool = True,
+    analysis: Analysis, selection: Selection, *, out: str, evaluated: bool = True, **changes: Any
 ) -> str:
     """`taylorder analyze` with the options that are not the defaults.
 
@@ -28,11 +21,8 @@ def analyze_command(
         analysis: the measurements.
         selection: the choice.
         out: where the results go.
-        window: another window, None for the same; so with sinks, policy and context.
-        sinks: see window.
-        policy: see window.
-        context: see window.
         evaluated: whether a short evaluation ends the run.
+        changes: another ``window``, ``sinks``, ``policy`` or ``context``.
 
     """
     calibration, levers = analysis.calibration, selection.levers
@@ -41,32 +31,43 @@ def analyze_command(
     if calibration.source != CALIBRATION_SOURCE:
         words += [word for file in calibration.source.split(", ") for word in ("--text", file)]
     rows, usual_rows = _rows(calibration), DEFAULTS.rows or length
-    policy = policy or selection.policy
-    context = selection.context if context is None else context
+    near: dict[str, Any] = {"window": analysis.window, "sinks": analysis.sinks}
+    settings = near | {"policy": selection.policy, "context": selection.context} | changes
     options: list[tuple[str, Any, Any]] = [
         ("--max-tokens", calibration.tokens, DEFAULTS.max_tokens // length * length),
         ("--sequence-length", length, min(DEFAULTS.sequence_length, longest)),
         ("--rows", rows, rows if calibration.rows_per_sequence == min(usual_rows, length) else str(usual_rows)),
         ("--tolerance", selection.tolerance, DEFAULTS.tolerance),
         ("--max-order", analysis.max_order, DEFAULTS.max_order),
-        ("--window", analysis.window if window is None else window, DEFAULTS.window),
-        ("--sinks", analysis.sinks if sinks is None else sinks, DEFAULTS.sinks),
-        ("--context", context, longest),
+        ("--window", settings["window"], DEFAULTS.window),
+        ("--sinks", settings["sinks"], DEFAULTS.sinks),
+        ("--context", settings["context"], longest),
         ("--seed", calibration.seed, DEFAULTS.seed),
         ("--dtype", analysis.model.dtype, "float32"),
     ]
     if levers is None:
-        options.append(("--policy", policy, DEFAULTS.policy))
+        options.append(("--policy", settings["policy"], DEFAULTS.policy))
     else:
         options += [
             ("--levers", ",".join(levers.levers), None),
             ("--budget", None if levers.budget is None else f"{levers.budget}B", None),
-            ("--lever-length", levers.sequence_length, min(context, LONGEST_LEVER_SEQUENCE)),
+            ("--lever-length", levers.sequence_length, min(settings["context"], LONGEST_LEVER_SEQUENCE)),
         ]
     words += [word for option, value, usual in options if value != usual for word in (option, str(value))]
     words += ["--per-head-alpha"] if any(row.head is not None for row in analysis.spectral) else []
     words += [] if evaluated else ["--no-eval"]
     return shlex.join([*words, "--out", out])
+
+
+def show_command(directory: Path | None) -> str:
+    """`taylorder show` of a run."""
+    return shlex.join(["taylorder", "show", str(directory or "taylorder-out")])
+
+
+def eval_command(analysis: Analysis, directory: Path | None) -> str:
+    """`taylorder eval` with the config of a run."""
+    config = (directory or Path("taylorder-out")) / "orders.json"
+    return shlex.join(["taylorder", "eval", analysis.model.name, "--config", str(config)])
 
 
 def _rows(calibration: Calibration) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
+from typing import Any
 
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
@@ -12,7 +12,7 @@ from taylorder.kernels.spec import SINKS, Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
-from taylorder.reports.reproduce import analyze_command
+from taylorder.reports.reproduce import analyze_command, eval_command, show_command
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
 from taylorder.selection.settings import DEFAULTS, TIERS
@@ -209,12 +209,11 @@ def _gain(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, 
     else:
         caveat = "These are errors of one head at a time"
         caveat += f". {measured}" if measured else "; what they do to the model's loss together is not measured here."
+    exact, adapted = savings.saved(analysis, selection)
     if analysis.model.causal:
-        exact, adapted = savings.cache_bytes(analysis, selection)
         change = _change(exact, adapted, "as much", "more", "less")
         figures = f"the caches take {size(adapted)} instead of {size(exact)} (nominal bytes, {change})"
     else:
-        exact, adapted = savings.attention_multiplications(analysis, selection)
         figures = f"attention takes {_change(exact, adapted, 'as many', 'more', 'fewer')} multiplications"
     return f"At {counted(selection.context, 'token')} {figures}. {caveat}"
 
@@ -250,18 +249,20 @@ def _verb(count: int, verb: str) -> str:
 def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
     """What to type next, and why: ``(command, reason)``."""
     counts = summary.head_counts(analysis, selection)
-    show = shlex.join(["taylorder", "show", str(directory or "taylorder-out")])
+    show = show_command(directory), "this report again, without measuring"
+    evaluate = (
+        eval_command(analysis, directory),
+        "what this config costs in loss, beside simpler uses of the same bytes",
+    )
     if not counts.open:
-        return show, "this report again, without measuring"
+        return show
     if selection.levers is not None:
-        config = (directory or Path("taylorder-out")) / "orders.json"
-        command = shlex.join(["taylorder", "eval", analysis.model.name, "--config", str(config)])
-        return command, "what this config costs in loss, beside simpler uses of the same bytes"
+        return evaluate
     if not selection.why.bounded:
         return _analyze(analysis, selection, policy="error"), "what the measured errors would choose, to compare"
     if selection.largest_order == 0:
         if selection.context >= analysis.model.max_context:
-            return show, "this report again, without measuring"
+            return show
         return _analyze(analysis, selection, context=analysis.model.max_context), "the same at the longest context"
     if analysis.calibration.far_share < LEAST_FAR_SHARE:
         command = _analyze(analysis, selection, window=analysis.calibration.sequence_length // 4)
@@ -272,24 +273,12 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
         command = _analyze(analysis, selection, window=window, sinks=sinks)
         return command, f"the same with the last {window} and the first {sinks} keys kept exact"
     if counts.adapted:
-        config = (directory or Path("taylorder-out")) / "orders.json"
-        command = shlex.join(["taylorder", "eval", analysis.model.name, "--config", str(config)])
-        return command, "what this config costs in loss, beside simpler uses of the same bytes"
+        return evaluate
     return _analyze(analysis, selection, policy="alpha"), "what the alphas alone would choose, to compare"
 
 
-def _analyze(
-    analysis: Analysis,
-    selection: Selection,
-    *,
-    window: int | None = None,
-    sinks: int | None = None,
-    policy: str | None = None,
-    context: int | None = None,
-) -> str:
+def _analyze(analysis: Analysis, selection: Selection, **changes: Any) -> str:
     """The command that measures the same model and text, with something changed and results of its own."""
-    suffix = f"-window-{window or analysis.window}" if window or analysis.window else ""
-    suffix += "" if (policy or selection.policy) == DEFAULTS.policy else f"-{policy or selection.policy}"
-    return analyze_command(
-        analysis, selection, out=f"taylorder-out{suffix}", window=window, sinks=sinks, policy=policy, context=context
-    )
+    window, policy = changes.get("window", analysis.window), changes.get("policy", selection.policy)
+    suffix = (f"-window-{window}" if window else "") + ("" if policy == DEFAULTS.policy else f"-{policy}")
+    return analyze_command(analysis, selection, out=f"taylorder-out{suffix}", **changes)

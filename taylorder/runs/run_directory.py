@@ -2,12 +2,11 @@
 
 ``orders.json`` (and its tensors) holds the config, ``heads.csv`` and ``spectral.csv`` the measurements, ``report.json``
 the rest. The files of a run appear together or not at all; ``report.json`` goes first and comes last, so a directory
-that has one is complete. Nothing is rendered here: the page and the words of the verdict are handed in.
+that has one is complete. Nothing is rendered here: pages and documents are handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from taylorder.evaluation.evaluate import Evaluation
 from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import ModelDescription
 from taylorder.runs import run_files
-from taylorder.runs.document import SCHEMA, ReportDocument, as_document, choice_record
-from taylorder.runs.refusals import RunDirectoryError, damaged, incomplete, unwritable
-from taylorder.runs.run_files import FILES, LEVERS_FILE
+from taylorder.runs.document import SCHEMA, ReportDocument, choice_record
+from taylorder.runs.run_files import FILES, LEVERS_FILE, RunDirectoryError, damaged, incomplete, unwritable
 from taylorder.runs.tables import read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.policies import POLICIES
@@ -37,16 +35,14 @@ def write(
     directory: str | Path,
     analysis: Analysis,
     selection: Selection,
-    evaluation: Evaluation | None = None,
     levers: LeverRun | None = None,
     *,
     page: str,
-    verdict: Mapping[str, Any],
+    document: dict[str, Any],
 ) -> None:
-    """Write a run, with its short evaluation and its levers if there were any, into ``directory``.
+    """Write a run, with its levers if there were any, into ``directory``, which is created if need be.
 
-    The directory is created if need be. ``page`` is the content of ``report.html``, and ``verdict`` what a report says
-    in words and counts.
+    ``page`` is the content of ``report.html``, and ``document`` that of ``report.json``.
 
     Raises:
         RunDirectoryError: the directory cannot be written.
@@ -61,8 +57,23 @@ def write(
             if levers is not None:
                 write_levers(made / LEVERS_FILE, levers)
             (made / FILES["page"]).write_text(page, encoding="utf-8")
-            document = as_json(as_document(analysis, selection, verdict, None, evaluation))
-            (made / FILES["report"]).write_text(document, encoding="utf-8")
+            (made / FILES["report"]).write_text(as_json(document), encoding="utf-8")
+    except OSError as error:
+        raise unwritable(directory, error) from error
+
+
+def write_claims(directory: str | Path, document: dict[str, Any], page_file: str, page: str) -> None:
+    """Write what ``claims`` leaves behind: its document, and the page of the run it is about or one of its own.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written.
+
+    """
+    directory = Path(directory)
+    try:
+        with replacing_together(directory, (page_file, run_files.CLAIMS_FILE)) as made:
+            (made / page_file).write_text(page, encoding="utf-8")
+            (made / run_files.CLAIMS_FILE).write_text(as_json(document), encoding="utf-8")
     except OSError as error:
         raise unwritable(directory, error) from error
 
@@ -194,16 +205,9 @@ def _selection(directory: Path, analysis: Analysis, config: OrderConfig, report:
                     directory / FILES["heads"],
                     f"no row for {head.module} head {head.head} at order {head.best.order}, {head.best.expansion}",
                 )
+        choice = choices[head.module, head.head]
         heads.append(
-            HeadVerdict(
-                module=head.module,
-                head=head.head,
-                kv_head=head.kv_head,
-                choice=choices[head.module, head.head],
-                best=best,
-                needed_order=head.needed_order,
-                predicted_order=head.predicted_order,
-            )
+            HeadVerdict(head.module, head.head, head.kv_head, choice, best, head.needed_order, head.predicted_order)
         )
     settings = report.settings
     why = report.levers or (None if settings.policy == "levers" else POLICIES[settings.policy])

@@ -1,6 +1,14 @@
-"""What the files of a run are called; apart, since the modules that write and read them take seconds to import."""
+"""What the files of a run are called, and what to say where they are not what a run leaves behind.
+
+Apart, since the modules that write and read them take seconds to import.
+"""
 
 from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from taylorder.errors import TaylorderError
 
 FILES = {
     "orders": "orders.json",
@@ -20,3 +28,30 @@ ALL = (
     FILES["report"],
 )  # fmt: skip
 """The files of a run, and of what was found out about it; the last says that the others are complete."""
+
+
+class RunDirectoryError(TaylorderError):
+    """A directory is not a complete run of ``taylorder analyze``."""
+
+
+def unwritable(directory: Path, error: OSError) -> RunDirectoryError:
+    """What to say where files of a directory could not be replaced."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.EISDIR:
+        reason += f": {error.filename}"
+    return RunDirectoryError(f"{directory} cannot be written ({reason}) and keeps what it had; name another with --out")
+
+
+def incomplete(path: Path) -> RunDirectoryError:
+    """A file is not there: no run was finished."""
+    if (path.parent / "config.json").is_file():
+        return RunDirectoryError(f"{path.parent} is a model, not a run; `taylorder analyze {path.parent}` makes a run")
+    return RunDirectoryError(
+        f"{path.parent} has no {path.name}, so no run was finished there; "
+        f"`taylorder analyze --out {path.parent}` makes one"
+    )
+
+
+def damaged(path: Path, what: str) -> RunDirectoryError:
+    """A file does not hold what a run writes."""
+    return RunDirectoryError(f"{path} is damaged ({what}); `taylorder analyze --out {path.parent}` writes it anew")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from taylorder.analysis.results import CandidateRow, SpectralRow
-from taylorder.runs.refusals import damaged, incomplete
+from taylorder.runs.run_files import damaged, incomplete
 from taylorder.selection.run_levers import LeverRun
 from taylorder.storage.strict_json import explain
 

@@ -1,7 +1,7 @@
 // The errors of one head by order, drawn into the axes that stand on the page. Places across are percentages.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const [TOP, BOTTOM, RIGHT] = [26, 230, "82%"];
+const [TOP, BOTTOM, RIGHT] = data.axes;
 
 function svg(tag, attributes, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import re
 from pathlib import Path
-
-from rich.console import Console
 
 from taylorder.adapt import cost
 from taylorder.analysis.results import Analysis
@@ -14,39 +10,8 @@ from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, grids, levers, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
-from taylorder.reports.render import plain_text, print_sections
 from taylorder.reports.sections import Block, Command, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
-from taylorder.storage.files import replacing
-
-
-def as_text(
-    analysis: Analysis,
-    selection: Selection,
-    directory: Path | None = None,
-    width: int = 80,
-    evaluation: Evaluation | None = None,
-) -> str:
-    """The report as plain text: no colour, no line longer than ``width``, no trailing blanks."""
-    return plain_text(sections(analysis, selection, directory, evaluation), width)
-
-
-def export_svg(
-    analysis: Analysis, selection: Selection, path: str | Path, width: int = 100, evaluation: Evaluation | None = None
-) -> None:
-    """Write the report as an SVG picture of a terminal that is ``width`` characters wide."""
-    console = Console(
-        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False
-    )
-    print_sections(sections(analysis, selection, None, evaluation), console)
-    svg = console.export_svg(title=f"taylorder: {analysis.model.name}", unique_id="taylorder")
-    # Rich points at web fonts; a report must not fetch anything, and any monospaced font will do.
-    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-    svg = svg.replace(
-        "font-family: Fira Code, monospace", "font-family: Fira Code, DejaVu Sans Mono, Menlo, Consolas, monospace"
-    )
-    with replacing(path) as temporary:
-        temporary.write_text(svg, encoding="utf-8")
 
 
 def sections(
@@ -200,11 +165,10 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
 
 
 def _savings(analysis: Analysis, selection: Selection) -> Section:
+    exact, adapted = savings.saved(analysis, selection)
     if analysis.model.causal:
-        exact, adapted = savings.cache_bytes(analysis, selection)
         what, before, after = "All caches, nominal bytes", size(exact), size(adapted)
     else:
-        exact, adapted = savings.attention_multiplications(analysis, selection)
         what, before, after = "Multiplications of attention", compact(exact, 3), compact(adapted, 3)
     if exact == adapted:
         words = f"Nothing. {what}: {before} with every head exact, and as much with this config."

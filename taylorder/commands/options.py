@@ -1,0 +1,72 @@
+"""Options that several commands have, and what declares any other: what is said of it comes first."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from taylorder.commands._paths import path_of
+from taylorder.errors import UsageError
+
+_DIGITS = 18
+_SHOWN = 60
+"""Characters of an argument that a message repeats."""
+
+
+def value(text: str, metavar: str | None = None, default: str | bool = True, **more: Any) -> Any:
+    """An option, with what its help says of it and of its default."""
+    return typer.Option(help=text, metavar=metavar, show_default=default, **more)
+
+
+def flag(name: str, text: str) -> Any:
+    """An option that is given or not."""
+    return typer.Option(name, help=text)
+
+
+def number(text: str, least: int, default: str | bool = True, **more: Any) -> Any:
+    """An option that is a whole number from ``least`` on."""
+    return value(text, "N", default, min=least, **more)
+
+
+def path(text: str, name: str, metavar: str = "FILE", default: str | bool = True) -> Any:
+    """An option that is a path, or several; ``name`` is what messages call it."""
+    return value(text, metavar, default, parser=path_of(name))
+
+
+_MODEL = {
+    "metavar": "MODEL",
+    "show_default": "the built-in smollm2-135m",
+    "help": "Hub id, model folder or .gguf file.",
+}
+Model = Annotated[str | None, typer.Argument(**_MODEL)]
+ModelOption = Annotated[str | None, typer.Option(**_MODEL)]
+Seed = Annotated[int, number("Seed whatever is drawn: rows, sequences, tasks, tokens.", 0, max=2**32 - 1)]
+Device = Annotated[str, value("Run on this torch device, such as cpu or cuda.", "NAME")]
+DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
+Dtype = Annotated[DtypeName, value("Hold weights and compute in this dtype; auto is the checkpoint's.")]
+Format = Annotated[
+    Literal["human", "json"], typer.Option("--format", help="Print a report, or one JSON document and nothing else.")
+]
+
+
+def parse_numbers(option: str, text: str | None, least: int) -> tuple[int, ...] | None:
+    """The whole numbers of a list with commas, each once, in order; None for None."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(is_whole_number(word, least) for word in words):
+        raise UsageError(
+            f"{option} is {shortly(text)}, expected whole numbers from {least} on with commas between them"
+        )
+    return tuple(sorted({int(word) for word in words}))
+
+
+def is_whole_number(text: str, least: int) -> bool:
+    """Whether a text is a whole number from ``least`` on, of no more digits than anything can be counted with."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) >= least
+
+
+def shortly(text: str) -> str:
+    """A text in quotes, as much of it as fits into a sentence."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
