@@ -42,8 +42,3 @@ def options(command):
     found = {option.opts[0]: option for option in parameters if option.opts[0].startswith("--")}
     assert all(option.help.endswith(".") for option in found.values())
     return found
-
-
-def defaults(command):
-    """The defaults of a command's options by their long names."""
-    return {name: option.default for name, option in options(command).items()}

@@ -88,8 +88,8 @@ def generate(model, ids, mask, new=8, **options):
     return model.generate(ids, attention_mask=mask, max_new_tokens=new, **{**quiet, **options})
 
 
-def uniform(model, *arguments):
-    return OrderConfig.uniform(describe(model, "tiny"), *arguments)
+def uniform(model, *arguments, **options):
+    return OrderConfig.uniform(describe(model, "tiny"), *arguments, **options)
 
 
 def run(model, config, ids, mask, sizes=SIZES, cache=None):

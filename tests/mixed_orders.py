@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from tiny import tokens
@@ -112,12 +113,16 @@ def reference_output(model, config, **inputs):
                 weights = scores.masked_fill(~attention_mask[:, 0], -1e300).softmax(-1)
                 output[:, h] = weights @ value[:, g]
                 continue
-            k = key[:, g] if far.expansion == "zero" else key[:, g] - config.key_centres[names[module]][g].double()
-            spec = HeadSpec(Taylor(far.order, "mean" if far.expansion == "mean" else "zero"), head.spec.near)
+            q, k = query[:, h], key[:, g]
+            if far.expansion != "zero":
+                k = k - config.key_centres[names[module]][g].double()
+            if far.ranks is not None:
+                query_rotation, key_rotation = (matrix[g].double() for matrix in config.rotations[names[module]])
+                q, k = q @ query_rotation.mT, k @ key_rotation.mT
+            spec = HeadSpec(replace(far, expansion="mean" if far.expansion == "mean" else "centre"), head.spec.near)
             alone, _ = reference_attention(
-                query[:, h : h + 1], k[:, None], value[:, g : g + 1], [spec],
-                scaling=scaling, causal=causal, valid=valid,
-            )  # fmt: skip
+                q[:, None], k[:, None], value[:, g : g + 1], [spec], scaling=scaling, causal=causal, valid=valid
+            )
             output[:, h] = alone[:, 0]
         return output.transpose(1, 2).contiguous(), None
 

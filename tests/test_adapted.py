@@ -64,37 +64,6 @@ def test_afterwards_the_model_is_as_it_was(name):
     assert now == state
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_exact_config_changes_nothing(name):
-    model = TINY[name]()
-    ids = tokens(2, 16)
-    config = OrderConfig.uniform(describe(model, "tiny"), "exact")
-    with torch.no_grad(), taylorder.adapted(model, config):
-        found = model(ids)[0]
-    with torch.no_grad():
-        assert torch.equal(model(ids)[0], found)
-
-
-def test_blocks_nest_and_two_models_do_not_meet():
-    first, second = TINY["llama"](), TINY["qwen3"]()
-    ids = tokens(1, 16)
-    three = OrderConfig.uniform(describe(first, "a"), 3, "mean")
-    one = OrderConfig.uniform(describe(first, "a"), 1)
-    other = OrderConfig.uniform(describe(second, "b"), 2, "mean", 2, 1)
-    with torch.no_grad():
-        alone = {}
-        for label, model, config in (("three", first, three), ("one", first, one), ("other", second, other)):
-            with taylorder.adapted(model, config):
-                alone[label] = model(ids).logits
-        with taylorder.adapted(first, three), taylorder.adapted(second, other):
-            assert torch.equal(first(ids).logits, alone["three"])
-            with taylorder.adapted(first, one):
-                assert torch.equal(first(ids).logits, alone["one"])
-                assert torch.equal(second(ids).logits, alone["other"])
-            assert torch.equal(first(ids).logits, alone["three"])
-    assert not torch.equal(alone["three"], alone["one"])
-
-
 def test_long_inputs_are_computed_in_blocks_of_rows(monkeypatch):
     model = TINY["llama"]()
     ids = tokens(1, 60)
@@ -122,29 +91,6 @@ def test_guarded_rows_are_counted_and_raw_differs():
     assert not torch.allclose(guarded, raw)
 
 
-def test_gradients_flow_through_truncated_heads():
-    model = TINY["llama"]()
-    with taylorder.adapted(model, OrderConfig.uniform(describe(model, "a"), 3, "mean", 2, 1)):
-        model(tokens(1, 12)).logits.square().sum().backward()
-    gradient = model.model.layers[0].self_attn.k_proj.weight.grad
-    assert gradient.isfinite().all()
-    assert gradient.norm() > 0
-
-
-def test_decoding_with_a_dynamic_cache_equals_the_whole_sequence():
-    model = TINY["llama"]()
-    ids = tokens(1, 24)
-    config = mixed_config(model)
-    with torch.no_grad(), taylorder.adapted(model, config):
-        whole = model(ids).logits
-        cache, parts = None, []
-        for start, stop in ((0, 9), (9, 10), (10, 17), (17, 24)):
-            output = model(ids[:, start:stop], past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            parts.append(output.logits)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
-
-
 def test_what_an_adapted_model_cannot_give_is_refused_by_name():
     model = TINY["llama"]()
     ids = tokens(1, 8)
@@ -152,10 +98,6 @@ def test_what_an_adapted_model_cannot_give_is_refused_by_name():
     with taylorder.adapted(model, config):
         with pytest.raises(UsageError, match="output_attentions=True: an adapted model has no matrix"):
             model(ids, output_attentions=True)
-        with pytest.raises(UsageError, match=r"a mask that is of float32 \(1, 1, 8, 8\), .* honour padding only"):
-            model(ids, attention_mask=torch.zeros(1, 1, 8, 8))
-        with pytest.raises(UsageError, match="position_ids that do not count up by one"):
-            model(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]]))
         with pytest.raises(UsageError, match="the cache is a StaticCache, and an adapted model reads a DynamicCache"):
             model(ids, past_key_values=transformers.StaticCache(config=model.config, max_cache_len=16))
         with pytest.raises(ValueError, match="output_attentions"):
@@ -247,26 +189,16 @@ def test_the_mixed_config_on_the_built_in_model_agrees_with_float64(builtin):
     assert abs(plain - expected) > 0.05
 
 
-def test_the_wrong_model_and_hand_edited_configs_are_refused(tmp_path):
-    model, other = TINY["llama"](), TINY["qwen3"]()
+def test_other_weights_and_hand_edited_configs_are_refused():
+    model = TINY["llama"]()
     config = OrderConfig.uniform(describe(model, "a"), 3)
-    with (
-        pytest.raises(ConfigError, match="made for a, with architecture = LlamaForCausalLM"),
-        taylorder.adapted(other, config),
-    ):
-        pass
     tuned = TINY["llama"]()
     with torch.no_grad():
         tuned.model.layers[0].mlp.up_proj.weight += 0.01
     with pytest.raises(ConfigError, match="made for weights sha256"), taylorder.adapted(tuned, config):
         pass
-    layers = list(config.layers)
-    ranked = HeadOrder(spec=HeadSpec(Taylor(3, "mean", (8, 8, 4))))
-    layers[0] = LayerOrders(module=layers[0].module, heads=(ranked,) * 4)
-    edited = OrderConfig(model=config.model, layers=tuple(layers))
-    with pytest.raises(ConfigError, match="has ranks"), taylorder.adapted(model, edited):
-        pass
-    centred = LayerOrders(module=layers[0].module, heads=(HeadOrder(spec=HeadSpec(Taylor(3, "centre"))),) * 4)
-    edited = OrderConfig(model=config.model, layers=(centred, *layers[1:]))
+    first, *rest = config.layers
+    centred = LayerOrders(module=first.module, heads=(HeadOrder(spec=HeadSpec(Taylor(3, "centre"))),) * 4)
+    edited = OrderConfig(model=config.model, layers=(centred, *rest))
     with pytest.raises(ConfigError, match="expansion 'centre' needs key centres"), taylorder.adapted(model, edited):
         pass

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+from functools import partial
 
 import pytest
 import torch
-from generating import MODELS, in_pieces, padded_batch, score_space
+from generating import LENGTH, MODELS, SIZES, in_pieces, padded_batch, run, score_space, uniform
 from mixed_orders import FULL, HALF, NONE, ranked_config, reference_output
 from tiny import TINY, tokens
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.masking_utils import sdpa_mask
+from tolerances import relative_error
+from transformers import DynamicCache
 
 import taylorder
 from taylorder.adapt.cache import TaylorCache
@@ -18,62 +18,12 @@ from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.layer_numbers import _rotated
 from taylorder.adapt.prepared import plan_layer
-from taylorder.errors import ConfigError, UsageError
-from taylorder.kernels import HeadSpec, reference_attention
-from taylorder.kernels.spec import Exact, Near, Taylor
+from taylorder.errors import ConfigError
+from taylorder.kernels import HeadSpec
+from taylorder.kernels.spec import Near, Taylor
 from taylorder.models.describe import describe
 
-SIZES = (70, 1, 1, 1, 20, 1, 16)
-LENGTH = sum(SIZES)
 GROUPED = ["llama", "qwen3", "gemma3"]
-
-
-def ranked_reference(model, config, **inputs):
-    """The model in float64, attention computed head by head by the reference on vectors rotated here."""
-    names = {module: name for name, module in model.named_modules()}
-    heads_of = {layer.module: layer.heads for layer in config.layers}
-
-    def attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
-        name = names[module]
-        H, G, T = query.shape[1], key.shape[1], query.shape[2]
-        causal = getattr(module, "is_causal", True)
-        if attention_mask is None:
-            attention_mask = torch.ones(len(query), 1, T, T, dtype=torch.bool)
-            attention_mask = attention_mask.tril() if causal else attention_mask
-        outputs = []
-        for h, head in enumerate(heads_of[name]):
-            g = h * G // H
-            q, k, v = query[:, h], key[:, g], value[:, g]
-            far = head.spec.far
-            if isinstance(far, Exact):
-                scores = (scaling * q @ k.mT).masked_fill(~attention_mask[:, 0], -1e300)
-                outputs.append(scores.softmax(-1) @ v)
-                continue
-            if far.expansion != "zero":
-                k = k - config.key_centres[name][g].double()
-            if far.ranks is not None:
-                A_q, A_k = (matrix[g].double() for matrix in config.rotations[name])
-                q, k = torch.einsum("ij,btj->bti", A_q, q), torch.einsum("ij,btj->bti", A_k, k)
-            kernel = "mean" if far.expansion == "mean" else "centre"
-            spec = HeadSpec(Taylor(far.order, kernel, far.ranks), head.spec.near)
-            valid = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
-            output, _ = reference_attention(
-                q[:, None], k[:, None], v[:, None], [spec], scaling=scaling, causal=causal, valid=valid
-            )
-            outputs.append(output[:, 0])
-        return torch.stack(outputs, 2), None
-
-    AttentionInterface.register("test_ranked_reference", attend)
-    AttentionMaskInterface.register("test_ranked_reference", sdpa_mask)
-    double = copy.deepcopy(model).double()
-    names = {module: name for name, module in double.named_modules()}
-    double.set_attn_implementation("test_ranked_reference")
-    with torch.no_grad():
-        return double(**inputs)[0]
-
-
-def distance(found, expected, rows):
-    return float((found[rows].double() - expected[rows].double()).norm() / expected[rows].double().norm())
 
 
 @pytest.mark.parametrize("name", [*GROUPED, "gpt2", "bert"])
@@ -83,24 +33,24 @@ def test_an_adapted_model_with_ranks_computes_the_formula(name):
     rows[1, :6] = False
     inputs = {"input_ids": tokens(2, 40), "attention_mask": rows.long()}
     config = ranked_config(model)
-    expected = ranked_reference(model, config, **inputs)
+    expected = reference_output(model, config, **inputs)
     found = {}
     for gradients in (torch.no_grad, torch.enable_grad):  # linear time, and score space
         with gradients(), taylorder.adapted(model, config):
             found[gradients] = model(**inputs)[0].detach()
-        assert distance(found[gradients], expected, rows) < 1e-4
+        assert relative_error(found[gradients][rows], expected[rows]) < 1e-4
     without = reference_output(model, ranked_config(model, NONE), **inputs)
-    assert distance(without, expected, rows) > 1e-3  # negative control: the ranks say something
+    assert relative_error(without[rows], expected[rows]) > 1e-3  # negative control: the ranks say something
 
 
 def test_in_float64_score_space_is_the_formula():
     model = MODELS["llama"]()
     config = ranked_config(model)
     ids, mask = padded_batch(60)
-    expected = ranked_reference(model, config, input_ids=ids, attention_mask=mask)
+    expected = reference_output(model, config, input_ids=ids, attention_mask=mask)
     with taylorder.adapted(model.double(), config):  # gradients are recorded, which only score space does
         found = model(ids, attention_mask=mask)[0].detach()
-    assert distance(found, expected, mask.bool()) < 1e-9
+    assert relative_error(found[mask.bool()], expected[mask.bool()]) < 1e-9
 
 
 @pytest.mark.parametrize("name", GROUPED)
@@ -114,8 +64,8 @@ def test_full_ranks_are_no_ranks(name):
         with torch.no_grad(), taylorder.adapted(model, config):
             outputs.append(model(ids).logits)
     full, none, half = outputs
-    assert distance(full, none, rows) < 1e-4
-    assert distance(half, none, rows) > 1e-3
+    assert relative_error(full[rows], none[rows]) < 1e-4
+    assert relative_error(half[rows], none[rows]) > 1e-3
 
 
 @pytest.mark.parametrize("name", GROUPED)
@@ -178,29 +128,21 @@ def test_a_saved_cache_goes_on_under_the_same_rotations_only(tmp_path):
     rows = mask[:, 90:].bool()
     torch.testing.assert_close(found[rows], expected[:, 90:][rows], rtol=0, atol=1e-4)
     swapped = {module: (key, query) for module, (query, key) in config.rotations.items()}
-    other = config.with_rotations(swapped)
     with pytest.raises(ConfigError, match="was made with config"):
-        TaylorCache.load(tmp_path / "cache.safetensors", model, other)
-    with (
-        torch.no_grad(),
-        taylorder.adapted(model, other),
-        pytest.raises(UsageError, match="made for another model or config"),
-    ):
-        model(ids, past_key_values=again)
+        TaylorCache.load(tmp_path / "cache.safetensors", model, config.with_rotations(swapped))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.03), (torch.float16, 0.01)])
-def test_half_precision_models_run_with_ranks(dtype, tolerance):
-    """Rounding of a whole model, as without ranks (``test_cache``)."""
+@pytest.mark.parametrize("ranked", [False, True])
+def test_half_precision_models_run_from_the_cache(dtype, tolerance, ranked):
+    """Rounding of a whole model; the kernels' own errors are tested where they live."""
     model = MODELS["llama"]()
+    config_for = uniform_ranked if ranked else partial(uniform, order=3, expansion="mean", window=6, sinks=2)
     ids, mask = padded_batch(LENGTH)
-    expected = score_space(model, uniform_ranked(model), ids, mask)
+    expected = score_space(model, config_for(model), ids, mask)
     model = model.to(dtype)
-    config = uniform_ranked(model)
-    cache = TaylorCache(model, config)
-    with torch.no_grad(), taylorder.adapted(model, config):
-        found = in_pieces(model, cache, ids, mask, SIZES)
-    assert distance(found, expected, mask.bool()) < tolerance
+    _, found = run(model, config_for(model), ids, mask)
+    assert relative_error(found[mask.bool()], expected[mask.bool()]) < tolerance
 
 
 def test_half_precision_is_rotated_in_float32_and_rounded_once():

@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 import transformers as hf
-from command_line import defaults, heavy_imports
 from generating import structure
 
 from taylorder.adapt.config import OrderConfig
@@ -21,19 +20,6 @@ from taylorder.reports import generation
 def loaded(loads):
     """`load` gives a tiny random Llama of 64 tokens, and notes what was asked for."""
     return loads(tiny.llama(), note="weights dequantised from Q4_0")
-
-
-def test_help_imports_nothing_heavy():
-    heavy, _, out = heavy_imports("bench", "--help")
-    assert heavy == []
-    assert "Example: taylorder bench" in out
-
-
-def test_the_options_and_their_defaults():
-    assert defaults("bench") == {
-        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": "float32",
-        "--format": "human",
-    }  # fmt: skip
 
 
 def test_json_is_one_document_on_stdout(run, loads, tmp_path):

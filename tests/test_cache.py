@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import pytest
 import tiny
 import torch
@@ -30,9 +28,8 @@ from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.analysis.text import calibration_text
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError, UsageError
-from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near
+from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.describe import describe
 
 
@@ -82,34 +79,6 @@ def test_raw_denominators_and_both_directions_stay_in_score_space(linear_calls):
             encoder(tokens(1, 60))
     assert linear_calls == []
     assert sum(int(rows.sum()) for rows in counts.guarded_rows.values()) > 0
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.03), (torch.float16, 0.01)])
-def test_half_precision_models_run_from_the_cache(dtype, tolerance):
-    """Rounding of a whole model; the kernels' own errors are tested where they live."""
-    model = MODELS["llama"]()
-    config = uniform(model, 3, "mean", 6, 2)
-    ids, mask = padded_batch(LENGTH)
-    expected = score_space(model, config, ids, mask)
-    model = model.to(dtype)
-    _, found = run(model, uniform(model, 3, "mean", 6, 2), ids, mask)
-    rows = mask.bool()
-    assert (found[rows].float() - expected[rows]).norm() / expected[rows].norm() < tolerance
-
-
-@pytest.mark.builtin
-def test_the_mixed_config_on_the_built_in_model_is_the_same_in_linear_time(builtin, linear_calls):
-    path = pathlib.Path(__file__).parents[1] / "benchmarks/configs/mixed.json"
-    config = OrderConfig.load(path, builtin.model)
-    text = calibration_text().content[:5000]
-    ids = builtin.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, :260]
-    expected = score_space(builtin.model, config, ids, torch.ones_like(ids))
-    with torch.no_grad(), taylorder.adapted(builtin.model, config):
-        found = builtin.model(ids, use_cache=False).logits
-    assert len(linear_calls) == sum(
-        any(not isinstance(head.spec.far, Exact) for head in layer.heads) for layer in config.layers
-    )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 # As a transformers cache

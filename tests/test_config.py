@@ -191,14 +191,6 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, tensors, words):
     assert words in str(caught.value)
 
 
-def test_saving_without_tensors_removes_those_of_an_earlier_config(tmp_path):
-    model = description()
-    OrderConfig.uniform(model, 2, "centre", key_centres=centres(model)).save(tmp_path / "orders.json")
-    assert (tmp_path / "orders.safetensors").exists()
-    OrderConfig.uniform(model, 2).save(tmp_path / "orders.json")
-    assert not (tmp_path / "orders.safetensors").exists()
-
-
 def test_a_model_itself_serves_as_well_as_its_description(tmp_path):
     from tiny import TINY
 

@@ -72,13 +72,6 @@ def test_tensors_survive_each_other():
     assert len(again.key_centres) == 2
 
 
-def test_saving_without_tensors_removes_the_rotations_of_an_earlier_config(tmp_path):
-    ranked().with_rotations({SECOND: pair()}).save(tmp_path / "orders.json")
-    assert (tmp_path / "orders.safetensors").exists()
-    ranked().save(tmp_path / "orders.json")
-    assert not (tmp_path / "orders.safetensors").exists()
-
-
 def test_every_layer_with_ranks_needs_rotations():
     config = ranked(layers=(FIRST, SECOND)).with_rotations({FIRST: pair()})
     with pytest.raises(ConfigError) as caught:

@@ -162,28 +162,6 @@ def test_interrupted_generation_leaves_the_model_as_found_and_the_cache_good():
     assert torch.equal(resumed.sequences, expected.sequences)
 
 
-def test_blocks_nest_each_with_its_own_cache():
-    model = MODELS["llama"]()
-    before = structure(model)
-    ids, mask = padded_batch(60)
-    outer, inner = mixed_config(model, 1), mixed_config(model, 2)
-    alone = {}
-    for label, config in (("outer", outer), ("inner", inner)):
-        with taylorder.adapted(model, config):
-            alone[label] = generate(model, ids, mask).sequences
-    with taylorder.adapted(model, outer):
-        inside = structure(model)
-        with taylorder.adapted(model, inner):
-            assert torch.equal(generate(model, ids, mask).sequences, alone["inner"])
-        assert structure(model) == inside
-        with pytest.raises(ZeroDivisionError), taylorder.adapted(model, inner):
-            raise ZeroDivisionError
-        assert structure(model) == inside
-        assert torch.equal(generate(model, ids, mask).sequences, alone["outer"])
-    assert structure(model) == before
-    assert not torch.equal(alone["inner"], alone["outer"])
-
-
 def test_what_cannot_be_generated_is_refused_before_anything_is():
     model, assistant = MODELS["llama"](), TINY["llama"]()
     config = mixed_config(model, 1)

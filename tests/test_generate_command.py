@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from command_line import defaults, heavy_imports, options
 from evaluations import REPORTS
 from generating import MODELS, structure
 from mixed_orders import mixed_config
@@ -36,21 +35,6 @@ def model(loads, tiny_tokenizer):
     made = MODELS["llama"]()
     made.loaded = loads(made, tiny_tokenizer)
     return made
-
-
-def test_help_imports_nothing_heavy():
-    heavy, _, out = heavy_imports("generate", "--help")
-    assert heavy == []
-    assert "Example: taylorder generate" in out
-
-
-def test_the_options_and_their_defaults():
-    required = [name for name, option in options("generate").items() if option.required]
-    assert required == ["--config"]
-    assert {name: default for name, default in defaults("generate").items() if name not in required} == {
-        "--model": None, "--compare": False, "--max-new-tokens": 128, "--temperature": 0.0, "--seed": 0,
-        "--device": "cpu", "--dtype": "float32",
-    }  # fmt: skip
 
 
 def test_text_goes_to_stdout_and_figures_to_stderr(run, model, orders, tiny_tokenizer):

@@ -9,26 +9,12 @@ import textwrap
 
 import pytest
 import torch
-from kernel_cases import EAGER, SCALING, Case, attend, sized
+from kernel_cases import EAGER, MIXED, SCALING, Case, attend, problem, sized
 from tolerances import TOLERANCE, relative_error
 
 from taylorder.kernels import HeadSpec, taylor_attention
-from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
+from taylorder.kernels.spec import Dropped, Near, Taylor
 from taylorder.kernels.tables import FeatureTable, monomials
-
-MIXED = [
-    HeadSpec(Taylor(3, "mean"), Near(4, 2)),
-    HeadSpec(Taylor(2, "centre"), Near(4, 2)),
-    HeadSpec(Exact()),
-    HeadSpec(Exact()),
-]
-
-
-def problem(heads, B=2, G=2, T=130, d=8, d_v=5, seed=0, cuts=None):
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(B, len(heads), T, d, generator=generator)
-    k, v = torch.randn(B, G, T, d, generator=generator), torch.randn(B, G, T, d_v, generator=generator)
-    return Case(tuple(heads), q, k, v, None, True, cuts or (0, T))
 
 
 def step(case, state, seed=9):

@@ -9,6 +9,7 @@ import torch
 from generating import MODELS, in_pieces, padded_batch, positions
 from mixed_orders import mixed_config, reference_output
 from tiny import tokens
+from tolerances import relative_error
 from triton_cases import EAGER, sized
 
 import taylorder
@@ -54,10 +55,6 @@ def mixed(name, tmp_path, seed=1):
     return model, config
 
 
-def error(found, expected, rows):
-    return float((found[rows].double() - expected[rows]).norm() / expected[rows].norm())
-
-
 @pytest.mark.parametrize("name, layout", [("llama", None), pytest.param("qwen3", WIDE, marks=pytest.mark.slow)])
 def test_prefill_pieces_and_decode_are_the_float64_reference(name, layout, tmp_path, launches):
     model, config = mixed(name, tmp_path)
@@ -69,13 +66,13 @@ def test_prefill_pieces_and_decode_are_the_float64_reference(name, layout, tmp_p
         whole = model(ids, **inputs).logits
         cache = TaylorCache(model, config)
         pieces = in_pieces(model, cache, ids, mask, (30, 1, 1, 20, 1, 1, 1, 1))
-    assert error(whole, expected, rows) < 1e-4
-    assert error(pieces, expected, rows) < 1e-4
+    assert relative_error(whole[rows], expected[rows]) < 1e-4
+    assert relative_error(pieces[rows], expected[rows]) < 1e-4
     assert set(launches) == set(KERNELS)
     assert min(launches.values()) > 0
     with torch.no_grad():
         plain = model(ids, **inputs).logits
-    assert error(plain, expected, rows) > 1e-3  # negative control: the config matters
+    assert relative_error(plain[rows], expected[rows]) > 1e-3  # negative control: the config matters
 
 
 def test_generate_takes_the_tokens_of_the_float64_reference(tmp_path, launches):
