@@ -19,6 +19,7 @@ from taylorder.models.describe import describe
 from taylorder.models.loading import load
 from taylorder.selection import lever_table as measuring
 from taylorder.selection import refine as refining
+from taylorder.selection.candidates import LEVERS
 
 SMALL = (
     "--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2,
@@ -128,7 +129,7 @@ def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
     assert levers["gap"] == 0.0
     assert (levers["budget"], levers["tolerance"], levers["context"]) == (700, None, 64)
     assert levers["nominal_bytes"] <= 700 < levers["exact_bytes"] == 64 * 32
-    assert levers["levers"] == ["order", "expansion", "window", "sinks", "ranks", "coefficients"]
+    assert levers["levers"] == list(LEVERS)
     assert (levers["sequences"], levers["sequence_length"], levers["kv_heads"]) == (2, 48, 4)
     assert sum(count for _, count in levers["chosen"]) == 4
     assert document["settings"]["policy"] == "levers"

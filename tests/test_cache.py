@@ -23,7 +23,7 @@ from tiny import TINY, tokens
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import taylorder
-from taylorder.adapt import attention as runtime
+from taylorder.adapt import cache_layer
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
@@ -42,8 +42,8 @@ def linear_calls(monkeypatch):
         calls.append(options.get("backend"))
         return attend(*arguments, **options)
 
-    attend = runtime.taylor_attention
-    monkeypatch.setattr(runtime, "taylor_attention", counting)
+    attend = cache_layer.taylor_attention
+    monkeypatch.setattr(cache_layer, "taylor_attention", counting)
     return calls
 
 

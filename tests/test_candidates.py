@@ -17,7 +17,7 @@ LONG = (128, 512, 1024, 2048, 3072, 4096, 8192, 20_000)
 
 LENGTHS = (16, 17, 33, 40, 64, 512, 1024, 2048, 4096, 20_000)
 NEAR = (28, 4)
-EVERY = [frozenset(some) for size in range(7) for some in itertools.combinations(LEVERS, size)]
+EVERY = [frozenset(some) for size in range(len(LEVERS) + 1) for some in itertools.combinations(LEVERS, size)]
 
 
 def offered(*left_out, length=1024, near=NEAR, head_dim=64):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from taylorder.analysis.truncation import LayerTensors
+from taylorder.analysis.capture import LayerTensors
 from taylorder.claims.measurements import heads as module
 from taylorder.claims.measurements.heads import DISTANCES, ORDERS, SINKS, TIES, measure_heads
 from taylorder.claims.rounding import PRECISIONS, rounded

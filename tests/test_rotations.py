@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 
-from taylorder.analysis.truncation import LayerTensors, key_centres
+from taylorder.analysis.capture import LayerTensors
+from taylorder.analysis.truncation import key_centres
 from taylorder.selection.rotations import RIDGE, balanced_rotations
 
 G, GROUP = 2, 3

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
+from taylorder.analysis.capture import LayerTensors
+from taylorder.analysis.truncation import Sweep, key_centres, measure, relative
 
 
 def tensors(B=2, H=4, G=2, T=13, d=6, d_v=5, *, spread=1.0, offset=1.5, causal=True, mask=None, seed=0):

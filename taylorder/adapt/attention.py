@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
+from taylorder.adapt.cache_layer import TaylorCacheLayer, attend_causally, needs_gradient
 from taylorder.adapt.prepared import LayerPlan
 from taylorder.analysis.finite import refuse_broken_tensors
-from taylorder.errors import TaylorderError, UsageError
-from taylorder.kernels import HeadSpec, State, TritonUnavailableError, score_space_attention, taylor_attention
+from taylorder.errors import UsageError
+from taylorder.kernels import HeadSpec, score_space_attention
 from taylorder.kernels.differentiable import differentiable_attention
 from taylorder.models.attention import Observer, attends_causally
 from taylorder.models.masks import causal_mask, key_validity, short_mask
@@ -47,16 +47,6 @@ class Counts:
         self.guarded_rows[name] = guarded if known is None else known + guarded
 
 
-class StateLayer(Protocol):
-    """A cache layer that attends from its own state (:class:`taylorder.adapt.cache_layer.TaylorCacheLayer`)."""
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, valid: Tensor | None, backend: str | None
-    ) -> tuple[Tensor, Tensor]:
-        """Attend with the new tokens and take them in; output ``[B, H, T, d_v]`` and guarded rows, int64 ``[H]``."""
-        ...
-
-
 @dataclass(slots=True)
 class ModuleRun:
     """One attention module of an adapted model; options as in :func:`taylorder.adapt.handle.attach`.
@@ -70,7 +60,7 @@ class ModuleRun:
     guard: bool = True
     backend: str | None = None
     observe: Observer | None = None
-    layer: StateLayer | None = None
+    layer: TaylorCacheLayer | None = None
 
 
 RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
@@ -150,7 +140,7 @@ def outside_error(module: nn.Module) -> UsageError:
 def _truncated(
     run: ModuleRun,
     heads: tuple[HeadSpec, ...],
-    layer: StateLayer | None,
+    layer: TaylorCacheLayer | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -178,39 +168,6 @@ def _truncated(
         )
     run.counts.add(plan.name, guarded)
     return output.transpose(1, 2).contiguous()
-
-
-def attend_causally(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: tuple[HeadSpec, ...],
-    *,
-    scaling: float,
-    valid: Tensor | None,
-    state: State | None = None,
-    backend: str | None = None,
-) -> tuple[Tensor, State]:
-    """``taylor_attention`` in one direction, where there always is a state afterwards.
-
-    Raises:
-        TaylorderError: the backend cannot run where the tensors are.
-
-    """
-    try:
-        output, after = taylor_attention(
-            query, key, value, heads, scaling=scaling, valid=valid, state=state, backend=backend
-        )
-    except TritonUnavailableError as error:
-        raise TaylorderError(str(error)) from error
-    if after is None:
-        raise RuntimeError("taylor_attention returned no state for causal attention")
-    return output, after
-
-
-def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd is recording and any of the tensors takes part."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _exact(

@@ -31,9 +31,9 @@ from taylorder.models.running import device_of, input_device
 
 
 class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
-    """A cache for ``model.generate`` and for forward passes inside ``with adapted(model, config):``.
+    """A cache for ``model.generate`` and for forward passes of a model to which a config is attached.
 
-    There plain ``model.generate(...)`` makes one by itself; make one explicitly to look at its size, to feed a prompt
+    Plain ``model.generate(...)`` then makes one by itself; make one explicitly to look at its size, to feed a prompt
     in pieces, to go on with a conversation, or to compute a prefix once and ``clone`` or ``save`` it. Greedy decoding,
     sampling, beam search, several return sequences, chunked prefill and left-padded batches work as with a
     ``DynamicCache``. Nothing can be taken back (``crop``), which rules out assisted decoding.
@@ -139,7 +139,7 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return None
 
     def refuse_other(self, digest: str) -> None:
-        """Refuse to be used in an ``adapted`` block for another model or config.
+        """Refuse to be used by a handle for another model or config.
 
         Raises:
             UsageError: ``digest`` is not this cache's.

@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from taylorder.adapt.attention import attend_causally
-from taylorder.adapt.cache_layer import TaylorCacheLayer
+from taylorder.adapt.cache_layer import TaylorCacheLayer, attend_causally
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
 from taylorder.kernels import HeadSpec, State
 from taylorder.kernels.state import check_names

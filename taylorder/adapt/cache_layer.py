@@ -1,6 +1,6 @@
 """One layer of a ``TaylorCache``: a state that the attention function reads and adds to.
 
-Outside an ``adapted`` block nobody would do that, so the layer refuses to be updated there.
+Where no handle is attached nobody would do that, so the layer refuses to be updated there.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from taylorder.adapt.attention import attend_causally, needs_gradient
-from taylorder.errors import UsageError
-from taylorder.kernels import HeadSpec, State
+from taylorder.errors import TaylorderError, UsageError
+from taylorder.kernels import HeadSpec, State, TritonUnavailableError, taylor_attention
 from taylorder.models.quiet import uncompiled
 
 
@@ -26,7 +25,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         heads: what its query heads compute.
         state: everything held; None before the first tokens.
         cumulative_length: tokens seen, padding included.
-        expected: whether the attention function will take the next chunk in; set by the hook of an ``adapted`` block.
+        expected: whether the attention function will take the next chunk in; set by a hook of the attached handle.
 
     """
 
@@ -114,7 +113,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         """Count the new tokens, keys ``[B, G, T, d]`` and values ``[B, G, T, d_v]``, and return them alone.
 
         Raises:
-            UsageError: no ``adapted`` block is there to take them in, or the state holds another batch or dtype.
+            UsageError: no handle is attached to take them in, or the state holds another batch or dtype.
 
         """
         if not self.expected:
@@ -199,3 +198,36 @@ def cropping_error() -> UsageError:
         "and prompt_lookup_num_tokens out, or pass past_key_values=DynamicCache(config=model.config), which keeps "
         "every key; to go back to an earlier point, keep a clone() of it"
     )
+
+
+def attend_causally(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: tuple[HeadSpec, ...],
+    *,
+    scaling: float,
+    valid: Tensor | None,
+    state: State | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, State]:
+    """``taylor_attention`` in one direction, where there always is a state afterwards.
+
+    Raises:
+        TaylorderError: the backend cannot run where the tensors are.
+
+    """
+    try:
+        output, after = taylor_attention(
+            query, key, value, heads, scaling=scaling, valid=valid, state=state, backend=backend
+        )
+    except TritonUnavailableError as error:
+        raise TaylorderError(str(error)) from error
+    if after is None:
+        raise RuntimeError("taylor_attention returned no state for causal attention")
+    return output, after
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd is recording and any of the tensors takes part."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

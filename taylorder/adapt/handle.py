@@ -76,7 +76,7 @@ class Handle:
         return TaylorCache(self.model, self.prepared)
 
     def close(self) -> None:
-        """Leave the model as it was, or to what else is attached to it; once closed, nothing more happens.
+        """Leave the model as it was, or, where another handle is attached, as that one has it; may be called again.
 
         Handles may be closed in any order: what was attached later goes on as if this one had never been there.
 

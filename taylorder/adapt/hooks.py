@@ -35,7 +35,7 @@ NewCache = Callable[[], TaylorCache]
 def installed(
     model: Any, runs: dict[nn.Module, ModuleRun], digest: str, *, guard: bool, new_cache: NewCache | None
 ) -> Iterator[None]:
-    """Have the modules of ``model`` run as ``runs`` says inside the block; nothing is left afterwards.
+    """Have the modules of ``model`` run as ``runs`` says inside the block; afterwards the model is as it was.
 
     ``digest`` is of the config, see :func:`taylorder.adapt.prepared.execution_digest`, and ``new_cache`` makes what
     ``generate`` keeps where it would keep a cache of its own; None where nobody generates.

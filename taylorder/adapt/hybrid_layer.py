@@ -16,7 +16,7 @@ class HybridCacheLayer(TaylorCacheLayer, LinearAttentionAndFullAttentionLayer): 
     """A state in place of keys and values; convolution and recurrence are held as transformers holds them."""
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Of keys and values by position, of the recurrence by keyword."""
+        """Keys and values come by position, what the recurrence holds by keyword."""
         (TaylorCacheLayer if args else LinearAttentionLayer).lazy_initialization(self, *args, **kwargs)
 
     def clone(self) -> Self:

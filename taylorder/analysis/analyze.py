@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.candidate_rows import candidate_rows
-from taylorder.analysis.capture import run_layers
+from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.analysis.losses import (
     EXACT,
@@ -33,7 +33,7 @@ from taylorder.analysis.settings import DEFAULTS
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.analysis.text import Text, query_rows
 from taylorder.analysis.tokens import Tokens
-from taylorder.analysis.truncation import LayerTensors, Sweep, key_centres, measure, relative
+from taylorder.analysis.truncation import Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.kernels.spec import MAX_ORDER, SINKS
 from taylorder.models.describe import describe

@@ -6,9 +6,10 @@ import math
 
 import torch
 
+from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.results import CandidateRow
 from taylorder.analysis.statistics import certified_bound, fitted_floor, gaussian_prediction, logit_ranks
-from taylorder.analysis.truncation import ErrorSums, LayerTensors, ScoreSums, relative
+from taylorder.analysis.truncation import ErrorSums, ScoreSums, relative
 from taylorder.models.description import AttentionModule
 
 

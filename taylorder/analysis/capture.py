@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from taylorder.analysis.finite import refuse_broken_tensors
-from taylorder.analysis.truncation import LayerTensors
 from taylorder.models.attention import AttentionCall, recording
 from taylorder.models.running import run_base
 
 _WAY_OUT = "nothing can be measured there: load the model in float32, or check its weights"
 
 
+@dataclass(frozen=True, slots=True)
+class LayerTensors:
+    """One attention module's tensors over all calibration sequences, as the model computed them.
+
+    ``q`` ``[B, H, T, d]``, ``k`` ``[B, G, T, d]``, ``v`` ``[B, G, T, d_v]``, any float dtype; ``mask`` bool
+    ``[B, 1, T, T]`` (True = may attend), or None for plain causal or, with ``causal`` False, unrestricted attention.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    scaling: float
+    causal: bool
+
+    @property
+    def valid(self) -> Tensor:
+        """Which tokens are not padding: bool ``[B, T]``; a token is padding if it may not attend itself."""
+        B, _, T, _ = self.k.shape
+        if self.mask is None:
+            return torch.ones(B, T, dtype=torch.bool, device=self.k.device)
+        return self.mask[:, 0].diagonal(dim1=-2, dim2=-1).expand(B, T)
+
+
 def run_layers(
     model: Any,
-    input_ids: torch.Tensor,
+    input_ids: Tensor,
     consume: Callable[[str, LayerTensors], None],
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> None:
     """Call ``consume(module name, tensors)`` for every attention module, in the order the model runs them.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.threads import each_on_one_thread
 from taylorder.kernels.spec import EXPANSIONS, GUARD, Expansion, Near
 
@@ -109,30 +110,6 @@ class ScoreSums:
         self.squared_deviation += other.squared_deviation
         self.largest = torch.maximum(self.largest, other.largest)
         self.output_squared += other.output_squared
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTensors:
-    """One attention module's tensors over all calibration sequences, as the model computed them.
-
-    ``q`` ``[B, H, T, d]``, ``k`` ``[B, G, T, d]``, ``v`` ``[B, G, T, d_v]``, any float dtype; ``mask`` bool
-    ``[B, 1, T, T]`` (True = may attend), or None for plain causal or, with ``causal`` False, unrestricted attention.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Tensor | None
-    scaling: float
-    causal: bool
-
-    @property
-    def valid(self) -> Tensor:
-        """Which tokens are not padding: bool ``[B, T]``; a token is padding if it may not attend itself."""
-        B, _, T, _ = self.k.shape
-        if self.mask is None:
-            return torch.ones(B, T, dtype=torch.bool, device=self.k.device)
-        return self.mask[:, 0].diagonal(dim1=-2, dim2=-1).expand(B, T)
 
 
 def key_centres(layer: LayerTensors) -> Tensor:

@@ -34,7 +34,7 @@ class Interval:
 
     @property
     def bounded(self) -> bool:
-        """Whether it says anything; that of a single value does not."""
+        """Whether both ends are finite; those of a single value are not."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 

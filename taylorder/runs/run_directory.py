@@ -1,8 +1,9 @@
 """A run directory: what ``analyze`` leaves behind and ``show`` reads back, exactly.
 
 ``orders.json`` (and its tensors) holds the config, ``heads.csv`` and ``spectral.csv`` the measurements, ``report.json``
-the rest. The files of a run appear together or not at all; ``report.json`` goes first and comes last, so a directory
-that has one is complete. Nothing is rendered here: pages and documents are handed in.
+the rest. The files of a run appear together or not at all: an old ``report.json`` is removed first and the new one
+comes last, so a directory that has one is complete. Nothing is rendered here: pages and documents are
+handed in.
 """
 
 from __future__ import annotations

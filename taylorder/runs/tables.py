@@ -27,7 +27,7 @@ def write_rows(path: Path, row_type: type[_Row], rows: Iterable[_Row]) -> None:
 
 
 def write_levers(path: Path, run: LeverRun) -> None:
-    """Write what the levers were measured to be."""
+    """Write what every candidate of every KV head was measured to be."""
     records = list(run.records())
     _write(path, list(records[0]), (record.values() for record in records))
 

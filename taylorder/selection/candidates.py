@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from taylorder.errors import UsageError
 from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor
 
 Lever: TypeAlias = Literal["order", "expansion", "window", "sinks", "ranks", "coefficients"]
-LEVERS: tuple[Lever, ...] = ("order", "expansion", "window", "sinks", "ranks", "coefficients")
+LEVERS: tuple[Lever, ...] = get_args(Lever)
 
 MORE_SINKS = 16
 MOST = 24

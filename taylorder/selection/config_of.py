@@ -24,7 +24,7 @@ def candidate_bytes(candidate: Candidate, module: AttentionModule, context: int)
 
 
 def window_instead(candidate: Candidate, module: AttentionModule) -> Candidate | None:
-    """The candidate that spends the bytes of the state on the window, rounded up to whole tokens; None without one."""
+    """The candidate that spends the bytes of the state on the window, rounded up to tokens; None if it has none."""
     far, near = candidate.spec.far, candidate.spec.near
     if not isinstance(far, Taylor):
         return None

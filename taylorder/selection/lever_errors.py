@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taylorder.analysis.truncation import LayerTensors, key_centres, relative
+from taylorder.analysis.capture import LayerTensors
+from taylorder.analysis.truncation import key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 from taylorder.kernels.near_fields import NearField, attend_near_fields
 from taylorder.kernels.spec import Exact

@@ -1,4 +1,4 @@
-"""What the levers came to, as a report tells it: the choice, its program, and polynomials beside windows."""
+"""The choice that levers led to, in figures: what was chosen, the bound, and polynomials beside equal windows."""
 
 from __future__ import annotations
 

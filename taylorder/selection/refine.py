@@ -54,7 +54,7 @@ class Round:
     """One config that was measured.
 
     ``choice`` is the candidate of every KV head, ``kl`` the mean KL to exact in nats per token on the calibration
-    sequences, ``promised`` the change of it that the model had promised, at ``price``; both None for the first. No
+    sequences, ``promised`` the change of it that was predicted for the step, at ``price``; both None for the first. No
     choice in reach had a better promise than ``bound``; ``gap`` is what the solver left of that. ``among`` says which
     candidates the step was chosen from.
     """

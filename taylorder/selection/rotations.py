@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taylorder.analysis.truncation import LayerTensors
+from taylorder.analysis.capture import LayerTensors
 
 RIDGE = 1e-6
 """Share of the mean eigenvalue of a moment that is added to all its eigenvalues, for moments that are singular."""

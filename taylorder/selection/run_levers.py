@@ -1,4 +1,4 @@
-"""The levers of ``analyze``: from model and text to a config, resumable."""
+"""What ``analyze --budget`` and ``--levers`` do: from model and text to a config, resumable."""
 
 from __future__ import annotations
 

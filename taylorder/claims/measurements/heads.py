@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taylorder.analysis.capture import run_layers
+from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.text import calibration_text, query_rows
-from taylorder.analysis.truncation import LayerTensors, ScoreBlock, blocks, key_centres
+from taylorder.analysis.truncation import ScoreBlock, blocks, key_centres
 from taylorder.claims.measurement import Measurement, Subject
 from taylorder.claims.rounding import PRECISIONS, rounded
 from taylorder.claims.weights import degrees, exact_weights, truncated_weights

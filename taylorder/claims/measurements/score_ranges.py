@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taylorder.analysis.capture import run_layers
+from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.text import calibration_text
-from taylorder.analysis.truncation import LayerTensors, blocks, key_centres
+from taylorder.analysis.truncation import blocks, key_centres
 from taylorder.claims.measurement import Measurement, Subject
 from taylorder.models.description import ModelDescription
 from taylorder.storage.progress import Progress
