@@ -130,21 +130,6 @@ def test_a_token_count_changed_in_every_layer_is_refused(saved, tmp_path, tokens
         load_changed(saved, tmp_path / "changed.safetensors", change)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda held: held.pop(next(iter(held))),
-        lambda held: held.update(extra=torch.zeros(1)),
-        lambda held: held.update({name: held[name] + 1 for name in [next(n for n in held if n.endswith("seen"))]}),
-        lambda held: held.update({name: held[name].half() for name in [next(n for n in held if n.endswith("keys"))]}),
-        lambda held: held.update({name: held[name][None] for name in [next(n for n in held if n.endswith("keys"))]}),
-    ],
-)
-def test_tensors_changed_in_a_saved_cache_are_refused(saved, tmp_path, change):
-    with pytest.raises(TaylorderError, match="is damaged: what it holds is not what its checksum was made of"):
-        load_changed(saved, tmp_path / "changed.safetensors", tensors=change)
-
-
 KEYS, SEEN = "layers.1.parts.0.recent.keys", "layers.1.parts.0.seen"
 
 

@@ -33,7 +33,7 @@ def beside(candidate, module):
 @pytest.fixture(scope="module")
 def model():
     """Four query heads on two KV heads, four layers."""
-    return tiny.build(hf.LlamaForCausalLM, hf.LlamaConfig(**{**tiny._decoder(), "num_hidden_layers": 4}))
+    return tiny.llama(num_hidden_layers=4)
 
 
 def measure(model, records, progress=lambda *_: None, seed=0):
@@ -184,7 +184,7 @@ def test_layers_with_a_window_of_their_own_are_left_out(tmp_path):
 def sliding_everywhere():
     config = hf.Gemma3TextConfig(
         head_dim=16, query_pre_attn_scalar=24, sliding_window=8, layer_types=["sliding_attention"] * 2,
-        **tiny._decoder(),
+        **tiny.decoder(),
     )  # fmt: skip
     return tiny.build(hf.Gemma3ForCausalLM, config)
 

@@ -162,11 +162,7 @@ def test_positions_of_images_are_not_taken_for_packed_sequences():
 
 def test_a_mask_that_knows_fewer_tokens_than_there_are_keys_is_refused():
     """MiniMax' own cache begins with a recurrence, so that transformers takes it for empty."""
-    config = hf.MiniMaxConfig(
-        **tiny._decoder(), head_dim=8, layer_types=["linear_attention", "full_attention"], num_local_experts=2,
-        num_experts_per_tok=1, block_size=4,
-    )  # fmt: skip
-    model = tiny.build(hf.MiniMaxForCausalLM, config)
+    model = tiny.minimax()
     quiet = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": None}
     with taylorder.adapted(model, OrderConfig.uniform(model, 2, "mean", 4, 1)):
         model.generate(IDS[:1], **quiet)

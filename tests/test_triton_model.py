@@ -20,6 +20,7 @@ from taylorder.kernels.triton_backend import attention, fold, plan
 from taylorder.kernels.triton_backend.launch import KERNELS
 from taylorder.kernels.triton_backend.tiles import Layout
 
+pytestmark = pytest.mark.interpreter
 FAST = {
     **EAGER,
     (attention, "SEGMENT"): 32,
