@@ -25,10 +25,11 @@ from taylorder.models.loading import LoadedModel, load
 
 def pytest_collection_modifyitems(items):
     """A process compiles Triton's kernels or interprets them: tests of the other kind are skipped."""
-    interprets = "TRITON_INTERPRET" in os.environ
-    name, reason = ("gpu", "no GPU, or TRITON_INTERPRET=1") if interprets else ("interpreter", "TRITON_INTERPRET unset")
+    other, reason = "interpreter", "runs in Triton's interpreter: set TRITON_INTERPRET=1"
+    if "TRITON_INTERPRET" in os.environ:
+        other, reason = "gpu", "there is no GPU here, or TRITON_INTERPRET is set"
     for item in items:
-        if item.get_closest_marker(name):
+        if item.get_closest_marker(other):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -45,6 +46,15 @@ def builtin():
 def tiny_tokenizer():
     """One token per character of ASCII text, 104 in all; ids below 4 are special."""
     return tiny.tokenizer(r"[\s\S]", string.printable)
+
+
+@pytest.fixture(scope="session")
+def measured_llama(tmp_path_factory):
+    """A tiny Llama, the levers measured on two sequences, and these."""
+    from measured_levers import measured
+
+    model = tiny.llama()
+    return model, *measured(model, tmp_path_factory.mktemp("levers"), sequences=2)
 
 
 @pytest.fixture

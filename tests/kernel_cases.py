@@ -9,14 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from taylorder.kernels import (
-    HeadSpec,
-    fold_rule,
-    reference_attention,
-    state_products,
-    taylor_attention,
-    torch_backend,
-)
+from taylorder.kernels import HeadSpec, fold_rule, reference_attention, state_products, taylor_attention, torch_backend
 from taylorder.kernels import attend as attending
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.kernels.torch_backend import Output

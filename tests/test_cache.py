@@ -6,18 +6,7 @@ import pytest
 import tiny
 import torch
 import transformers as hf
-from generating import (
-    LENGTH,
-    MODELS,
-    SIZES,
-    in_pieces,
-    padded_batch,
-    positions,
-    run,
-    score_space,
-    structure,
-    uniform,
-)
+from generating import LENGTH, MODELS, SIZES, in_pieces, padded_batch, positions, run, score_space, structure, uniform
 from mixed_orders import mixed_config
 from tiny import TINY, tokens
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer

@@ -6,14 +6,7 @@ import json
 
 import pytest
 import torch
-from generating import (
-    LENGTH,
-    MODELS,
-    SIZES,
-    padded_batch,
-    run,
-    uniform,
-)
+from generating import LENGTH, MODELS, SIZES, padded_batch, run, uniform
 from mixed_orders import mixed_config
 from tiny import tokens
 
@@ -139,11 +132,7 @@ KEYS, SEEN = "layers.1.parts.0.recent.keys", "layers.1.parts.0.seen"
         (lambda h: h["layers"][1].update(dtype="nope"), lambda t: None, "KeyError: 'nope'"),
         (lambda h: h["layers"][1].update(tokens=-3), lambda t: None, "a layer has -3 tokens, expected a count"),
         (lambda h: h["layers"][1].update(tokens=True), lambda t: None, "a layer has True tokens, expected a count"),
-        (
-            lambda h: h["layers"][1].update(kind="DynamicLayer"),
-            lambda t: None,
-            "kind DynamicLayer, expected state",
-        ),
+        (lambda h: h["layers"][1].update(kind="DynamicLayer"), lambda t: None, "kind DynamicLayer, expected state"),
         (lambda h: h.update(layers={}), lambda t: None, "zip"),
         (lambda h: h.update(layers=3), lambda t: None, "TypeError"),
         (lambda h: h["layers"][1].pop("backend"), lambda t: None, "KeyError: 'backend'"),

@@ -140,7 +140,6 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, words):
     "ranks, words",
     [
         ([8, 8, 4, 5], "ranks is [8, 8, 4, 5], expected ranks that do not increase from degree 1 on"),
-        ([8, 8, 9, 4], "expected ranks that do not increase from degree 1 on"),
         ([8, 7, 4, 4], f"layer {SECOND}, head 0: ranks is [8, 7, 4, 4], expected head_dim = 8 coordinates at degree 1"),
         ([8, 9, 4, 4], f"layer {SECOND}, head 0: ranks is [8, 9, 4, 4], expected no rank above head_dim = 8"),
         ([9, 8, 4, 4], "expected no rank above head_dim = 8"),

@@ -80,12 +80,7 @@ KINDS = {
     ],
     "mixed": [HeadSpec(Exact())] * 2
     + [HeadSpec(Taylor(4, "mean", (6, 6, 3, 2)), Near(3, 1)), HeadSpec(Taylor(3, "mean", (6, 6, 3)), Near(3, 1))],
-    "dropped and polynomial": [
-        dropped(7, 1),
-        dropped(7, 1),
-        HeadSpec(Taylor(3, "mean"), Near(4, 1)),
-        dropped(4, 1),
-    ],
+    "dropped and polynomial": [dropped(7, 1), dropped(7, 1), HeadSpec(Taylor(3, "mean"), Near(4, 1)), dropped(4, 1)],
 }
 
 

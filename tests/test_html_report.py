@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import synthetic
 import typer
+from evaluations import comparison
 from synthetic import replaced
 
 from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
 from taylorder.claims.claim import Claim, Effect, FigureTable, Plot, Series
 from taylorder.commands._shared import write_run
-from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.evaluation.intervals import Interval
 from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
 from taylorder.reports import grids, html, html_claims, html_data, levers, summary, terminal, verdict
 from taylorder.reports.claims import ClaimsReport
@@ -86,13 +85,7 @@ def lever_selection(measured):
 
 
 def evaluation():
-    def standing(name, nll):
-        difference = None if name == "exact" else Interval(nll - 3.5, nll - 3.6, nll - 3.4)
-        return Standing(name, f"what {name} is", 1 << 20, nll=Interval(nll, nll - 0.2, nll + 0.2),
-                        delta_exact=difference, perplexity=40.0, kl=difference, agreement=0.875)  # fmt: skip
-
-    standings = (standing("exact", 3.5), standing("config", 3.8125))
-    return Evaluation(False, (Comparison(1024, 4, "docstrings", "ab" * 32, 0, standings),))
+    return Evaluation(False, (comparison(3.8125, length=1024, sequences=4),))
 
 
 def claim(**changes):

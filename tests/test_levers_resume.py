@@ -160,10 +160,7 @@ def test_the_seed_decides_the_rows_of_the_fit_alone(model, whole, tmp_path, monk
 def test_progress_is_told_of_every_step(model, tmp_path):
     steps = []
     measure(model, Records(tmp_path, SETTINGS), lambda *step: steps.append(step))
-    assert steps == [
-        *(("backward pass", done, 2) for done in range(2)),
-        *(("levers", done, 4) for done in range(5)),
-    ]
+    assert steps == [*(("backward pass", done, 2) for done in range(2)), *(("levers", done, 4) for done in range(5))]
 
 
 def test_layers_with_a_window_of_their_own_are_left_out(tmp_path):
