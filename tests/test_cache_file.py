@@ -55,15 +55,25 @@ def test_a_loaded_cache_is_the_saved_one_bit_for_bit(kind, tmp_path):
     assert TaylorCache.load(path, model, config).get_seq_length() == 0
 
 
-def test_files_that_are_not_this_caches_are_refused(tmp_path):
-    from safetensors.torch import save_file
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A cache of a mixed config, saved: model, config, path, header and tensors."""
+    from safetensors import safe_open
 
     model = MODELS["llama"]()
     config = mixed_config(model, 1)
     ids, mask = padded_batch(LENGTH)
     cache, _ = run(model, config, ids, mask)
-    path = tmp_path / "cache.safetensors"
+    path = tmp_path_factory.mktemp("saved") / "cache.safetensors"
     cache.save(path)
+    with safe_open(path, "pt") as file:
+        return model, config, path, file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_files_that_are_not_this_caches_are_refused(saved, tmp_path):
+    from safetensors.torch import save_file
+
+    model, config, path, *_ = saved
     with pytest.raises(ConfigError, match=r"was made with config sha256:\w+, expected sha256:\w+: use the model"):
         TaylorCache.load(path, model, mixed_config(model, 2))
     tuned = MODELS["llama"]()
@@ -81,21 +91,6 @@ def test_files_that_are_not_this_caches_are_refused(tmp_path):
         save_file({"a": torch.zeros(1)}, broken, {"taylorder": json.dumps({"schema": schema})})
         with pytest.raises(TaylorderError, match="has schema .*, this version reads 'taylorder/cache@2'; make"):
             TaylorCache.load(broken, model, config)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A cache of a mixed config, saved: model, config, path, header and tensors."""
-    from safetensors import safe_open
-
-    model = MODELS["llama"]()
-    config = mixed_config(model, 1)
-    ids, mask = padded_batch(LENGTH)
-    cache, _ = run(model, config, ids, mask)
-    path = tmp_path_factory.mktemp("saved") / "cache.safetensors"
-    cache.save(path)
-    with safe_open(path, "pt") as file:
-        return model, config, path, file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def load_changed(saved, path, header=lambda header: None, tensors=lambda tensors: None, vouched=False):
