@@ -1,4 +1,4 @@
-"""Fixtures of all tests: where to compute, the built-in model, tiny ones and a tokenizer, and the command line."""
+"""Fixtures of all tests: the built-in model, tiny ones and a tokenizer, and the command line."""
 
 from __future__ import annotations
 
@@ -22,19 +22,15 @@ from taylorder.analysis.text import Text
 from taylorder.models.describe import describe
 from taylorder.models.loading import LoadedModel, load
 
-GPU = "TRITON_INTERPRET" not in os.environ
-
 
 def pytest_collection_modifyitems(items):
+    """A process compiles Triton's kernels or interprets them: tests of the other kind are skipped."""
+    other, reason = "interpreter", "runs in Triton's interpreter: set TRITON_INTERPRET=1"
+    if "TRITON_INTERPRET" in os.environ:
+        other, reason = "gpu", "there is no GPU here, or TRITON_INTERPRET is set"
     for item in items:
-        if item.get_closest_marker("gpu") and not GPU:
-            item.add_marker(pytest.mark.skip(reason="there is no GPU here, or TRITON_INTERPRET is set"))
-
-
-@pytest.fixture
-def device():
-    """Where to compute: the GPU where there is one, or else the CPU, on which Triton interprets."""
-    return torch.device("cuda" if GPU else "cpu")
+        if item.get_closest_marker(other):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -49,17 +45,16 @@ def builtin():
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """One token per character of ASCII text, 104 in all; ids below 4 are special."""
-    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
+    return tiny.tokenizer(r"[\s\S]", string.printable)
 
-    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *string.printable]
-    backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+
+@pytest.fixture(scope="session")
+def measured_llama(tmp_path_factory):
+    """A tiny Llama, the levers measured on two sequences, and these."""
+    from measured_levers import measured
+
+    model = tiny.llama()
+    return model, *measured(model, tmp_path_factory.mktemp("levers"), sequences=2)
 
 
 @pytest.fixture

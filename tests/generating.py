@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers as hf
-from tiny import TINY, _common, build, tokens
+from tiny import TINY, build, common, tokens
 
 import taylorder
 from taylorder.adapt.cache import TaylorCache
@@ -27,7 +27,7 @@ PADDED = 23
 
 def gpt2():
     """As in ``tiny``, with room for 256 tokens."""
-    config = hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **_common())
+    config = hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **common())
     return build(hf.GPT2LMHeadModel, config)
 
 

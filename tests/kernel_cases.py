@@ -9,14 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from taylorder.kernels import (
-    HeadSpec,
-    fold_rule,
-    reference_attention,
-    state_products,
-    taylor_attention,
-    torch_backend,
-)
+from taylorder.kernels import HeadSpec, fold_rule, reference_attention, state_products, taylor_attention, torch_backend
 from taylorder.kernels import attend as attending
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.kernels.torch_backend import Output
@@ -164,22 +157,16 @@ class Recorder(Output):
         super().write(where, rows, heads, sums)
 
 
-def device_of(backend):
-    """Where a backend is tested: Triton on a GPU if there is one, else in its interpreter; all others on the CPU."""
-    return torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
-
-
 def attend(case, backend=None, state=None):
-    """All calls of a case: output of all of them, on the CPU, and the last state."""
-    parts, device = [], device_of(backend)
-    q, k, v, valid = (None if t is None else t.to(device) for t in (case.q, case.k, case.v, case.valid))
+    """All calls of a case, where its tensors are: the output of all of them, and the last state."""
+    parts, valid = [], case.valid
     for start, stop in zip(case.cuts, case.cuts[1:], strict=False):
         cut = slice(start, stop)
         part, state = taylor_attention(
-            q[:, :, cut], k[:, :, cut], v[:, :, cut], case.heads, scaling=SCALING, causal=case.causal,
+            case.q[:, :, cut], case.k[:, :, cut], case.v[:, :, cut], case.heads, scaling=SCALING, causal=case.causal,
             valid=None if valid is None else valid[:, cut], state=state, backend=backend,
         )  # fmt: skip
-        parts.append(part.cpu())
+        parts.append(part)
     return torch.cat(parts, 2), state
 
 

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 import transformers
+from generating import structure
 from mixed_orders import mixed_config, reference_output
 from tiny import TINY, tokens
 
@@ -51,17 +52,14 @@ def test_afterwards_the_model_is_as_it_was(name):
     ids = tokens(2, 16)
     config = mixed_config(model)
     before = model(ids)[0]
-    state = {n: (sorted(vars(m)), len(m._forward_pre_hooks), len(m._forward_hooks)) for n, m in model.named_modules()}
-    implementation = model.config._attn_implementation
+    state = structure(model)
     with taylorder.adapted(model, config):
         model(ids)
     with pytest.raises(ZeroDivisionError), taylorder.adapted(model, config):
         model(ids)
         raise ZeroDivisionError
     assert torch.equal(model(ids)[0], before)
-    assert model.config._attn_implementation == implementation
-    now = {n: (sorted(vars(m)), len(m._forward_pre_hooks), len(m._forward_hooks)) for n, m in model.named_modules()}
-    assert now == state
+    assert structure(model) == state
 
 
 def test_long_inputs_are_computed_in_blocks_of_rows(monkeypatch):

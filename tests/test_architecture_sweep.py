@@ -69,10 +69,7 @@ def test_a_record_without_fault_passes():
             {"exact__left padding": SAME | {"masks": DIFFER}},
             "masks, left padding: those of exact heads and of the untouched model differ",
         ),
-        (
-            {"exact__left padding": SAME | {"masks": PADDING_ROWS_DIFFER}},
-            "masks, left padding: those",
-        ),
+        ({"exact__left padding": SAME | {"masks": PADDING_ROWS_DIFFER}}, "masks, left padding: those"),
         ({"all_near__tokens": NEAR | {"distance": 0.3}}, "all near, tokens: 0.3 from the untouched model"),
         ({"generate__to_full_pass": 0.2}, "generate, to_full_pass: 0.2"),
         ({"generate__padded_to_alone": None}, "generate, padded_to_alone: NaN or infinite"),

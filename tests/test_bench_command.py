@@ -5,7 +5,6 @@ import json
 import pytest
 import tiny
 import torch
-import transformers as hf
 from generating import structure
 
 from taylorder.adapt.config import OrderConfig
@@ -23,8 +22,7 @@ def loaded(loads):
 
 
 def test_json_is_one_document_on_stdout(run, loads, tmp_path):
-    wide = hf.LlamaConfig(**{**tiny._decoder(), "max_position_embeddings": 256})
-    model, path = tiny.build(hf.LlamaForCausalLM, wide), tmp_path / "orders.json"
+    model, path = tiny.llama(max_position_embeddings=256), tmp_path / "orders.json"
     description = describe(model, "tiny")
     config = OrderConfig.uniform(description, 1, "mean", 2)
     config.save(path)

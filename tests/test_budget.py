@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas
 import pytest
 import tiny
+from command_line import WORDS
 from pandas.testing import assert_frame_equal
 
 import taylorder
@@ -15,7 +16,6 @@ from taylorder.runs.tables import write_levers
 from taylorder.selection.run_levers import run_levers
 from taylorder.selection.settings import AnalyzeSettings
 
-WORDS = "All work and no play makes Jack a dull boy; the quick brown fox jumps over 13 lazy dogs. " * 8
 SMALL = {"text": WORDS, "max_tokens": 96}
 
 
@@ -96,6 +96,9 @@ def test_what_was_finished_is_told_and_that_of_other_software_is_forgotten(tiny_
     again = run()
     assert told == [f"found 2 of 2 layers and {rounds} rounds in {tmp_path}; going on from there"]
     assert again.chosen == first.chosen
+    (tmp_path / "levers-model.layers.1.self_attn.json").unlink()
+    run()
+    assert "found 1 of 2 layers" in told.pop()
     monkeypatch.setattr("taylorder.selection.run_levers.software_versions", lambda: {"torch": "another"})
     run()
     assert told[1:] == [f"what {tmp_path} held was measured under other settings; starting over"]

@@ -6,14 +6,7 @@ import json
 
 import pytest
 import torch
-from generating import (
-    LENGTH,
-    MODELS,
-    SIZES,
-    padded_batch,
-    run,
-    uniform,
-)
+from generating import LENGTH, MODELS, SIZES, padded_batch, run, uniform
 from mixed_orders import mixed_config
 from tiny import tokens
 
@@ -70,15 +63,25 @@ def test_a_cache_of_one_sequence_is_saved_as_well(tmp_path):
     assert TaylorCache.load(tmp_path / "cache.safetensors", model, config).get_seq_length() == 20
 
 
-def test_files_that_are_not_this_caches_are_refused(tmp_path):
-    from safetensors.torch import save_file
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A cache of a mixed config, saved: model, config, path, header and tensors."""
+    from safetensors import safe_open
 
     model = MODELS["llama"]()
     config = mixed_config(model, 1)
     ids, mask = padded_batch(LENGTH)
     cache, _ = run(model, config, ids, mask)
-    path = tmp_path / "cache.safetensors"
+    path = tmp_path_factory.mktemp("saved") / "cache.safetensors"
     cache.save(path)
+    with safe_open(path, "pt") as file:
+        return model, config, path, file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_files_that_are_not_this_caches_are_refused(saved, tmp_path):
+    from safetensors.torch import save_file
+
+    model, config, path, *_ = saved
     with pytest.raises(ConfigError, match=r"was made with config sha256:\w+, expected sha256:\w+: use the model"):
         TaylorCache.load(path, model, mixed_config(model, 2))
     tuned = MODELS["llama"]()
@@ -96,21 +99,6 @@ def test_files_that_are_not_this_caches_are_refused(tmp_path):
         save_file({"a": torch.zeros(1)}, broken, {"taylorder": json.dumps({"schema": schema})})
         with pytest.raises(TaylorderError, match="has schema .*, this version reads 'taylorder/cache@2'; make"):
             TaylorCache.load(broken, model, config)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A cache of a mixed config, saved: model, config, path, header and tensors."""
-    from safetensors import safe_open
-
-    model = MODELS["llama"]()
-    config = mixed_config(model, 1)
-    ids, mask = padded_batch(LENGTH)
-    cache, _ = run(model, config, ids, mask)
-    path = tmp_path_factory.mktemp("saved") / "cache.safetensors"
-    cache.save(path)
-    with safe_open(path, "pt") as file:
-        return model, config, path, file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def load_changed(saved, path, header=lambda header: None, tensors=lambda tensors: None, vouched=False):
@@ -138,21 +126,6 @@ def test_a_token_count_changed_in_every_layer_is_refused(saved, tmp_path, tokens
         load_changed(saved, tmp_path / "changed.safetensors", change)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda held: held.pop(next(iter(held))),
-        lambda held: held.update(extra=torch.zeros(1)),
-        lambda held: held.update({name: held[name] + 1 for name in [next(n for n in held if n.endswith("seen"))]}),
-        lambda held: held.update({name: held[name].half() for name in [next(n for n in held if n.endswith("keys"))]}),
-        lambda held: held.update({name: held[name][None] for name in [next(n for n in held if n.endswith("keys"))]}),
-    ],
-)
-def test_tensors_changed_in_a_saved_cache_are_refused(saved, tmp_path, change):
-    with pytest.raises(TaylorderError, match="is damaged: what it holds is not what its checksum was made of"):
-        load_changed(saved, tmp_path / "changed.safetensors", tensors=change)
-
-
 KEYS, SEEN = "layers.1.parts.0.recent.keys", "layers.1.parts.0.seen"
 
 
@@ -162,11 +135,7 @@ KEYS, SEEN = "layers.1.parts.0.recent.keys", "layers.1.parts.0.seen"
         (lambda h: h["layers"][1].update(dtype="nope"), lambda t: None, "KeyError: 'nope'"),
         (lambda h: h["layers"][1].update(tokens=-3), lambda t: None, "a layer has -3 tokens, expected a count"),
         (lambda h: h["layers"][1].update(tokens=True), lambda t: None, "a layer has True tokens, expected a count"),
-        (
-            lambda h: h["layers"][1].update(kind="DynamicLayer"),
-            lambda t: None,
-            "kind DynamicLayer, expected state",
-        ),
+        (lambda h: h["layers"][1].update(kind="DynamicLayer"), lambda t: None, "kind DynamicLayer, expected state"),
         (lambda h: h.update(layers={}), lambda t: None, "zip"),
         (lambda h: h.update(layers=3), lambda t: None, "TypeError"),
         (lambda h: h["layers"][1].pop("backend"), lambda t: None, "KeyError: 'backend'"),

@@ -124,8 +124,7 @@ def test_losses_by_order_are_those_of_adapted_models(tmp_path, monkeypatch):
 
 def test_times_are_taken_in_turns_where_states_are_held(tmp_path, monkeypatch):
     measurement = TimeMeasurement(lengths=(80, 180), rounds=2, tokens=3, orders=(2,), window=8)
-    monkeypatch.setattr(tiny, "CONTEXT", 256)
-    model = tiny.llama()
+    model = tiny.llama(max_position_embeddings=256)
     subject = Subject(describe(model, "tiny"), model, None)
     found = finished(measurement, subject, Records(tmp_path, {}), quiet)
     assert found.lengths == (80, 180)

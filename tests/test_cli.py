@@ -15,7 +15,7 @@ from command_line import ROOT, heavy_imports, options
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.commands._shared import write_run
-from taylorder.errors import UnsupportedModelError
+from taylorder.errors import Terminated, UnsupportedModelError
 from taylorder.models.describe import describe
 from taylorder.reports.progress import StderrProgress
 from taylorder.runs import run_directory
@@ -180,6 +180,7 @@ def test_analyze_writes_reports_and_keeps_stdout_for_data(run, tiny_model, held_
     assert "loading some/model" in err
     assert "heads of the layers: 2 of 2" in err
     assert "heads of the layers" not in out
+    assert f"the analysis is in {out_directory}; measuring what the model loses" in err
     assert "What the model loses: 4 sequences of 64 tokens" in out
     assert "Held-out text: a few words" in out
     assert re.search(r"runs of 64 tokens: 1[26] of 1[26]", err)
@@ -227,15 +228,14 @@ def test_unsupported_models_stop_before_anything_long(run, tiny_model, monkeypat
 
 
 @pytest.mark.parametrize("moment", ["taylorder.models.loading.load", "taylorder.analysis.analyze.analyze"])
-def test_an_interrupt_is_one_line_and_130(run, tiny_model, monkeypatch, tmp_path, moment):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("end, code, said", [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "terminated")])
+def test_an_end_from_outside_is_one_line_with_its_code(run, tiny_model, monkeypatch, tmp_path, moment, end, code, said):
+    def stop(*_, **__):
+        raise end
 
-    monkeypatch.setattr(moment, interrupt)
-    code, out, err = run("analyze", "--out", tmp_path / "out")
-    assert code == 130
-    assert out == ""
-    assert err.splitlines()[-1] == "error: interrupted"
+    monkeypatch.setattr(moment, stop)
+    found, out, err = run("analyze", "--out", tmp_path / "out")
+    assert (found, out, err.splitlines()[-1]) == (code, "", f"error: {said}")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from config_forms import save_first
@@ -77,21 +79,13 @@ def head(document, **changes):
         ),
         (lambda d: d.pop("schema"), "schema None, this version reads"),
         (lambda d: head(d, order=0), "layers.1.heads.2.order: Input should be greater than or equal to 1, found 0"),
-        (lambda d: head(d, order=9), "less than or equal to 8, found 9"),
         (lambda d: head(d, order=2.5), "found 2.5"),
         (lambda d: head(d, order="four"), "found 'four'"),
-        (lambda d: head(d, order=True), "found True"),
-        (lambda d: head(d, error=-1), "greater than or equal to 0, found -1"),
-        (lambda d: head(d, error=float("nan")), "found NaN, expected a finite number"),
         (lambda d: d["calibration"].update(x=float("inf")), "found Infinity, expected a finite number"),
         (lambda d: head(d, oder=3), "layers.1.heads.2.oder: unknown key"),
         (lambda d: d.update(extra=1), "extra: unknown key"),
         (lambda d: head(d, window=7), "layer layers.1.attn, KV head 1: window differs within the group ([4, 7])"),
         (lambda d: head(d, sinks=0), "KV head 1: sinks differs within the group ([0, 1])"),
-        (lambda d: head(d, window=-1), "greater than or equal to 0, found -1"),
-        (lambda d: head(d, window=10**30), "window: Input should be less than or equal to 16777216, found 1000000000"),
-        (lambda d: head(d, sinks=10**18), "sinks: Input should be less than or equal to 65536, found 100000000000"),
-        (lambda d: head(d, error=True), "layers.1.heads.2.error: Input should be a valid number, found True"),
         (lambda d: head(d, error="0.5"), "layers.1.heads.2.error: Input should be a valid number, found '0.5'"),
         (lambda d: head(d, coefficients=[1, True, 1]), "Input should be a valid number, found True"),
         (lambda d: head(d, kept=4), "layers.1.heads.2.kept: unknown key"),
@@ -101,19 +95,13 @@ def head(document, **changes):
         (lambda d: d["layers"][0].update(module="a" * 10**5), "layers.0.module: String should have at most 500"),
         (lambda d: d.pop("model"), "model: the key is missing"),
         (lambda d: d.update({"a\nb" * 99: 1}), "unknown key"),
-        (lambda d: head(d, expansion="zero"), "expansion 'zero' is mixed with 'centre' or 'mean'"),
         (lambda d: head(d, expansion="median"), "found 'median'"),
         (lambda d: head(d, ranks=[8, 8, 4]), "some heads have ranks and some have none"),
-        (lambda d: head(d, ranks=[8, 8]), "ranks has 2 entries, expected one per degree: 3"),
-        (lambda d: head(d, coefficients=[1.0]), "coefficients has 1 entries, expected one per degree: 3"),
         (
             lambda d: d["layers"][1]["heads"].__setitem__(2, {"order": "exact"}),
             "some heads are exact and some are not; the cache is shared",
         ),
-        (lambda d: head(d, order="exact"), "an exact head carries no expansion, window, sinks, ranks or coefficients"),
-        (lambda d: d["layers"].pop(), "1 layers are listed, expected 2"),
         (lambda d: d["layers"][0]["heads"].pop(), "layer layers.0.attn lists 3 heads, expected 4"),
-        (lambda d: d["layers"][1].update(module="layers.0.attn"), "layer layers.0.attn is listed twice"),
     ],
 )
 def test_a_malformed_file_is_refused_with_the_reason(tmp_path, change, words):
@@ -163,32 +151,9 @@ def test_a_missing_file_names_the_command_that_writes_one(tmp_path):
     ],
 )
 def test_the_wrong_model_is_refused_with_what_differs(tmp_path, other, words):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=re.escape(words)):
         OrderConfig.load(write(tmp_path), other)
-    assert words in str(caught.value)
     OrderConfig.load(write(tmp_path), description())
-
-
-@pytest.mark.parametrize(
-    "tensors, words",
-    [
-        ({"layers.0.attn.key_centre": torch.zeros(2, 8)}, "key centre of layer layers.1.attn is missing"),
-        ({f"layers.{i}.attn.key_centre": torch.zeros(2, 7) for i in (0, 1)}, "has shape (2, 7), expected (2, 8)"),
-        (
-            {f"layers.{i}.attn.key_centre": torch.full((2, 8), torch.nan) for i in (0, 1)},
-            "holds NaN or infinite values",
-        ),
-        ({"layers.0.attn.centroid": torch.zeros(2, 8)}, "unknown tensor layers.0.attn.centroid"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_refused(tmp_path, tensors, words):
-    from safetensors.torch import save_file
-
-    path = write(tmp_path)
-    save_file(tensors, path.with_suffix(".safetensors"))
-    with pytest.raises(ConfigError) as caught:
-        OrderConfig.load(path)
-    assert words in str(caught.value)
 
 
 def test_a_model_itself_serves_as_well_as_its_description(tmp_path):

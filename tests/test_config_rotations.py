@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from config_forms import edit, vouch
@@ -102,9 +104,8 @@ query, key = pair()
     ],
 )
 def test_rotations_that_do_not_fit_are_refused(given, words):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=re.escape(words)):
         ranked().with_rotations(given)
-    assert words in str(caught.value)
     ranked().with_rotations({SECOND: (query, 1.0005 * key)})
 
 
@@ -139,7 +140,6 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, words):
     "ranks, words",
     [
         ([8, 8, 4, 5], "ranks is [8, 8, 4, 5], expected ranks that do not increase from degree 1 on"),
-        ([8, 8, 9, 4], "expected ranks that do not increase from degree 1 on"),
         ([8, 7, 4, 4], f"layer {SECOND}, head 0: ranks is [8, 7, 4, 4], expected head_dim = 8 coordinates at degree 1"),
         ([8, 9, 4, 4], f"layer {SECOND}, head 0: ranks is [8, 9, 4, 4], expected no rank above head_dim = 8"),
         ([9, 8, 4, 4], "expected no rank above head_dim = 8"),
@@ -150,9 +150,8 @@ def test_ranks_out_of_place_are_refused(tmp_path, ranks, words):
     path = tmp_path / "orders.json"
     ranked((8, 8, 4, 4)).save(path)
     edit(path, lambda d: [kv_head.update(ranks=ranks) for kv_head in d["layers"][1]["kv_heads"]])
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=re.escape(words)):
         OrderConfig.load(path)
-    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("ranks", [(0,), (8, 8), (0, 8, 0), (8, 8, 8, 8), (0, 8, 5, 5, 1)])

@@ -80,12 +80,7 @@ KINDS = {
     ],
     "mixed": [HeadSpec(Exact())] * 2
     + [HeadSpec(Taylor(4, "mean", (6, 6, 3, 2)), Near(3, 1)), HeadSpec(Taylor(3, "mean", (6, 6, 3)), Near(3, 1))],
-    "dropped and polynomial": [
-        dropped(7, 1),
-        dropped(7, 1),
-        HeadSpec(Taylor(3, "mean"), Near(4, 1)),
-        dropped(4, 1),
-    ],
+    "dropped and polynomial": [dropped(7, 1), dropped(7, 1), HeadSpec(Taylor(3, "mean"), Near(4, 1)), dropped(4, 1)],
 }
 
 
@@ -106,29 +101,28 @@ def gradients(attend, inputs, weights):
     return torch.autograd.grad((output * weights).sum(), leaves), guarded
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_score_space(kind):
-    inputs = tensors(B=2)
-    weights = torch.randn(2, 4, 20, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found, _ = gradients(
-        lambda q, k, v: differentiable_attention(q, k, v, KINDS[kind], scaling=SCALING), inputs, weights
+def assert_gradients_of_score_space(inputs, heads, weights, scaling=SCALING):
+    """The rows below the guard, after a comparison of them and of the gradients."""
+    found, guarded = gradients(
+        lambda q, k, v: differentiable_attention(q, k, v, heads, scaling=scaling), inputs, weights
     )
-    expected, _ = gradients(
-        lambda q, k, v: score_space_attention(q, k, v, KINDS[kind], scaling=SCALING), inputs, weights
-    )
+    expected, hits = gradients(lambda q, k, v: score_space_attention(q, k, v, heads, scaling=scaling), inputs, weights)
+    assert torch.equal(guarded, hits)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-10)
         assert other.abs().max() > 1e-3
+    return guarded
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_score_space(kind):
+    weights = torch.randn(2, 4, 20, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert_gradients_of_score_space(tensors(B=2), KINDS[kind], weights)
 
 
 def test_gradients_reach_across_blocks_of_rows():
-    inputs = tensors(H=2, G=1, T=300, d=4, d_v=3)
     weights = torch.randn(1, 2, 300, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    heads = [dropped(40, 3)] * 2
-    found, _ = gradients(lambda q, k, v: differentiable_attention(q, k, v, heads, scaling=SCALING), inputs, weights)
-    expected, _ = gradients(lambda q, k, v: score_space_attention(q, k, v, heads, scaling=SCALING), inputs, weights)
-    for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-10)
+    assert_gradients_of_score_space(tensors(H=2, G=1, T=300, d=4, d_v=3), [dropped(40, 3)] * 2, weights)
 
 
 @pytest.mark.parametrize("window, sinks", [(1, 0), (40, 3), (256, 0), (290, 4), (400, 2)])
@@ -155,15 +149,7 @@ def test_guarded_rows_are_counted_and_pass_the_gradients_of_the_guard():
     weights[..., 0] = -2.0
     mixed = [HeadSpec(Exact())] * 2 + [HeadSpec(Taylor(4), Near(4, 1))] * 2
     for chosen in (heads, mixed):
-        found, guarded = gradients(
-            lambda q, k, v, table=chosen: differentiable_attention(q, k, v, table, scaling=1.0), inputs, weights
-        )
-        expected, hits = gradients(
-            lambda q, k, v, table=chosen: score_space_attention(q, k, v, table, scaling=1.0), inputs, weights
-        )
-        assert torch.equal(guarded, hits)
-        for own, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-9)
+        guarded = assert_gradients_of_score_space(inputs, chosen, weights, scaling=1.0)
     assert guarded[:2].tolist() == [0, 0]
     assert guarded[2:].min() > 0
 

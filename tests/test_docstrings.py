@@ -13,7 +13,6 @@ from pathlib import Path
 import claims_cases
 import pytest
 import tiny
-import transformers as hf
 
 import taylorder
 from taylorder.analysis.results import Analysis
@@ -38,8 +37,7 @@ EXAMPLES = {
 @pytest.fixture(scope="module")
 def shown(tiny_tokenizer):
     """What the examples go by, as names."""
-    options = {**tiny._decoder(), "max_position_embeddings": 8192}
-    model = tiny.build(hf.LlamaForCausalLM, hf.LlamaConfig(**options))
+    model = tiny.llama(max_position_embeddings=8192)
     model.config.name_or_path = "smollm2-135m"
     loaded = LoadedModel(model, tiny_tokenizer, "smollm2-135m")
     config = taylorder.OrderConfig.uniform(model, 3, "mean", 64, 4)

@@ -12,7 +12,6 @@ import pytest
 
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.tokens import tokenise
-from taylorder.errors import UsageError
 from taylorder.evaluation import evaluation_text as evaluation
 from taylorder.evaluation.evaluation_text import evaluation_text
 
@@ -90,11 +89,6 @@ def test_files_of_the_user_are_joined_by_a_newline(tmp_path):
     text = evaluation_text([tmp_path / "a.txt", str(tmp_path / "b.txt")])
     assert text.content == "text of a.txt\ntext of b.txt"
     assert text.source == f"{tmp_path / 'a.txt'}, {tmp_path / 'b.txt'}"
-
-
-def test_a_file_that_is_missing_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"nowhere.txt cannot be read"):
-        evaluation_text([tmp_path / "nowhere.txt"])
 
 
 @pytest.mark.builtin

@@ -86,17 +86,6 @@ def test_a_padded_row_gives_what_the_row_alone_gives(name):
     torch.testing.assert_close(torch.cat(alone.logits), torch.stack(both.logits, 1)[1], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [3, 64])
-def test_chunked_prefill_is_prefill(size):
-    model = MODELS["llama"]()
-    ids, mask = padded_batch(110)
-    with taylorder.adapted(model, mixed_config(model, 1)):
-        whole = generate(model, ids, mask)
-        pieces = generate(model, ids, mask, prefill_chunk_size=size)
-    assert torch.equal(pieces.sequences, whole.sequences)
-    torch.testing.assert_close(torch.cat(pieces.logits), torch.cat(whole.logits), rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_conversation_goes_on_from_its_cache(name):
     model = MODELS[name]()

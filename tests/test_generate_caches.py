@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 from generating import MODES, generate, padded_batch
-from tiny import TINY, build, tokens
+from tiny import TINY, build, decoder, minimax, tokens
 from transformers import DynamicCache
 
 import taylorder
@@ -23,23 +23,11 @@ def ctrl():
     return build(hf.CTRLLMHeadModel, config)
 
 
-def minimax():
-    """Lightning attention beside softmax attention, and a cache class of its own."""
-    config = hf.MiniMaxConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, vocab_size=128, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=128,
-        initializer_range=0.3, layer_types=["linear_attention", "full_attention"],
-    )  # fmt: skip
-    return build(hf.MiniMaxForCausalLM, config)
-
-
 def falcon_h1():
     """Attention and a state space side by side in every layer."""
     config = hf.FalconH1Config(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, vocab_size=128, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
-        mamba_n_groups=1, max_position_embeddings=128, initializer_range=0.3, pad_token_id=0,
-    )  # fmt: skip
+        head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, **decoder()
+    )
     return build(hf.FalconH1ForCausalLM, config)
 
 

@@ -15,29 +15,30 @@ import taylorder
 from taylorder.adapt.cache import TaylorCache
 
 pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("cuts", [(0, 130), (0, 70, 129, 130)])
-def test_each_dtype_meets_its_tolerance_and_a_perturbed_input_does_not(device, dtype, cuts):
+def test_each_dtype_meets_its_tolerance_and_a_perturbed_input_does_not(dtype, cuts):
     case = problem(MIXED, d=16, d_v=16, cuts=cuts, scale=0.5).to(dtype)
-    there = replace(case, q=case.q.to(device), k=case.k.to(device), v=case.v.to(device))
+    there = replace(case, q=case.q.to(GPU), k=case.k.to(GPU), v=case.v.to(GPU))
     spoiled = case.k + 0.2 * torch.randn(case.k.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     found, _ = attend(there, "triton")
-    wrong, _ = attend(replace(there, k=spoiled.to(device)), "triton")
-    assert (found.dtype, found.device.type) == (dtype, device.type)
+    wrong, _ = attend(replace(there, k=spoiled.to(GPU)), "triton")
+    assert (found.dtype, found.device.type) == (dtype, GPU.type)
     assert relative_error(found.cpu(), reference(case)) < TOLERANCE[dtype]
     assert relative_error(wrong.cpu(), reference(case)) > TOLERANCE[dtype]
 
 
-def test_a_model_takes_triton_by_itself_and_computes_the_formula(device):
+def test_a_model_takes_triton_by_itself_and_computes_the_formula():
     model = MODELS["llama"]()
     config = mixed_config(model)
     ids, mask = padded_batch(56)
     inputs = {"attention_mask": mask, "position_ids": positions(mask)}
     expected = reference_output(model, config, input_ids=ids, **inputs)[mask.bool()]
-    model, ids, mask = model.to(device), ids.to(device), mask.to(device)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
+    model, ids, mask = model.to(GPU), ids.to(GPU), mask.to(GPU)
+    inputs = {name: value.to(GPU) for name, value in inputs.items()}
     with torch.no_grad(), taylorder.adapted(model, config):
         whole = model(ids, **inputs).logits
         pieces = in_pieces(model, TaylorCache(model, config), ids, mask, (30, 1, 1, 20, 1, 1, 1, 1))

@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import synthetic
 import typer
+from evaluations import comparison
 from synthetic import replaced
 
 from taylorder import cli
 from taylorder.adapt.config import HeadOrder, LayerOrders
 from taylorder.claims.claim import Claim, Effect, FigureTable, Plot, Series
 from taylorder.commands._shared import write_run
-from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.evaluation.intervals import Interval
 from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
 from taylorder.reports import grids, html, html_data, levers, summary, verdict
 from taylorder.reports.analysis import sections as report_sections
@@ -87,13 +86,7 @@ def lever_selection(measured):
 
 
 def evaluation():
-    def standing(name, nll):
-        difference = None if name == "exact" else Interval(nll - 3.5, nll - 3.6, nll - 3.4)
-        return Standing(name, f"what {name} is", 1 << 20, nll=Interval(nll, nll - 0.2, nll + 0.2),
-                        delta_exact=difference, perplexity=40.0, kl=difference, agreement=0.875)  # fmt: skip
-
-    standings = (standing("exact", 3.5), standing("config", 3.8125))
-    return Evaluation(False, (Comparison(1024, 4, "docstrings", "ab" * 32, 0, standings),))
+    return Evaluation(False, (comparison(3.8125, length=1024, sequences=4),))
 
 
 def claim(**changes):
@@ -210,11 +203,11 @@ def test_terminal_and_page_render_the_same_sections(levers):
     assert {section.about for section in sections} >= {"run", "each head", "config", "verdict"}
     for section in sections:
         printed = plain_text([section], 2000)
-        shown = section.about in ("run", "all heads", "config")
-        assert (section.title in page.text) == shown or section.about == "run"
-        for text in texts_of(section):
-            assert all(line in printed for line in text.split("\n"))  # titles of columns may be folded
-            assert not shown or " ".join(text.split()) in page.text
+        assert all(line in printed for text in texts_of(section) for line in text.split("\n"))  # titles may be folded
+    shown = [section for section in sections if section.about in ("run", "all heads", "config")]
+    assert all(" ".join(text.split()) in page.text for section in shown for text in texts_of(section))
+    titled = [section for section in sections if section.about != "run"]
+    assert [section for section in titled if section.title in page.text] == [one for one in shown if one in titled]
     assert " ".join(verdict.sentences(measured, chosen, found)) in page.text
     assert "3.812 [3.612, 4.013]" in page.text
 

@@ -33,7 +33,7 @@ def beside(candidate, module):
 @pytest.fixture(scope="module")
 def model():
     """Four query heads on two KV heads, four layers."""
-    return tiny.build(hf.LlamaForCausalLM, hf.LlamaConfig(**{**tiny._decoder(), "num_hidden_layers": 4}))
+    return tiny.llama(num_hidden_layers=4)
 
 
 def measure(model, records, progress=lambda *_: None, seed=0):
@@ -160,10 +160,7 @@ def test_the_seed_decides_the_rows_of_the_fit_alone(model, whole, tmp_path, monk
 def test_progress_is_told_of_every_step(model, tmp_path):
     steps = []
     measure(model, Records(tmp_path, SETTINGS), lambda *step: steps.append(step))
-    assert steps == [
-        *(("backward pass", done, 2) for done in range(2)),
-        *(("levers", done, 4) for done in range(5)),
-    ]
+    assert steps == [*(("backward pass", done, 2) for done in range(2)), *(("levers", done, 4) for done in range(5))]
 
 
 def test_layers_with_a_window_of_their_own_are_left_out(tmp_path):
@@ -184,7 +181,7 @@ def test_layers_with_a_window_of_their_own_are_left_out(tmp_path):
 def sliding_everywhere():
     config = hf.Gemma3TextConfig(
         head_dim=16, query_pre_attn_scalar=24, sliding_window=8, layer_types=["sliding_attention"] * 2,
-        **tiny._decoder(),
+        **tiny.decoder(),
     )  # fmt: skip
     return tiny.build(hf.Gemma3ForCausalLM, config)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tiny
@@ -30,11 +32,11 @@ def capped():
 
 
 def cohere():
-    return tiny.build(hf.CohereForCausalLM, hf.CohereConfig(logit_scale=0.25, **tiny._decoder()))
+    return tiny.build(hf.CohereForCausalLM, hf.CohereConfig(logit_scale=0.25, **tiny.decoder()))
 
 
 def granite():
-    return tiny.build(hf.GraniteForCausalLM, hf.GraniteConfig(logits_scaling=3.0, **tiny._decoder()))
+    return tiny.build(hf.GraniteForCausalLM, hf.GraniteConfig(logits_scaling=3.0, **tiny.decoder()))
 
 
 CAUSAL = {name: factory for name, factory in tiny.TINY.items() if name not in ("bert", "modernbert")}
@@ -115,21 +117,34 @@ class Doubled(hf.LlamaForCausalLM):
 
 
 def test_unknown_treatment_of_logits_is_refused():
-    model = tiny.build(Doubled, hf.LlamaConfig(**tiny._decoder()))
+    model = tiny.build(Doubled, hf.LlamaConfig(**tiny.decoder()))
     with pytest.raises(UnsupportedModelError, match="Doubled does to its logits more than a linear head"):
         language_model_head(model)
 
 
-@pytest.mark.parametrize("width", [32, 16])
-def test_a_layer_between_hidden_states_and_head_is_refused_whatever_its_width(width, tiny_tokenizer):
-    """Electra predicts from vectors as wide as its embeddings; what it loses is not told, and nothing else suffers."""
+def electra(width):
+    """Predicts from vectors as wide as its embeddings."""
     config = hf.ElectraConfig(
         vocab_size=tiny.VOCAB, embedding_size=width, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=32, max_position_embeddings=64, is_decoder=True,
     )  # fmt: skip
-    model = tiny.build(hf.ElectraForCausalLM, config)
+    return tiny.build(hf.ElectraForCausalLM, config)
+
+
+def musicgen():
+    """Has a head and a table of tokens per codebook."""
+    config = hf.MusicgenDecoderConfig(
+        vocab_size=tiny.VOCAB, num_codebooks=1, num_hidden_layers=1, num_attention_heads=4, hidden_size=32, ffn_dim=32,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+    )  # fmt: skip
+    return tiny.build(hf.MusicgenForCausalLM, config)
+
+
+@pytest.mark.parametrize("build", [partial(electra, 32), partial(electra, 16), musicgen])
+def test_what_stands_between_hidden_states_and_a_head_is_refused_and_nothing_else_suffers(build, tiny_tokenizer):
+    model = build()
     with pytest.raises(UnsupportedModelError, match="does to its logits more than a linear head"):
-        losses.language_model_head(model)
+        language_model_head(model)
     analysis = taylorder.analyze(model, tiny_tokenizer, max_tokens=64, sequence_length=32, rows=2, max_order=1)
     assert analysis.calibration.nll is None
 
@@ -162,16 +177,3 @@ def test_distance_of_hidden_states():
 )
 def test_a_loss_within_a_tenth_of_guessing_looks_untrained(nll, vocabulary, expected):
     assert looks_untrained(nll, vocabulary) is expected
-
-
-def test_several_heads_and_tables_of_tokens_are_refused_where_one_is_asked_for(tiny_tokenizer):
-    """MusicGen has one of each per codebook; it is analysed without a loss."""
-    config = hf.MusicgenDecoderConfig(
-        vocab_size=tiny.VOCAB, num_codebooks=1, num_hidden_layers=1, num_attention_heads=4, hidden_size=32, ffn_dim=32,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
-    )  # fmt: skip
-    model = tiny.build(hf.MusicgenForCausalLM, config)
-    with pytest.raises(UnsupportedModelError, match="does to its logits more than a linear head"):
-        language_model_head(model)
-    analysis = taylorder.analyze(model, tiny_tokenizer, max_tokens=64, sequence_length=32, rows=2, max_order=1)
-    assert analysis.calibration.nll is None

@@ -24,6 +24,7 @@ IMAGES[0, 3:8] = IMAGES[0, 12:20] = IMAGES[1, 24:28] = 1
 PACKED = torch.cat([torch.arange(20), torch.arange(10)]).expand(2, -1)
 HOLES = torch.rand(2, 1, LENGTH, LENGTH, generator=torch.Generator().manual_seed(0)) > 0.3
 HOLES |= torch.eye(LENGTH, dtype=torch.bool)
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 CAUSAL = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 
 CASES = {f"{name} {what}": (factory, given) for name, factory in tiny.TINY.items() for what, given in (
@@ -99,14 +100,13 @@ def test_generate_gives_attention_the_same_masks(factory, inputs, options, given
         inputs = {"attention_mask": MASK}  # transformers does not cut token types into chunks
     model = factory()
     config = OrderConfig.uniform(model, "exact")
-    quiet = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with torch.no_grad():
         given.clear()
-        expected = model.generate(IDS, **inputs, **quiet, **options)
+        expected = model.generate(IDS, **inputs, **GREEDY, **options)
         untouched = list(given)
         with taylorder.adapted(model, config):
             given.clear()
-            found = model.generate(IDS, **inputs, **quiet, **options)
+            found = model.generate(IDS, **inputs, **GREEDY, **options)
     assert_same_calls(given, untouched)
     assert torch.equal(found, expected)
 
@@ -124,13 +124,12 @@ def test_what_sees_an_image_goes_on_with_its_own_attention(factory, mask):
     model = factory()
     ids, pixels = seeing(start=12)
     inputs = {"input_ids": ids, "attention_mask": mask, **pixels}
-    quiet = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with torch.no_grad():
         expected, text = model(**inputs).logits, model(ids, attention_mask=mask).logits
-        generated = model.generate(**inputs, **quiet)
+        generated = model.generate(**inputs, **GREEDY)
         with taylorder.adapted(model, OrderConfig.uniform(model, "exact")):
             assert torch.equal(model(**inputs).logits, expected)
-            assert torch.equal(model.generate(**inputs, **quiet), generated)
+            assert torch.equal(model.generate(**inputs, **GREEDY), generated)
         assert torch.equal(model(**inputs).logits, expected)
     assert not torch.equal(expected, text)
 
@@ -139,14 +138,13 @@ def test_truncated_heads_take_images_whose_mask_is_plain():
     model = tiny.llava()
     ids, pixels = seeing()
     near, far = (OrderConfig.uniform(model, 2, "mean", window, 1) for window in (LENGTH + 8, 4))
-    quiet = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with torch.no_grad():
         expected = model(ids, **pixels).logits
         with taylorder.adapted(model, near):
             torch.testing.assert_close(model(ids, **pixels).logits, expected, rtol=1e-4, atol=1e-4)
         with taylorder.adapted(model, far):
             assert not torch.allclose(model(ids, **pixels).logits, expected, atol=1e-2)
-            cached, whole = (model.generate(ids, **pixels, **quiet, use_cache=use) for use in (True, False))
+            cached, whole = (model.generate(ids, **pixels, **GREEDY, use_cache=use) for use in (True, False))
     assert torch.equal(cached, whole)
 
 
@@ -162,19 +160,14 @@ def test_positions_of_images_are_not_taken_for_packed_sequences():
 
 def test_a_mask_that_knows_fewer_tokens_than_there_are_keys_is_refused():
     """MiniMax' own cache begins with a recurrence, so that transformers takes it for empty."""
-    config = hf.MiniMaxConfig(
-        **tiny._decoder(), head_dim=8, layer_types=["linear_attention", "full_attention"], num_local_experts=2,
-        num_experts_per_tok=1, block_size=4,
-    )  # fmt: skip
-    model = tiny.build(hf.MiniMaxForCausalLM, config)
-    quiet = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": None}
+    model = tiny.minimax()
     with taylorder.adapted(model, OrderConfig.uniform(model, 2, "mean", 4, 1)):
-        model.generate(IDS[:1], **quiet)
-        model.generate(IDS, attention_mask=MASK, use_cache=False, **quiet)
+        model.generate(IDS[:1], **GREEDY)
+        model.generate(IDS, attention_mask=MASK, use_cache=False, **GREEDY)
         with pytest.raises(
             UsageError, match=r"has 31 keys and is given a mask for 1, .*: run rows without padding, or"
         ):
-            model.generate(IDS, attention_mask=MASK, **quiet)
+            model.generate(IDS, attention_mask=MASK, **GREEDY)
 
 
 def test_truncated_heads_refuse_images_by_name_and_run_text_with_token_types():

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from measured_levers import (
-    CANDIDATES,
     CENTRE_3,
     DROPPED,
     EVEN,
@@ -21,9 +20,7 @@ from measured_levers import (
     SINKS_16,
     TAYLOR_1,
     hand_table,
-    measured,
 )
-from tiny import llama
 
 from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states, language_model_head
@@ -44,11 +41,9 @@ def eager(monkeypatch):
     monkeypatch.setattr(module, "sensitivities", lambda table: [each / 100 for each in sensitivities(table)])
 
 
-@pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory):
-    model = llama()
-    table, ids = measured(model, tmp_path_factory.mktemp("records"), CANDIDATES, 2, LENGTH)
-    return model, table, ids, table_bytes(table, LENGTH)
+@pytest.fixture
+def tiny_llama(measured_llama):
+    return *measured_llama, table_bytes(measured_llama[1], LENGTH)
 
 
 def exact_states(model, ids):

@@ -332,41 +332,38 @@ def test_verdict_when_some_heads_meet_it():
     assert "the model's loss together is not measured here" in text
 
 
-def test_verdict_when_all_heads_meet_it():
-    text = told(synthetic.analysis(error=small_error))
-    assert text.startswith("All 270 heads meet 7% and get an order (order 1: 270).")
+@pytest.mark.parametrize(
+    ("error", "options", "begins", "says"),
+    [
+        (small_error, {"layers": 30}, "All 270 heads meet 7% and get an order (order 1: 270).", ""),
+        (
+            lambda layer, head, order, _: 0.01 if order >= 5 and layer == 0 else 0.5,
+            {},
+            "No head of 18 meets 7%",
+            "9 heads would meet it at a higher order, which does not pay off at 8,192 tokens.",
+        ),
+        (
+            lambda layer, head, *_: 0.01 if head % 3 == 0 else 0.5,
+            {"preview": False},
+            "6 of 18 heads meet 7%, but in vain: the heads that share a KV cache cannot all have an order.",
+            "changes nothing",
+        ),
+        (
+            lambda *_: 0.2,  # 6.5 % with the preview's near field
+            {},
+            "",
+            "With the last 64 and the first 4 keys kept exact, 18 heads would meet 7% at order 3, each taken by itself "
+            "on sequences of 1,024 tokens (without: 0).",
+        ),
+        (lambda *_: math.nan, {}, "No head of 18 meets 7%", ""),
+    ],
+    ids=["all", "a higher order", "the group forbids it", "a near field", "no numbers"],
+)
+def test_verdict_tells_how_many_heads_meet_it_and_what_would_help(error, options, begins, says):
+    text = told(synthetic.analysis(error=error, **{"layers": 2} | options))
+    assert text.startswith(begins)
+    assert says in text
     assert "100% less" not in text
-
-
-def test_verdict_when_a_higher_order_would_do():
-    def error(layer, head, order, expansion):
-        return 0.01 if order >= 5 and layer == 0 else 0.5
-
-    text = told(synthetic.analysis(layers=2, error=error))
-    assert text.startswith("No head of 18 meets 7%")
-    assert "9 heads would meet it at a higher order, which does not pay off at 8,192 tokens." in text
-
-
-def test_verdict_when_the_group_forbids_it():
-    def error(layer, head, order, expansion):
-        return 0.01 if head % 3 == 0 else 0.5
-
-    text = told(synthetic.analysis(layers=2, error=error, preview=False))
-    assert text.startswith(
-        "6 of 18 heads meet 7%, but in vain: the heads that share a KV cache cannot all have an order."
-    )
-    assert "changes nothing" in text
-
-
-def test_verdict_says_what_a_near_field_would_change():
-    def error(layer, head, order, expansion):
-        return 0.2  # 6.5 % with the preview's near field
-
-    text = told(synthetic.analysis(layers=2, error=error))
-    assert (
-        "With the last 64 and the first 4 keys kept exact, 18 heads would meet 7% at order 3, each taken by itself "
-        "on sequences of 1,024 tokens (without: 0)." in text
-    )
 
 
 def test_verdict_of_an_encoder_speaks_of_multiplications():
@@ -392,11 +389,6 @@ def test_verdict_counts_sliding_heads_apart():
 def test_verdict_when_no_order_pays_off():
     text = told(synthetic.analysis(layers=2, window=64, sinks=4), context=60)
     assert text.startswith("No order pays off at 60 tokens, whatever its error")
-
-
-def test_verdict_survives_errors_that_are_not_numbers():
-    text = told(synthetic.analysis(layers=2, error=lambda layer, head, order, expansion: math.nan))
-    assert text.startswith("No head of 18 meets 7%")
 
 
 def test_verdict_does_not_praise_a_config_edited_by_hand():

@@ -151,7 +151,7 @@ def test_alphas_are_those_of_q_and_k_of_the_layers_that_see_everything():
         tiny.hf.Gemma3ForCausalLM,
         tiny.hf.Gemma3TextConfig(
             head_dim=16, query_pre_attn_scalar=16, sliding_window=8,
-            layer_types=["sliding_attention", "full_attention"], **tiny._decoder(),
+            layer_types=["sliding_attention", "full_attention"], **tiny.decoder(),
         ),
     )  # fmt: skip
     described = describe(tiny_model, "tiny")

@@ -21,22 +21,9 @@ from taylorder.runs.run_files import FILES, RunDirectoryError
 from taylorder.storage.finite_json import as_json
 
 CONTRACT_HEADS = [
-    "module",
-    "head",
-    "kv_head",
-    "order",
-    "expansion",
-    "window",
-    "sinks",
-    "relative_l2",
-    "rmse",
-    "cosine",
-    "max_error",
-    "nonpositive_share",
-    "score_mean",
-    "score_std",
-    "score_max",
-]
+    "module", "head", "kv_head", "order", "expansion", "window", "sinks", "relative_l2", "rmse", "cosine", "max_error",
+    "nonpositive_share", "score_mean", "score_std", "score_max",
+]  # fmt: skip
 CONTRACT_SPECTRAL = ["module", "projection", "alpha", "D", "sigma", "tail", "status", "alpha_low", "alpha_high"]
 
 
@@ -265,12 +252,6 @@ def replace(old, new):
             replace('"max_order": 8', '"max_order": 8, "max_order": 7'),
             r"'max_order' stands twice in one",
         ),
-        (
-            "report.json",
-            replace('"max_order": 8', '"max_order": ' + "[" * 10**5),
-            r"damaged \(lists .* nested more than",
-        ),
-        ("report.json", replace('"max_order": 8', '"max_order": 1e999'), r"damaged \(found 1e999, expected a number"),
         ("report.json", replace("report@2", "report@3"), r"has schema 'taylorder/report@3', this version reads"),
         ("report.json", replace('"max_order": 8', '"max_order": "x"'), r"damaged \(settings\.max_order: .*found 'x'\)"),
         ("report.json", replace('self_attn", "head": 1,', 'self_attn", "head": 9,'), r"its heads are not those"),

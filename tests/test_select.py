@@ -6,68 +6,33 @@ from dataclasses import replace
 
 import pytest
 import synthetic
-import torch
 
 from taylorder.adapt.head_forms import FlatOrder
-from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
 from taylorder.errors import UsageError
-from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.by_tolerance import select
 from taylorder.selection.settings import TIERS, parse_tolerance
 
 CONTEXT = 65_536  # at d = 64 orders up to 4 pay off
 
 
-def analysis(errors, *, guarded=(), heads=2, kv_heads=1, alphas=(), **module_changes):
+def analysis(errors, *, guarded=(), heads=2, kv_heads=1, alphas=(), **options):
     """One module per entry of ``errors``: ``errors[layer][head][expansion][order] = relative_l2``; 1.0 elsewhere."""
-    module = AttentionModule("", heads, kv_heads, 64, 64, 0.125, True, None)
-    modules = tuple(replace(module, name=f"layers.{i}", **module_changes) for i in range(len(errors)))
-    rows = []
-    for layer, per_head in enumerate(errors):
-        for head in range(heads):
-            for expansion in ("zero", "centre", "mean"):
-                for order in range(1, 9):
-                    error = per_head.get(head, {}).get(expansion, {}).get(order, 1.0)
-                    share = 0.1 if (layer, head, expansion, order) in guarded else 0.0
-                    rows.append(
-                        CandidateRow(
-                            f"layers.{layer}",
-                            head,
-                            head // (heads // kv_heads),
-                            order,
-                            expansion,
-                            0,
-                            0,
-                            error,
-                            error,
-                            0.9,
-                            error,
-                            share,
-                            0.0,
-                            1.0,
-                            4.0,
-                            error,
-                            error,
-                            error,
-                            0.9,
-                            error,
-                            0.5,
-                            0.4,
-                            None,
-                            7.0,
-                            5,
-                        )
-                    )
-    spectral = tuple(
-        SpectralRow(f"layers.{i}", p, alpha, 0.1, 0.1, 50, "success", alpha, alpha, 64, 64, 1.0, 1.0, 2.0)
-        if alpha is not None
-        else SpectralRow(f"layers.{i}", p, None, None, None, None, "failed", None, None, 64, 64, None, None, None)
-        for i, pair in enumerate(alphas)
-        for p, alpha in zip(("q", "k"), pair, strict=True)
+    made = synthetic.analysis(
+        len(errors), heads, kv_heads, max_context=CONTEXT, **options,
+        error=lambda layer, head, order, expansion: errors[layer].get(head, {}).get(expansion, {}).get(order, 1.0),
+        guarded=lambda layer, head, order, expansion: 0.1 * ((layer, head, expansion, order) in guarded),
+    )  # fmt: skip
+    fitted = {
+        (module.name, projection): alpha
+        for module, pair in zip(made.model.modules, alphas, strict=False)
+        for projection, alpha in zip("qk", pair, strict=True)
+    }
+    spectral = [row for row in made.spectral if (row.module, row.projection) in fitted]
+    return replace(
+        made,
+        candidates=tuple(replace(row, score_std=1.0) for row in made.candidates),
+        spectral=tuple(replace(row, alpha=fitted[row.module, row.projection]) for row in spectral),
     )
-    model = ModelDescription("m", "A", modules, CONTEXT, "sha256:0")
-    centres = {m.name: torch.zeros(kv_heads, 64) for m in modules}
-    return Analysis(model, Calibration("t", "0", 1, 9, 9, 9, 0, ()), 8, 0, 0, tuple(rows), spectral, None, centres)
 
 
 def chosen(result, layer=0):
@@ -136,7 +101,7 @@ def test_verdicts_say_how_far_a_head_is():
 
 
 def test_sliding_window_layers_stay_exact_with_the_bytes_of_their_window():
-    result = choose(analysis([{0: {"mean": {1: 0.01}}, 1: {"mean": {1: 0.01}}}], sliding_window=512))
+    result = choose(analysis([{0: {"mean": {1: 0.01}}, 1: {"mean": {1: 0.01}}}], sliding=lambda layer: True))
     assert chosen(result) == [("exact", "zero", "sliding")] * 2
     assert result.config.layers[0].heads[0].nominal_bytes == 512 * 256
 

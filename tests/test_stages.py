@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from measured_levers import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LENGTH, LONG, SINKS_16, TAYLOR_1, measured
+from measured_levers import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LENGTH, LONG, SINKS_16, TAYLOR_1
 from policy_rules.criteria import gradient_errors
-from tiny import llama
 
 from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 from taylorder.selection import refine as module
@@ -21,13 +20,6 @@ from taylorder.selection.under_limit import choose, windows_alone
 from taylorder.storage.records import Records
 
 PLAIN = [EXACT, DROPPED, LONG]
-
-
-@pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory):
-    model = llama()
-    table, ids = measured(model, tmp_path_factory.mktemp("records"), CANDIDATES, 2, LENGTH)
-    return model, table, ids
 
 
 @pytest.fixture
@@ -62,8 +54,8 @@ def test_windows_alone_are_exact_attention_and_windows_with_the_usual_sinks():
     assert windows_alone([Candidate(HeadSpec(Exact())), Candidate(HeadSpec(Taylor(3, "mean"), Near(4, 4)))]) == [0]
 
 
-def test_a_part_of_the_table_has_the_rows_and_fits_of_its_candidates(tiny_llama):
-    _, table, _ = tiny_llama
+def test_a_part_of_the_table_has_the_rows_and_fits_of_its_candidates(measured_llama):
+    _, table, _ = measured_llama
     places = [FITTED_2, EXACT, FITTED_1]
     part = table.restricted_to(places)
     assert part.candidates == tuple(CANDIDATES[place] for place in places)
@@ -78,8 +70,8 @@ def test_a_part_of_the_table_has_the_rows_and_fits_of_its_candidates(tiny_llama)
         assert torch.equal(own.prepared.centres, whole.prepared.centres)
 
 
-def test_polynomials_join_after_windows_and_start_from_the_best_of_them(tiny_llama, measurements, tmp_path):
-    model, table, ids = tiny_llama
+def test_polynomials_join_after_windows_and_start_from_the_best_of_them(measured_llama, measurements, tmp_path):
+    model, table, ids = measured_llama
     found = chosen(model, table, ids, tmp_path, dropped_bytes(table))
     windows = [choice for size, choice in measurements if size == len(PLAIN)]
     everything = [choice for size, choice in measurements if size == len(CANDIDATES)]
@@ -98,8 +90,8 @@ def test_polynomials_join_after_windows_and_start_from_the_best_of_them(tiny_lla
     assert (found.objective, found.bound) == (best.promised or 0.0, best.bound)
 
 
-def test_windows_alone_are_the_first_stage_and_no_better(tiny_llama, measurements, tmp_path):
-    model, table, ids = tiny_llama
+def test_windows_alone_are_the_first_stage_and_no_better(measured_llama, measurements, tmp_path):
+    model, table, ids = measured_llama
     whole = chosen(model, table, ids, tmp_path, dropped_bytes(table))
     measurements.clear()
     alone = chosen(model, table.restricted_to(PLAIN), ids, tmp_path, dropped_bytes(table))
@@ -108,8 +100,8 @@ def test_windows_alone_are_the_first_stage_and_no_better(tiny_llama, measurement
     assert min(each.kl for each in whole.rounds) <= min(each.kl for each in alone.rounds)
 
 
-def test_where_no_window_fits_all_candidates_join_at_once(tiny_llama, measurements, tmp_path):
-    model, table, ids = tiny_llama
+def test_where_no_window_fits_all_candidates_join_at_once(measured_llama, measurements, tmp_path):
+    model, table, ids = measured_llama
     part, sizes = table.restricted_to([EXACT, DROPPED, TAYLOR_1]), table_bytes(table, LENGTH)[0]
     assert sizes[TAYLOR_1] < sizes[DROPPED] < sizes[EXACT]
     found = chosen(model, part, ids, tmp_path / "less", sizes[TAYLOR_1])
@@ -120,8 +112,8 @@ def test_where_no_window_fits_all_candidates_join_at_once(tiny_llama, measuremen
     assert measurements[0] == (2, (1,) * len(table.kv_heads)), "a plain window fits, and comes first"
 
 
-def test_a_window_with_more_sinks_does_not_take_the_place_of_the_first_stage(tiny_llama, measurements, tmp_path):
-    model, table, ids = tiny_llama
+def test_a_window_with_more_sinks_does_not_take_the_place_of_the_first_stage(measured_llama, measurements, tmp_path):
+    model, table, ids = measured_llama
     part, sizes = table.restricted_to([EXACT, DROPPED, SINKS_16]), table_bytes(table, LENGTH)[0]
     budget = max(sizes[DROPPED], sizes[SINKS_16])
     best = [replace(row, gradient_error=0.0) if row.candidate == 2 else row for row in part.layers[0].rows]
@@ -132,8 +124,8 @@ def test_a_window_with_more_sinks_does_not_take_the_place_of_the_first_stage(tin
     assert measurements[0] == (2, (1,) * len(table.kv_heads))
 
 
-def test_another_criterion_is_the_sum_of_its_losses_and_measures_no_config(tiny_llama, measurements, tmp_path):
-    model, table, ids = tiny_llama
+def test_another_criterion_is_the_sum_of_its_losses_and_measures_no_config(measured_llama, measurements, tmp_path):
+    model, table, ids = measured_llama
     found = chosen(model, table, ids, tmp_path, dropped_bytes(table), Criterion("gradient", gradient_errors))
     assert measurements == []
     assert found.rounds == ()

@@ -222,35 +222,11 @@ def test_an_error_without_a_name_says_too_what_is_kept():
         raise KeyboardInterrupt
 
 
-def test_the_evaluation_is_added(analyze, run, tmp_path):
-    code, out, err = analyze()
-    assert code == 0, err
-    assert "What the model loses: 4 sequences of 64 tokens" in out
-    assert run("show", tmp_path / "out") == (0, out, "")
-    assert f"the analysis is in {tmp_path / 'out'}; measuring what the model loses" in err
-
-
 def test_a_run_of_other_settings_is_announced_and_the_same_is_not(analyze):
     assert "holds another run" not in analyze("--no-eval")[2]
     assert "holds another run" not in analyze("--no-eval")[2]
     err = analyze("--no-eval", "--seed", 3, "--max-tokens", 64)[2]
     assert "which this one replaces when it is finished: tokens 96, now 64; seed 0, now 3\n" in err
-
-
-def test_a_resumed_run_says_what_it_found(analyze, tmp_path):
-    budget = ("--no-eval", "--budget", "0.75KiB", "--lever-length", 48)
-    assert "found " not in analyze(*budget)[2]
-    rounds = len(list((tmp_path / "out" / "records").glob("context-*-[0-9].json")))
-    assert rounds
-    assert f"found 2 of 2 layers and {rounds} rounds in {tmp_path / 'out' / 'records'}; going on" in analyze(*budget)[2]
-    (tmp_path / "out" / "records" / "levers-model.layers.1.self_attn.json").unlink()
-    assert "found 1 of 2 layers" in analyze(*budget)[2]
-    assert "was measured under other settings; starting over" in analyze(*budget, "--seed", 5)[2]
-
-
-def test_a_budget_below_the_cheapest_is_refused_before_the_analysis(analyze, monkeypatch):
-    monkeypatch.setattr("taylorder.analysis.analyze.analyze", lambda *_, **__: pytest.fail("measured"))
-    assert "raise --budget to at least that" in analyze("--budget", "1B", "--lever-length", 48)[2]
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does():
@@ -259,15 +235,6 @@ def test_sigterm_ends_a_command_as_ctrl_c_does():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_terminated_command_says_so(run, monkeypatch, tmp_path):
-    def stop(*_, **__):
-        raise Terminated
-
-    monkeypatch.setattr("taylorder.models.loading.load", stop)
-    code, _, err = run("analyze", "--out", tmp_path / "out")
-    assert (code, err.splitlines()[-1]) == (143, "error: terminated")
 
 
 # Runs in the place of models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -32,20 +33,9 @@ def text():
 @pytest.fixture(scope="module")
 def word_tokenizer(text):
     """One token per word with the space before it, digit, sign or space: as large vocabularies split English."""
-    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    split = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[\s\S]"), "isolated")
+    pattern = r" ?[A-Za-z]+|[\s\S]"
     samples = [text.content, "\n\n0123456789."] + [f"{needle}\n {needle}" for needle in task_prompts._NEEDLES]
-    pieces = {piece for sample in samples for piece, _ in split.pre_tokenize_str(sample)}
-    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *sorted(pieces)]
-    backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="<unk>"))
-    backend.pre_tokenizer = split
-    backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return tiny.tokenizer(pattern, sorted({piece for sample in samples for piece in re.findall(pattern, sample)}))
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +184,7 @@ def test_tokens_of_single_characters_make_prompts_too(tiny_tokenizer, text):
 
 
 def test_a_tokenizer_that_begins_every_text_begins_prompts(word_tokenizer, text, tasks):
-    from copy import deepcopy
-
-    from tokenizers.processors import TemplateProcessing
-
-    beginning = deepcopy(word_tokenizer)
-    beginning.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    beginning = tiny.beginning_with(word_tokenizer, "<s>")
     for task in make_tasks(beginning, lengths=LENGTHS[:1], cases=2, depths=DEPTHS, text=text):
         assert task.input_ids[0] == 1
         assert 1 not in task.input_ids[1:]

@@ -20,12 +20,8 @@ from taylorder.kernels.triton_backend import attention, fold, plan
 from taylorder.kernels.triton_backend.launch import KERNELS
 from taylorder.kernels.triton_backend.tiles import Layout
 
-FAST = {
-    **EAGER,
-    (attention, "SEGMENT"): 32,
-    (fold_rule, "BLOCK"): 8,
-    (plan, "PIECE_TOKENS"): 512,
-}
+pytestmark = pytest.mark.interpreter
+FAST = {**EAGER, (attention, "SEGMENT"): 32, (fold_rule, "BLOCK"): 8, (plan, "PIECE_TOKENS"): 512}
 WIDE = Layout("gather", 128)
 """Few and large tiles: the interpreter's time is its operations, whatever their size."""
 

@@ -15,9 +15,8 @@ from taylorder.errors import UnsupportedModelError
 from taylorder.models.describe import describe
 from taylorder.models.refusals import refuse_terms
 
+_IDS, _GROUPED = tiny.common(), tiny.decoder()
 _SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-_IDS = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_GROUPED = {**_SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, **_IDS}
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def uneven():
 
 def splinter():
     """An encoder whose modules do not say so."""
-    return hf.SplinterModel(hf.SplinterConfig(**_SMALL, **_IDS, max_position_embeddings=64, initializer_range=0.3))
+    return hf.SplinterModel(hf.SplinterConfig(**_SMALL, **_IDS, max_position_embeddings=64))
 
 
 def bigbird_pegasus():

@@ -186,6 +186,7 @@ def test_looking_leaves_no_trace():
     assert [sorted(vars(module)) for module in model.modules()] == attributes
     assert len(model.model._forward_hooks) == 1
     assert model.config._attn_implementation == "sdpa"
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_model_made_in_inference_mode_is_looked_at_like_any_other():

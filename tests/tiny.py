@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 import transformers as hf
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 
 VOCAB = 128
@@ -21,30 +23,30 @@ IMAGE = 100
 
 
 def gpt2():
-    return build(hf.GPT2LMHeadModel, hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **_common()))
+    return build(hf.GPT2LMHeadModel, hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **common()))
 
 
 def gpt_bigcode():
     """Multi-query: 4 query heads share one KV head, q, k and v in one fused matrix."""
-    config = hf.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, multi_query=True, **_common())
+    config = hf.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, multi_query=True, **common())
     return build(hf.GPTBigCodeForCausalLM, config)
 
 
-def llama():
+def llama(**options):
     """Grouped: 4 query heads on 2 KV heads."""
-    return build(hf.LlamaForCausalLM, hf.LlamaConfig(**_decoder()))
+    return build(hf.LlamaForCausalLM, hf.LlamaConfig(**decoder() | options))
 
 
 def qwen3():
     """Query and key norms, and a head dimension that is not hidden size / heads."""
-    return build(hf.Qwen3ForCausalLM, hf.Qwen3Config(head_dim=16, **_decoder()))
+    return build(hf.Qwen3ForCausalLM, hf.Qwen3Config(head_dim=16, **decoder()))
 
 
 def pythia():
     """GPT-NeoX: per-head interleaved q, k, v; a quarter of the head dimension is rotary."""
     config = hf.GPTNeoXConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=CONTEXT, rotary_pct=0.25, **_common(),
+        max_position_embeddings=CONTEXT, rotary_pct=0.25, **common(),
     )  # fmt: skip
     return build(hf.GPTNeoXForCausalLM, config)
 
@@ -53,7 +55,7 @@ def opt():
     """Scales the query itself and passes scaling 1."""
     config = hf.OPTConfig(
         hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=CONTEXT, init_std=STD, **_common(),
+        max_position_embeddings=CONTEXT, init_std=STD, **common(),
     )  # fmt: skip
     return build(hf.OPTForCausalLM, config)
 
@@ -63,16 +65,25 @@ def gemma3():
     return build(hf.Gemma3ForCausalLM, _gemma3_text())
 
 
+def minimax():
+    """Lightning attention beside softmax attention, and a cache class of its own."""
+    config = hf.MiniMaxConfig(
+        head_dim=8, layer_types=["linear_attention", "full_attention"], num_local_experts=2, num_experts_per_tok=1,
+        block_size=4, **decoder(),
+    )  # fmt: skip
+    return build(hf.MiniMaxForCausalLM, config)
+
+
 def phi3():
     """Grouped, with q, k and v concatenated in one matrix."""
-    return build(hf.Phi3ForCausalLM, hf.Phi3Config(**_decoder()))
+    return build(hf.Phi3ForCausalLM, hf.Phi3Config(**decoder()))
 
 
 def bert():
     """Encoder: bidirectional."""
     config = hf.BertConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=CONTEXT, **_common(),
+        max_position_embeddings=CONTEXT, **common(),
     )  # fmt: skip
     return build(hf.BertModel, config)
 
@@ -81,7 +92,7 @@ def modernbert():
     """Encoder with local layers (8 tokens to either side) between global ones."""
     config = hf.ModernBertConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, local_attention=16,
-        global_attn_every_n_layers=2, max_position_embeddings=CONTEXT, cls_token_id=1, sep_token_id=2, **_common(),
+        global_attn_every_n_layers=2, max_position_embeddings=CONTEXT, cls_token_id=1, sep_token_id=2, **common(),
     )  # fmt: skip
     return build(hf.ModernBertModel, config)
 
@@ -105,7 +116,7 @@ def gemma3_vlm():
 
 def llava():
     """A Llama behind images, whose tokens are like those of text."""
-    text = hf.LlamaConfig(**_decoder())
+    text = hf.LlamaConfig(**decoder())
     config = hf.LlavaConfig(
         text_config=text, vision_config=_vision(), vision_feature_layer=-1, image_token_index=IMAGE,
         vision_feature_select_strategy="full",
@@ -115,7 +126,7 @@ def llava():
 
 def paligemma():
     """Says that it attends in both directions, and is causal as soon as there is padding."""
-    text = hf.GemmaConfig(head_dim=16, **_decoder())
+    text = hf.GemmaConfig(head_dim=16, **decoder())
     config = hf.PaliGemmaConfig(text_config=text, vision_config=_vision(), projection_dim=32)
     return build(hf.PaliGemmaForConditionalGeneration, config)
 
@@ -140,6 +151,17 @@ def build(model_class, config, seed: int = 0) -> hf.PreTrainedModel:
     return model
 
 
+def tokenizer(pattern, pieces):
+    """A tokenizer whose tokens are ``pieces``, each a match of ``pattern``; ids below 4 are special."""
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *pieces]
+    backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    backend.decoder = decoders.Fuse()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
 def beginning_with(tokenizer, token):
     """A copy of the tokenizer that puts a special token in front of a text."""
     tokenizer = copy.deepcopy(tokenizer)
@@ -161,14 +183,14 @@ def tokens(batch: int = 1, length: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randint(8, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def _common():
+def common():
     return {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": STD}
 
 
 def _gemma3_text():
     return hf.Gemma3TextConfig(
         head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"] * 2, **{**_decoder(), "num_hidden_layers": 4},
+        layer_types=["sliding_attention", "full_attention"] * 2, **{**decoder(), "num_hidden_layers": 4},
     )  # fmt: skip
 
 
@@ -178,8 +200,8 @@ def _vision():
     )
 
 
-def _decoder():
+def decoder():
     return {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, **_common(),
+        "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, **common(),
     }  # fmt: skip
