@@ -10,8 +10,9 @@ import torch
 
 from taylorder.analysis.capture import LayerTensors
 from taylorder.claims.measurements import heads as module
-from taylorder.claims.measurements.heads import DISTANCES, ORDERS, SINKS, TIES, measure_heads
+from taylorder.claims.measurements.heads import DISTANCES, ORDERS, TIES, measure_heads
 from taylorder.claims.rounding import PRECISIONS, rounded
+from taylorder.kernels.spec import SINKS
 from taylorder.models.describe import describe
 from taylorder.storage.records import Records
 

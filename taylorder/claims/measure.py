@@ -37,10 +37,10 @@ def measured_before(
     """What earlier runs kept, if all of it was finished; arguments are as in :func:`measure`."""
     results = {}
     for measurement in registry.MEASUREMENTS if measurements is None else measurements:
-        kept = _records(measurement, analysis, Path(directory), device, dtype).get(_RESULT)
-        if kept is None:
+        record = _records(measurement, analysis, Path(directory), device, dtype).get(_RESULT)
+        if record is None:
             return None
-        results[measurement.name] = _adapter(measurement).validate_python(kept["value"])
+        results[measurement.name] = _adapter(measurement).validate_python(record["value"])
     return ModelEvidence(Layers(analysis, label), results)
 
 
@@ -89,12 +89,12 @@ def measure(
 def finished(measurement: Measurement[Any], subject: Subject, records: Records, progress: Progress) -> Any:
     """The result of a measurement that was kept, or else a new one, which is kept; None where it does not apply."""
     adapter = _adapter(measurement)
-    kept = records.get(_RESULT)
-    if kept is None:
+    record = records.get(_RESULT)
+    if record is None:
         value = measurement.measure(subject, records, progress) if measurement.applies(subject) else None
-        kept = {"value": adapter.dump_python(value)}
-        records.put(_RESULT, kept)
-    return adapter.validate_python(kept["value"])
+        record = {"value": adapter.dump_python(value)}
+        records.put(_RESULT, record)
+    return adapter.validate_python(record["value"])
 
 
 def _adapter(measurement: Measurement[Any]) -> TypeAdapter[Any]:

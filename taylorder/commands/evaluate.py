@@ -15,7 +15,6 @@ from taylorder.errors import BoundMissedError, TaylorderError, UsageError
 
 if TYPE_CHECKING:
     from taylorder.models.description import ModelDescription
-    from taylorder.models.loading import LoadedModel
     from taylorder.reports.evaluation import EvalReport
 
 
@@ -84,7 +83,14 @@ def evaluate(
     with StderrProgress() as progress:
         loaded, description = load_described(model, device, dtype, progress, run)
         chosen.check(description)
-        _refuse(loaded, description, max_kl)
+
+        from taylorder.analysis.losses import has_language_model_head
+
+        if max_kl is not None and not (description.causal and has_language_model_head(loaded.model)):
+            raise UsageError(
+                f"--max-kl is {max_kl:g}, but {description.name} predicts no next token, so there is no KL; leave it "
+                "out"
+            )
 
         from taylorder.evaluation.evaluate import evaluate as measure
         from taylorder.evaluation.evaluation_text import evaluation_text
@@ -115,15 +121,6 @@ def evaluate(
             dtype=description.dtype,
         )
     _print(report, out, output)
-
-
-def _refuse(loaded: LoadedModel, description: ModelDescription, max_kl: float | None) -> None:
-    from taylorder.analysis.losses import has_language_model_head
-
-    if max_kl is not None and not (description.causal and has_language_model_head(loaded.model)):
-        raise UsageError(
-            f"--max-kl is {max_kl:g}, but {description.name} predicts no next token, so there is no KL; leave it out"
-        )
 
 
 def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float | None] | None:

@@ -13,7 +13,6 @@ from taylorder.evaluation import rivals
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation, TaskResults
 from taylorder.evaluation.tasks import CANNOT
-from taylorder.kernels.spec import Dropped, Exact, Taylor
 from taylorder.models.description import ModelDescription
 from taylorder.reports import evaluation_tables as tables
 from taylorder.reports import evaluation_words as words
@@ -116,20 +115,10 @@ def sections(report: EvalReport) -> Iterator[Section]:
 
 def _facts(report: EvalReport) -> dict[str, str]:
     model, config = report.model, report.config
-    counts: dict[str, int] = {}
-    for layer in config.layers:
-        for head in layer.heads:
-            match head.spec.far:
-                case Exact():
-                    kind = "exact"
-                case Dropped():
-                    kind = "window only"
-                case Taylor(order=order):
-                    kind = f"order {order}"
-            counts[kind] = counts.get(kind, 0) + 1
+    heads = ", ".join(f"{kind}: {count}" for kind, count in config.counts().items())
     facts = {
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
-        "config": f"{report.config_path}; heads: {', '.join(f'{kind}: {counts[kind]}' for kind in sorted(counts))}",
+        "config": f"{report.config_path}; heads: {heads}",
     }
     if report.evaluation.comparisons:
         first = report.evaluation.comparisons[0]

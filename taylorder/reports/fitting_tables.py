@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -14,6 +15,13 @@ from rich.text import Text
 from taylorder.reports import sections
 
 _WIDE = 10_000
+_LOOK: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "padding": (0, 1),
+    "pad_edge": False,
+    "show_edge": False,
+    "collapse_padding": True,
+}
 
 
 class FittingTable(Table):
@@ -49,14 +57,7 @@ class FittingTable(Table):
         return Measurement.get(console, wide, self._piece(columns)).maximum - saved
 
     def _piece(self, columns: Sequence[Column]) -> Table:
-        piece = Table(
-            box=self.box,
-            padding=self.padding,
-            pad_edge=self.pad_edge,
-            show_edge=self.show_edge,
-            show_header=self.show_header,
-            collapse_padding=self.collapse_padding,
-        )
+        piece = Table(**_LOOK)
         for column in columns:
             piece.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
         for cells in zip(*(column.cells for column in columns), strict=True):
@@ -66,7 +67,7 @@ class FittingTable(Table):
 
 def dense_table() -> FittingTable:
     """A table of figures as reports have them: a rule below the titles, no frame, one space between columns."""
-    return FittingTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, collapse_padding=True)
+    return FittingTable(**_LOOK)
 
 
 def fold(narrow: sections.Table, width: int) -> sections.Table:

@@ -50,20 +50,20 @@ def grid_lines(grid: HeadGrid, width: int, styled: Styled) -> Iterator[Text]:
     heads, header = _heads(grid, room - narrowest, styled)
     fitting = (layout for layout in grid.layouts if _width(grid, layout) <= room - header.cell_len)
     layout = next(fitting, grid.layouts[-1])
-    shown = [grid.beside[place] for place in layout.columns]
+    shown = [grid.beside[column] for column in layout.columns]
     titles = [_column(Cell(column.title), column) for column in shown]
     top = Text(f"{'layer':>{label}}   ") + header + Text(gap + "".join(titles))
     top.stylize("bold")
     yield top
     for row, cells in zip(grid.rows, heads, strict=True):
-        beside = "".join(_column(row.beside[place], grid.beside[place]) for place in layout.columns)
+        beside = "".join(_column(row.beside[column], grid.beside[column]) for column in layout.columns)
         yield Text(f"{row.label.text:>{label}}{row.label.mark or ' '}  ") + cells + Text(gap + beside)
     if layout.left_out:
         yield Text(layout.left_out)
 
 
 def _width(grid: HeadGrid, layout: Layout) -> int:
-    return sum(grid.beside[place].width for place in layout.columns)
+    return sum(grid.beside[column].width for column in layout.columns)
 
 
 def _column(cell: Cell, column: Beside) -> str:

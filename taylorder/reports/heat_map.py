@@ -1,15 +1,11 @@
-"""The views of the heat map: what it can show of every head, each figure with its text, its words and its colour.
-
-A figure is a list ``[value, text, words, step]``: the number to sort and count by, None where there is none; what
-stands in a cell; what a screen reader says; and its step on the palette, None for no colour.
-"""
+"""The views of the heat map: what it can show of every head, each figure with its text, its words and its colour."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
@@ -37,7 +33,18 @@ _CLIP = 2.0
 _MOST = 10.0
 """And above this one there are no thresholds."""
 
-Figure = list[Any]
+
+class Figure(NamedTuple):
+    """A figure of a head or a layer, for JSON.
+
+    ``value`` is the number to sort and count by, None where there is none; ``text`` stands in a cell, ``words`` are
+    what a screen reader says, and ``step`` is that on the palette, None for no colour.
+    """
+
+    value: float | None
+    text: str
+    words: str
+    step: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Scale:
     log: bool = False
 
     @classmethod
-    def over(cls, values: Iterable[float | None]) -> Scale:
+    def over(cls, values: Iterable[object]) -> Scale:
         """From the least to the largest of the figures there are."""
         known = _known(values)
         return cls(min(known), max(known)) if known else cls(0.0, 1.0)
@@ -164,39 +171,35 @@ def of_choice(analysis: Analysis, head: HeadVerdict, mark: str, words: str) -> d
     order = far.order if isinstance(far, Taylor) else None
     needs = f"more than {analysis.max_order}" if needed is None else f"order {needed}"
     return {
-        "order": [order, mark, words, scale.step(order)],
-        "needed": [needed, "\u2013" if needed is None else str(needed), needs, scale.step(needed)],
+        "order": Figure(order, mark, words, scale.step(order)),
+        "needed": Figure(needed, "\u2013" if needed is None else str(needed), needs, scale.step(needed)),
     }
 
 
 def of_error(error: float, selection: Selection) -> Figure:
     """A relative error."""
     text = percent_cell(error) + ("*" if error <= selection.tolerance else "")
-    return [_finite(error), text, percent(error, 3), _errors(selection).step(error)]
+    return Figure(_finite(error), text, percent(error, 3), _errors(selection).step(error))
 
 
 def of_deviation(analysis: Analysis) -> Callable[[CandidateRow], Figure]:
     """Standard deviations of scores."""
     scale = Scale.over(row.score_std for row in analysis.candidates)
-    return lambda row: [_finite(row.score_std), f"{row.score_std:.1f}", cell(row.score_std), scale.step(row.score_std)]
+    return lambda row: Figure(
+        _finite(row.score_std), f"{row.score_std:.1f}", cell(row.score_std), scale.step(row.score_std)
+    )
 
 
 def of_alphas(analysis: Analysis) -> dict[str, dict[str, Figure]]:
     """The alphas of every layer, by projection."""
-    cells = {projection: _alphas(analysis, projection) for projection in PROJECTIONS}
-    scales = {name: Scale.over(_values(layers)) for name, layers in cells.items()}
-    return {
-        module.name: {
-            projection: _alpha(cells[projection][module.name], scales[projection]) for projection in PROJECTIONS
-        }
-        for module in analysis.model.modules
-    }
-
-
-def _alpha(alpha: Cell, scale: Scale) -> Figure:
-    value = alpha.value if isinstance(alpha.value, float) else None
-    text = alpha.text + alpha.mark
-    return [value, text, f"alpha {text}", scale.step(value)]
+    figures: dict[str, dict[str, Figure]] = {module.name: {} for module in analysis.model.modules}
+    for projection in PROJECTIONS:
+        cells = _alphas(analysis, projection)
+        scale = Scale.over(alpha.value for alpha in cells.values())
+        for module, alpha in cells.items():
+            value, text = alpha.value if isinstance(alpha.value, float) else None, alpha.text + alpha.mark
+            figures[module][projection] = Figure(value, text, f"alpha {text}", scale.step(value))
+    return figures
 
 
 def _alphas(analysis: Analysis, projection: str) -> dict[str, Cell]:
@@ -204,18 +207,14 @@ def _alphas(analysis: Analysis, projection: str) -> dict[str, Cell]:
     if projection == "qk":
         means = {name: layer_alpha(analysis.spectral, name) for name in names}
         return {name: Cell("-") if mean is None else Cell(f"{mean:.2f}", mean) for name, mean in means.items()}
-    fits: Mapping[str, SpectralRow] = {
+    fits: dict[str, SpectralRow] = {
         row.module: row for row in analysis.spectral if row.head is None and row.projection == projection
     }
     return {name: alphas.alpha(fits.get(name)) for name in names}
 
 
-def _values(cells: Mapping[str, Cell]) -> list[float | None]:
-    return [alpha.value if isinstance(alpha.value, float) else None for alpha in cells.values()]
-
-
 def _alpha_view(analysis: Analysis, projection: str) -> dict[str, Any]:
-    name, values = PROJECTIONS[projection], _values(_alphas(analysis, projection))
+    name, values = PROJECTIONS[projection], [alpha.value for alpha in _alphas(analysis, projection).values()]
     return {
         "explanation": f"Alpha ({name}). It belongs to the layer: all heads of a row show the same figure.",
         "where": f" in alpha of {name}",
@@ -247,7 +246,7 @@ def _error_bounds(analysis: Analysis, selection: Selection) -> list[tuple[float,
     return sorted(texts.items())
 
 
-def _even_bounds(values: Iterable[float | None]) -> list[tuple[float, str]]:
+def _even_bounds(values: Iterable[object]) -> list[tuple[float, str]]:
     """Thresholds of even steps that take in all figures."""
     known = _known(values)
     if not known:
@@ -267,8 +266,8 @@ def _rounded(value: float, digits: int, way: Callable[[float], float]) -> float:
     return float(f"{way(value / unit) * unit:.{digits - 1}e}")
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
+def _known(values: Iterable[object]) -> list[float]:
+    return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def _finite(value: float) -> float | None:

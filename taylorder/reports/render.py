@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import singledispatch
 from pathlib import Path
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.style import Style
@@ -29,21 +29,6 @@ _STYLES = {
     "bad": Style(color="red"),
     "doubtful": Style(color="yellow"),
 }
-
-
-class Heading(Rule):
-    """A heading with a rule behind it, over several lines where a line would cut it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(Text(text, style="bold"), align="left", style="dim")
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the heading."""
-        title = Text(str(self.title), style="bold")
-        if title.cell_len + 2 > options.max_width:
-            yield title
-        else:
-            yield from super().__rich_console__(console, options)
 
 
 def print_sections(sections: Iterable[Section], console: Console) -> None:
@@ -79,16 +64,18 @@ def export_svg(sections: Iterable[Section], title: str, path: Path, width: int =
 def renderables(sections: Iterable[Section], width: int) -> Iterator[RenderableType]:
     """What Rich prints of sections in ``width`` characters."""
     for section in sections:
+        title = Text(section.title, style="bold")
         match section.level:
             case 1:
-                yield Text(section.title, style="bold")
+                yield title
             case 2 if section.title:
-                yield Padding(Heading(section.title), (1, 0))
+                # Over several lines where a line would cut it.
+                fits = title.cell_len + 2 <= width
+                yield Padding(Rule(title, align="left", style="dim") if fits else title, (1, 0))
             case 3:
-                title = Text(section.title, style="bold")
                 yield from (Text(), title if section.badge is None else title + "  " + styled(section.badge))
-        for place, block in enumerate(section.blocks):
-            if place and not block.tight:
+        for index, block in enumerate(section.blocks):
+            if index and not block.tight:
                 yield Text()
             yield from _rendered(block, width)
 

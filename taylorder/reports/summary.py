@@ -22,12 +22,10 @@ def quantile(values: Iterable[float], share: float) -> float:
     ordered = sorted(math.inf if math.isnan(value) else value for value in values)
     if not ordered:
         return math.nan
-    place = share * (len(ordered) - 1)
-    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+    rank = share * (len(ordered) - 1)
+    below, above = ordered[math.floor(rank)], ordered[math.ceil(rank)]
     # Interpolating towards infinity would give NaN at both ends.
-    return (
-        below if below == above or place == math.floor(place) else below + (place - math.floor(place)) * (above - below)
-    )
+    return below if below == above else below + (rank - math.floor(rank)) * (above - below)
 
 
 def median(values: Iterable[float]) -> float:

@@ -22,12 +22,11 @@ _ADVISED_WINDOW = 64
 
 def tier(tolerance: float) -> str:
     """Say which rounding a tolerance equals, or between which ones it lies."""
-    ordered = sorted(TIERS.items(), key=lambda item: item[1])
-    for name, error in ordered:
+    for name, error in TIERS.items():
         if tolerance == error:
             return f"tier {name}"
-    looser = [f"{name} ({percent(error)})" for name, error in ordered if error < tolerance]
-    tighter = [f"{name} ({percent(error)})" for name, error in ordered if error > tolerance]
+    looser = [f"{name} ({percent(error)})" for name, error in TIERS.items() if error < tolerance]
+    tighter = [f"{name} ({percent(error)})" for name, error in TIERS.items() if error > tolerance]
     if not tighter:
         return f"looser than tier {looser[-1]}"
     if not looser:
@@ -59,20 +58,20 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
         )
     gain = _gain(analysis, selection, counts, evaluation)
     if selection.levers is not None:
-        told = [_within(selection.levers), gain, *levers.sentences(analysis, selection.levers)]
+        lines = [_within(selection.levers), gain, *levers.sentences(analysis, selection.levers)]
     elif analysis.calibration.far_share < LEAST_FAR_SHARE:
-        told = [gain]
+        lines = [gain]
     else:
         choose = _error if selection.why.bounded else _unbounded
-        told = choose(analysis, selection, counts, gain)
+        lines = choose(analysis, selection, counts, gain)
     if counts.sliding:
         layers = len(analysis.model.modules) - len(analysis.model.open_modules)
-        told.append(
+        lines.append(
             f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
             f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
             f"{'is' if counts.sliding == 1 else 'are'} not counted above."
         )
-    return (*_cautions(analysis), *told)
+    return (*_cautions(analysis), *lines)
 
 
 def _cautions(analysis: Analysis) -> list[str]:
@@ -111,22 +110,22 @@ def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts,
         return [_adapted(selection, counts, limit), gain, *near]
     if selection.largest_order == 0:
         return [f"No order pays off {where}, whatever its error: {_too_dear(analysis)}.", gain]
-    told = [
+    lines = [
         f"No head of {number(counts.open)} meets {limit} with an order that pays off {where} "
         f"({paying_orders(analysis, selection)})."
     ]
     if counts.within:
-        told = [
+        lines = [
             f"{number(counts.within)} of {counted(counts.open, 'head')} {_verb(counts.within, 'meet')} {limit}, but in "
             "vain: the heads that share a KV cache cannot all have an order."
         ]
     else:
-        told += _nearest(analysis, selection)
+        lines += _nearest(analysis, selection)
     if counts.beyond:
-        told.append(
+        lines.append(
             f"{counted(counts.beyond, 'head')} would meet it at a higher order, which does not pay off {where}."
         )
-    return [*told, gain, *near]
+    return [*lines, gain, *near]
 
 
 def _adapted(selection: Selection, counts: summary.HeadCounts, limit: str) -> str:
@@ -169,31 +168,33 @@ def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCou
     limit = percent(selection.tolerance, 3)
     chosen = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     errors = [choice.error for choice in chosen if choice.error is not None]
-    told = [
+    lines = [
         f"{selection.why.chooser} gave {counted(len(chosen), 'head')} an order ({_orders(counts)}), without looking at "
         "any error."
     ]
     if errors:
         good = sum(error <= selection.tolerance for error in errors)
         who = f"{number(good)} of them {_verb(good, 'meet')}" if good else "None of them meets"
-        told.append(
+        lines.append(
             f"{who} {limit}; the median error is {percent(summary.median(errors))}, the largest {percent(max(errors))}."
         )
     if unfitted := counts.exact.get("alpha", 0):
-        told.append(
+        lines.append(
             f"{counted(unfitted, 'head')} {_verb(unfitted, 'have')} no alpha and {_verb(unfitted, 'stay')} exact."
         )
-    told.append(gain)
-    return told
+    lines.append(gain)
+    return lines
 
 
 def _nearest(analysis: Analysis, selection: Selection) -> list[str]:
-    found = summary.nearest(analysis, selection, 1)
-    if not found:  # every error is NaN
+    nearest = summary.nearest(analysis, selection, 1)
+    if not nearest:  # every error is NaN
         return []
-    head, row = found[0]
+    head, row = nearest[0]
     names = layer_names([module.name for module in analysis.model.modules])
-    errors = [each.best.relative_l2 for each in summary.described_heads(analysis, selection) if each.best is not None]
+    errors = [
+        other.best.relative_l2 for other in summary.described_heads(analysis, selection) if other.best is not None
+    ]
     return [
         f"The closest is {names.head(head.module, head.head)}: {percent(row.relative_l2, 3)} with order {row.order}, "
         f"expansion {row.expansion}; the median head is at {percent(summary.median(errors))}."

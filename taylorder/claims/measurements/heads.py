@@ -20,6 +20,7 @@ from taylorder.analysis.truncation import ScoreBlock, blocks, key_centres
 from taylorder.claims.measurement import Measurement, Subject
 from taylorder.claims.rounding import PRECISIONS, rounded
 from taylorder.claims.weights import degrees, exact_weights, truncated_weights
+from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
@@ -32,8 +33,6 @@ DISTANCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 The first :data:`SINKS` keys are in a last bucket of their own, whatever their distance.
 """
-
-SINKS = 4
 
 TIED = math.log(2)
 """A key is as good as the best if its weight is at least half of that one's."""

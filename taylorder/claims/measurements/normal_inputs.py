@@ -57,11 +57,11 @@ class NormalInputs:
         """The heads kept in ``directory``, measured if they are not there yet."""
         settings = {"inputs": asdict(self), "figures": [ORDERS, PRECISIONS], "software": software_versions()}
         records = Records(directory, settings, fresh=fresh)
-        kept = records.get("draws")
-        if kept is None:
-            kept = [asdict(head) for head in self.measure(progress)]
-            records.put("draws", kept)
-        return TypeAdapter(list[NormalHead]).validate_python(kept)
+        draws = records.get("draws")
+        if draws is None:
+            draws = [asdict(head) for head in self.measure(progress)]
+            records.put("draws", draws)
+        return TypeAdapter(list[NormalHead]).validate_python(draws)
 
     def measure(self, progress: Progress = lambda *_: None) -> list[NormalHead]:
         """Draw and measure the heads."""

@@ -16,12 +16,13 @@ from taylorder.analysis.tokens import tokenise
 from taylorder.claims.measurement import Measurement, Subject
 from taylorder.evaluation.comparison import losses_of_states
 from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 ORDERS = (1, 2, 3, 4, 5, 7)
-NEAR = (64, 4)
+NEAR = (64, SINKS)
 """Window and sinks of the runs with a near field."""
 
 

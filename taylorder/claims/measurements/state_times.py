@@ -17,6 +17,7 @@ from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.claims.measurement import Measurement, Subject
 from taylorder.evaluation.timing import one_thread, random_tokens, seconds, seconds_to_read
+from taylorder.kernels.spec import SINKS
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
@@ -73,7 +74,7 @@ class TimeMeasurement(Measurement[StateTimes]):
     tokens: int = 8
     orders: tuple[int, ...] = (2, 3)
     window: int = 64
-    sinks: int = 4
+    sinks: int = SINKS
 
     def applies(self, subject: Subject) -> bool:
         """Only what predicts tokens is fed one by one, and it has to see as many as are fed."""

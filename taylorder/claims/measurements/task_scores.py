@@ -15,7 +15,7 @@ from taylorder.errors import NonFiniteError, UsageError
 from taylorder.evaluation.rivals import bytes_per_kv_head, per_layer
 from taylorder.evaluation.task_prompts import make_tasks
 from taylorder.evaluation.tasks import Outcome, TaskRow, run_tasks, summarise
-from taylorder.kernels.spec import Dropped, HeadSpec, Near
+from taylorder.kernels.spec import SINKS, Dropped, HeadSpec, Near
 from taylorder.models.description import ModelDescription
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
@@ -50,7 +50,7 @@ class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
     states: tuple[int, ...] = (2, 3, 5)
     beside: tuple[tuple[int, int], ...] = ((2, 64), (3, 64))
     windows: tuple[int, ...] = (64, 256)
-    sinks: int = 4
+    sinks: int = SINKS
 
     def applies(self, subject: Subject) -> bool:
         """Only what predicts tokens answers."""
@@ -70,11 +70,11 @@ class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
         adapter = TypeAdapter(list[Outcome])
         for done, (name, (_, config)) in enumerate(contenders.items()):
             progress("tasks", done, len(contenders))
-            kept = records.get(f"tasks-{name}")
-            if kept is None:
-                kept = [asdict(outcome) for outcome in _run(subject.model, description, tasks, config)]
-                records.put(f"tasks-{name}", kept)
-            outcomes[name] = adapter.validate_python(kept)
+            scored = records.get(f"tasks-{name}")
+            if scored is None:
+                scored = [asdict(outcome) for outcome in _run(subject.model, description, tasks, config)]
+                records.put(f"tasks-{name}", scored)
+            outcomes[name] = adapter.validate_python(scored)
         progress("tasks", len(contenders), len(contenders))
         exact = outcomes.pop("exact")
         whole = bytes_per_kv_head(None, description, length)

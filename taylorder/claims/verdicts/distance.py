@@ -10,6 +10,7 @@ from taylorder.claims.claim import Claim, Effect, Figure, FigureTable, Plot, Ser
 from taylorder.claims.evidence import Evidence, ModelEvidence, above, over_layers, overall
 from taylorder.claims.layers import Floats
 from taylorder.claims.measurements import heads
+from taylorder.kernels.spec import SINKS
 
 ORDER = 5
 """Odd, so that no weight is negative."""
@@ -20,7 +21,7 @@ NEAR, FAR = 16, 64
 _RULE = (
     f"Weight that order {ORDER} (expansion mean, no near field) gives to keys {FAR} or more tokens back, over the "
     f"exact weight there, as a logarithm, less the same for keys fewer than {NEAR} tokens back; the first "
-    f"{heads.SINKS} keys are left out. Supported if it is above 0 by the whole 95 % interval over layers in every "
+    f"{SINKS} keys are left out. Supported if it is above 0 by the whole 95 % interval over layers in every "
     "model, contradicted if below in every model, undecided otherwise."
 )
 
@@ -36,7 +37,7 @@ def distance_claim(evidence: Evidence) -> Claim:
     if growth:
         reason = (
             f"Against the nearest {NEAR} keys, the weight of keys {FAR} or more tokens back grows {', '.join(growth)}; "
-            f"that of the first {heads.SINKS} keys of the text is multiplied {', '.join(sinks)}."
+            f"that of the first {SINKS} keys of the text is multiplied {', '.join(sinks)}."
         )
     return Claim(
         key="distance",
@@ -86,7 +87,7 @@ def _sinks(model: ModelEvidence) -> float:
 def _labels() -> list[str]:
     """Of the buckets of distance."""
     labels = [str(end - 1) if end <= 2 else f"to {end - 1:,}" for end in _ends()]
-    return [*labels[:-1], "beyond", f"the first {heads.SINKS} keys"]
+    return [*labels[:-1], "beyond", f"the first {SINKS} keys"]
 
 
 def _mass_table(model: ModelEvidence) -> FigureTable:

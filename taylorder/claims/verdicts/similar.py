@@ -97,11 +97,11 @@ def _made_up() -> FigureTable:
             x = scores - scores.mean(-1, keepdim=True)
             sums = list(accumulate(series(x, torch.ones_like(x), max(ORDERS))))
             weights = {order: sums[order - 1] for order in ORDERS}
-            kept = [float((by_key[:, :targets].sum(-1) / by_key.sum(-1)).mean()) / exact for by_key in weights.values()]
+            left = [float((by_key[:, :targets].sum(-1) / by_key.sum(-1)).mean()) / exact for by_key in weights.values()]
             for window in WINDOWS:  # the tied ones are the nearest
                 near = torch.cat([x[:, :window].exp(), weights[ORDER][:, window:]], -1)
-                kept.append(float((near[:, :targets].sum(-1) / near.sum(-1)).mean()) / exact)
-            rows.append((std, targets, exact, *kept))
+                left.append(float((near[:, :targets].sum(-1) / near.sum(-1)).mean()) / exact)
+            rows.append((std, targets, exact, *left))
     return FigureTable(
         f"made-up scores: {KEYS:,} keys, some tied where the best of so many would be",
         (
