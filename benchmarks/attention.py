@@ -17,11 +17,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
 
+from taylorder.adapt import cost
 from taylorder.kernels import HeadSpec, State, fold_rule, taylor_attention
 from taylorder.kernels.spec import Exact, Near, Taylor
 
@@ -77,26 +78,14 @@ def tensors(heads: int, tokens: int, d: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def features(d: int, spec: HeadSpec) -> int:
-    """D, counted from the spec."""
-    far = spec.far
-    order = far.order if isinstance(far, Taylor) else 0
-    return sum(math.comb(far.rank(p, d) + p - 1, p) for p in range(1, order)) + 1
+    """D of the polynomial of a spec."""
+    return cost.features(d, spec.far.order, spec.far.ranks)
 
 
-@contextmanager
-def never_folding() -> Iterator[None]:
+def direct(*arguments: object, **options: object) -> None:
     """The direct polynomial: keep every key and evaluate the same weights in score space."""
-    share = fold_rule.RAW_SHARE
-    fold_rule.RAW_SHARE = 1e12
-    try:
-        yield
-    finally:
-        fold_rule.RAW_SHARE = share
-
-
-def direct(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: list[HeadSpec], scaling: float) -> None:
-    with never_folding():
-        taylor_attention(q, k, v, heads, scaling=scaling)
+    with mock.patch.object(fold_rule, "RAW_SHARE", 1e12):
+        taylor_attention(*arguments, **options)
 
 
 def prefill(
@@ -112,7 +101,7 @@ def prefill(
         "taylor": lambda: taylor_attention(q, k, v, specs, scaling=scaling),
     }
     if with_direct:
-        candidates["direct"] = lambda: direct(q, k, v, specs, scaling)
+        candidates["direct"] = lambda: direct(q, k, v, specs, scaling=scaling)
     seconds = medians(candidates, repeats)
     operations = 4 * features(d, spec) * (d + 1) * tokens * heads
     peak = _GEMMS * 2 * 1024**3 / seconds["gemm"]

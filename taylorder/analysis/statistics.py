@@ -7,6 +7,7 @@ measured error.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from functools import lru_cache
 
 import numpy as np
@@ -69,16 +70,11 @@ def certified_bound(radius: float, order: int, largest_value: float) -> float | 
 
 def order_for(std: float, tolerance: float, largest: int = 400) -> int | None:
     """Smallest order whose Gaussian prediction meets the tolerance; None if none up to ``largest`` does."""
-    low, high = 1, largest
-    if gaussian_prediction(std, high) > tolerance:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if gaussian_prediction(std, middle) <= tolerance:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+
+    def meets(order: int) -> bool:
+        return gaussian_prediction(std, order) <= tolerance
+
+    return 1 + bisect_left(range(1, largest), True, key=meets) if meets(largest) else None
 
 
 def logit_ranks(q: Tensor, k: Tensor, valid: Tensor, share: float = 0.9) -> list[int]:

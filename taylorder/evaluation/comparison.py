@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -254,48 +254,49 @@ def _refuse_broken(exact: _Result, model: ModelDescription) -> None:
 
 
 def _standing(result: _Result, model: ModelDescription, sequences: Tensor, results: Mapping[str, _Result]) -> Standing:
-    contender, length = result.contender, sequences.shape[1]
-    exact, window, config = results[EXACT], results.get(rivals.WINDOW), results.get(rivals.CONFIG)
-    config_less = None
-    if config is not None and config.failure is None and result.failure is None and result not in (exact, config):
-        config_less = paired_difference(config.per_sequence, result.per_sequence)
+    contender, length, exact = result.contender, sequences.shape[1], results[EXACT]
     size = rivals.bytes_per_kv_head(contender.config, model, length) if model.causal else None
     if result.failure is not None:
         size = None if contender.absent else size
         return Standing(contender.name, contender.note, size, failure=result.failure)
-    guarded = None if contender.config is None else _guarded_share(result, model, sequences)
+    standing = Standing(
+        name=contender.name,
+        note=_note(contender, length),
+        nominal_bytes=size,
+        config_less=None if result is exact else _difference(results.get(rivals.CONFIG), result),
+        guarded_share=None if contender.config is None else _guarded_share(result, model, sequences),
+    )
     if result.distances:
-        return Standing(
-            name=contender.name,
-            note=_note(contender, length),
-            nominal_bytes=size,
-            config_less=config_less,
-            guarded_share=guarded,
+        return replace(
+            standing,
             hidden_relative_l2=float(np.mean([distance.relative_l2 for distance in result.distances])),
             hidden_cosine=float(np.mean([distance.cosine for distance in result.distances])),
         )
     nll = result.per_sequence
-    against_window = window is not None and window.failure is None and result not in (window, exact)
     together = np.stack([losses.nll for losses in result.losses])
     buckets = []
     for low, high in pairwise(BUCKET_EDGES):
-        part = together[:, low:high]
-        if part.size:
-            buckets.append((low, low + part.shape[1] - 1, float(part.mean(dtype=np.float64))))
-    return Standing(
-        name=contender.name,
-        note=_note(contender, length),
-        nominal_bytes=size,
-        nll=mean_interval(nll),
-        delta_exact=None if result is exact else paired_difference(nll, exact.per_sequence),
-        delta_window=paired_difference(nll, window.per_sequence) if window is not None and against_window else None,
-        config_less=config_less,
-        perplexity=math.exp(nll.mean()) if nll.mean() < 700 else math.inf,
-        kl=None if result is exact else mean_interval(_means([losses.kl for losses in result.losses])),
-        agreement=None if result is exact else float(_means([losses.agrees for losses in result.losses]).mean()),
-        buckets=tuple(buckets),
-        guarded_share=guarded,
+        stretch = together[:, low:high]
+        if stretch.size:
+            buckets.append((low, low + stretch.shape[1] - 1, float(stretch.mean(dtype=np.float64))))
+    perplexity = math.exp(nll.mean()) if nll.mean() < 700 else math.inf
+    standing = replace(standing, nll=mean_interval(nll), perplexity=perplexity, buckets=tuple(buckets))
+    if result is exact:
+        return standing
+    return replace(
+        standing,
+        delta_exact=_difference(result, exact),
+        delta_window=_difference(result, results.get(rivals.WINDOW)),
+        kl=mean_interval(_means([losses.kl for losses in result.losses])),
+        agreement=float(_means([losses.agrees for losses in result.losses]).mean()),
     )
+
+
+def _difference(one: _Result | None, other: _Result | None) -> Interval | None:
+    """Paired by sequence; None unless there are two and both ran."""
+    if one is None or other is None or one is other or one.failure is not None or other.failure is not None:
+        return None
+    return paired_difference(one.per_sequence, other.per_sequence)
 
 
 def _note(contender: Contender, length: int) -> str:

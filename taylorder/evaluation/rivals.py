@@ -80,17 +80,14 @@ def sliding_window(model: ModelDescription, budget: int, tokens: int) -> Contend
 
     """
     first = model.modules[0]
-    if budget >= cost.kv_bytes(first.head_dim, first.value_dim, tokens):
+    if budget >= _whole(first, tokens):
         return Contender(WINDOW, None, "a window over the whole context, which these bytes hold: exact")
     window = _window_left(first, budget)
     if window is None:
         return None
     head = HeadOrder(spec=HeadSpec(Dropped(), Near(window, SINKS)))
-    config = per_layer(
-        model,
-        {module.name: head for module in model.modules},
-        {"policy": "sliding window", "window": window, "sinks": SINKS},
-    )
+    criterion = {"policy": "sliding window", "window": window, "sinks": SINKS}
+    config = per_layer(model, {module.name: head for module in model.modules}, criterion)
     return Contender(WINDOW, config, f"{SINKS} sinks and the last {window:,} keys for every head, the rest dropped")
 
 
@@ -110,7 +107,7 @@ def uniform_order(model: ModelDescription, budget: int, tokens: int) -> Contende
 
     """
     first = model.modules[0]
-    if budget >= cost.kv_bytes(first.head_dim, first.value_dim, tokens):
+    if budget >= _whole(first, tokens):
         return None
     for order in range(MAX_ORDER, 0, -1):
         window = _window_left(first, budget - cost.state_bytes(first.head_dim, first.value_dim, order))
@@ -135,7 +132,7 @@ def alpha_policy(
     modules = model.open_modules
     ranks = rank_by_alpha({module.name: alphas.get(module.name) for module in modules})
     first = model.modules[0]
-    whole = cost.kv_bytes(first.head_dim, first.value_dim, tokens)
+    whole = _whole(first, tokens)
     if not ranks or budget >= whole:
         return None
     left = budget * len(modules) - whole * (len(modules) - len(ranks))
@@ -171,13 +168,12 @@ def at_equal_bytes(
 ) -> list[Contender]:
     """What the bytes of a config buy otherwise at that context length; what they do not buy is there as absent."""
     budget = bytes_per_kv_head(config, model, tokens)
-    first = model.modules[0]
     found = {
         WINDOW: sliding_window(model, budget, tokens),
         ONE_ORDER: uniform_order(model, budget, tokens),
         ALPHAS: alpha_policy(model, alphas, budget, tokens),
     }
-    if budget >= cost.kv_bytes(first.head_dim, first.value_dim, tokens):
+    if budget >= _whole(model.modules[0], tokens):
         reason = "the config's bytes hold the whole KV cache"
     else:
         reason = f"the config's {budget:,} bytes per KV head hold no such state, or not {SINKS} sinks and one key"
@@ -195,6 +191,11 @@ def fitted_alphas(model: Any, description: ModelDescription, progress: Progress)
         alphas[module.name] = layer_alpha(rows, module.name)
         progress("alpha", done, len(modules))
     return alphas
+
+
+def _whole(module: AttentionModule, tokens: int) -> int:
+    """Nominal bytes of the whole KV cache of one KV head."""
+    return cost.kv_bytes(module.head_dim, module.value_dim, tokens)
 
 
 def _window_left(module: AttentionModule, budget: int, heads: int = 1) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,13 +153,7 @@ def predicted_break_even(config: OrderConfig, model: ModelDescription) -> int | 
     def smaller(tokens: int) -> bool:
         return config_bytes(config, model, tokens) < config_bytes(exact, model, tokens)
 
-    if not smaller(FARTHEST):
-        return None
-    low, high = 0, FARTHEST  # smaller at high, not at low: without tokens both hold nothing, or the config states
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if smaller(middle) else (middle, high)
-    return high
+    return bisect_left(range(FARTHEST), True, key=smaller) if smaller(FARTHEST) else None
 
 
 @contextmanager

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
@@ -114,7 +112,8 @@ def run_levers(
         "seed": seed,
         "software": software_versions(),
     }
-    with _directory(records) as directory:
+    # Without a place to keep pieces in, they go to one that is gone afterwards.
+    with TemporaryDirectory(prefix="taylorder-") if records is None else nullcontext(records) as directory:
         pieces = Records(Path(directory), measured_under, fresh=fresh)
         if (found := _found(pieces, description, limit)) is not None:
             say(found)
@@ -128,7 +127,15 @@ def run_levers(
             sequences=sequences,
             records=pieces,
             progress=report,
-            calibration=_calibration(description, tokens, sequences, seed),
+            calibration={
+                "source": tokens.text.source,
+                "text_sha256": tokens.text.sha256,
+                "sequences": len(sequences),
+                "sequence_length": length,
+                "bos": tokens.bos,
+                "seed": seed,
+                "dtype": description.dtype,
+            },
             name=f"context-{limit.context}",
         )
     used = tuple(lever for lever in LEVERS if settings.levers is None or lever in settings.levers)
@@ -165,11 +172,6 @@ def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tup
     return offered, length
 
 
-def _directory(records: Path | None) -> AbstractContextManager[Path | str]:
-    """Where pieces are kept: what was asked for, or a directory that is gone afterwards."""
-    return TemporaryDirectory(prefix="taylorder-") if records is None else nullcontext(records)
-
-
 def _found(pieces: Records, description: ModelDescription, limit: Limit) -> str | None:
     """What an earlier run left, or that it was about something else; None where there was none."""
     if pieces.replaced:
@@ -182,16 +184,3 @@ def _found(pieces: Records, description: ModelDescription, limit: Limit) -> str 
     rounds = sum(name.startswith(f"context-{limit.context}-{limit.budget}-") for name in names)
     finished = f"{layers} of {len(modules)} layers{'' if limit.budget is None else f' and {rounds} rounds'}"
     return f"found {finished} in {pieces.directory}; going on from there"
-
-
-def _calibration(description: ModelDescription, tokens: Tokens, sequences: Tensor, seed: int) -> dict[str, Any]:
-    """What the config says of the text it was chosen by."""
-    return {
-        "source": tokens.text.source,
-        "text_sha256": tokens.text.sha256,
-        "sequences": len(sequences),
-        "sequence_length": sequences.shape[1],
-        "bos": tokens.bos,
-        "seed": seed,
-        "dtype": description.dtype,
-    }
