@@ -60,6 +60,6 @@ class Request:
             result.masked_fill_(~known[..., None], 0.0)
             guarded = None if guarded is None else guarded & known
         chosen = selection(kv_heads)
-        self.by_group(self.output)[sequences, chosen, heads, rows] = result
+        self.by_group(self.output)[sequences, chosen, heads, rows] = result.to(self.output.dtype)
         if guarded is not None:
             self.guarded.view(-1, self.group)[chosen, heads] += guarded.sum((0, 3))
