@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 from .token_buffer import selection
@@ -38,7 +37,7 @@ class Request:
 
     def by_group(self, tensor: Tensor) -> Tensor:
         """``[B, H, T, *]`` as ``[B, G, g, T, *]``."""
-        return torch.unflatten(tensor, 1, (-1, self.group))
+        return tensor.view(tensor.shape[0], -1, self.group, *tensor.shape[2:])
 
     def write(
         self, kv_heads: Sequence[int], result: Tensor, guarded: Optional[Tensor], rows: slice,
@@ -49,7 +48,7 @@ class Request:
         Args:
             kv_heads: G of them, ascending.
             result: ``[B, G, g, R, d_v]``, overwritten where rows are padding.
-            guarded: bool ``[B, G, g, R]``; None where nothing can be.
+            guarded: bool ``[B, G, g, R]``; None where nothing is.
             rows: which ones, R.
             sequences: B of them.
             heads: g query heads of each group.

@@ -246,7 +246,8 @@ class TaylorRun:
         shape = (-1, len(where.kv_heads), *sums.denominator.shape[1:])
         denominator = sums.denominator.masked_fill(sums.denominator == 0, 1.0)
         quotient = sums.numerator.div_(denominator[..., None]).view(*shape, sums.numerator.shape[-1])
-        self.request.write(where.kv_heads, quotient, sums.guarded.view(shape), rows, where.sequences, heads)
+        guarded = sums.guarded.view(shape) if bool(sums.guarded.any()) else None
+        self.request.write(where.kv_heads, quotient, guarded, rows, where.sequences, heads)
 
     def _tokens(self, where: Slice) -> Joined:
         """The tokens not folded before this call, and the new ones."""
