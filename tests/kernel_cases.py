@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from taylorder.kernels import HeadSpec, fold_rule, reference_attention, state_products, taylor_attention, torch_backend
 from taylorder.kernels import attend as attending
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
-from taylorder.kernels.torch_backend import Output
 
 SCALING = 0.4
 
@@ -138,25 +137,6 @@ EAGER = {
 """Chunks so short that nearly every far key is read from the state."""
 
 
-class Recorder(Output):
-    """An output that also keeps numerators and denominators."""
-
-    def __init__(self, output, valid, guarded):
-        super().__init__(output, valid, guarded)
-        B, H, T, _ = output.shape
-        self.numerator, self.denominator = torch.full_like(output, float("nan")), torch.full((B, H, T), float("nan"))
-
-    def write(self, where, rows, heads, sums):
-        b, G = where.sequences.stop - where.sequences.start, len(where.kv_heads)
-        shape = (b, G, *sums.denominator.shape[1:])
-        kv_heads = list(where.kv_heads)
-        numerator = self.numerator.unflatten(1, (-1, where.group))
-        numerator[where.sequences, kv_heads, heads, rows] = sums.numerator.view(*shape, -1)
-        denominator = self.denominator.unflatten(1, (-1, where.group))
-        denominator[where.sequences, kv_heads, heads, rows] = sums.denominator.view(shape)
-        super().write(where, rows, heads, sums)
-
-
 def attend(case, backend=None, state=None):
     """All calls of a case, where its tensors are: the output of all of them, and the last state."""
     parts, valid = [], case.valid
@@ -172,11 +152,22 @@ def attend(case, backend=None, state=None):
 
 def recorded_sums(case):
     """Numerators and denominators of one call over the whole sequence."""
-    output = torch.empty(*case.q.shape[:3], case.v.shape[-1])
-    with torch.inference_mode():
-        state = torch_backend.new_state(case.heads, case.k, case.v)
-        recorder = Recorder(output, case.valid, state.guarded)
-        torch_backend.run(
-            case.q, case.k, case.v, state, recorder, scaling=SCALING, causal=case.causal, valid=case.valid
+    B, H, T, _ = case.q.shape
+    numerators = torch.full((B, H, T, case.v.shape[-1]), float("nan"))
+    denominators = torch.full((B, H, T), float("nan"))
+
+    class Recorder(torch_backend.TaylorRun):
+        def write(self, where, rows, heads, sums):
+            shape = (-1, len(where.kv_heads), *sums.denominator.shape[1:])
+            kv_heads = list(where.kv_heads)
+            numerator = numerators.unflatten(1, (-1, self.group))
+            numerator[where.sequences, kv_heads, heads, rows] = sums.numerator.view(*shape, case.v.shape[-1])
+            denominator = denominators.unflatten(1, (-1, self.group))
+            denominator[where.sequences, kv_heads, heads, rows] = sums.denominator.view(shape)
+            super().write(where, rows, heads, sums)
+
+    with sized({(torch_backend, "TaylorRun"): Recorder}):
+        taylor_attention(
+            case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid, backend="torch"
         )
-    return recorder.numerator, recorder.denominator
+    return numerators, denominators

@@ -169,8 +169,8 @@ def test_autotuning_tries_the_shipped_settings_once_and_keeps_the_fastest(monkey
     chosen = []
     original = launch.tuned
 
-    def tuned(name, settings, step, key):
-        made = original(name, settings, step, key, stopwatch)
+    def tuned(name, settings):
+        made = original(name, settings, stopwatch)
         chosen.append(made)
         return made
 
@@ -199,8 +199,8 @@ def test_autotuning_tries_the_shipped_settings_once_and_keeps_the_fastest(monkey
 def test_the_key_of_autotuning_is_what_a_setting_depends_on():
     seen = {}
 
-    def record(name, programs, settings, step, arguments, constants, key):
-        seen[name] = key
+    def record(name, programs, settings, arguments, constants):
+        seen[name] = key = launch.KERNELS[name].key
         assert set(key) <= set(constants), f"{name} is tuned by {key}, which are not all constants"
 
     with pytest.MonkeyPatch.context() as patch, sized(EAGER):

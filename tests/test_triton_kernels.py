@@ -57,8 +57,8 @@ def test_numerators_and_denominators_by_themselves(monkeypatch, specs, layout):
     """Without a near field the pieces that the last kernel adds up are the reference's sums, constant term aside."""
     case, made = problem(specs, B=1, G=1, T=40, scale=0.7), []
 
-    def launch(name, programs, kernel_settings, step, arguments, *rest, original=attention.launch):
-        original(name, programs, kernel_settings, step, arguments, *rest)
+    def launch(name, programs, kernel_settings, arguments, *rest, original=attention.launch):
+        original(name, programs, kernel_settings, arguments, *rest)
         if name == "add_near_and_divide":
             made.append(
                 {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}

@@ -227,7 +227,7 @@ def test_bfloat16_products_meet_the_tolerance(expansion, mean, order):
     for tile, group in enumerate(own.tile_groups.tolist()):
         sides = []
         for x in columns:
-            base = torch.stack([x[base_of[group, r]] for r in range(own.base_factors)]).prod(0)
+            base = torch.stack([x[base_of[group, r]] for r in range(own.constants["BASE"])]).prod(0)
             sides.append((base, torch.stack([x[i] for i in prefix_of[tile]]).prod(0)))
         (query, scale), (key, weight) = sides
         times = own.multiplicity[tile * layout.tile : (tile + 1) * layout.tile].double()

@@ -69,10 +69,10 @@ def altering(kernel, argument, change):
         for module in (attention, fold):
             original = module.launch
 
-            def launch(name, programs, settings, step, arguments, *rest, original=original):
+            def launch(name, programs, settings, arguments, *rest, original=original):
                 if name == kernel:
                     arguments = {**arguments, argument: change(arguments[argument])}
-                original(name, programs, settings, step, arguments, *rest)
+                original(name, programs, settings, arguments, *rest)
 
             patch.setattr(module, "launch", launch)
         yield

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from taylorder.adapt.cache_layer import TaylorCacheLayer, attend_causally
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
 from taylorder.kernels import HeadSpec, State
-from taylorder.kernels.state import check_names
+from taylorder.kernels.held import check_names
 from taylorder.storage.files import replacing
 from taylorder.storage.strict_json import brief, parse_json
 from taylorder.storage.tensor_files import FLOATS

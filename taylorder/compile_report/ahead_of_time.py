@@ -18,7 +18,8 @@ import torch
 
 from taylorder.compile_report import TARGETS
 from taylorder.compile_report.sass import Loop, loops
-from taylorder.kernels.triton_backend.launch import kernel, triton_type
+from taylorder.kernels.tables import count
+from taylorder.kernels.triton_backend.launch import KERNELS, kernel, product_constants
 from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.plan import TOGETHER
 from taylorder.kernels.triton_backend.settings import (
@@ -34,45 +35,22 @@ from taylorder.kernels.triton_backend.settings import (
 from taylorder.kernels.triton_backend.tiles import Layout
 
 _POINTERS = {
-    "coordinates": "storage",
-    "keys": "input",
-    "values": "input",
-    "sink_keys": "input",
-    "sink_values": "input",
-    "output": "input",
-    "features": "fp32",
-    "coefficients": "fp32",
-    "sums": "fp32",
-    "means": "fp32",
-    "polynomials": "fp32",
-    "multiplicity": "fp32",
-    "numerators": "fp32",
-    "denominators": "fp32",
-    "folded_values": "fp32",
-    "folded_counts": "fp32",
-    "far_values": "fp32",
-    "far_counts": "fp32",
-    "state_rows": "i64",
-    "tokens": "i64",
-    "extents": "i64",
-    "items": "i32",
-    "runs": "i32",
-    "factors": "i32",
-    "prefixes": "i32",
-    "tile_groups": "i32",
-    "level_ranks": "i32",
-    "sink_counts": "i32",
-    "ranks": "i32",
-    "keep": "u8",
-    "drops": "u8",
-    "guarded": "u8",
+    "storage": "coordinates",
+    "input": "keys values sink_keys sink_values output",
+    "fp32": "features coefficients sums means polynomials multiplicity numerators denominators "
+    "folded_values folded_counts far_values far_counts",
+    "i64": "state_rows tokens extents",
+    "i32": "items runs factors prefixes tile_groups level_ranks sink_counts ranks",
+    "u8": "keep drops guarded",
 }
-"""Element types of all pointers."""
+"""Names of all pointers, by the type of their elements."""
+
+_KINDS = {name: kind for kind, names in _POINTERS.items() for name in names.split()}
 
 _NUMBERS = {"scaling": "fp32", "threshold": "fp32"}
 """Types of arguments that are neither pointers nor int32."""
 
-_SHARED_LIMITS = {
+SHARED_LIMITS = {
     "sm_80": 163 << 10,
     "sm_86": 99 << 10,
     "sm_89": 99 << 10,
@@ -83,6 +61,7 @@ _SHARED_LIMITS = {
     "gfx942": 64 << 10,
     "gfx950": 160 << 10,
 }
+"""Most bytes of shared memory that a program can have, where that is known."""
 
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -95,7 +74,8 @@ class Job:
         kernel: its name.
         config: what it is for, in words.
         dtype: of the inputs.
-        constants: compile-time constants.
+        head_dim: d, which is d_v too.
+        constants: further compile-time constants.
         setting: how it is launched.
         default: whether that is the setting a launch takes before autotuning.
         reads_copy: whether the state is read from a copy in the dtype of products.
@@ -105,6 +85,7 @@ class Job:
     kernel: str
     config: str
     dtype: torch.dtype
+    head_dim: int
     constants: tuple[tuple[str, Any], ...]
     setting: Setting
     default: bool
@@ -135,7 +116,7 @@ class Compiled:
     @property
     def too_large(self) -> bool:
         """Whether it could not be launched: a compiler does not compare shared memory with what there is."""
-        limit = shared_limit(self.target)
+        limit = SHARED_LIMITS.get(self.target)
         return limit is not None and self.shared_bytes > limit
 
 
@@ -166,14 +147,12 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
     """
     precision = Precision.of(dtype, "cuda")
     block = power_of_two(head_dim)
-    sizes = {"HEAD_DIM": head_dim, "VALUE_DIM": head_dim, "VALUE_BLOCK": block}
-    products = {"DOT": precision.triton, "PRECISION": precision.inputs}
 
     def settled(
         name: str, config: str, settings: Sequence[Setting], constants: dict[str, Any], copy: bool = False
     ) -> Iterator[Job]:
         for index, setting in enumerate(settings if every_setting else settings[:1]):
-            yield Job(name, config, dtype, tuple({**sizes, **constants, **products}.items()), setting, index == 0, copy)
+            yield Job(name, config, dtype, head_dim, tuple(constants.items()), setting, index == 0, copy)
 
     phases: dict[int, str] = {}
     # The last: a few new tokens, or one of many query heads on one KV head.
@@ -181,14 +160,14 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
         phases.setdefault(query_rows(head_dim, head_dim, precision, stacked), phase)
     for order, ranks in [*((order, None) for order in orders(head_dim)), (4, (0, head_dim, 8, 8))]:
         layout = Layout.choose(head_dim, order, ranks)
-        tiling = {"T": layout.tile, "BASE": layout.base_factors(order), "PREFIX": layout.prefix_factors(order)}
+        tiling = layout.constants(order)
         label = f"d={head_dim} P={order} {layout.name} T={layout.tile}" + (" rank 8" if ranks else "")
         yield from settled("fold_tokens", label, fold_settings(head_dim, head_dim, precision), tiling)
         for rows, phase in phases.items():
             yield from settled(
                 "read_state",
                 f"{label} {phase} rows={rows}",
-                state_settings(head_dim, head_dim, precision, rows),
+                state_settings(rows),
                 {**tiling, "ROWS": rows, "TOGETHER": TOGETHER},
                 copy=phase == "prefill",
             )
@@ -221,16 +200,16 @@ def compile_job(job: Job, target: str) -> Compiled:
 
     function = kernel(job.kernel)
     machine = gpu_target(target)
-    constants = {**dict(job.constants), "DOT": triton_type(dict(job.constants)["DOT"])}
-    constants["PRECISION"] = Precision.of(job.dtype, machine.backend).inputs
-    if step := _step_name(job.kernel):
+    precision = Precision.of(job.dtype, machine.backend)
+    constants = {**product_constants(job.head_dim, job.head_dim, precision), **dict(job.constants)}
+    if step := KERNELS[job.kernel].step:
         constants[step] = job.setting.step
     signature, attributes = {}, {}
     for position, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        kind = _POINTERS.get(name)
+        kind = _KINDS.get(name)
         signature[name] = _NUMBERS.get(name, "i32") if kind is None else f"*{_element(kind, name, job)}"
         if kind is not None or name == "ld":  # both are multiples of 16, which wide loads depend on
             attributes[(position,)] = [["tt.divisibility", 16]]
@@ -241,15 +220,13 @@ def compile_job(job: Job, target: str) -> Compiled:
     made = triton.compile(source, target=machine, options=options)
     if "cubin" in made.asm:
         registers, spills = _nvidia_usage(made.asm["cubin"])
-        inner_loops = loops(_disassembled(made.asm["cubin"]), job.setting.warps, machine.arch)
+        # Without its analysis of data flow, which takes a fifth of the time and changes nothing in the code.
+        sass = _tool("nvdisasm", "-c", "-ndf", binary=made.asm["cubin"])
+        inner_loops = loops(sass, job.setting.warps, machine.arch)
     else:
         registers, spills = (_amd_figure(made.asm["amdgcn"], name) for name in ("vgpr_count", "vgpr_spill_count"))
         inner_loops = []
     return Compiled(job, target, registers, spills, made.metadata.shared, tuple(inner_loops))
-
-
-def _step_name(name: str) -> str | None:
-    return {"fold_tokens": "TOKENS", "read_state": None}.get(name, "COLUMNS")
 
 
 def _element(kind: str, name: str, job: Job) -> str:
@@ -276,11 +253,6 @@ def gpu_target(name: str) -> Any:
     raise ValueError(f"target is {name!r}, expected sm_NN (NVIDIA) or gfxNNN (AMD), such as {', '.join(TARGETS)}")
 
 
-def shared_limit(target: str) -> int | None:
-    """Most bytes of shared memory that a program can have; None if that is not known here."""
-    return _SHARED_LIMITS.get(target)
-
-
 def _tool(name: str, *arguments: str, binary: bytes) -> str:
     """Run one of the tools in Triton's wheel on a cubin."""
     import triton
@@ -304,11 +276,6 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
     return int(usage[1]), int(usage[2])
 
 
-def _disassembled(cubin: bytes) -> str:
-    # Without its analysis of data flow, which takes a fifth of the time and changes nothing in the code.
-    return _tool("nvdisasm", "-c", "-ndf", binary=cubin)
-
-
 def _amd_figure(assembly: str, name: str) -> int:
     figure = re.search(rf"{name}:\s*(\d+)", assembly)
     if figure is None:
@@ -320,11 +287,5 @@ def state_overhead(head_dim: int, order: int) -> float:
     """Rows of a state over those of the minimal basis, padding and double entries included, for a full-rank head."""
     layout, kind = Layout.choose(head_dim, order), Kind(order, None)
     rows = layout_tables(layout, head_dim, (kind,), torch.device("cpu")).tiles(kind) * layout.tile + 1
-    minimal = sum(_monomials(head_dim, degree) for degree in range(order))
+    minimal = sum(count(degree, head_dim) for degree in range(order))
     return rows / minimal
-
-
-def _monomials(head_dim: int, degree: int) -> int:
-    from taylorder.kernels.tables import count
-
-    return count(degree, head_dim)

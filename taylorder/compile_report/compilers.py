@@ -99,7 +99,7 @@ def compile_all(tasks: Sequence[tuple[Job, str]], progress: Progress) -> list[Co
     waiting = iter(range(len(tasks)))
     idle = [_Compiler() for _ in range(min(len(tasks), len(os.sched_getaffinity(0))))]
     busy: dict[Connection, tuple[_Compiler, int]] = {}
-    every = set(idle)
+    alive = set(idle)
     try:
         progress("compiled", 0, len(tasks))
         while len(outcomes) < len(tasks):
@@ -111,13 +111,13 @@ def compile_all(tasks: Sequence[tuple[Job, str]], progress: Progress) -> list[Co
                 compiler, number = busy.pop(cast(Connection, ready))
                 outcomes[number] = compiler.result(*tasks[number])
                 if compiler.process.exitcode is not None:
-                    every.remove(compiler)
+                    alive.remove(compiler)
                     compiler.stop()
                     compiler = _Compiler()
-                    every.add(compiler)
+                    alive.add(compiler)
                 idle.append(compiler)
                 progress("compiled", len(outcomes), len(tasks))
     finally:
-        for compiler in every:
+        for compiler in alive:
             compiler.stop()
     return [outcomes[number] for number in range(len(tasks))]

@@ -48,11 +48,6 @@ class Loop:
         """Tensor cycles over issue cycles; from 1 on the tensor cores are the limit."""
         return self.tensor_cycles / self.issue_cycles
 
-    @property
-    def tensor_share(self) -> float:
-        """The largest share of the time that tensor cores can be busy: 1 if they are the limit."""
-        return min(1.0, self.ratio)
-
 
 def loops(sass: str, warps: int, capability: int) -> list[Loop]:
     """All innermost loops that have matrix products, in the order of the code; none if the peak of a GPU is unknown.

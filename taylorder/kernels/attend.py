@@ -175,11 +175,11 @@ def attend(
         point = point.expand_as(denominator)
         for rows, block in extent.blocks():
             visible = None if sinks is None or sinks.visible is None else sinks.visible[:, rows]
-            own_sinks = None if sinks is None else Sinks(sinks.keys, sinks.values, visible)
+            block_sinks = None if sinks is None else Sinks(sinks.keys, sinks.values, visible)
             _add_near(
                 queries[:, :, rows],
                 tokens,
-                own_sinks,
+                block_sinks,
                 block,
                 point[:, :, rows],
                 numerator[:, :, rows],
@@ -290,8 +290,8 @@ def _add_near(
     seen = slice(first, extent.tokens)
     scores = partial_scores(queries, tokens.keys[:, seen])
     if C > 1 and extent.window:
-        own = extent.tokens - extent.rows - first  # column of row 0's own token
-        scores.add_(_window_bias(C, scores.shape[-1], own, extent.window, scores.dtype, scores.device))
+        column = extent.tokens - extent.rows - first  # column of row 0's own token
+        scores.add_(_window_bias(C, scores.shape[-1], column, extent.window, scores.dtype, scores.device))
     if tokens.keep is not None:
         scores.masked_fill_(~tokens.keep[:, None, None, seen], -math.inf)
     values = tokens.values[:, seen]
@@ -316,7 +316,7 @@ def _below(rows: int, columns: int, diagonal: int, dtype: torch.dtype, device: t
 
 
 @lru_cache(maxsize=32)
-def _window_bias(rows: int, columns: int, own: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[rows, columns]``: 0 on the ``window`` columns that end at column ``own + row``, minus infinity elsewhere."""
-    inside = torch.ones(rows, columns, dtype=torch.bool, device=device).tril_(own).triu_(own - window + 1)
+def _window_bias(rows: int, columns: int, first: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[rows, columns]``: 0 on the ``window`` columns that end at column ``first + row``, minus infinity elsewhere."""
+    inside = torch.ones(rows, columns, dtype=torch.bool, device=device).tril_(first).triu_(first - window + 1)
     return torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(~inside, -math.inf)

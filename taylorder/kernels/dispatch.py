@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from . import torch_backend, triton_backend
+from .exact import attend_exact_part
+from .request import Request
 from .score_space import score_space_attention
-from .spec import HeadSpec, check_heads
-from .state import ExactPart, State, StateShape
-from .token_buffer import TokenBuffer
+from .spec import Exact, HeadSpec, check_heads, grouped
+from .state import ExactPart, Part, State, StateShape
 
 BACKENDS = ("triton", "torch", "score-space")
+
+_LINEAR: dict[str, Any] = {"triton": triton_backend, "torch": torch_backend}
+"""Those of linear time: ``new_parts`` holds the KV heads that truncate, ``run`` attends with one part."""
 
 BACKEND_VARIABLE = "TAYLORDER_BACKEND"
 """Environment variable that names the backend where the caller names none."""
@@ -74,40 +78,40 @@ def taylor_attention(
         _check_state(state, k, v, heads, causal)
     name = choose_backend(backend, state, q.device, q.dtype)
     B, H, T, _ = q.shape
-    G = k.shape[1]
     output = torch.empty(B, H, T, v.shape[-1], dtype=q.dtype, device=q.device)
     # The output is an ordinary tensor; what is computed on the way, and the state, need no bookkeeping for gradients,
     # which would cost a quarter of the time here.
     with torch.inference_mode():
-        if name == "score-space":
-            state = state or State(heads, name, [ExactPart(range(G), TokenBuffer(k, v, G))], StateShape.of(k, v))
-            _score_space(q, k, v, state, output, scaling, causal, valid)
-        elif name == "triton":
-            state = state or triton_backend.new_state(heads, k, v)
-            if B and T:
-                triton_backend.run(q, k, v, state, output, scaling=scaling, causal=causal, valid=valid)
-        else:
-            state = state or torch_backend.new_state(heads, k, v)
-            if B and T:
-                into = torch_backend.Output(output, valid, state.guarded)
-                torch_backend.run(q, k, v, state, into, scaling=scaling, causal=causal, valid=valid)
+        state = state or _new_state(heads, name, k, v)
+        request = Request(q, k, v, scaling, causal, valid, output, state.guarded)
+        for part in state.parts if B and T else ():
+            if not isinstance(part, ExactPart):
+                _LINEAR[name].run(part, request)
+            elif name == "score-space":
+                _score_space(part, request, heads)
+            else:
+                attend_exact_part(part, request)
         state.tokens += T
     return output, state if causal else None
 
 
-def _score_space(
-    q: Tensor, k: Tensor, v: Tensor, state: State, output: Tensor, scaling: float, causal: bool, valid: Optional[Tensor]
-) -> None:
-    (part,) = state.parts
-    if not isinstance(part, ExactPart):
-        raise TypeError(f"the score-space backend holds a {type(part).__name__}, expected an ExactPart")
-    part.recent.append(k, v, valid)
-    if q.shape[2] == 0:
-        return
+def _new_state(heads: Sequence[HeadSpec], backend: str, k: Tensor, v: Tensor) -> State:
+    """Return an empty state for keys and values like these."""
+    groups = dict(enumerate(grouped(heads, k.shape[1])))
+    exact = [g for g, group in groups.items() if backend not in _LINEAR or isinstance(group[0].far, Exact)]
+    truncated = {g: group for g, group in groups.items() if g not in exact}
+    parts: list[Part] = _LINEAR[backend].new_parts(truncated, k, v) if truncated else []
+    return State(heads, backend, [*parts, *([ExactPart(exact, k, v)] if exact else [])], StateShape.of(k, v))
+
+
+def _score_space(part: ExactPart, request: Request, heads: Sequence[HeadSpec]) -> None:
+    part.recent.append(request.k, request.v, request.valid)
     keys, values, keep = part.recent.view()
-    rows, guarded = score_space_attention(q, keys, values, state.heads, scaling=scaling, causal=causal, valid=keep)
-    output.copy_(rows)
-    state.guarded += guarded
+    rows, guarded = score_space_attention(
+        request.q, keys, values, heads, scaling=request.scaling, causal=request.causal, valid=keep
+    )
+    request.output.copy_(rows)
+    request.guarded.add_(guarded)
 
 
 def choose_backend(name: Optional[str], state: Optional[State], device: torch.device, dtype: torch.dtype) -> str:

@@ -126,19 +126,19 @@ def _sums_by_window(
         scores = (queries @ k[first : rows.stop].mT).view(h, *distance.shape).masked_fill_(distance < 0, -math.inf)
         top = scores.amax(-1, keepdim=True).clamp(min=at_least)
         if most_sinks:
-            own = (queries @ k[:most_sinks].mT).view(h, -1, most_sinks)
-            own.masked_fill_(positions[:most_sinks] > positions[rows, None], -math.inf)
-            top = torch.maximum(top, own.amax(-1, keepdim=True))
-            sinks[:, rows] = (own - top).exp()
+            firsts = (queries @ k[:most_sinks].mT).view(h, -1, most_sinks)
+            firsts.masked_fill_(positions[:most_sinks] > positions[rows, None], -math.inf)
+            top = torch.maximum(top, firsts.amax(-1, keepdim=True))
+            sinks[:, rows] = (firsts - top).exp()
         tops[:, rows] = top
         weights = scores.sub_(top).exp_()
         sums = q.new_zeros(h, len(distance), v.shape[-1] + 1)
-        for place, (near, end) in enumerate(pairwise([0, *windows])):
+        for index, (near, end) in enumerate(pairwise([0, *windows])):
             # Keys at distances near ... end - 1 from any of the rows; the edges are masked.
             band = slice(max(first, start - end + 1), max(first, rows.stop - near))
             columns = slice(band.start - first, band.stop - first)
             inside = (distance[:, columns] >= near) & (distance[:, columns] < end)
-            sums = within[place, :, rows] = sums + _sums(weights[..., columns] * inside, v[band])
+            sums = within[index, :, rows] = sums + _sums(weights[..., columns] * inside, v[band])
     return within, sinks, tops
 
 

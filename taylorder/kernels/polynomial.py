@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -41,13 +42,17 @@ class Polynomials:
     square: Optional[tuple[Tensor, Tensor, Tensor]]
 
     @staticmethod
-    def build(specs: Sequence[Sequence[HeadSpec]], head_dim: int, like: Tensor) -> Polynomials:
-        """Stack specs ``[N][g]`` of one kind of KV head (same ranks up to their length), in the dtype of ``like``."""
+    @lru_cache(maxsize=256)
+    def build(
+        specs: tuple[tuple[HeadSpec, ...], ...], head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> Polynomials:
+        """Stack specs ``[N][g]`` of one kind of KV head (same ranks up to their length)."""
+        like = torch.zeros(0, dtype=dtype, device=device)
         flat = [spec for group in specs for spec in group]
         longest = deepest(flat) or Taylor(1)  # what is multiplied by zero where all far fields are dropped
         order = longest.order
         polynomials = [[s.far.polynomial if isinstance(s.far, Taylor) else () for s in group] for group in specs]
-        rows = [[[*own, *[0.0] * (order - len(own))] for own in group] for group in polynomials]
+        rows = [[[*terms, *[0.0] * (order - len(terms))] for terms in group] for group in polynomials]
         means = [[[float(s.around_mean)] for s in group] for group in specs]
         drops = [[isinstance(s.far, Dropped) for s in group] for group in specs]
         ranks = (0, *(longest.rank(degree, head_dim) for degree in range(1, order)))

@@ -89,14 +89,13 @@ class _Head:
         position = torch.arange(first, first + len(q), device=q.device)[:, None]
         start, end = self._all_far(first, stop)
         mixed = torch.cat([column[:start], column[end:]])
-        near = self.known[mixed].expand(len(q), -1)
+        allowed = self.known[mixed].expand(len(q), -1)
         if self.causal:
-            near = near & (mixed <= position)
-        far = torch.zeros_like(near)
+            allowed = allowed & (mixed <= position)
+        near = allowed
         if not isinstance(self.spec.far, Exact):
-            allowed = near
             near = allowed & self.spec.near.mask(position, mixed, self.rank[mixed])
-            far = allowed & ~near
+        far = allowed & ~near
         live = self.known[position]
         numerator, denominator, point, hits = self._far_sums(q, slice(start, end), mixed, far.to(q.dtype), live)
         scores = (q @ self.keys[mixed].T).masked_fill(~near, -math.inf)

@@ -160,6 +160,11 @@ class HeadSpec:
         return self.far.ranks if isinstance(self.far, Taylor) else None
 
     @property
+    def order(self) -> int:
+        """How many degrees of a state it reads; without a polynomial one, which weighs nothing."""
+        return self.far.order if isinstance(self.far, Taylor) else 1
+
+    @property
     def around_mean(self) -> bool:
         """Whether far keys get a polynomial around the mean of the row's far scores."""
         return isinstance(self.far, Taylor) and self.far.expansion == "mean"

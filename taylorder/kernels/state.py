@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Optional, Protocol, TypeVar, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
+from .held import Change, Holder
 from .spec import Dropped, HeadSpec, Taylor, deepest, ignores_shifts
 from .tables import FeatureTable
 from .token_buffer import TokenBuffer
-
-Change = Callable[[Tensor], Tensor]
-
-_Self = TypeVar("_Self", bound="TruncatedKvHeads")
 
 
 @dataclass(frozen=True)
@@ -39,72 +36,39 @@ class StateShape:
         return StateShape(k.shape[0], k.shape[1], k.shape[3], v.shape[3], k.dtype, k.device)
 
 
-class Part(Protocol):
-    """What a backend keeps for some of the KV heads."""
+class Part(Holder):
+    """What a backend keeps for some of the KV heads.
+
+    Attributes:
+        kv_heads: which ones, ascending.
+
+    """
 
     kv_heads: tuple[int, ...]
-
-    def map(self, change: Change) -> Part:
-        """Return a copy with ``change`` applied to every tensor; the first dimension of each is the batch."""
-        ...
-
-    def held(self) -> dict[str, Tensor]:
-        """Return everything held, by name, to be written to a file."""
-        ...
-
-    def put(self, held: dict[str, Tensor]) -> None:
-        """Fill an empty part with what ``held`` returned.
-
-        Raises:
-            ValueError: names, shapes or dtypes are not those of such a part.
-
-        """
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors held, spare capacity included."""
-        ...
 
     @property
     def nominal_bytes(self) -> int:
         """Bytes with keys and values counted in 16 bits and sums in 32."""
-        ...
+        raise NotImplementedError
 
 
-class ExactPart:
+class ExactPart(Part):
     """KV heads that keep every token: ordinary softmax attention, and the score-space backend for any spec."""
 
-    def __init__(self, kv_heads: Sequence[int], recent: TokenBuffer) -> None:
+    def __init__(self, kv_heads: Sequence[int], k: Tensor, v: Tensor) -> None:
         self.kv_heads = tuple(kv_heads)
-        self.recent = recent
-
-    def held(self) -> dict[str, Tensor]:
-        return _held_tokens(self.recent)
-
-    def put(self, held: dict[str, Tensor]) -> None:
-        held = dict(held)
-        _put_tokens(self.recent, held)
-        check_names(held, {})
-
-    def map(self, change: Change) -> ExactPart:
-        return ExactPart(self.kv_heads, self.recent.map(change))
-
-    @property
-    def nbytes(self) -> int:
-        return self.recent.nbytes
+        self.recent = TokenBuffer(k, v, len(self.kv_heads))
 
     @property
     def nominal_bytes(self) -> int:
-        return _nominal(self.recent.keys, self.recent.values, self.recent.length)
+        return self.recent.nominal_bytes()
 
 
-class TruncatedKvHeads:
-    """What both backends keep alike of KV heads that truncate: their first tokens, and every tensor by its name.
+class TruncatedKvHeads(Part):
+    """What both backends keep alike of KV heads that truncate: their first tokens.
 
     Attributes:
-        kv_heads: which KV heads, ascending; G of them.
-        specs: the specs of each one's query heads.
+        specs: the specs of each KV head's query heads.
         sink_keys, sink_values: ``[B, G, slots, *]``, the first valid tokens.
         seen: int64 ``[B]``, valid tokens so far, counted until every sequence has all sinks.
         sinks_filled: whether every sequence has all sinks.
@@ -130,35 +94,16 @@ class TruncatedKvHeads:
         rank = self.seen[:, None] + known.cumsum(1)
         for b in range(k.shape[0]):
             index = (known[b] & (rank[b] <= slots)).nonzero()[:, 0]
-            place = rank[b, index] - 1
-            self.sink_keys[b, :, place] = k[b][:, index]
-            self.sink_values[b, :, place] = v[b][:, index]
+            slot = rank[b, index] - 1
+            self.sink_keys[b, :, slot] = k[b][:, index]
+            self.sink_values[b, :, slot] = v[b][:, index]
         self.seen = rank[:, -1].clone()  # a view would keep the whole prefill alive
         self.sinks_filled = bool((self.seen >= slots).all())
         return rank
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """What is held besides tokens to be folded, by name; the first dimension of each is the batch."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def put_own(self, held: dict[str, Tensor]) -> None:
-        """Take the tensors of those names."""
-        for name in self.own_tensors():
-            setattr(self, name, held[name])
+    def take(self, held: dict[str, Tensor]) -> None:
+        super().take(held)
         self.sinks_filled = bool((self.seen >= self.sink_keys.shape[2]).all())
-
-    def map(self: _Self, change: Change) -> _Self:
-        """Return a copy with ``change``, which keeps the order of dimensions, applied to every tensor."""
-        copy = type(self).__new__(type(self))
-        copy.__dict__.update(self.__dict__)
-        for name, value in self.own_tensors().items():
-            setattr(copy, name, change(value))
-        return copy
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors of ``own_tensors``."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.own_tensors().values())
 
 
 class TaylorPart(TruncatedKvHeads):
@@ -193,38 +138,22 @@ class TaylorPart(TruncatedKvHeads):
         self.sums: Optional[Tensor] = None
         self.recent = TokenBuffer(k, v, len(kv_heads))
 
-    def start_features(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return features and sums, zero if nothing was folded yet."""
-        if self.features is None or self.sums is None:
+    def start_features(self, dtype: torch.dtype) -> None:
+        """Begin with features and sums of zero, unless something was folded already."""
+        if self.features is None:
             B, Gb, _, d_v = self.recent.values.shape
             self.features = self.recent.values.new_zeros(B, Gb, self.table.features, d_v, dtype=dtype)
             self.sums = self.features.new_zeros(B, Gb, self.table.features)
             self.origin = self.features.new_zeros(B, Gb, self.recent.keys.shape[-1]) if self.shifts else None
-        return self.features, self.sums
 
-    def held(self) -> dict[str, Tensor]:
-        return {**_held_tokens(self.recent), **self.own_tensors()}
-
-    def put(self, held: dict[str, Tensor]) -> None:
-        held = dict(held)
-        _put_tokens(self.recent, held)
+    def make_room(self, held: dict[str, Tensor]) -> None:
+        super().make_room(held)
         if "features" in held:
             self.start_features(held["features"].dtype)
-        check_names(held, self.own_tensors())
-        self.put_own(held)
-
-    def map(self, change: Change) -> TaylorPart:
-        copy = super().map(change)
-        copy.recent = self.recent.map(change)
-        return copy
-
-    @property
-    def nbytes(self) -> int:
-        return self.recent.nbytes + super().nbytes
 
     @property
     def nominal_bytes(self) -> int:
-        kv = _nominal(self.recent.keys, self.recent.values, self.recent.length + self.near.sinks)
+        kv = self.recent.nominal_bytes(self.near.sinks)
         if self.features is None or self.sums is None:
             return kv
         return kv + 4 * (self.features.numel() + self.sums.numel())
@@ -288,46 +217,3 @@ class State:
         copy = State(self.heads, self.backend, [part.map(change) for part in self.parts], shape)
         copy.tokens, copy.guarded = self.tokens, self.guarded.clone()
         return copy
-
-
-def check_names(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Refuse tensors that differ from the expected ones in name, shape or dtype.
-
-    Raises:
-        ValueError: they do.
-
-    """
-    if expected.keys() != found.keys():
-        raise ValueError(f"a part of a state has {sorted(found)}, expected {sorted(expected)}")
-    for name, tensor in found.items():
-        like = expected[name]
-        if like.shape != tensor.shape or like.dtype != tensor.dtype:
-            raise ValueError(
-                f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {like.dtype} {tuple(like.shape)}"
-            )
-
-
-def _held_tokens(recent: TokenBuffer) -> dict[str, Tensor]:
-    named = zip(("keys", "values", "keep"), recent.view())
-    return {f"recent.{name}": tensor for name, tensor in named if tensor is not None}
-
-
-def _put_tokens(recent: TokenBuffer, held: dict[str, Tensor]) -> None:
-    """Take the recent tokens out of ``held``."""
-    names = ["recent.keys", "recent.values", "recent.keep"]
-    tokens = {name: held.pop(name) for name in names if name in held}
-    if "recent.keys" not in tokens or tokens["recent.keys"].ndim != 4:
-        raise ValueError(f"a part of a state has {sorted(tokens)}, expected recent.keys [B, G, T, d]")
-    B, G, d, T = *recent.keys.shape[:2], recent.keys.shape[3], tokens["recent.keys"].shape[2]
-    expected = {
-        "recent.keys": torch.empty(B, G, T, d, dtype=recent.keys.dtype, device="meta"),
-        "recent.values": torch.empty(B, G, T, recent.values.shape[3], dtype=recent.values.dtype, device="meta"),
-        "recent.keep": torch.empty(B, T, dtype=torch.bool, device="meta"),
-    }
-    check_names(tokens, {name: like for name, like in expected.items() if name in tokens or name != "recent.keep"})
-    recent.append(tokens["recent.keys"], tokens["recent.values"], tokens.get("recent.keep"))
-
-
-def _nominal(keys: Tensor, values: Tensor, tokens: int) -> int:
-    B, G, _, d = keys.shape
-    return 2 * B * G * tokens * (d + values.shape[-1])

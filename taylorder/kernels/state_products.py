@@ -88,16 +88,9 @@ class Chunk:
     def plain(self, degree: int) -> Tensor:
         """All features ``[N, D_p, C]`` of a degree; the degree below must have been asked for."""
         if degree not in self._held:
-            ((_, features),) = self._make(degree, self.table.ranks[degree], False, None)
+            ((_, features),) = self.tiles(degree, self.table.ranks[degree], weighted=False, whole=True)
             self._held[degree] = features
         return self._held[degree]
-
-    def tiles(self, degree: int, rank: int, weighted: bool) -> Iterator[tuple[slice, Tensor]]:
-        """Features of a degree over the first ``rank`` coordinates, as consecutive pieces ``[N, *, C]`` to use at once.
-
-        With ``weighted``, the largest coordinate is taken from ``weighted``.
-        """
-        return self._make(degree, rank, weighted, _TILE_BYTES)
 
     @property
     def _gathers(self) -> bool:
@@ -108,12 +101,16 @@ class Chunk:
         """Bytes of one feature of the chunk."""
         return self.columns.shape[0] * self.columns.shape[2] * self.columns.element_size()
 
-    def _make(self, degree: int, rank: int, weighted: bool, limit: Optional[int]) -> Iterator[tuple[slice, Tensor]]:
+    def tiles(self, degree: int, rank: int, *, weighted: bool, whole: bool = False) -> Iterator[tuple[slice, Tensor]]:
+        """Features of a degree over the first ``rank`` coordinates, as consecutive pieces ``[N, *, C]`` to use at once.
+
+        With ``weighted``, the largest coordinate is taken from ``weighted``; with ``whole``, there is one piece.
+        """
         below = self._held[degree - 1]
         coordinates = self.weighted if weighted else self.columns
         if self._gathers:
             names = monomials(degree, rank, below.device)
-            step = max(1, len(names.last) if limit is None else _CHUNK_BYTES // self._width)
+            step = max(1, len(names.last) if whole else _CHUNK_BYTES // self._width)
             for start in range(0, len(names.last), step):
                 part = slice(start, min(start + step, len(names.last)))
                 factor = coordinates.index_select(1, names.last[part])
@@ -121,14 +118,14 @@ class Chunk:
             return
         key = (degree, rank, weighted)
         if key not in self._tiles:
-            self._tiles[key] = self._plan(below, coordinates, degree, rank, limit)
+            self._tiles[key] = self._plan(below, coordinates, degree, rank, None if whole else _TILE_BYTES)
         for part, features, products in self._tiles[key]:
             for prefix, coordinate, output in products:
                 torch.mul(prefix, coordinate, out=output)
             yield part, features
 
     def _plan(self, below: Tensor, coordinates: Tensor, degree: int, rank: int, limit: Optional[int]) -> list[_Tile]:
-        """Views for ``_make``; tiles share one buffer."""
+        """Views for ``tiles``, which share one buffer."""
         N, _, C = below.shape
         starts = [count(degree, i) for i in range(rank + 1)]
         edges = [0]

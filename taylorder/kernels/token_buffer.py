@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable, Optional, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
+
+from .held import Holder
 
 Piece = tuple[Tensor, Tensor, Optional[Tensor]]
 """Keys ``[B, G, S, d]``, values ``[B, G, S, d_v]`` and, if some tokens do not count, bool ``[B, S]``."""
@@ -20,7 +22,7 @@ def selection(numbers: Sequence[int]) -> Heads:
     return slice(numbers[0], numbers[-1] + 1) if consecutive else list(numbers)
 
 
-class TokenBuffer:
+class TokenBuffer(Holder):
     """Tokens not folded into a state (all tokens, for exact heads), in the caller's dtype.
 
     Attributes:
@@ -46,15 +48,12 @@ class TokenBuffer:
         if new > capacity:
             spare = max(64, new // 8) if self.length and not reserve else 0
             capacity = max(new + spare, reserve)
-            self.keys = _grown(self.keys, self.length, capacity)
-            self.values = _grown(self.values, self.length, capacity)
+            self.keys, self.values = (_grown(x, self.length, capacity) for x in (self.keys, self.values))
+            if self.keep is not None:
+                self.keep = torch.nn.functional.pad(self.keep, (0, capacity - self.keep.shape[1]), value=True)
         if keep is not None and self.keep is None:
             self.keep = torch.ones(keys.shape[0], capacity, dtype=torch.bool, device=keys.device)
         if self.keep is not None:
-            if self.keep.shape[1] < capacity:
-                grown = torch.ones(keys.shape[0], capacity, dtype=torch.bool, device=keys.device)
-                grown[:, : self.length] = self.keep[:, : self.length]
-                self.keep = grown
             self.keep[:, self.length : new] = True if keep is None else keep
         self.keys[:, :, self.length : new] = keys
         self.values[:, :, self.length : new] = values
@@ -89,18 +88,26 @@ class TokenBuffer:
         keep = None if self.keep is None else self.keep[:, : self.length]
         return self.keys[:, :, : self.length], self.values[:, :, : self.length], keep
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> TokenBuffer:
-        """Return a copy with ``change`` applied to every tensor."""
-        copy = TokenBuffer.__new__(TokenBuffer)
-        copy.keys, copy.values, copy.length = change(self.keys), change(self.values), self.length
-        copy.keep = None if self.keep is None else change(self.keep)
-        return copy
+    def held(self) -> dict[str, Tensor]:
+        """Return keys, values and keep of the tokens in use, by name."""
+        return {name: t for name, t in zip(("keys", "values", "keep"), self.view()) if t is not None}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors held, spare capacity included."""
-        held = (self.keys, self.values) if self.keep is None else (self.keys, self.values, self.keep)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+    def make_room(self, held: dict[str, Tensor]) -> None:
+        """Hold as many tokens as ``held``, to be replaced."""
+        if "keys" not in held or held["keys"].ndim != 4:
+            names = [f"recent.{name}" for name in sorted(held)]
+            raise ValueError(f"a part of a state has {names}, expected recent.keys [B, G, T, d]")
+        B, G, _, d = self.keys.shape
+        self.length = held["keys"].shape[2]
+        self.keys = self.keys.new_empty(B, G, self.length, d)
+        self.values = self.values.new_empty(B, G, self.length, self.values.shape[-1])
+        if "keep" in held:
+            self.keep = torch.empty(B, self.length, dtype=torch.bool, device=self.keys.device)
+
+    def nominal_bytes(self, more: int = 0) -> int:
+        """Bytes of the tokens in use, and of as many more, in 16 bits."""
+        B, G, _, d = self.keys.shape
+        return 2 * B * G * (self.length + more) * (d + self.values.shape[-1])
 
 
 def _grown(tensor: Tensor, length: int, capacity: int) -> Tensor:
@@ -117,12 +124,7 @@ class Joined:
     heads ``heads`` are meant.
     """
 
-    def __init__(
-        self,
-        first: Piece,
-        second: Optional[Piece] = None,
-        heads: Heads = slice(None),
-    ) -> None:
+    def __init__(self, first: Piece, second: Optional[Piece] = None, heads: Heads = slice(None)) -> None:
         self.first, self.second, self.heads = first, second, heads
         self.seam = first[0].shape[2]
         self.length = self.seam + (second[0].shape[2] if second else 0)
@@ -130,16 +132,13 @@ class Joined:
     def cut(self, start: int, stop: int) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         """Keys, values and keep of tokens ``start … stop - 1``; keep is None if all of them count."""
         if stop <= self.seam or self.second is None:
-            pieces = _tokens(self.first, start, stop)
+            keys, values, keep = _tokens(self.first, start, stop)
         elif start >= self.seam:
-            pieces = _tokens(self.second, start - self.seam, stop - self.seam, self.heads)
+            keys, values, keep = _tokens(self.second, start - self.seam, stop - self.seam, self.heads)
         else:
             head, tail = _tokens(self.first, start, self.seam), _tokens(self.second, 0, stop - self.seam, self.heads)
-            keep = None
-            if head[2] is not None or tail[2] is not None:
-                keep = torch.cat([_mask(head), _mask(tail)], 1)
-            pieces = torch.cat([head[0], tail[0]], 2), torch.cat([head[1], tail[1]], 2), keep
-        keys, values, keep = pieces
+            keys, values = torch.cat([head[0], tail[0]], 2), torch.cat([head[1], tail[1]], 2)
+            keep = None if head[2] is None and tail[2] is None else torch.cat([_mask(head), _mask(tail)], 1)
         return keys, values, None if keep is None or bool(keep.all()) else keep
 
 

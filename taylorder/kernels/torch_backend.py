@@ -14,9 +14,8 @@ nothing, and its denominators err, relative to their absolute terms, by up to ab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -24,10 +23,11 @@ from torch import Tensor
 
 from . import fold_rule
 from .attend import Extent, Memory, Sinks, Sums, Unfolded, attend
-from .exact import attend_exact_part, windowed_attention
+from .exact import windowed_attention
 from .polynomial import Polynomials
-from .spec import Exact, HeadSpec, Taylor, deepest, grouped, ignores_shifts
-from .state import ExactPart, Part, State, StateShape, TaylorPart
+from .request import Request
+from .spec import HeadSpec, deepest, ignores_shifts
+from .state import TaylorPart
 from .state_products import Chunk, fold
 from .tables import count
 from .token_buffer import Joined, Piece, TokenBuffer, selection
@@ -51,41 +51,23 @@ _BATCH = 5 << 17
 """Most numbers of one step for all heads to go through one batch of products instead of head by head."""
 
 
-class Output:
-    """Where rows go: the quotient, in the caller's dtype, zero for padding."""
-
-    def __init__(self, output: Tensor, valid: Optional[Tensor], guarded: Tensor) -> None:
-        """Write into output ``[B, H, T, d_v]`` and count guarded rows in int64 ``[H]``."""
-        self.output, self.valid, self.guarded = output, valid, guarded
-
-    def write(self, where: Slice, rows: slice, heads: slice, sums: Sums) -> None:
-        """Take the sums of ``rows`` for query heads ``heads`` of each group in ``where``."""
-        b, G = where.sequences.stop - where.sequences.start, len(where.kv_heads)
-        _, g, C, d_v = sums.numerator.shape
-        denominator = sums.denominator.masked_fill(sums.denominator == 0, 1.0)
-        quotient = sums.numerator.div_(denominator[..., None]).view(b, G, g, C, d_v)
-        guarded = sums.guarded.view(b, G, g, C)
-        if self.valid is not None:
-            known = self.valid[where.sequences, rows][:, None, None]
-            quotient.masked_fill_(~known[..., None], 0.0)
-            guarded = guarded & known
-        B, _, T, _ = self.output.shape
-        grouped = self.output.view(B, -1, where.group, T, d_v)
-        grouped[where.sequences, selection(where.kv_heads), heads, rows] = quotient
-        if bool(guarded.any()):
-            counts = guarded.sum((0, 3))
-            for index, kv_head in enumerate(where.kv_heads):
-                self.guarded.view(-1, where.group)[kv_head, heads] += counts[index]
-
-
 @dataclass(frozen=True)
 class Slice:
-    """Sequences and KV heads computed together; ``group`` query heads read each KV head."""
+    """Sequences and KV heads computed together, N pairs; ``indices`` are those of the KV heads in their part."""
 
     sequences: slice
     kv_heads: tuple[int, ...]
     indices: slice
-    group: int
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Of a part's tensor ``[B, G, *]``: ``[N, *]``."""
+        return tensor[self.sequences, self.indices].flatten(0, 1)
+
+    def tokens(self, piece: Piece, indices: slice) -> Piece:
+        """Those of the sequences, of KV heads ``indices``."""
+        keys, values, keep = piece
+        keep = None if keep is None else keep[self.sequences]
+        return keys[self.sequences, indices], values[self.sequences, indices], keep
 
 
 @dataclass(frozen=True)
@@ -98,65 +80,39 @@ class Step:
     fold_to: int
 
 
-def new_state(heads: Sequence[HeadSpec], k: Tensor, v: Tensor) -> State:
-    """Return an empty state for keys and values like these."""
-    groups = grouped(heads, k.shape[1])
-    exact = [g for g, group in enumerate(groups) if isinstance(group[0].far, Exact)]
+def new_parts(groups: Mapping[int, Sequence[HeadSpec]], k: Tensor, v: Tensor) -> list[TaylorPart]:
+    """Return empty parts for the specs of truncated KV heads, one for each kind, and keys and values like these."""
     kinds: dict[object, list[int]] = {}
-    for g, group in enumerate(groups):
-        if g not in exact:
-            longest = deepest(group)
-            features = None if longest is None else (longest.order, longest.ranks)
-            kind = features, group[0].near, any(spec.around_mean for spec in group), ignores_shifts(group)
-            kinds.setdefault(kind, []).append(g)
-    parts: list[Part] = [TaylorPart(kv, [groups[g] for g in kv], k, v) for kv in kinds.values()]
-    if exact:
-        parts.append(ExactPart(exact, TokenBuffer(k, v, len(exact))))
-    return State(heads, "torch", parts, StateShape.of(k, v))
+    for g, group in groups.items():
+        longest = deepest(group)
+        features = None if longest is None else (longest.order, longest.ranks)
+        kind = features, group[0].near, any(spec.around_mean for spec in group), ignores_shifts(group)
+        kinds.setdefault(kind, []).append(g)
+    return [TaylorPart(kv_heads, [groups[g] for g in kv_heads], k, v) for kv_heads in kinds.values()]
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: State,
-    output: Output,
-    *,
-    scaling: float,
-    causal: bool,
-    valid: Optional[Tensor],
-) -> None:
-    """Attend, write the rows and bring the state up to date. Arguments as in ``taylor_attention``, already checked."""
-    for part in state.parts:
-        if isinstance(part, ExactPart):
-            attend_exact_part(part, q, k, v, output.output, scaling=scaling, causal=causal, valid=valid)
-        elif isinstance(part, TaylorPart):
-            _TaylorRun(part, q, k, v, output, scaling, causal, valid).run()
+def run(part: TaylorPart, request: Request) -> None:
+    """Attend, write the rows of the part's KV heads and bring it up to date."""
+    TaylorRun(part, request).run()
 
 
-class _TaylorRun:
+class TaylorRun:
     """One call's work on the KV heads of one part."""
 
-    def __init__(
-        self,
-        part: TaylorPart,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        output: Output,
-        scaling: float,
-        causal: bool,
-        valid: Optional[Tensor],
-    ) -> None:
-        self.part, self.q, self.k, self.v = part, q, k, v
-        self.output, self.scaling, self.causal = output, scaling, causal
+    def __init__(self, part: TaylorPart, request: Request) -> None:
+        self.part, self.request, self.causal, self.group = part, request, request.causal, request.group
+        self.q, self.k, self.v = q, k, v = request.q, request.k, request.v
+        valid = None if request.valid is None or bool(request.valid.all()) else request.valid
         self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         self.earlier = part.recent.length
-        self.group = q.shape[1] // k.shape[1]
-        fresh = causal and valid is None and self.earlier == 0 and not bool(part.seen.any())
+        fresh = self.causal and request.valid is None and self.earlier == 0 and not bool(part.seen.any())
         # A prefill of sinks and a window is ordinary attention, which torch does best; half precisions it rounds twice.
         self.near_alone = fresh and part.drops_far and part.near.window > 0 and self.dtype == q.dtype
-        self.keep, self.rank = _take_sinks(part, k, v, valid)
+        heads = selection(part.kv_heads)
+        self.rank = part.store_sinks(k[:, heads], v[:, heads], valid)
+        self.keep = valid  # new tokens that count and are no sinks, bool [B, T]; None if all do
+        if self.rank is not None:
+            self.keep = self.rank > part.near.sinks if valid is None else valid & (self.rank > part.near.sinks)
         # Heads with small states share their products; the chunk shrinks in turn, which saves work on its own scores.
         state_bytes = part.table.features * v.shape[-1] * 4
         self.together = min(len(part.kv_heads), max(1, _TOGETHER_BYTES // state_bytes), _ROWS // _CHUNK_TOGETHER)
@@ -167,16 +123,16 @@ class _TaylorRun:
         self.appends = q.shape[2] <= fold_rule.BLOCK
 
     @property
-    def settled(self) -> bool:
-        """Whether the tokens at hand stay few from now on, because older ones are folded or forgotten."""
-        return self.part.features is not None or self.part.drops_far
+    def room(self) -> int:
+        """How many tokens to have room for, if they stay few from now on because older ones are folded or forgotten."""
+        settled = self.part.features is not None or self.part.drops_far
+        return self.part.near.window + fold_rule.BLOCK if settled else 0
 
     def run(self) -> None:
         part, T = self.part, self.q.shape[2]
         steps = list(self._steps())
         if self.appends:
-            reserve = part.near.window + fold_rule.BLOCK if self.settled else 0
-            part.recent.append(*self._new(), reserve)
+            part.recent.append(*self._new(), self.room)
         if steps[-1].fold_to and self.causal and not part.drops_far:
             part.start_features(self.dtype)
         if self.near_alone:
@@ -187,23 +143,19 @@ class _TaylorRun:
         folded = steps[-1].fold_to
         if self.appends:
             part.recent.drop(folded)
-            if self.settled:
-                part.recent.shrink(part.near.window + fold_rule.BLOCK)
+            if self.room:
+                part.recent.shrink(self.room)
         elif self.causal:
             rest = Joined(part.recent.view(), self._new()).cut(folded, self.earlier + T)
             part.recent = TokenBuffer(rest[0], rest[1], len(part.kv_heads))
-            part.recent.append(*rest, part.near.window + fold_rule.BLOCK if self.settled else 0)
+            part.recent.append(*rest, self.room)
 
     def _run_near(self) -> None:
         part = self.part
         for g in part.kv_heads:
-            own = slice(g * self.group, (g + 1) * self.group)
-            self.output.output[:, own] = windowed_attention(
-                self.q[:, own],
-                self.k[:, g : g + 1],
-                self.v[:, g : g + 1],
-                part.near,
-                scaling=self.scaling,
+            heads = slice(g * self.group, (g + 1) * self.group)
+            self.request.output[:, heads] = windowed_attention(
+                self.q[:, heads], self.k[:, g : g + 1], self.v[:, g : g + 1], part.near, scaling=self.request.scaling
             )
 
     def _new(self) -> Piece:
@@ -245,35 +197,32 @@ class _TaylorRun:
         table = part.table
         width = max(count(2, table.ranks[2]) if table.order > 2 else 1, self.earlier + T)
         if B * Gb * self.group * T * width <= _BATCH:
-            yield Slice(slice(0, B), part.kv_heads, slice(0, Gb), self.group)
+            yield Slice(slice(0, B), part.kv_heads, slice(0, Gb))
             return
+        orders = [[spec.order for spec in group] for group in part.specs]
         for b in range(B):
             start = 0
             for index in range(1, Gb + 1):
-                if index < Gb and index - start < self.together and self._alike(index - 1, index):
+                if index < Gb and index - start < self.together and orders[index - 1] == orders[index]:
                     continue
-                yield Slice(slice(b, b + 1), part.kv_heads[start:index], slice(start, index), self.group)
+                yield Slice(slice(b, b + 1), part.kv_heads[start:index], slice(start, index))
                 start = index
-
-    def _alike(self, one: int, other: int) -> bool:
-        """Whether the query heads of two KV heads have the same orders."""
-        return _orders(self.part.specs[one]) == _orders(self.part.specs[other])
 
     def _run_slice(self, where: Slice, steps: Sequence[Step]) -> None:
         part = self.part
         joined = self._tokens(where)
         memory = self._memory(where, steps)
-        queries = torch.unflatten(self.q, 1, (-1, self.group))[where.sequences]
+        queries = self.request.by_group(self.q)[where.sequences]
         kv_heads = selection(where.kv_heads)
         # Query heads of different order go one by one: each reads the prefix of the state that its own order needs.
         T = self.q.shape[2]
-        alike = all(len(set(_orders(group))) == 1 for group in part.specs[where.indices])
+        alike = all(len({spec.order for spec in group}) == 1 for group in part.specs[where.indices])
         whole = T == 1 or (alike and min(T, self.chunk) * self.group * len(where.kv_heads) <= _ROWS)
         splits = [slice(0, self.group)] if whole else [slice(h, h + 1) for h in range(self.group)]
         repeats = where.sequences.stop - where.sequences.start
         specs = part.specs[where.indices] * repeats
         polynomials = [
-            _polynomials(tuple(group[heads] for group in specs), self.q.shape[-1], self.dtype, self.q.device)
+            Polynomials.build(tuple(group[heads] for group in specs), self.q.shape[-1], self.dtype, self.q.device)
             for heads in splits
         ]
         for step in steps:
@@ -289,35 +238,30 @@ class _TaylorRun:
             sinks = self._sinks(where, step, origin)
             rows = slice(step.start, step.stop)
             for heads, polynomial in zip(splits, polynomials):
-                q = queries[:, :, heads, rows][:, kv_heads].flatten(0, 1).to(self.dtype) * self.scaling
-                self.output.write(where, rows, heads, attend(q, tokens, held, sinks, polynomial, extent))
+                q = queries[:, :, heads, rows][:, kv_heads].flatten(0, 1).to(self.dtype) * self.request.scaling
+                self.write(where, rows, heads, attend(q, tokens, held, sinks, polynomial, extent))
+
+    def write(self, where: Slice, rows: slice, heads: slice, sums: Sums) -> None:
+        """Put out the quotients of the sums of ``rows`` for query heads ``heads`` of each group in ``where``."""
+        shape = (-1, len(where.kv_heads), *sums.denominator.shape[1:])
+        denominator = sums.denominator.masked_fill(sums.denominator == 0, 1.0)
+        quotient = sums.numerator.div_(denominator[..., None]).view(*shape, sums.numerator.shape[-1])
+        guarded = sums.guarded.view(shape) if bool(sums.guarded.any()) else None
+        self.request.write(where.kv_heads, quotient, guarded, rows, where.sequences, heads)
 
     def _tokens(self, where: Slice) -> Joined:
         """The tokens not folded before this call, and the new ones."""
-        keys, values, keep = self.part.recent.view()
-        first = (
-            keys[where.sequences, where.indices],
-            values[where.sequences, where.indices],
-            None if keep is None else keep[where.sequences],
-        )
+        earlier = where.tokens(self.part.recent.view(), where.indices)
         if self.appends:
-            return Joined(first)
-        new = (
-            self.k[where.sequences],
-            self.v[where.sequences],
-            None if self.keep is None else self.keep[where.sequences],
-        )
-        return Joined(first, new, selection(where.kv_heads))
+            return Joined(earlier)
+        return Joined(earlier, where.tokens((self.k, self.v, self.keep), slice(None)), selection(where.kv_heads))
 
     def _memory(self, where: Slice, steps: Sequence[Step]) -> Optional[Memory]:
         """The part's state for that slice; bidirectional attention has one of its own, thrown away afterwards."""
         part = self.part
         if part.features is not None and part.sums is not None:
-            held = (part.features, part.sums, part.origin)
-            own = (None if t is None else t[where.sequences, where.indices].flatten(0, 1) for t in held)
-            features, sums, origin = own
-            if features is not None and sums is not None:
-                return Memory(features, sums, self.reading, origin)
+            origin = None if part.origin is None else where.cut(part.origin)
+            return Memory(where.cut(part.features), where.cut(part.sums), self.reading, origin)
         if self.causal or steps[-1].fold_to == 0 or part.drops_far:
             return None
         N, d = (where.sequences.stop - where.sequences.start) * len(where.kv_heads), self.k.shape[-1]
@@ -352,35 +296,5 @@ class _TaylorRun:
             slots = torch.arange(part.near.sinks, device=self.rank.device)
             visible = self.rank[where.sequences, step.start : step.stop, None] > slots
             visible = visible.repeat_interleave(len(where.kv_heads), 0)
-        keys = part.sink_keys[where.sequences, where.indices].flatten(0, 1).to(self.dtype)
-        keys = keys if origin is None else keys - origin[:, None]
-        return Sinks(keys, part.sink_values[where.sequences, where.indices].flatten(0, 1).to(self.dtype), visible)
-
-
-def _take_sinks(
-    part: TaylorPart, k: Tensor, v: Tensor, valid: Optional[Tensor]
-) -> tuple[Optional[Tensor], Optional[Tensor]]:
-    """Store new sinks; return which new tokens remain, bool ``[B, T]``, and the rank of the last valid token so far.
-
-    Both are None where they say nothing: every token remains, every sink was there before.
-    """
-    if valid is not None and bool(valid.all()):
-        valid = None
-    heads = selection(part.kv_heads)
-    rank = part.store_sinks(k[:, heads], v[:, heads], valid)
-    if rank is None:
-        return valid, None
-    remains = rank > part.near.sinks
-    return remains if valid is None else valid & remains, rank
-
-
-def _orders(group: Sequence[HeadSpec]) -> list[int]:
-    """How many degrees of the state each query head of a group reads; without a far field one, whose weight is 0."""
-    return [spec.far.order if isinstance(spec.far, Taylor) else 1 for spec in group]
-
-
-@lru_cache(maxsize=256)
-def _polynomials(
-    specs: tuple[tuple[HeadSpec, ...], ...], head_dim: int, dtype: torch.dtype, device: torch.device
-) -> Polynomials:
-    return Polynomials.build(specs, head_dim, torch.zeros(0, dtype=dtype, device=device))
+        keys, values = (where.cut(tensor).to(self.dtype) for tensor in (part.sink_keys, part.sink_values))
+        return Sinks(keys if origin is None else keys - origin[:, None], values, visible)

@@ -11,7 +11,7 @@ from taylorder.errors import UsageError, first_line
 from taylorder.models.adapters import refuse_adapter_files
 from taylorder.models.checkpoint import auto_class, built_class, refuse_report
 from taylorder.models.quiet import quiet_transformers
-from taylorder.models.refusals import refuse_class, refuse_config
+from taylorder.models.refusals import dtype_name, refuse_class, refuse_config
 from taylorder.models.running import input_device
 from taylorder.models.sources import BUILTIN, explained, gguf_parsed_once, locate
 
@@ -33,8 +33,8 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         """One line; printing ``model`` itself shows its modules."""
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        return f"<LoadedModel {self.name}: {type(self.model).__name__}, {dtype} on {input_device(self.model)}>"
+        kind, dtype = type(self.model).__name__, dtype_name(self.model)
+        return f"<LoadedModel {self.name}: {kind}, {dtype} on {input_device(self.model)}>"
 
 
 def load(

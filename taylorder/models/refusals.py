@@ -1,4 +1,4 @@
-"""What cannot be measured truthfully, said before any long work, and how to keep transformers quiet meanwhile.
+"""What cannot be measured truthfully, said before any long work.
 
 Taylor truncation needs every score of a head to be ``scaling * q.k`` and nothing else, over all keys that a causal,
 sliding or padding mask admits. Each ``refuse_*`` raises :class:`UnsupportedModelError` (``refuse_block_mask``, of what
@@ -20,8 +20,6 @@ from taylorder.models.masks import key_validity, looks_ahead
 OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, Gemma 3, GPT-2, Pythia or BERT"
 
 _DEQUANTISE = "Load the model without quantisation, or dequantise it first (model.dequantize())"
-
-_MATRIX_SIZES = ("in_features", "out_features")
 
 _LAYER_TYPES = {
     "chunked_attention": "it cuts the context into chunks, which a running sum over all earlier keys does not follow",
@@ -111,7 +109,9 @@ def refuse_weights(model: nn.Module, name: str) -> None:
             )
     for key, module in model.named_modules():
         # Weights that are no parameters: a fingerprint does not see them, so other weights would pass for the same.
-        is_table = hasattr(module, "_packed_params") or all(hasattr(module, size) for size in _MATRIX_SIZES)
+        is_table = hasattr(module, "_packed_params") or all(
+            hasattr(module, size) for size in ("in_features", "out_features")
+        )
         if is_table and not any(parameter.ndim > 1 for parameter in module.parameters()):
             raise UnsupportedModelError(
                 f"{name} has packed weights in {key} ({type(module).__module__}), where a matrix of float32, bfloat16 "

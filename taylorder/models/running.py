@@ -83,11 +83,7 @@ def leaving_no_trace(model: nn.Module) -> Iterator[None]:
     gpus = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     model.eval()
     try:
-        with (
-            torch.random.fork_rng(gpus),
-            torch.no_grad(),
-            quiet_transformers(),
-        ):
+        with torch.random.fork_rng(gpus), torch.no_grad(), quiet_transformers():
             torch.manual_seed(0)
             yield
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taylorder.compile_report.ahead_of_time import Compiled, Failed, shared_limit
+from taylorder.compile_report.ahead_of_time import SHARED_LIMITS, Compiled, Failed
 from taylorder.reports.numbers import counted, number, size
 from taylorder.reports.sections import Cell, Column, Section, Table, facts, paragraph, table
 from taylorder.storage.finite_json import stamped
@@ -74,7 +74,7 @@ def _record(row: Compiled | Failed) -> dict[str, Any]:
         "registers": figures and figures.registers,
         "spills": figures and figures.spills,
         "shared_bytes": figures and figures.shared_bytes,
-        "shared_limit_bytes": shared_limit(row.target),
+        "shared_limit_bytes": SHARED_LIMITS.get(row.target),
         "warps": row.job.setting.warps,
         "stages": row.job.setting.stages,
         "step": row.job.setting.step,
@@ -116,7 +116,7 @@ def sentences(report: CompileReport) -> Iterator[tuple[str, Sequence[str]]]:
     if large := [row for row in compiled if row.too_large]:
         yield (
             f"{number(len(large))} of {number(len(compiled))} could not be launched, for want of shared memory:",
-            [f"{_name(row)}: {size(row.shared_bytes)} of {size(shared_limit(row.target) or 0)}" for row in large],
+            [f"{_name(row)}: {size(row.shared_bytes)} of {size(SHARED_LIMITS[row.target])}" for row in large],
         )
 
 

@@ -10,10 +10,10 @@ _PACKAGES = ("taylorder", "torch", "transformers", "weightwatcher", "numpy", "sc
 
 def software_versions() -> dict[str, str]:
     """Installed versions of taylorder, the stack below it, and Python."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -5,8 +5,7 @@ Read in this order: ``tiles`` (what the rows of a state are), ``layout_tables`` 
 ``attention`` (one call).
 """
 
-from .attention import new_state, run
-from .kv_head_states import KvHeadStates
+from .attention import new_parts, run
 from .launch import TritonUnavailableError, triton_problem
 
-__all__ = ["KvHeadStates", "TritonUnavailableError", "new_state", "run", "triton_problem"]
+__all__ = ["TritonUnavailableError", "new_parts", "run", "triton_problem"]

@@ -7,22 +7,22 @@ folded), ``read_pending`` (far tokens that are not), ``add_near_and_divide`` (su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from ..exact import attend_exact_part
-from ..spec import GUARD, Exact, HeadSpec, grouped
-from ..state import ExactPart, Part, State, StateShape
-from ..token_buffer import TokenBuffer, selection
+from ..request import Request
+from ..spec import GUARD, HeadSpec
+from ..token_buffer import selection
 from . import plan as work
 from .far_sums import FarSums
 from .fold import fold
 from .head_tables import by_level, level_means, state_coefficients
 from .kv_head_states import KvHeadStates
-from .launch import launch, machine, triton_type
+from .launch import launch, machine, product_constants
 from .plan import Plan, Rows
 from .settings import (
     Precision,
@@ -41,66 +41,29 @@ EVERY = 1 << 30
 """A rank that every sink is below."""
 
 
-def new_state(heads: Sequence[HeadSpec], k: Tensor, v: Tensor) -> State:
-    """Return an empty state for keys and values like these."""
-    groups = grouped(heads, k.shape[1])
-    exact = [g for g, group in enumerate(groups) if isinstance(group[0].far, Exact)]
-    truncated = [g for g in range(len(groups)) if g not in exact]
-    parts: list[Part] = []
-    if truncated:
-        parts.append(KvHeadStates(truncated, [groups[g] for g in truncated], k, v))
-    if exact:
-        parts.append(ExactPart(exact, TokenBuffer(k, v, len(exact))))
-    return State(heads, "triton", parts, StateShape.of(k, v))
+def new_parts(groups: Mapping[int, Sequence[HeadSpec]], k: Tensor, v: Tensor) -> list[KvHeadStates]:
+    """Return one empty part for the specs of all truncated KV heads, and keys and values like these."""
+    return [KvHeadStates(list(groups), list(groups.values()), k, v)]
 
 
-def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: State,
-    output: Tensor,
-    *,
-    scaling: float,
-    causal: bool,
-    valid: Optional[Tensor],
-) -> None:
-    """Attend, write ``output`` ``[B, H, T, d_v]`` and bring the state up to date; arguments already checked."""
-    for part in state.parts:
-        if isinstance(part, ExactPart):
-            attend_exact_part(part, q, k, v, output, scaling=scaling, causal=causal, valid=valid)
-        elif isinstance(part, KvHeadStates):
-            _Call(part, q, k, v, output, state.guarded, scaling, causal, valid).run()
+def run(part: KvHeadStates, request: Request) -> None:
+    """Attend, write the rows of the part's KV heads and bring it up to date."""
+    _Call(part, request).run()
 
 
 class _Call:
     """One call's work on the truncated KV heads."""
 
-    def __init__(
-        self,
-        part: KvHeadStates,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        output: Tensor,
-        guarded: Tensor,
-        scaling: float,
-        causal: bool,
-        valid: Optional[Tensor],
-    ) -> None:
-        self.part, self.output, self.guarded, self.scaling, self.causal = part, output, guarded, scaling, causal
-        self.valid = None if valid is None or bool(valid.all()) else valid
-        own = list(part.kv_heads)
-        every = own == list(range(k.shape[1]))
-        self.q = torch.unflatten(q, 1, (k.shape[1], -1))
-        self.q, self.k, self.v = (t if every else t[:, own] for t in (self.q, k, v))
-        self.precision = Precision.of(q.dtype, machine())
-        self.dims = {
-            "HEAD_DIM": q.shape[-1],
-            "VALUE_DIM": v.shape[-1],
-            "VALUE_BLOCK": power_of_two(v.shape[-1]),
-        }
-        self.products = {"DOT": triton_type(self.precision.triton), "PRECISION": self.precision.inputs}
+    def __init__(self, part: KvHeadStates, request: Request) -> None:
+        if request.valid is not None and bool(request.valid.all()):
+            request = replace(request, valid=None)
+        self.part, self.request = part, request
+        self.causal, self.scaling, k, v = request.causal, request.scaling, request.k, request.v
+        heads = selection(part.kv_heads)
+        self.q, self.k, self.v = request.by_group(request.q)[:, heads], k[:, heads], v[:, heads]
+        self.precision = Precision.of(k.dtype, machine())
+        self.value_dim = v.shape[-1]
+        self.constants = product_constants(k.shape[-1], self.value_dim, self.precision)
 
     def run(self) -> None:
         T = self.q.shape[3]
@@ -119,9 +82,9 @@ class _Call:
 
     def _append(self, start: int, stop: int) -> Optional[Tensor]:
         """Take tokens in; return the rank of the last valid token of each row, see ``KvHeadStates.take_sinks``."""
-        rows = slice(start, stop)
+        rows, valid = slice(start, stop), self.request.valid
         k, v = self.k[:, :, rows], self.v[:, :, rows]
-        keep, ranks = self.part.take_sinks(k, v, None if self.valid is None else self.valid[:, rows])
+        keep, ranks = self.part.take_sinks(k, v, None if valid is None else valid[:, rows])
         self.part.pending.append(k, v, keep, self.part.settled)
         return ranks
 
@@ -132,7 +95,7 @@ class _Call:
         q = self.q[:, :, :, start:stop]
         B, G, g, n, d = q.shape
         stacked = n <= work.STACKED_TOKENS
-        block = query_rows(d, self.dims["VALUE_DIM"], self.precision, g * n if stacked else None)
+        block = query_rows(d, self.value_dim, self.precision, g * n if stacked else None)
         rows = Rows(g, n, block, stacked)
         far = self._far(n)
         todo = self._plan(rows, n)
@@ -146,7 +109,7 @@ class _Call:
         ones = torch.ones_like(q[..., :1])
         coordinates = rows.pack(torch.cat([ones, q], -1).movedim(-1, 2)).to(self.precision.storage).flatten(0, 1)
         levels = rows.pack(by_level(tables, means)).flatten(0, 1)
-        numerators = scaled.new_empty(max(1, todo.pieces), block, self.dims["VALUE_DIM"])
+        numerators = scaled.new_empty(max(1, todo.pieces), block, self.value_dim)
         denominators = scaled.new_empty(max(1, todo.pieces), block)
         coefficients = self._read_states(todo, rows, coordinates, relative, numerators, denominators)
         extents = self._extents()
@@ -167,17 +130,15 @@ class _Call:
             "scaling": self.scaling,
         }
         constants = {
-            **self.dims,
+            **self.constants,
             "HEAD_BLOCK": power_of_two(d),
             "LEVELS": tables.levels,
             "ROWS": block,
-            **self.products,
         }
         launch(
             "read_pending",
             len(todo.pending),
-            pending_settings(d, self.dims["VALUE_DIM"], self.precision, block),
-            "COLUMNS",
+            pending_settings(d, self.value_dim, self.precision, block),
             {
                 **common,
                 "polynomials": tables.polynomials,
@@ -186,15 +147,13 @@ class _Call:
                 "share": todo.share,
             },
             {**constants, "DEGREES": tables.order, "CAUSAL": self.causal},
-            ("HEAD_DIM", "VALUE_DIM", "LEVELS", "ROWS"),
         )
-        result = q.new_empty(B, G, g, n, self.dims["VALUE_DIM"])
+        result = q.new_empty(B, G, g, n, self.value_dim)
         guarded = torch.empty(B, G, g, n, dtype=torch.uint8, device=q.device)
         launch(
             "add_near_and_divide",
             len(todo.blocks),
-            near_settings(d, self.dims["VALUE_DIM"], self.precision, block),
-            "COLUMNS",
+            near_settings(d, self.value_dim, self.precision, block),
             {
                 **common,
                 "coefficients": coefficients,
@@ -215,9 +174,8 @@ class _Call:
                 "threshold": GUARD,
             },
             constants,
-            ("HEAD_DIM", "VALUE_DIM", "LEVELS", "ROWS"),
         )
-        self._write(start, stop, result, guarded)
+        self.request.write(part.kv_heads, result, guarded.bool(), slice(start, stop))
 
     def _far(self, n: int) -> FarSums:
         part = self.part
@@ -241,10 +199,10 @@ class _Call:
     def _extents(self) -> Tensor:
         """First row, number and window of the pending tokens of every sequence and KV head: int64 ``[N, 3]``."""
         pending = self.part.pending
-        own = torch.tensor(list(zip(pending.starts, pending.lengths, self.part.tables.windows)))
-        every = own.repeat(self.q.shape[0], 1, 1)
-        every[:, :, 0] += torch.arange(self.q.shape[0])[:, None] * pending.keys.shape[1]
-        return every.flatten(0, 1).to(pending.keys.device)
+        extents = torch.tensor(list(zip(pending.starts, pending.lengths, self.part.tables.windows)))
+        extents = extents.repeat(self.q.shape[0], 1, 1)
+        extents[:, :, 0] += torch.arange(self.q.shape[0])[:, None] * pending.keys.shape[1]
+        return extents.flatten(0, 1).to(pending.keys.device)
 
     def _read_states(
         self,
@@ -262,13 +220,12 @@ class _Call:
         constant = state_coefficients(tables, (CONSTANT,), means, self.scaling)
         coefficients = rows.pack(constant).flatten(0, 1)
         for layout, todo_state in todo.states.items():
-            own = part.layouts[layout]
-            coefficients = rows.pack(state_coefficients(tables, own.slots, means, self.scaling)).flatten(0, 1)
+            of_layout = part.layouts[layout]
+            coefficients = rows.pack(state_coefficients(tables, of_layout.slots, means, self.scaling)).flatten(0, 1)
             launch(
                 "read_state",
                 len(todo_state.items),
-                state_settings(self.dims["HEAD_DIM"], self.dims["VALUE_DIM"], self.precision, rows.rows),
-                None,
+                state_settings(rows.rows),
                 {
                     "coordinates": coordinates,
                     "coefficients": coefficients,
@@ -277,33 +234,13 @@ class _Call:
                     "state_rows": part.state_origins(layout),
                     "items": todo_state.items,
                     "runs": todo_state.runs,
-                    "factors": own.factors,
-                    "prefixes": own.prefixes,
+                    "factors": of_layout.factors,
+                    "prefixes": of_layout.prefixes,
                     "numerators": numerators,
                     "denominators": denominators,
                     "ld": rows.width,
-                    "slots": len(own.slots),
+                    "slots": len(of_layout.slots),
                 },
-                {
-                    **self.dims,
-                    "T": layout.tile,
-                    "BASE": own.base_factors,
-                    "PREFIX": own.prefix_factors,
-                    "ROWS": rows.rows,
-                    "TOGETHER": work.TOGETHER,
-                    **self.products,
-                },
-                ("HEAD_DIM", "VALUE_DIM", "T", "BASE", "PREFIX", "ROWS"),
+                {**self.constants, **of_layout.constants, "ROWS": rows.rows, "TOGETHER": work.TOGETHER},
             )
         return coefficients
-
-    def _write(self, start: int, stop: int, result: Tensor, guarded: Tensor) -> None:
-        """Put rows into the caller's output, zero for padding, and count the guarded ones."""
-        known = None if self.valid is None else self.valid[:, None, None, start:stop]
-        hits = guarded.bool()
-        if known is not None:
-            result.masked_fill_(~known[..., None], 0.0)
-            hits &= known
-        group, heads = result.shape[2], selection(self.part.kv_heads)
-        torch.unflatten(self.output, 1, (-1, group))[:, heads, :, start:stop] = result
-        self.guarded.view(-1, group)[heads] += hits.sum((0, 3))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..held import Holder
 from .pending import PendingTokens
 
 
-@dataclass(frozen=True)
-class FarSums:
+@dataclass(eq=False)
+class FarSums(Holder):
     """Sums per row, or of one row; all float32.
 
     Attributes:
@@ -58,19 +59,6 @@ class FarSums:
     def last(self) -> FarSums:
         """The sums of the last row alone."""
         return self.map(lambda tensor: tensor[:, :, -1].clone())
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> FarSums:
-        """Return a copy with ``change`` applied to every tensor."""
-        return FarSums(change(self.keys), change(self.values), change(self.counts))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return dict(vars(self))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
     def _over(self, pending: PendingTokens, rows: Tensor, count: Tensor) -> FarSums:
         """Running sums over tokens ``rows`` ``[G * n]`` where ``count`` (``[G, n]``, 0 or 1), from these sums on."""

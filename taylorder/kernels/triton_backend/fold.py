@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .kv_head_states import KvHeadStates
-from .launch import launch, triton_type
+from .launch import launch, product_constants
 from .layout_tables import Kind, LayoutTables
-from .settings import Precision, fold_settings, power_of_two
+from .settings import Precision, fold_settings
 
 FOLD_TOKENS = 4096
 """Tokens folded at a time: the matrices of their coordinates are short-lived but not small."""
@@ -56,24 +56,14 @@ def _fold_some(part: KvHeadStates, kv_heads: list[int], counts: list[int], preci
     part.folded_counts[:, kv_heads] += keep.sum(2)
     coordinates = torch.cat([keep[..., None].float(), keys], -1).transpose(2, 3).to(precision.storage).contiguous()
     tokens = torch.tensor(counts).repeat(B).to(device)
+    constants = product_constants(keys.shape[-1], values.shape[-1], precision)
     for layout, of_layout in part.layouts.items():
         kinds = tuple(tables.kinds[g] if tables.layouts[g] == layout else None for g in kv_heads)
         items = _items(of_layout, kinds, B)
-        constants = {
-            "HEAD_DIM": keys.shape[-1],
-            "VALUE_DIM": values.shape[-1],
-            "VALUE_BLOCK": power_of_two(values.shape[-1]),
-            "T": layout.tile,
-            "BASE": of_layout.base_factors,
-            "PREFIX": of_layout.prefix_factors,
-            "DOT": triton_type(precision.triton),
-            "PRECISION": precision.inputs,
-        }
         launch(
             "fold_tokens",
             len(items),
             fold_settings(keys.shape[-1], values.shape[-1], precision),
-            "TOKENS",
             {
                 "coordinates": coordinates,
                 "values": values.contiguous(),
@@ -88,8 +78,7 @@ def _fold_some(part: KvHeadStates, kv_heads: list[int], counts: list[int], preci
                 "multiplicity": of_layout.multiplicity,
                 "ld": width,
             },
-            constants,
-            ("HEAD_DIM", "VALUE_DIM", "T", "BASE", "PREFIX"),
+            {**constants, **of_layout.constants},
         )
 
 

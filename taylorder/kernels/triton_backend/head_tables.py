@@ -65,16 +65,6 @@ class HeadTables:
     sink_counts: Tensor
 
     @property
-    def kv_heads(self) -> int:
-        """How many, G."""
-        return len(self.kinds)
-
-    @property
-    def group(self) -> int:
-        """Query heads per KV head, g."""
-        return len(self.orders[0])
-
-    @property
     def full_rank(self) -> bool:
         """Whether every term of every head uses all coordinates."""
         return self.levels == 1
@@ -95,16 +85,16 @@ def head_tables(specs: Sequence[Sequence[HeadSpec]], head_dim: int, device: torc
     kinds = [_kind(far, head_dim) for far in longest]
     drops = [deepest(group) is None for group in specs]
     layouts = [
-        None if drop or not _has_features(kind, head_dim) else Layout.choose(head_dim, kind.order, kind.ranks)
-        for kind, drop in zip(kinds, drops)
+        Layout.choose(head_dim, kind.order, kind.ranks) if kind.order > 1 and far.rank(1, head_dim) else None
+        for kind, far in zip(kinds, longest)
     ]
-    own_levels = [sorted({head_dim, *(rank for rank in own[1:] if rank)}, reverse=True) for own in ranks]
-    levels = max(len(own) for own in own_levels)
+    levels_of = [sorted({head_dim, *(rank for rank in row[1:] if rank)}, reverse=True) for row in ranks]
+    levels = max(map(len, levels_of))
     level_ranks = torch.zeros(len(specs), levels, dtype=torch.int32)
     polynomials = torch.zeros(len(specs), len(specs[0]), levels, order)
-    for g, own in enumerate(own_levels):
-        level_ranks[g, : len(own)] = torch.tensor(own)
-        for level, rank in enumerate(own):
+    for g, row in enumerate(levels_of):
+        level_ranks[g, : len(row)] = torch.tensor(row)
+        for level, rank in enumerate(row):
             for degree in range(order):
                 if ranks[g][degree] == rank:
                     polynomials[g, :, level, degree] = coefficients[g, :, degree].float()
@@ -118,7 +108,7 @@ def head_tables(specs: Sequence[Sequence[HeadSpec]], head_dim: int, device: torc
         tuple(group[0].near.window for group in specs),
         tuple(group[0].near.sinks for group in specs),
         tuple(drops),
-        tuple(tuple(spec.far.order if isinstance(spec.far, Taylor) else 1 for spec in group) for group in specs),
+        tuple(tuple(spec.order for spec in group) for group in specs),
         coefficients.to(device),
         tuple(ranks),
         means.to(device) if bool(means.any()) else None,
@@ -132,13 +122,8 @@ def head_tables(specs: Sequence[Sequence[HeadSpec]], head_dim: int, device: torc
 
 
 def _kind(far: Taylor, head_dim: int) -> Kind:
-    own = (0, *(far.rank(p, head_dim) for p in range(1, far.order)))
-    return Kind(far.order, None if all(rank == head_dim for rank in own[1:]) else own)
-
-
-def _has_features(kind: Kind, head_dim: int) -> bool:
-    """Whether a state has more than the sums of degree 0."""
-    return kind.order > 1 and (head_dim if kind.ranks is None else kind.ranks[1]) > 0
+    ranks = (0, *(far.rank(p, head_dim) for p in range(1, far.order)))
+    return Kind(far.order, None if all(rank == head_dim for rank in ranks[1:]) else ranks)
 
 
 def level_means(tables: HeadTables, queries: Tensor, centres: Optional[Tensor]) -> list[Tensor]:
@@ -161,7 +146,7 @@ def level_means(tables: HeadTables, queries: Tensor, centres: Optional[Tensor]) 
     running = torch.nn.functional.pad(terms.cumsum(-1), (1, 0))
     means = []
     for degree in range(tables.order):
-        rank = torch.tensor([own[degree] for own in tables.degree_ranks], device=queries.device)
+        rank = torch.tensor([row[degree] for row in tables.degree_ranks], device=queries.device)
         index = rank[None, :, None, None, None].expand(*terms.shape[:-1], 1)
         means.append(running.gather(-1, index)[..., 0] * tables.around_mean)
     return means
@@ -172,9 +157,9 @@ def by_level(tables: HeadTables, means: Sequence[Tensor]) -> Tensor:
     if tables.full_rank:
         return means[0][:, :, None]
     result = torch.zeros_like(means[0])[:, :, None].repeat(1, 1, tables.levels, 1, 1)
-    for g, own in enumerate(tables.degree_ranks):
+    for g, row in enumerate(tables.degree_ranks):
         levels = tables.level_ranks[g].tolist()
-        for degree, rank in enumerate(own):
+        for degree, rank in enumerate(row):
             if rank:
                 result[:, g, levels.index(rank)] = means[degree][:, g]
     return result
@@ -188,10 +173,10 @@ def state_coefficients(tables: HeadTables, slots: Sequence[Slot], means: Sequenc
     """
     rows = []
     for degree, last in slots:
-        own = tables.coefficients.float()
-        total = own[None, :, :, degree, None].expand_as(means[0])
+        c = tables.coefficients.float()
+        total = c[None, :, :, degree, None].expand_as(means[0])
         if tables.around_mean is not None:
             for r in range(degree + 1, tables.order if last == TOP else last + 1):
-                total = total + own[None, :, :, r, None] * math.comb(r, degree) * (-means[r]) ** (r - degree)
+                total = total + c[None, :, :, r, None] * math.comb(r, degree) * (-means[r]) ** (r - degree)
         rows.append(total * scaling**degree)
     return torch.stack(rows, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Optional
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import fold_rule
 from ..spec import HeadSpec
-from ..state import TruncatedKvHeads, check_names
+from ..state import TruncatedKvHeads
 from .far_sums import FarSums
 from .head_tables import HeadTables, head_tables
 from .layout_tables import Kind, LayoutTables, layout_tables
@@ -62,7 +62,9 @@ class KvHeadStates(TruncatedKvHeads):
             if layout is not None and kind not in kinds.setdefault(layout, []):
                 kinds[layout].append(kind)
         d = self.pending.keys.shape[-1]
-        return {layout: layout_tables(layout, d, tuple(own), self.seen.device) for layout, own in kinds.items()}
+        return {
+            layout: layout_tables(layout, d, tuple(of_layout), self.seen.device) for layout, of_layout in kinds.items()
+        }
 
     def rows_needed(self, kv_head: int) -> int:
         """Rows of a KV head's features."""
@@ -76,14 +78,13 @@ class KvHeadStates(TruncatedKvHeads):
 
     def state_origins(self, layout: Layout) -> Tensor:
         """Row where tile 0 of the layout's tables would lie, per sequence and KV head: int64 ``[B * G]``."""
-        of_layout, own = self.layouts[layout], []
-        for g, row in enumerate(self.state_rows):
-            mine = row is not None and self.tables.layouts[g] == layout
-            own.append(
-                row - of_layout.first_tile(self.tables.kinds[g]) * layout.tile if mine and row is not None else 0
-            )
+        of_layout, tables = self.layouts[layout], self.tables
+        origins = [
+            row - of_layout.first_tile(kind) * layout.tile if row is not None and other == layout else 0
+            for row, kind, other in zip(self.state_rows, tables.kinds, tables.layouts)
+        ]
         B, rows, _ = self.features.shape
-        return (torch.arange(B)[:, None] * rows + torch.tensor(own)).flatten().to(self.features.device)
+        return (torch.arange(B)[:, None] * rows + torch.tensor(origins)).flatten().to(self.features.device)
 
     def foldable(self) -> list[int]:
         """How many tokens of each KV head to fold now: those far for the last row, once they are worth it.
@@ -124,48 +125,21 @@ class KvHeadStates(TruncatedKvHeads):
         remains = rank[:, None] > self.tables.sink_counts[None, :, None]
         return remains if valid is None else valid[:, None] & remains, rank.int()
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> KvHeadStates:
-        """Return a copy with ``change``, which keeps the order of dimensions, applied to every tensor."""
-        copy = super().map(change)
-        for name in ("tables", "layouts"):
-            copy.__dict__.pop(name, None)  # looked up again: the copy may be on another device
-        copy.pending, copy.far = self.pending.map(change), self.far.map(change)
-        copy.state_rows = list(self.state_rows)
-        return copy
-
     def held(self) -> dict[str, Tensor]:
-        """Return everything held, by name; pending tokens without the spare room between KV heads."""
-        device = self.seen.device
-        rows = [torch.arange(first, first + n) for first, n in zip(self.pending.starts, self.pending.lengths)]
-        used = torch.cat(rows).to(device)
-        held = {f"pending.{name}": tensor[:, used] for name, tensor in self.pending.tensors().items()}
-        held |= {f"far.{name}": tensor for name, tensor in self.far.tensors().items()}
-        held["pending.lengths"] = torch.tensor(self.pending.lengths)
-        held["state_rows"] = torch.tensor([-1 if row is None else row for row in self.state_rows])
-        return {**held, **self.own_tensors()}
+        """Return everything held, by name."""
+        rows = torch.tensor([-1 if row is None else row for row in self.state_rows])
+        return {**super().held(), "state_rows": rows}
 
-    def put(self, held: dict[str, Tensor]) -> None:
-        """Fill an empty part with what ``held`` returned."""
+    def make_room(self, held: dict[str, Tensor]) -> None:
         order = held.get("state_rows", torch.zeros(0)).tolist()
         self.start(sorted((g for g, row in enumerate(order) if row >= 0), key=lambda g: order[g]))
-        lengths = held.get("pending.lengths", torch.zeros(0, dtype=torch.int64)).tolist()
-        self.pending.reset(lengths)
-        check_names(held, self.held())
-        for name, tensor in self.pending.tensors().items():
-            tensor.copy_(held[f"pending.{name}"])
-        self.far = FarSums(**{name: held[f"far.{name}"] for name in self.far.tensors()})
-        self.put_own(held)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors held."""
-        return self.pending.nbytes + self.far.nbytes + super().nbytes
+        super().make_room(held)
 
     @property
     def nominal_bytes(self) -> int:
         """Bytes with keys and values counted in 16 bits and sums in 32: states, sinks and pending tokens."""
         B, _, d = self.pending.keys.shape
         d_v = self.pending.values.shape[-1]
-        kept = sum(self.pending.lengths) + sum(self.tables.sinks)
+        tokens = sum(self.pending.lengths) + sum(self.tables.sinks)
         folded = sum(1 for row in self.state_rows if row is not None) * (d_v + 1)
-        return 2 * B * kept * (d + d_v) + 4 * (self.features.numel() + self.sums.numel() + B * folded)
+        return 2 * B * tokens * (d + d_v) + 4 * (self.features.numel() + self.sums.numel() + B * folded)

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Callable, Optional
 
 import torch
 
-from .settings import Setting
+from .settings import Precision, Setting, power_of_two
 
-_FILES = {
-    "fold_tokens": "state_kernels",
-    "read_state": "state_kernels",
-    "read_pending": "token_kernels",
-    "add_near_and_divide": "token_kernels",
-}
-KERNELS = tuple(_FILES)
 
-_CHANGED = {
-    "fold_tokens": ["features", "sums"],
-    "read_state": [],
-    "read_pending": [],
-    "add_near_and_divide": [],
+@dataclass(frozen=True)
+class Kernel:
+    """What a launch has to know of a kernel.
+
+    Attributes:
+        file: the module it is in.
+        step: the constant that ``Setting.step`` is for.
+        key: constants whose values need a choice of setting of their own.
+        changed: what it adds to rather than overwrites, to be restored between the trials of autotuning.
+
+    """
+
+    file: str
+    step: Optional[str]
+    key: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+
+
+_STATE_KEY = ("HEAD_DIM", "VALUE_DIM", "T", "BASE", "PREFIX")
+_TOKEN_KEY = ("HEAD_DIM", "VALUE_DIM", "LEVELS", "ROWS")
+
+KERNELS = {
+    "fold_tokens": Kernel("state_kernels", "TOKENS", _STATE_KEY, ("features", "sums")),
+    "read_state": Kernel("state_kernels", None, (*_STATE_KEY, "ROWS")),
+    "read_pending": Kernel("token_kernels", "COLUMNS", _TOKEN_KEY),
+    "add_near_and_divide": Kernel("token_kernels", "COLUMNS", _TOKEN_KEY),
 }
-"""What a kernel adds to rather than overwrites: to be restored between the trials of autotuning."""
 
 
 class TritonUnavailableError(RuntimeError):
@@ -35,7 +49,7 @@ class TritonUnavailableError(RuntimeError):
 @lru_cache(maxsize=16)
 def kernel(name: str) -> Any:
     """One kernel, compiled or, where Triton was imported under ``TRITON_INTERPRET=1``, interpreted."""
-    return getattr(import_module(f".{_FILES[name]}", __package__), name)
+    return getattr(import_module(f".{KERNELS[name].file}", __package__), name)
 
 
 def interpreted() -> bool:
@@ -75,14 +89,23 @@ def triton_type(name: str) -> Any:
     return getattr(tl, name)
 
 
+def product_constants(head_dim: int, value_dim: int, precision: Precision) -> dict[str, Any]:
+    """The constants that every kernel has."""
+    return {
+        "HEAD_DIM": head_dim,
+        "VALUE_DIM": value_dim,
+        "VALUE_BLOCK": power_of_two(value_dim),
+        "DOT": triton_type(precision.triton),
+        "PRECISION": precision.inputs,
+    }
+
+
 def launch(
     name: str,
     programs: int,
     settings: Sequence[Setting],
-    step: Optional[str],
     arguments: dict[str, Any],
     constants: dict[str, Any],
-    key: tuple[str, ...] = (),
 ) -> None:
     """Run a kernel once per program; nothing if there is none.
 
@@ -90,10 +113,8 @@ def launch(
         name: of the kernel.
         programs: how many.
         settings: that ship for these sizes; on a GPU the fastest is found at the first launch and remembered on disk.
-        step: the constant that ``Setting.step`` is for.
         arguments: tensors and numbers.
         constants: compile-time constants.
-        key: constants whose values need a choice of their own.
 
     """
     if not programs:
@@ -101,45 +122,29 @@ def launch(
     # Triton launches on the current device, whatever device the tensors are on.
     with torch.cuda.device_of(arguments["items"]):  # type: ignore[no-untyped-call]  # not typed by torch
         if interpreted() or len(settings) == 1:
-            kernel(name)[(programs,)](**arguments, **constants, **_options(settings[0], step))
+            kernel(name)[(programs,)](**arguments, **constants, **_config(name, settings[0]).all_kwargs())
         else:
-            tuned(name, tuple(settings), step, key)[(programs,)](**arguments, **constants)
+            tuned(name, tuple(settings))[(programs,)](**arguments, **constants)
 
 
 @lru_cache(maxsize=256)
-def tuned(
-    name: str,
-    settings: tuple[Setting, ...],
-    step: Optional[str],
-    key: tuple[str, ...],
-    do_bench: Optional[Callable[..., Any]] = None,
-) -> Any:
-    """A kernel that tries the settings at its first launch for each ``key`` and keeps the fastest, also on disk."""
+def tuned(name: str, settings: tuple[Setting, ...], do_bench: Optional[Callable[..., Any]] = None) -> Any:
+    """A kernel that tries the settings at its first launch for each of its keys and keeps the fastest, also on disk."""
     import triton
 
-    configs = [
-        triton.Config(
-            {step: setting.step} if step else {},
-            num_warps=setting.warps,
-            num_stages=setting.stages,
-            maxnreg=setting.registers,
-        )
-        for setting in settings
-    ]
     decorate = triton.autotune(
-        configs=configs,
-        key=list(key),
-        restore_value=_CHANGED[name],
+        configs=[_config(name, setting) for setting in settings],
+        key=list(KERNELS[name].key),
+        restore_value=list(KERNELS[name].changed),
         cache_results=do_bench is None,
         do_bench=do_bench,
     )
     return decorate(kernel(name))
 
 
-def _options(setting: Setting, step: Optional[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_warps": setting.warps, "num_stages": setting.stages}
-    if setting.registers is not None:
-        options["maxnreg"] = setting.registers
-    if step:
-        options[step] = setting.step
-    return options
+def _config(name: str, setting: Setting) -> Any:
+    """A setting of a kernel, as Triton has it."""
+    import triton
+
+    step = {KERNELS[name].step: setting.step} if KERNELS[name].step else {}
+    return triton.Config(step, num_warps=setting.warps, num_stages=setting.stages, maxnreg=setting.registers)

@@ -45,7 +45,7 @@ class LayoutTables:
         prefixes: int32 ``[tiles, max(1, prefix factors)]``, coordinates, 0 for none.
         tile_groups: int32 ``[tiles]``.
         multiplicity: float32 ``[tiles * T]``.
-        base_factors, prefix_factors: how many coordinates base and prefix have.
+        constants: see ``Layout.constants``.
 
     """
 
@@ -58,8 +58,7 @@ class LayoutTables:
     prefixes: Tensor
     tile_groups: Tensor
     multiplicity: Tensor
-    base_factors: int
-    prefix_factors: int
+    constants: dict[str, int]
 
     def tiles(self, kind: Kind) -> int:
         """Tiles of a kind's state."""
@@ -79,27 +78,28 @@ class LayoutTables:
 def layout_tables(layout: Layout, head_dim: int, kinds: Sequence[Kind], device: torch.device) -> LayoutTables:
     """Lay the tables of all kinds out one after another."""
     order = max(kind.order for kind in kinds)
-    width, prefix_width = layout.base_factors(order), layout.prefix_factors(order)
-    every = [groups(layout, head_dim, kind.order, kind.ranks) for kind in kinds]
-    slots = [CONSTANT, *sorted({slot for own in every for group in own for slot in group.slots} - {CONSTANT})]
+    constants = layout.constants(order)
+    groups_of = [groups(layout, head_dim, kind.order, kind.ranks) for kind in kinds]
+    every_group = [group for of_kind in groups_of for group in of_kind]
+    slots = [CONSTANT, *sorted({slot for group in every_group for slot in group.slots} - {CONSTANT})]
     rows = {slot: row for row, slot in enumerate(slots)}
     runs: list[tuple[Run, ...]] = []
     first_tiles = [0]
     factors: list[Tensor] = []
     prefixes: list[tuple[int, ...]] = []
     tile_groups: list[int] = []
-    for own in every:
+    for of_kind in groups_of:
         kind_runs = []
-        for group in own:
+        for group in of_kind:
             kind_runs.append(Run(group.degree, len(factors), len(prefixes), len(group.prefixes)))
-            lead = torch.zeros(width - len(group.base), layout.tile, dtype=torch.int64)
+            lead = torch.zeros(constants["BASE"] - len(group.base), layout.tile, dtype=torch.int64)
             slot_rows = torch.tensor([[rows[slot] for slot in group.slots]])
             tile_groups += [len(factors)] * len(group.prefixes)
             factors.append(torch.cat([lead, group.base, slot_rows]))
-            prefixes += [prefix + (0,) * (max(1, prefix_width) - len(prefix)) for prefix in group.prefixes]
+            prefixes += [prefix + (0,) * (max(1, constants["PREFIX"]) - len(prefix)) for prefix in group.prefixes]
         runs.append(tuple(kind_runs))
         first_tiles.append(len(prefixes))
-    multiplicity = [group.multiplicity.flatten() for own in every for group in own]
+    multiplicity = [group.multiplicity.flatten() for group in every_group]
     return LayoutTables(
         layout,
         tuple(kinds),
@@ -110,6 +110,5 @@ def layout_tables(layout: Layout, head_dim: int, kinds: Sequence[Kind], device: 
         torch.tensor(prefixes, dtype=torch.int32, device=device),
         torch.tensor(tile_groups, dtype=torch.int32, device=device),
         torch.cat(multiplicity).to(device),
-        width,
-        prefix_width,
+        constants,
     )

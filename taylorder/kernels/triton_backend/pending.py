@@ -5,17 +5,20 @@ A kernel finds a KV head's tokens by the row they start at, so the buffer needs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Optional
 
 import torch
 from torch import Tensor
 
+from ..held import Holder
+
 SPARE = 64
 """Tokens a KV head that folds regularly has room for beyond what it holds."""
 
 
-class PendingTokens:
+class PendingTokens(Holder):
     """A ragged queue of tokens: they enter at the end of each KV head's stretch and leave at its front.
 
     Attributes:
@@ -78,44 +81,27 @@ class PendingTokens:
         first = torch.tensor(list(firsts), device=self.keys.device)
         return (first[:, None] + torch.arange(count, device=self.keys.device)).flatten()
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> PendingTokens:
-        """Return a copy with ``change`` applied to every tensor."""
-        copy = PendingTokens.__new__(PendingTokens)
-        copy.keys, copy.values, copy.keep = change(self.keys), change(self.values), change(self.keep)
-        copy.starts, copy.lengths, copy.ends = list(self.starts), list(self.lengths), list(self.ends)
-        return copy
+    def held(self) -> dict[str, Tensor]:
+        """Return what is in use, without the spare room between KV heads, and the number of tokens of each."""
+        stretches = [torch.arange(first, first + n) for first, n in zip(self.starts, self.lengths)]
+        used = torch.cat(stretches).to(self.keys.device)
+        held = {name: tensor[:, used] for name, tensor in super().held().items()}
+        return {**held, "lengths": torch.tensor(self.lengths)}
 
-    def reset(self, lengths: Sequence[int]) -> None:
-        """Hold that many tokens of each KV head, to be filled in, without spare room."""
+    def make_room(self, held: dict[str, Tensor]) -> None:
+        """Hold as many tokens of each KV head as ``held``, to be replaced, without spare room."""
+        lengths = held.get("lengths", torch.zeros(0, dtype=torch.int64)).tolist()
         self.lengths = [0] * len(lengths)
         self._move(lengths)
-        self.lengths = list(lengths)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return {"keys": self.keys, "values": self.values, "keep": self.keep}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors held, spare room included."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+        self.lengths = lengths
 
     def _move(self, rooms: Sequence[int]) -> None:
         """Move to a new buffer with that room for each KV head."""
-        starts, total = [], 0
-        for room in rooms:
-            starts.append(total)
-            total += room
-        B, device = self.keys.shape[0], self.keys.device
-        # Zeros, not whatever memory held: the kernels mask what they load, but rows may be read before they are filled.
-        keys, values = (
-            self.keys.new_zeros(B, total, self.keys.shape[2]),
-            self.values.new_zeros(B, total, self.values.shape[2]),
-        )
-        keep = torch.zeros(B, total, dtype=torch.uint8, device=device)
-        for old, new, length in zip(self.starts, starts, self.lengths):
-            keys[:, new : new + length] = self.keys[:, old : old + length]
-            values[:, new : new + length] = self.values[:, old : old + length]
-            keep[:, new : new + length] = self.keep[:, old : old + length]
-        self.keys, self.values, self.keep = keys, values, keep
+        *starts, total = accumulate(rooms, initial=0)
+        for name, tensor in super().held().items():
+            # Zeros, not whatever memory held: kernels mask what they load, but rows may be read before they are filled.
+            moved = tensor.new_zeros(tensor.shape[0], total, *tensor.shape[2:])
+            for old, new, length in zip(self.starts, starts, self.lengths):
+                moved[:, new : new + length] = tensor[:, old : old + length]
+            setattr(self, name, moved)
         self.starts, self.ends = starts, [start + room for start, room in zip(starts, rooms)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class Rows:
             range(first // self.new, min(-(-(first + self.rows) // self.new), self.group))
             for first in range(0, self.group * self.new, self.rows)
         ]
-        return [(index * self.rows, max(orders[h] for h in own)) for index, own in enumerate(heads)]
+        return [(index * self.rows, max(orders[h] for h in stretch)) for index, stretch in enumerate(heads)]
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A program of ``read_state``: a block's number, and the runs it reads."""
+    """A program of ``read_state``: its block's KV head and first row, its number, and the runs it reads."""
 
-    block: int
+    n: int
+    first: int
+    number: int
     runs: tuple[Run, ...]
 
     @property
@@ -151,42 +154,32 @@ def plan(
         causal: whether earlier rows have fewer.
 
     """
-    G = tables.kv_heads
-    blocks: list[tuple[int, int, int]] = []
-    own_runs: list[tuple[Run, ...]] = []
-    layout_indices: list[int] = []
+    G = len(tables.kinds)
+    by_layout = {of_layout.layout: of_layout for of_layout in layouts}
+    blocks: list[tuple[int, int, int, Optional[Layout], tuple[Run, ...]]] = []
     for n in range(batch * G):
         g = n % G
+        layout = tables.layouts[g] if started[g] else None
         for first, order in rows.blocks(tables.orders[g]):
-            index = next((i for i, b in enumerate(layouts) if b.layout == tables.layouts[g]), -1)
-            has_state = started[g] and index >= 0
-            later = rows.tokens_after(first) if causal else 0
-            blocks.append((n, first, max(0, far_tokens[g] - later)))
-            own_runs.append(layouts[index].runs_of(tables.kinds[g], order) if has_state else ())
-            layout_indices.append(index)
-    tile_share = max(PIECE_TILES, -(-sum(run.count for own in own_runs for run in own) // PROGRAMS))
-    token_total = sum(far for _, _, far in blocks)
+            far = far_tokens[g] - (rows.tokens_after(first) if causal else 0)
+            runs = by_layout[layout].runs_of(tables.kinds[g], order) if layout else ()
+            blocks.append((n, first, max(0, far), layout, runs))
+    tile_share = max(PIECE_TILES, -(-sum(run.count for *_, runs in blocks for run in runs) // PROGRAMS))
+    token_total = sum(far for _, _, far, _, _ in blocks)
     share = max(PIECE_TOKENS, -(-token_total // PROGRAMS // PIECE_TOKENS) * PIECE_TOKENS)
-    states: list[list[_Piece]] = [[] for _ in layouts]
-    numbers: dict[_Piece, int] = {}
+    states: dict[Optional[Layout], list[_Piece]] = {layout: [] for layout in by_layout}
     pending, quotients, pieces = [], [], 0
-    for block, (n, first, far) in enumerate(blocks):
+    for n, first, far, layout, runs in blocks:
         before = pieces
-        for runs in _stretches(own_runs[block], tile_share):
-            piece = _Piece(block, runs)
-            states[layout_indices[block]].append(piece)
-            numbers[piece] = pieces
+        for stretch in _stretches(runs, tile_share):
+            states[layout].append(_Piece(n, first, pieces, stretch))
             pieces += 1
         for begin in range(0, far, share):
             pending.append((n, first, begin, pieces))
             pieces += 1
         quotients.append((n, first, before, pieces - before))
     device = tables.sink_counts.device
-    work = {}
-    for of_layout, own in zip(layouts, states):
-        if own:
-            longest_first = sorted(own, key=lambda piece: -piece.cost)
-            work[of_layout.layout] = _state_work(longest_first, blocks, numbers, device)
+    work = {layout: _state_work(programs, device) for layout, programs in states.items() if layout and programs}
     return Plan(work, _integers(pending, 4, device), _integers(quotients, 4, device), pieces, share)
 
 
@@ -197,34 +190,31 @@ def _stretches(runs: Sequence[Run], tiles: int) -> list[tuple[Run, ...]]:
         return []
     pieces = max(1, round(total / tiles))
     stretches: list[tuple[Run, ...]] = []
-    own: list[Run] = []
+    taking: list[Run] = []
     done = taken = 0
     for run in runs:
         first, left = run.first, run.count
         while left:
             goal = -(-total * (len(stretches) + 1) // pieces)
             count = min(left, goal - done - taken)
-            own.append(Run(run.degree, run.group, first, count))
+            taking.append(Run(run.degree, run.group, first, count))
             first, left, taken = first + count, left - count, taken + count
             if done + taken == goal:
-                stretches.append(tuple(own))
-                own, done, taken = [], done + taken, 0
+                stretches.append(tuple(taking))
+                taking, done, taken = [], done + taken, 0
     return stretches
 
 
-def _state_work(
-    pieces: Sequence[_Piece], blocks: Sequence[tuple[int, int, int]], numbers: dict[_Piece, int], device: torch.device
-) -> StateWork:
+def _state_work(pieces: Sequence[_Piece], device: torch.device) -> StateWork:
     runs: list[tuple[int, int, int]] = []
-    places: dict[tuple[Run, ...], int] = {}
+    starts: dict[tuple[Run, ...], int] = {}
     items = []
-    for piece in pieces:
-        if piece.runs not in places:  # blocks of one head read the same runs
-            places[piece.runs] = len(runs)
+    for piece in sorted(pieces, key=lambda piece: -piece.cost):
+        if piece.runs not in starts:  # blocks of one head read the same runs
+            starts[piece.runs] = len(runs)
             runs += [(run.group, run.first, run.count) for run in piece.runs]
-        n, first, _ = blocks[piece.block]
-        start = places[piece.runs]
-        items.append((n, first, start, start + len(piece.runs), numbers[piece]))
+        start = starts[piece.runs]
+        items.append((piece.n, piece.first, start, start + len(piece.runs), piece.number))
     return StateWork(_integers(runs, 3, device), _integers(items, 5, device))
 
 

@@ -95,7 +95,7 @@ def fold_settings(head_dim: int, value_dim: int, precision: Precision) -> tuple[
     return (Setting(32, 4, 2), Setting(16, 4, 2))
 
 
-def state_settings(head_dim: int, value_dim: int, precision: Precision, rows: int) -> tuple[Setting, ...]:
+def state_settings(rows: int) -> tuple[Setting, ...]:
     """Settings of ``read_state``, the default first."""
     if rows == 128:
         return (Setting(0, 8, 3), Setting(0, 8, 2))

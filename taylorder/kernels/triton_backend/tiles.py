@@ -66,9 +66,10 @@ class Layout:
         """Coordinates multiplied in a base, at most."""
         return {"linear": 1, "pair": 2, "gather": max(1, order - 1)}[self.name]
 
-    def prefix_factors(self, order: int) -> int:
-        """Coordinates multiplied in a prefix, at most; 0 if the layout has no prefixes."""
-        return 0 if self.name == "gather" else max(1, order - 1 - self.base_factors(order))
+    def constants(self, order: int) -> dict[str, int]:
+        """What kernels are compiled for: T, and how many coordinates base and prefix have; 0 where there is none."""
+        base = self.base_factors(order)
+        return {"T": self.tile, "BASE": base, "PREFIX": 0 if self.name == "gather" else max(1, order - 1 - base)}
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,13 @@ def _based(layout: Layout, degree: int, limits: Sequence[int]) -> Iterator[Group
     in_base = min(degree, layout.base_factors(len(limits)))
     bases = list(combinations_with_replacement(range(1, rank + 1), in_base))
     for start in range(0, len(bases), T):
-        own = bases[start : start + T]
-        widest = max(base[0] for base in own)
+        chosen = bases[start : start + T]
+        widest = max(base[0] for base in chosen)
         prefixes = tuple(combinations_with_replacement(range(1, widest + 1), degree - in_base))
-        padding = T - len(own)
-        base = torch.tensor(own + [(0,) * in_base] * padding).T
+        padding = T - len(chosen)
+        base = torch.tensor(chosen + [(0,) * in_base] * padding).T
         lead = torch.zeros(layout.base_factors(len(limits)) - in_base, T, dtype=torch.int64)
-        slots = [_slot(degree, factors[-1], limits) for factors in own] + [CONSTANT] * padding
+        slots = [_slot(degree, factors[-1], limits) for factors in chosen] + [CONSTANT] * padding
         multiplicity = _multiplicity(torch.tensor(prefixes).view(len(prefixes), degree - in_base), base)
         yield Group(degree, torch.cat([lead, base]), tuple(slots), prefixes, multiplicity)
 
@@ -161,9 +162,9 @@ def _whole_monomials(tile: int, limits: Sequence[int]) -> Iterator[Group]:
     if not columns:
         return
     padding = -len(slots) % tile
-    every = torch.nn.functional.pad(torch.cat(columns, 1), (0, padding))
+    factors = torch.nn.functional.pad(torch.cat(columns, 1), (0, padding))
     multiplicity = torch.nn.functional.pad(torch.cat(multiplicities), (0, padding))
     slots += [CONSTANT] * padding
     for start in range(0, len(slots), tile):
-        own = slice(start, start + tile)
-        yield Group(slots[start][0], every[:, own], tuple(slots[own]), ((),), multiplicity[None, own])
+        rows = slice(start, start + tile)
+        yield Group(slots[start][0], factors[:, rows], tuple(slots[rows]), ((),), multiplicity[None, rows])
