@@ -48,6 +48,23 @@ def test_a_budget_is_kept_and_the_heads_are_judged(tiny_tokenizer, tmp_path):
     assert len(list(tmp_path.glob("levers-*.json"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("size", "options", "message"),
+    [
+        (None, {}, "the size is None"),
+        (float("nan"), {}, "the size is nan"),
+        (0, {}, "the size is 0"),
+        ("1KiB", {"context": 0}, "the context is 0 tokens"),
+        ("1KiB", {"levers": ()}, r"levers is \(\)"),
+        ("1KiB", {"levers": ["windows"]}, r"levers is \['windows'\], expected some of order, "),
+        ("1KiB", {"levers": "window"}, "levers is 'window'"),
+    ],
+)
+def test_what_means_nothing_is_refused_before_anything_is_measured(size, options, message):
+    with pytest.raises(UsageError, match=message):
+        taylorder.budget(None, None, size, **options)
+
+
 def test_the_table_of_levers_is_that_of_the_file(tiny_tokenizer, tmp_path):
     model = tiny.llama()
     settings = AnalyzeSettings(budget=768, max_tokens=96, lever_length=48)

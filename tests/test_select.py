@@ -151,6 +151,12 @@ def test_the_context_is_the_models_own_and_nonsense_is_refused():
     measured = synthetic.analysis(layers=2)
     assert select(measured).context == measured.model.max_context
     assert select(measured).tolerance == 0.07
-    for options in ({"policy": "luck"}, {"tolerance": 0}, {"tolerance": float("nan")}, {"context": 0}):
+    for options in (
+        {"policy": "luck"},
+        {"tolerance": 0},
+        {"tolerance": float("nan")},
+        {"tolerance": float("inf")},
+        {"context": 0},
+    ):
         with pytest.raises(UsageError, match=f"{next(iter(options))} .*expected"):
             select(measured, **options)

@@ -73,11 +73,17 @@ def budget(
 
     Raises:
         UnsupportedModelError: the model has no cache that could be exchanged, or no loss.
-        UsageError: the size is no number of bytes or less than the cheapest candidates take, the text is too short, or
-            the analysis is of another model.
+        UsageError: the size is no number of bytes or less than the cheapest candidates take, the context or a lever is
+            none, the text is too short, or the analysis is of another model.
         NonFiniteError: the model breaks down.
 
     """
+    if size is None or not (isinstance(size, str) or size >= 1):  # None would be no limit at all
+        raise UsageError(f"the size is {size!r}, expected a number of bytes from 1 on or a text like '128KiB'")
+    if context is not None and context < 1:
+        raise UsageError(f"the context is {context} tokens, expected at least 1; or leave it out")
+    if isinstance(levers, str) or not levers or not set(levers) <= set(LEVERS):
+        raise UsageError(f"levers is {levers!r}, expected some of {', '.join(LEVERS)}; or leave it out")
     settings = AnalyzeSettings(
         max_tokens=max_tokens,
         sequence_length=min(DEFAULTS.sequence_length, max_tokens),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -127,14 +128,14 @@ def select(
         The config, and the reason for every head's decision; nominal bytes are per KV head at ``context``.
 
     Raises:
-        UsageError: there is no such policy, or tolerance or context is not above zero.
+        UsageError: there is no such policy, or tolerance or context is not above zero and finite.
 
     """
     context = analysis.model.max_context if context is None else context
     if policy not in POLICIES:
         raise UsageError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
-    if not (tolerance > 0 and context > 0):
-        raise UsageError(f"tolerance is {tolerance} and context {context}, expected both above 0")
+    if not (0 < tolerance < math.inf and context > 0):
+        raise UsageError(f"tolerance is {tolerance} and context {context}, expected both above 0 and finite")
     first = analysis.model.modules[0]
     largest = cost.largest_order(
         first.head_dim,
