@@ -97,7 +97,7 @@ def test_files_that_are_not_this_caches_are_refused(saved, tmp_path):
         TaylorCache.load(broken, model, config)
     for schema in ("taylorder/cache@1", None):
         save_file({"a": torch.zeros(1)}, broken, {"taylorder": json.dumps({"schema": schema})})
-        with pytest.raises(TaylorderError, match="has schema .*, this version reads 'taylorder/cache@2'; make"):
+        with pytest.raises(TaylorderError, match="has schema .*, this version reads 'taylorder/cache@3'; make"):
             TaylorCache.load(broken, model, config)
 
 

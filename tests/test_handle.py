@@ -213,6 +213,8 @@ def test_attaching_looks_at_the_model_once_and_its_caches_not_again(looks):
     assert looks == {"describe": 1, "fingerprint": 1, "plan_layer": 2, "execution_digest": 1}
     other = llama()
     for wrong in (taylorder.attach, TaylorCache):
+        with pytest.raises(UsageError, match="the config is a str, expected an OrderConfig"):
+            taylorder.attach(model, "orders.json")
         with pytest.raises(UsageError, match="prepared for another LlamaForCausalLM than the LlamaForCausalLM given"):
             wrong(other, handle.prepared)
 

@@ -27,7 +27,7 @@ from taylorder.storage.files import replacing
 from taylorder.storage.strict_json import brief, parse_json
 from taylorder.storage.tensor_files import FLOATS
 
-SCHEMA = "taylorder/cache@2"
+SCHEMA = "taylorder/cache@3"
 _HEADER, _CHECKSUM = "taylorder", "sha256"
 
 _AGAIN = "make it again with TaylorCache.save"

@@ -347,7 +347,9 @@ class OrderConfig(Strict):
 def _cells(head: HeadOrder) -> dict[str, Any]:
     """A decision as cells of a table: what runs first."""
     cells = FlatOrder.of(head).model_dump()
-    return {"runs": head.spec.runs, **cells, "order": cells["order"] if head.spec.runs == "taylor" else None}
+    if head.spec.runs != "taylor":  # the record says exact and dropped in the place of an order and of coefficients
+        cells |= dict.fromkeys(("order", "expansion", "coefficients"))
+    return {"runs": head.spec.runs, **cells}
 
 
 def described(model: ModelDescription | nn.Module) -> ModelDescription:

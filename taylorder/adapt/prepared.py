@@ -57,7 +57,7 @@ def prepare(
     Raises:
         ConfigError: the config does not belong to the model; says what differs.
         UnsupportedModelError: the model cannot be described.
-        UsageError: the config was prepared for another model.
+        UsageError: the config is none, or was prepared for another model.
 
     """
     if isinstance(config, PreparedConfig):
@@ -67,6 +67,11 @@ def prepare(
                 "given: prepare it for this one, or pass the OrderConfig itself"
             )
         return config
+    if not isinstance(config, OrderConfig):
+        raise UsageError(
+            f"the config is a {type(config).__name__}, expected an OrderConfig: OrderConfig.load reads one from a file, "
+            "and a selection has one as its .config"
+        )
     config.check(model if description is None else description)
     modules = dict(model.named_modules())
     with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
