@@ -8,7 +8,7 @@ import pytest
 import synthetic
 import torch
 
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, SpectralRow
 from taylorder.errors import UsageError
 from taylorder.models.description import AttentionModule, ModelDescription

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from taylorder.adapt.decisions import HeadOrder
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder, HeadOrder
 from taylorder.analysis.results import Analysis, Calibration, NearFieldPreview, SpectralRow
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.kernels.spec import Expansion
