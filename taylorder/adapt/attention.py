@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,9 +26,6 @@ from taylorder.models.attention import Observer, attends_causally
 from taylorder.models.masks import causal_mask, key_validity, short_mask
 from taylorder.models.quiet import uncompiled
 from taylorder.models.refusals import refuse_block_mask, refuse_terms
-
-if TYPE_CHECKING:
-    from taylorder.adapt.cache_layer import TaylorCacheLayer
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder"
@@ -50,6 +47,16 @@ class Counts:
         self.guarded_rows[name] = guarded if known is None else known + guarded
 
 
+class StateLayer(Protocol):
+    """A cache layer that attends from its own state (:class:`taylorder.adapt.cache_layer.TaylorCacheLayer`)."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, valid: Tensor | None, backend: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend with the new tokens and take them in; output ``[B, H, T, d_v]`` and guarded rows, int64 ``[H]``."""
+        ...
+
+
 @dataclass(slots=True)
 class ModuleRun:
     """One attention module of an adapted model; options as in :func:`taylorder.adapt.handle.attach`.
@@ -63,7 +70,7 @@ class ModuleRun:
     guard: bool = True
     backend: str | None = None
     observe: Observer | None = None
-    layer: TaylorCacheLayer | None = None
+    layer: StateLayer | None = None
 
 
 RUNS: WeakKeyDictionary[nn.Module, ModuleRun] = WeakKeyDictionary()
@@ -143,7 +150,7 @@ def outside_error(module: nn.Module) -> UsageError:
 def _truncated(
     run: ModuleRun,
     heads: tuple[HeadSpec, ...],
-    layer: TaylorCacheLayer | None,
+    layer: StateLayer | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
