@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.nn.functional import scaled_dot_product_attention
 
 from taylorder.adapt import cost
@@ -238,9 +238,8 @@ def measure(quick: bool) -> tuple[list[Bar], dict[str, object]]:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    made = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right")
+    numbers = (Column(name, justify="right") for name in columns[1:])
+    made = Table(columns[0], *numbers, title=title, title_justify="left")
     for row in rows:
         made.add_row(*row)
     return made

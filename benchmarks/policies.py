@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from policy_rules import policies
 from policy_rules.ablation import without_lever
-from policy_rules.criteria import criteria
-from policy_rules.screening import SCREENING_TOKENS
+from policy_rules.criteria import SCREENING_TOKENS, criteria
 from pydantic import TypeAdapter
 
 from taylorder.adapt.config import OrderConfig

@@ -8,7 +8,7 @@ import json
 import torch
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 
 HEADS, KV_HEADS, DIM = 6, 2, 8

@@ -12,7 +12,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.models.describe import describe
 
 __all__ = [
-    "LENGTH", "MODELS", "MODES", "PADDED", "SIZES", "generate", "in_pieces", "padded_batch",
+    "LENGTH", "MODELS", "MODES", "PADDED", "SIZES", "generate", "generated", "in_pieces", "padded_batch",
     "positions", "run", "score_space", "structure", "uniform",
 ]  # fmt: skip
 
@@ -97,3 +97,12 @@ def run(model, config, ids, mask, sizes=SIZES, cache=None):
     cache = TaylorCache(model, config) if cache is None else cache
     with torch.no_grad(), taylorder.adapted(model, config):
         return cache, in_pieces(model, cache, ids, mask, sizes)
+
+
+def generated(pieces):
+    """Run a stream to its end and return what it returns."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value

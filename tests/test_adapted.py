@@ -16,7 +16,7 @@ from tiny import TINY, tokens
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.errors import ConfigError, NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec
 from taylorder.kernels.spec import Taylor

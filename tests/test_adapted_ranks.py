@@ -16,8 +16,7 @@ import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.layer_numbers import _rotated
-from taylorder.adapt.prepared import plan_layer
+from taylorder.adapt.prepared import _rotated, plan_layer
 from taylorder.errors import ConfigError
 from taylorder.kernels import HeadSpec
 from taylorder.kernels.spec import Near, Taylor

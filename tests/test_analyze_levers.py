@@ -13,7 +13,7 @@ from command_line import WORDS
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.kernels.spec import Dropped, Exact
 from taylorder.models.describe import describe
 from taylorder.models.loading import load

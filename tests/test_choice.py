@@ -25,7 +25,7 @@ from policy_rules.ablation import without_lever
 from tiny import gemma3, llama
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.cost import config_bytes, kv_bytes
+from taylorder.adapt.cost import config_bytes, kv_bytes, kv_head_bytes
 from taylorder.adapt.handle import adapted
 from taylorder.analysis.losses import hidden_states
 from taylorder.errors import ConfigError
@@ -33,7 +33,7 @@ from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.attention import recording
 from taylorder.models.description import AttentionModule
 from taylorder.selection.candidates import LEVERS, Candidate
-from taylorder.selection.config_of import candidate_bytes, config_of, table_bytes, window_instead
+from taylorder.selection.config_of import config_of, table_bytes, window_instead
 from taylorder.selection.lever_table import LeverTable
 
 MODULE = AttentionModule("m", 4, 2, head_dim=8, value_dim=6, scaling=1.0, causal=True, sliding_window=None)
@@ -59,7 +59,7 @@ def tiny_llama(tmp_path_factory):
     ],
 )
 def test_bytes_of_a_candidate_by_hand(candidate, expected):
-    assert candidate_bytes(candidate, MODULE, 100) == expected
+    assert kv_head_bytes([candidate.spec], MODULE, 100) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_bytes_of_a_candidate_by_hand(candidate, expected):
 def test_the_window_instead_costs_the_state_and_less_than_a_token_more(candidate):
     instead = window_instead(candidate, MODULE)
     assert instead.spec == HeadSpec(Dropped(), Near(instead.spec.near.window, candidate.spec.near.sinks))
-    more = candidate_bytes(instead, MODULE, 10_000) - candidate_bytes(candidate, MODULE, 10_000)
+    more = kv_head_bytes([instead.spec], MODULE, 10_000) - kv_head_bytes([candidate.spec], MODULE, 10_000)
     assert 0 <= more < kv_bytes(8, 6, 1)
 
 

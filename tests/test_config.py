@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taylorder.adapt.config import LayerOrders, ModelIdentity, OrderConfig
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.errors import ConfigError
 from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
 

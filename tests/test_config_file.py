@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from taylorder.adapt.config import HeadOrder, OrderConfig
 from taylorder.adapt.config_file import as_text, document_of
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.adapt.prepared import execution_digest
 from taylorder.errors import ConfigError
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor

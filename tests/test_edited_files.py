@@ -23,7 +23,7 @@ from tiny import TINY, tokens
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.adapt.prepared import prepare
 from taylorder.errors import TaylorderError
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from generating import MODELS, MODES, PADDED, generate, padded_batch, score_space, structure
+from generating import MODELS, MODES, PADDED, generate, generated, padded_batch, score_space, structure
 from mixed_orders import mixed_config
 from tiny import TINY, tokens
 from transformers import DynamicCache, StoppingCriteria
@@ -16,7 +16,7 @@ import taylorder
 from taylorder.adapt.cache import TaylorCache, nominal_cache_bytes
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.generate import _chosen, _Text, compare, generated, stream
+from taylorder.adapt.generate import _chosen, _Text, compared, stream
 from taylorder.analysis.text import calibration_text
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 from taylorder.models.describe import describe
@@ -284,12 +284,17 @@ def test_a_comparison_says_where_the_texts_part(tiny_tokenizer):
     model = MODELS["llama"]()
     model.generation_config.eos_token_id = None
     prompt = "It was a dark and stormy night; " * 5
-    same = compare(model, tiny_tokenizer, prompt, OrderConfig.uniform(describe(model, "tiny"), "exact"))
+
+    def compare(config, **options):
+        exact, adapted = (generated(stream(model, tiny_tokenizer, prompt, each, **options)) for each in (None, config))
+        return compared(tiny_tokenizer, exact, adapted)
+
+    same = compare(OrderConfig.uniform(describe(model, "tiny"), "exact"))
     assert not same.parted
     assert same.common_tokens == len(same.exact.tokens) == 128
     assert same.common_text == same.exact.text
     assert same.exact.nominal_bytes == same.adapted.nominal_bytes
-    other = compare(model, tiny_tokenizer, prompt, mixed_config(model, 1), max_new_tokens=20)
+    other = compare(mixed_config(model, 1), max_new_tokens=20)
     assert other.parted
     assert other.exact.tokens[: other.common_tokens] == other.adapted.tokens[: other.common_tokens]
     assert other.exact.tokens[other.common_tokens] != other.adapted.tokens[other.common_tokens]

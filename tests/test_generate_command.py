@@ -8,13 +8,13 @@ import pytest
 import tiny
 import torch
 from evaluations import REPORTS
-from generating import MODELS, structure
+from generating import MODELS, generated, structure
 from mixed_orders import mixed_config
 
 import taylorder
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.generate import Generated, GeneratedPair, generated, stream
+from taylorder.adapt.generate import Generated, GeneratedPair, stream
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError

@@ -16,7 +16,7 @@ import torch
 from generating import structure, uniform
 from measured_levers import CANDIDATES, measured
 from mixed_orders import mixed_config, ranked_config
-from policy_rules.screening import screen
+from policy_rules.criteria import screen
 from tiny import TINY, llama, tokens
 from torch import nn
 from transformers import DynamicCache
@@ -25,8 +25,7 @@ import taylorder
 from taylorder.adapt.attention import RUNS
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.handle import _ATTACHED
-from taylorder.adapt.layer_numbers import LayerNumbers
-from taylorder.adapt.prepared import prepare
+from taylorder.adapt.prepared import LayerNumbers, prepare
 from taylorder.analysis.losses import hidden_states, language_model_head
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens

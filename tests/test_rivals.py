@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, OrderConfig
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.evaluation import rivals
 from taylorder.evaluation.rivals import (

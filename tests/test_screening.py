@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 from measured_levers import CANDIDATES, LENGTH, measured
-from policy_rules import screening
-from policy_rules.screening import screen, screening_reference
+from policy_rules import criteria
+from policy_rules.criteria import screen, screening_reference
 from tiny import gemma3, llama
 
 from taylorder.adapt.handle import adapted
@@ -103,8 +103,8 @@ def test_finished_layers_are_not_measured_again(table_of, ran, tmp_path, monkeyp
     ran.clear()
     assert screened(*table_of, tmp_path / "parts") == whole
     assert ran[max(ran)] == SEQUENCES * (1 + 2), "the exact run, and the two KV heads of the second module"
-    monkeypatch.setattr(screening, "hidden_states", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(screening, "language_model_head", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(criteria, "hidden_states", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(criteria, "language_model_head", lambda *_: pytest.fail("measured again"))
     assert screened(*table_of, tmp_path / "parts") == whole
 
 
@@ -121,7 +121,7 @@ def test_it_leaves_nothing_behind(table_of, tmp_path, monkeypatch):
             raise RuntimeError("broken")
         return hidden_states(model, sequence)
 
-    monkeypatch.setattr(screening, "hidden_states", breaking)
+    monkeypatch.setattr(criteria, "hidden_states", breaking)
     with pytest.raises(RuntimeError, match="broken"):
         screened(model, table, ids, tmp_path / "two")
     for block in blocks:

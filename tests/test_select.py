@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import synthetic
 
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder
 from taylorder.errors import UsageError
 from taylorder.selection.by_tolerance import select
 from taylorder.selection.settings import TIERS, parse_tolerance

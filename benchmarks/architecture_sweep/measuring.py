@@ -1,11 +1,13 @@
-"""What ``taylorder.analyze`` says of a model, and whether the weights it found are those of its attention."""
+"""What ``analyze`` says of a model, whether it found the weights of its attention, and what ``load`` makes of it."""
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 import taylorder
 from taylorder.analysis.projections import projection_weights
@@ -14,6 +16,9 @@ from . import inputs
 from .attention import Call, attending
 from .examination import Examination
 from .running import run
+
+MOST_PARAMETERS = 20_000_000
+"""Of a model that is saved and loaded again."""
 
 
 def analyze(model: Any) -> Any:
@@ -116,3 +121,28 @@ def own_calls(examination: Examination, model: Any) -> None:
         "cross": sum(queries != keys for queries, keys in shapes),
         "extra_terms": sorted(terms),
     }
+
+
+def load(examination: Examination, model: Any) -> None:
+    """Save the model with a tokenizer, load it, and note the class."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def save() -> bool:
+            """Save, and have transformers itself read everything back: the product can do no more."""
+            model.save_pretrained(folder)
+            inputs.tokenizer().save_pretrained(folder)
+            AutoTokenizer.from_pretrained(folder)
+            type(model).from_pretrained(folder)
+            return True
+
+        if examination.untouched("load", save) is None:
+            return
+        loaded = examination.product("load", lambda: taylorder.load(folder).model)
+        for refusal in examination.record["refused"]:  # the folder has another name in each run
+            refusal["message"] = refusal["message"].replace(folder, "FOLDER")
+        if loaded is not None:
+            examination.record["load"] = {
+                "class": type(loaded).__name__,
+                "generates": bool(loaded.can_generate()),
+                "saved_generates": bool(model.can_generate()),
+            }

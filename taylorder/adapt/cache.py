@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 from taylorder.adapt import cache_file
-from taylorder.adapt.cache_layer import TaylorCacheLayer, cropping_error
+from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KV_BYTES
 from taylorder.adapt.hybrid_layer import HybridCacheLayer
@@ -168,16 +168,6 @@ class TaylorCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def _made_for(self) -> dict[str, str]:
         return {"fingerprint": self.fingerprint, "digest": self.digest}
-
-    def refuse_cropping(self) -> None:
-        """Refuse assisted decoding.
-
-        Raises:
-            UsageError: there are states.
-
-        """
-        if not self.is_croppable:
-            raise cropping_error()
 
     def __repr__(self) -> str:
         """One line: what it holds now."""

@@ -24,8 +24,7 @@ from taylorder.adapt.config_tensors import (
     located,
     read_tensors,
 )
-from taylorder.adapt.decisions import HeadOrder, LayerOrders, ModelIdentity, Provenance, Strict, check_ranks
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder, HeadOrder, LayerOrders, ModelIdentity, Provenance, Strict, check_ranks
 from taylorder.errors import ConfigError
 from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_group, grouped
 from taylorder.models.describe import describe

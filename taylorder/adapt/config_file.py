@@ -17,17 +17,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from taylorder.adapt.decisions import (
+    Coefficients,
+    FlatOrder,
     HeadOrder,
     LayerOrders,
     ModelIdentity,
     ModuleName,
+    Order,
     Positive,
     Provenance,
+    Ranks,
     RelativeError,
+    Sinks,
     Size,
     Strict,
+    Window,
+    spec_of,
 )
-from taylorder.adapt.head_forms import Coefficients, FlatOrder, Order, Ranks, Sinks, Window, spec_of
 from taylorder.kernels.spec import Dropped, Exact, Expansion, HeadSpec, Near, Taylor, deepest, grouped
 from taylorder.storage.strict_json import brief
 
@@ -75,13 +81,13 @@ class KvHeadEntry(Strict):
         shared = {key: name for key, name in _SHARED.items() if len({getattr(head, name) for head in heads}) == 1}
         entries = []
         for head in heads:
-            own = {key: getattr(head, name) for key, name in _SHARED.items() if key not in shared}
+            options = {key: getattr(head, name) for key, name in _SHARED.items() if key not in shared}
             match head.spec.far:
                 case Taylor(order=order, expansion=expansion, coefficients=coefficients):
-                    own |= {"order": order, "expansion": expansion, "coefficients": coefficients}
+                    options |= {"order": order, "expansion": expansion, "coefficients": coefficients}
                 case Exact() | Dropped() as far:
-                    own["order"] = "exact" if isinstance(far, Exact) else None
-            entries.append(HeadEntry(error=head.error, **own))
+                    options["order"] = "exact" if isinstance(far, Exact) else None
+            entries.append(HeadEntry(error=head.error, **options))
         return cls(
             runs=_runs(entries),
             **near,

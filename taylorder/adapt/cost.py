@@ -85,12 +85,10 @@ def largest_order(head_dim: int, value_dim: int, context: int, *, causal: bool, 
 
     Causal attention pays in bytes (state and near field against the KV cache), bidirectional attention in FLOPs.
     """
-    affordable = 0
-    for order in range(1, MAX_ORDER + 1):
+
+    def needed(order: int) -> int:
         if causal:
-            needed = break_even_tokens(head_dim, value_dim, order, near=near)
-        else:
-            needed = break_even_flops(head_dim, value_dim, order, group)
-        if needed <= context:
-            affordable = order
-    return affordable
+            return break_even_tokens(head_dim, value_dim, order, near=near)
+        return break_even_flops(head_dim, value_dim, order, group)
+
+    return max((order for order in range(1, MAX_ORDER + 1) if needed(order) <= context), default=0)

@@ -154,32 +154,6 @@ def stream(
     )
 
 
-def generated(pieces: Generator[str, None, Generated]) -> Generated:
-    """Run a :func:`stream` to its end and return what it returns."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            result: Generated = end.value
-            return result
-
-
-def compare(
-    model: Any,
-    tokenizer: Any,
-    prompt: str,
-    config: OrderConfig,
-    *,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> GeneratedPair:
-    """Continue ``prompt`` exactly and with ``config``, and say where the texts part. Arguments as in :func:`stream`."""
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    exact = generated(stream(model, tokenizer, prompt, None, **options))
-    return compared(tokenizer, exact, generated(stream(model, tokenizer, prompt, config, **options)))
-
-
 def compared(tokenizer: Any, exact: Generated, adapted: Generated) -> GeneratedPair:
     """Say where two continuations of one prompt part."""
     common = 0

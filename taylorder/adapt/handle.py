@@ -27,7 +27,10 @@ class Handle:
     A handle that nobody keeps stays attached as long as its model lives. ``with handle:`` closes it at the end.
 
     Attributes:
-        prepared: the model, the config and what was made of it; :func:`attach` takes it in place of the config.
+        prepared: what was made of the config for the model; :func:`attach` takes it in place of the config.
+        model: what runs with the config.
+        config: what it runs with.
+        digest: of what is executed, as in :attr:`TaylorCache.digest <taylorder.adapt.cache.TaylorCache>`.
         counts: of guarded rows, filled while the model runs.
         guard: whether vanishing and negative denominators are guarded.
 
@@ -36,27 +39,13 @@ class Handle:
     def __init__(self, prepared: PreparedConfig, *, guard: bool, backend: str | None, observe: Observer | None) -> None:
         """Install what :func:`attach` has checked."""
         self.prepared, self.guard, self.counts = prepared, guard, Counts()
+        self.model, self.config, self.digest = prepared.model, prepared.config, prepared.digest
         self._runs = {
             module: ModuleRun(plan, self.counts, guard, backend, observe) for module, plan in prepared.plans.items()
         }
         self._block = ExitStack()
         self._install()
         _ATTACHED[id(self)] = self
-
-    @property
-    def model(self) -> Any:
-        """The model that runs with the config."""
-        return self.prepared.model
-
-    @property
-    def config(self) -> OrderConfig:
-        """The config that it runs with."""
-        return self.prepared.config
-
-    @property
-    def digest(self) -> str:
-        """Of what is executed, as in :attr:`TaylorCache.digest <taylorder.adapt.cache.TaylorCache>`."""
-        return self.prepared.digest
 
     @property
     def closed(self) -> bool:

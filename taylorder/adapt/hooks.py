@@ -21,6 +21,7 @@ from taylorder.adapt.attention import (
     register,
 )
 from taylorder.adapt.cache import TaylorCache
+from taylorder.adapt.cache_layer import cropping_error
 from taylorder.errors import UsageError
 from taylorder.models.attention import selected, selections
 from taylorder.models.quiet import uncompiled
@@ -185,8 +186,9 @@ def _preparing_caches(model: Any, hooks: Hooks, new_cache: NewCache) -> Iterator
             if asked is None and takes_any and hooks.guard:
                 cache = model_kwargs["past_key_values"] = new_cache()
         mode = args[0] if args else kwargs.get("generation_mode")
-        if getattr(mode, "value", None) == "assisted_generation" and isinstance(cache, TaylorCache):
-            cache.refuse_cropping()
+        assisted = getattr(mode, "value", None) == "assisted_generation"
+        if assisted and isinstance(cache, TaylorCache) and not cache.is_croppable:
+            raise cropping_error()
         return original(generation_config, model_kwargs, *args, **kwargs)
 
     setattr(model, _PREPARE, prepare)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(160)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_LARGEST = 400  # order that is looked for
 
 
 def relative_remainder(scores: np.ndarray, order: int) -> np.ndarray:
@@ -68,17 +69,17 @@ def certified_bound(radius: float, order: int, largest_value: float) -> float | 
     return 2 * product * largest_value / (1 - product)
 
 
-def order_for(std: float, tolerance: float, largest: int = 400) -> int | None:
-    """Smallest order whose Gaussian prediction meets the tolerance; None if none up to ``largest`` does."""
+def order_for(std: float, tolerance: float) -> int | None:
+    """Smallest order whose Gaussian prediction meets the tolerance; None if none up to 400 does."""
 
     def meets(order: int) -> bool:
         return gaussian_prediction(std, order) <= tolerance
 
-    return 1 + bisect_left(range(1, largest), True, key=meets) if meets(largest) else None
+    return 1 + bisect_left(range(1, _LARGEST), True, key=meets) if meets(_LARGEST) else None
 
 
-def logit_ranks(q: Tensor, k: Tensor, valid: Tensor, share: float = 0.9) -> list[int]:
-    """Coordinates that carry ``share`` of each head's logit variance after balancing queries and keys.
+def logit_ranks(q: Tensor, k: Tensor, valid: Tensor) -> list[int]:
+    """Coordinates that carry 90 % of each head's logit variance after balancing queries and keys.
 
     The variance of centred scores is ``tr(C_q C_k)``; the eigenvalues of that product are the squared balanced
     coordinates (balanced truncation; compare arXiv 2604.04384).
@@ -87,7 +88,6 @@ def logit_ranks(q: Tensor, k: Tensor, valid: Tensor, share: float = 0.9) -> list
         q: queries ``[B, H, T, d]``.
         k: keys ``[B, G, T, d]``.
         valid: bool ``[B, T]``, False for padding.
-        share: 0 … 1.
 
     Returns:
         One rank per query head.
@@ -103,5 +103,5 @@ def logit_ranks(q: Tensor, k: Tensor, valid: Tensor, share: float = 0.9) -> list
         for head in range(kv_head * (H // G), (kv_head + 1) * (H // G)):
             queries = q[:, head][valid].double() @ root
             energy = torch.linalg.eigvalsh(queries.T @ queries).flip(0).clamp(min=0).cumsum(0)
-            ranks.append(int((energy < share * energy[-1]).sum()) + 1)
+            ranks.append(int((energy < 0.9 * energy[-1]).sum()) + 1)
     return ranks

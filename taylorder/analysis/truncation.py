@@ -138,19 +138,19 @@ def measure(
     sums = [ErrorSums(sweep, heads) for sweep in sweeps]
 
     def measure_sequence(sequence: int) -> tuple[ScoreSums, list[ErrorSums]]:
-        own, own_sums = ScoreSums(heads), [ErrorSums(sweep, heads) for sweep in sweeps]
+        scores, errors = ScoreSums(heads), [ErrorSums(sweep, heads) for sweep in sweeps]
         with torch.inference_mode():
             for block in blocks(layer, centres, sequence, query_rows[sequence]):
                 exact = block.exact()
-                own.add(block.scores, block.allowed, exact)
-                for each in own_sums:
-                    _add_sweep(each, block, exact)
-        return own, own_sums
+                scores.add(block.scores, block.allowed, exact)
+                for sweep_errors in errors:
+                    _add_sweep(sweep_errors, block, exact)
+        return scores, errors
 
-    for own, own_sums in each_on_one_thread(measure_sequence, range(len(query_rows))):
-        statistics.merge(own)
-        for each, more in zip(sums, own_sums, strict=True):
-            each.merge(more)
+    for scores, errors in each_on_one_thread(measure_sequence, range(len(query_rows))):
+        statistics.merge(scores)
+        for total, more in zip(sums, errors, strict=True):
+            total.merge(more)
     return statistics, sums
 
 

@@ -311,11 +311,10 @@ def _note(contender: Contender, length: int) -> str:
 
 def _guarded_share(result: _Result, model: ModelDescription, sequences: Tensor) -> float | None:
     """Of the query rows that have far keys, in heads that truncate them; None if there are none."""
-    rows = 0
-    for layer in result.contender.config.layers if result.contender.config is not None else ():
-        for head in layer.heads:
-            if isinstance(head.spec.far, Taylor):
-                rows += len(sequences) * max(0, sequences.shape[1] - head.spec.near.tokens)
+    layers = () if result.contender.config is None else result.contender.config.layers
+    count, length = sequences.shape
+    specs = [head.spec for layer in layers for head in layer.heads if isinstance(head.spec.far, Taylor)]
+    rows = sum(count * max(0, length - spec.near.tokens) for spec in specs)
     return result.guarded_rows / rows if rows else None
 
 

@@ -20,7 +20,7 @@ from taylorder.evaluation.continuations import Continuations, continued, drawn
 from taylorder.evaluation.evaluation_text import evaluation_text
 from taylorder.evaluation.rivals import Contender
 from taylorder.evaluation.task_prompts import make_tasks
-from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
+from taylorder.evaluation.tasks import Outcome, Task, TaskRow, identity, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
 from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
@@ -302,7 +302,7 @@ def _under(
         NonFiniteError: the state breaks down.
 
     """
-    known = {_question(outcome): outcome for outcome in exact}
+    known = {identity(outcome): outcome for outcome in exact}
     done = 0
 
     def report(now: int, total: int) -> None:
@@ -313,14 +313,10 @@ def _under(
         if contender is not None and contender.config is not None:
             with attach(model, prepare(model, contender.config, description)):
                 outcomes = run_tasks(model, chosen, report)
-            known |= {_question(outcome): outcome for outcome in outcomes}
+            known |= {identity(outcome): outcome for outcome in outcomes}
         done += len(chosen)
         progress(done, len(tasks))
-    return [known[_question(outcome)] for outcome in exact]
-
-
-def _question(outcome: Outcome) -> tuple[str, int, int, float | None]:
-    return outcome.kind, outcome.length, outcome.case, outcome.depth
+    return [known[identity(outcome)] for outcome in exact]
 
 
 def _lengths(asked: Sequence[int] | None, max_context: int, tokens: int) -> tuple[int, ...]:

@@ -40,8 +40,8 @@ def evaluation_text(files: Sequence[str | Path] = ()) -> Text:
 @cache
 def _docstrings() -> str:
     # A dict keeps the first of equal docstrings, in order.
-    found = {docstring: None for path in _source_files() for docstring in _public(ast.parse(path.read_bytes()))}
-    return "\n\n".join(found)
+    docstrings = {docstring: None for path in _source_files() for docstring in _public(ast.parse(path.read_bytes()))}
+    return "\n\n".join(docstrings)
 
 
 def _source_files() -> Iterator[Path]:

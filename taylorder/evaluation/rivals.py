@@ -51,8 +51,7 @@ def bytes_per_kv_head(config: OrderConfig | None, model: ModelDescription, token
         if module.sliding_window is None:
             heads += module.kv_heads
         else:
-            kept = min(tokens, module.sliding_window)
-            total -= module.kv_heads * cost.kv_bytes(module.head_dim, module.value_dim, kept)
+            total -= module.kv_heads * _whole(module, min(tokens, module.sliding_window))
     return total // heads if heads else 0
 
 
@@ -168,7 +167,7 @@ def at_equal_bytes(
 ) -> list[Contender]:
     """What the bytes of a config buy otherwise at that context length; what they do not buy is there as absent."""
     budget = bytes_per_kv_head(config, model, tokens)
-    found = {
+    by_name = {
         WINDOW: sliding_window(model, budget, tokens),
         ONE_ORDER: uniform_order(model, budget, tokens),
         ALPHAS: alpha_policy(model, alphas, budget, tokens),
@@ -178,7 +177,7 @@ def at_equal_bytes(
     else:
         reason = f"the config's {budget:,} bytes per KV head hold no such state, or not {SINKS} sinks and one key"
     missing = {ALPHAS: "no alpha could be fitted"} if not any(alphas.values()) else {}
-    return [contender or Contender(name, None, absent=missing.get(name, reason)) for name, contender in found.items()]
+    return [contender or Contender(name, None, absent=missing.get(name, reason)) for name, contender in by_name.items()]
 
 
 def fitted_alphas(model: Any, description: ModelDescription, progress: Progress) -> dict[str, float | None]:

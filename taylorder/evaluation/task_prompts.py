@@ -167,8 +167,8 @@ def _needle(source: TaskSource, length: int, depths: int, draw: np.random.Genera
         choices = sorted(words, key=seen.__contains__)[: 2 * depths]  # words that the prose does not hold come first
         ends = np.cumsum([len(sentence) for sentence in prose])
         for stretch in reversed(range(depths)):
-            place = int(np.searchsorted(ends, (stretch + within[stretch]) / depths * ends[-1]))
-            prose.insert(place, f"{needles[stretch]} {choices[stretch]}.")
+            sentence = int(np.searchsorted(ends, (stretch + within[stretch]) / depths * ends[-1]))
+            prose.insert(sentence, f"{needles[stretch]} {choices[stretch]}.")
         text, spans = " ".join(prose) + "\n\n", []
         for stretch in order:
             text += needles[stretch] + " "

@@ -63,8 +63,8 @@ class TaskSource:
         """Token ids of a prompt, and the tokens of each span of its characters."""
         encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
         shift = len(self.start)
-        found = [
+        tokens = [
             range(shift + encoding.char_to_token(start), shift + encoding.char_to_token(end - 1) + 1)
             for start, end in spans
         ]
-        return self.start + encoding.input_ids, found
+        return self.start + encoding.input_ids, tokens

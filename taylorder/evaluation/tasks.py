@@ -177,7 +177,7 @@ def summarise(exact: Sequence[Outcome], other: Sequence[Outcome], seed: int = 0)
         ValueError: the outcomes are not of the same tasks in the same order.
 
     """
-    if [_identity(outcome) for outcome in exact] != [_identity(outcome) for outcome in other]:
+    if [identity(outcome) for outcome in exact] != [identity(outcome) for outcome in other]:
         raise ValueError(
             f"the outcomes to compare ({len(exact)} and {len(other)}) are of different tasks: run both on the same"
         )
@@ -196,7 +196,8 @@ def summarise(exact: Sequence[Outcome], other: Sequence[Outcome], seed: int = 0)
 _Pair = tuple[Outcome, Outcome]
 
 
-def _identity(outcome: Outcome) -> tuple[Any, ...]:
+def identity(outcome: Outcome) -> tuple[Any, ...]:
+    """Of which questions an outcome is."""
     return outcome.kind, outcome.length, outcome.depth, outcome.case, outcome.questions
 
 

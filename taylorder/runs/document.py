@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from taylorder.adapt.decisions import HeadOrder
-from taylorder.adapt.head_forms import FlatOrder
+from taylorder.adapt.decisions import FlatOrder, HeadOrder
 from taylorder.analysis.results import Calibration, NearFieldPreview
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.kernels.spec import Expansion

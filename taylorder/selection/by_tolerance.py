@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from taylorder.selection.lever_summary import LeverSummary
+
+_OF_CALIBRATION = ("source", "text_sha256", "sequences", "sequence_length", "bos", "rows_per_sequence", "seed")
+"""What a config says of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +179,10 @@ def select(
                     predicted_order=order_for(measured[head][0].score_std, tolerance),
                 )
             )
-    calibration = analysis.calibration
+    calibration = {name: getattr(analysis.calibration, name) for name in _OF_CALIBRATION}
     config = OrderConfig(
         model=ModelIdentity.of(analysis.model),
-        calibration={
-            "source": calibration.source,
-            "text_sha256": calibration.text_sha256,
-            "sequences": calibration.sequences,
-            "sequence_length": calibration.sequence_length,
-            "bos": calibration.bos,
-            "rows_per_sequence": calibration.rows_per_sequence,
-            "seed": calibration.seed,
-            "dtype": analysis.model.dtype,
-        },
+        calibration={**calibration, "dtype": analysis.model.dtype},
         criterion={"policy": policy, "tolerance": tolerance, "context": context, "max_order": analysis.max_order},
         software=software_versions(),
         layers=tuple(layers),
@@ -212,15 +206,13 @@ def _head_orders(
         size = cost.kv_head_bytes(specs_of_group, module, context) if causal else 0
         polynomial = deepest(specs_of_group)
         order, near = 0 if polynomial is None else polynomial.order, min(context, specs_of_group[0].near.tokens)
+        if causal:
+            break_even = cost.break_even_tokens(d, d_v, order, near=near)
+        else:
+            break_even = cost.break_even_flops(d, d_v, order, module.group)
         for pick, spec in zip(group, specs_of_group, strict=True):
             if isinstance(pick, str):
-                about: dict[str, Any] = {"error": 0.0, "reason": pick}
-            elif causal:
-                about = {"error": pick.relative_l2, "break_even": cost.break_even_tokens(d, d_v, order, near=near)}
+                heads.append(HeadOrder(spec=spec, error=0.0, reason=pick, nominal_bytes=size))
             else:
-                about = {
-                    "error": pick.relative_l2,
-                    "break_even": cost.break_even_flops(d, d_v, order, module.group),
-                }
-            heads.append(HeadOrder(spec=spec, nominal_bytes=size, **about))
+                heads.append(HeadOrder(spec=spec, error=pick.relative_l2, nominal_bytes=size, break_even=break_even))
     return tuple(heads)

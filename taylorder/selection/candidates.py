@@ -119,36 +119,36 @@ def candidates(levers: Collection[Lever], head_dim: int, length: int, near: tupl
     nears = [Near(window, sinks) for window in windows]
     dropped = [Candidate(HeadSpec(Dropped(), field)) for field in nears]
     if "order" not in levers:
-        found = dropped
+        offered = dropped
     else:
-        found = _spread(dropped, _GRID_MOST)
+        offered = _spread(dropped, _GRID_MOST)
         # One row of state, the sum of the far values, costs as much as one token; it helps where much is forgotten.
         chosen = _spread(nears[: 2 * len(nears) // 3 + 1], _CONSTANT_MOST)
-        found += [Candidate(HeadSpec(Taylor(1, "centre"), field), "coefficients" in levers) for field in chosen]
+        offered += [Candidate(HeadSpec(Taylor(1, "centre"), field), "coefficients" in levers) for field in chosen]
         beside = Near(length // _BASE_SHARE if "window" in levers else near[0], sinks)
-        found += _polynomials(levers, head_dim, beside)
+        offered += _polynomials(levers, head_dim, beside)
     if "sinks" in levers and windows and windows[-1] > MORE_SINKS:
-        middle = found[min(len(windows), _GRID_MOST) // 2].spec
-        found.append(Candidate(replace(middle, near=Near(middle.near.tokens - MORE_SINKS, MORE_SINKS))))
-    return tuple(dict.fromkeys([Candidate(HeadSpec(Exact())), *found]))
+        middle = offered[min(len(windows), _GRID_MOST) // 2].spec
+        offered.append(Candidate(replace(middle, near=Near(middle.near.tokens - MORE_SINKS, MORE_SINKS))))
+    return tuple(dict.fromkeys([Candidate(HeadSpec(Exact())), *offered]))
 
 
 def _spread(items: list[_T], most: int) -> list[_T]:
     """At most so many of the items, evenly spaced, the last included."""
     if len(items) <= most:
         return items
-    return [items[(place + 1) * len(items) // most - 1] for place in range(most)]
+    return [items[(nth + 1) * len(items) // most - 1] for nth in range(most)]
 
 
 def _polynomials(levers: Collection[Lever], head_dim: int, near: Near) -> list[Candidate]:
     """Candidates that truncate at order 2 and up, with one near field."""
     low = min(LOW_RANK, head_dim)
-    found = [Candidate(HeadSpec(Taylor(2, "mean"), near))]
+    offered = [Candidate(HeadSpec(Taylor(2, "mean"), near))]
     if "coefficients" in levers:
-        found.append(replace(found[0], fitted=True))
+        offered.append(replace(offered[0], fitted=True))
     if "expansion" in levers:
-        found.append(Candidate(HeadSpec(Taylor(2, "centre"), near)))
+        offered.append(Candidate(HeadSpec(Taylor(2, "centre"), near)))
     far = [Taylor(3, "mean")]
     if "ranks" in levers:
         far = [Taylor(order, "mean", (head_dim,) * 2 + (low,) * (order - 2)) for order in (3, 4)]
-    return found + [Candidate(HeadSpec(each, near)) for each in far]
+    return offered + [Candidate(HeadSpec(polynomial, near)) for polynomial in far]

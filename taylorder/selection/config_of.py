@@ -18,11 +18,6 @@ from taylorder.selection.reasons import Reason
 from taylorder.storage.provenance import software_versions
 
 
-def candidate_bytes(candidate: Candidate, module: AttentionModule, context: int) -> int:
-    """Nominal bytes of one KV head at ``context`` tokens."""
-    return cost.kv_head_bytes([candidate.spec], module, context)
-
-
 def window_instead(candidate: Candidate, module: AttentionModule) -> Candidate | None:
     """The candidate that spends the bytes of the state on the window, rounded up to tokens; None if it has none."""
     far, near = candidate.spec.far, candidate.spec.near
@@ -36,7 +31,7 @@ def window_instead(candidate: Candidate, module: AttentionModule) -> Candidate |
 def table_bytes(table: LeverTable, context: int) -> list[list[int]]:
     """Nominal bytes of every candidate, for every KV head in the order of ``table.kv_heads``."""
     return [
-        [candidate_bytes(candidate, module, context) for candidate in table.candidates]
+        [cost.kv_head_bytes([candidate.spec], module, context) for candidate in table.candidates]
         for module in table.modules
         for _ in range(module.kv_heads)
     ]
@@ -104,14 +99,13 @@ def _layer(
     heads: list[HeadOrder] = []
     for kv_head, index in enumerate(indices):
         specs = group_specs(table.candidates, measured.fitted, index, kv_head, module.group)
-        far, near = specs[0].far, specs[0].near.tokens
-        about: dict[str, Any] = {"error": rows[kv_head, index].relative_l2, "break_even": near}
+        far, break_even = specs[0].far, specs[0].near.tokens
+        size, error = cost.kv_head_bytes(specs, module, context), rows[kv_head, index].relative_l2
         if isinstance(far, Exact):
-            about = {"error": 0.0, "reason": reason}
-        elif isinstance(far, Taylor):
-            about["break_even"] = cost.break_even_tokens(
-                module.head_dim, module.value_dim, far.order, far.ranks, near=near
-            )
-        size = cost.kv_head_bytes(specs, module, context)
-        heads += [HeadOrder(spec=spec, nominal_bytes=size, **about) for spec in specs]
+            heads += [HeadOrder(spec=specs[0], error=0.0, reason=reason, nominal_bytes=size)] * module.group
+            continue
+        if isinstance(far, Taylor):
+            d, d_v = module.head_dim, module.value_dim
+            break_even = cost.break_even_tokens(d, d_v, far.order, far.ranks, near=break_even)
+        heads += [HeadOrder(spec=spec, error=error, nominal_bytes=size, break_even=break_even) for spec in specs]
     return LayerOrders(module=module.name, heads=tuple(heads))

@@ -23,6 +23,8 @@ _ROUNDING = 1e-9
 _TOLERANCE = 1e-6
 """By how much HiGHS lets a row exceed its limit, which scipy does not let us set."""
 _TINY = 1e-300
+_SECONDS = 60
+"""When they are over, the best choice so far is returned with the gap that is left."""
 _ATTEMPTS = 20
 """Solves at most, each with less room than the one before, until rounding no longer exceeds the limit."""
 
@@ -62,13 +64,12 @@ class Allocation:
 _Total = Callable[[Iterable[Option]], float]
 
 
-def allocate(options: Sequence[Sequence[Option]], budget: int, *, seconds: float = 60) -> Allocation:
+def allocate(options: Sequence[Sequence[Option]], budget: int) -> Allocation:
     """Return the choice of least loss whose nominal bytes add up to no more than ``budget``.
 
     Args:
         options: per KV head, what it can get.
         budget: nominal bytes of all KV heads together.
-        seconds: time limit; if it is reached, the best choice so far is returned with the gap that is left.
 
     Raises:
         UsageError: even the cheapest options do not fit.
@@ -83,10 +84,10 @@ def allocate(options: Sequence[Sequence[Option]], budget: int, *, seconds: float
             f"options of the {heads} KV heads need {least} bytes ({least / heads / 1024:.1f} KiB per KV head on "
             "average): raise the budget to at least that, or offer cheaper options"
         )
-    return _minimise(options, frontiers, cost=_loss, weight=_bytes, limit=budget, seconds=seconds)
+    return _minimise(options, frontiers, cost=_loss, weight=_bytes, limit=budget)
 
 
-def allocate_within(options: Sequence[Sequence[Option]], largest_loss: float, *, seconds: float = 60) -> Allocation:
+def allocate_within(options: Sequence[Sequence[Option]], largest_loss: float) -> Allocation:
     """Return the choice of fewest nominal bytes whose losses add up to at most ``largest_loss``; see `allocate`."""
     frontiers = _frontiers(options)
     if not math.isfinite(largest_loss):
@@ -97,7 +98,7 @@ def allocate_within(options: Sequence[Sequence[Option]], largest_loss: float, *,
             f"the largest loss is {largest_loss!r}, but the best options of the {len(options)} KV heads add up to "
             f"{least!r}: allow at least that, or offer better options"
         )
-    return _minimise(options, frontiers, cost=_bytes, weight=_loss, limit=largest_loss, seconds=seconds)
+    return _minimise(options, frontiers, cost=_bytes, weight=_loss, limit=largest_loss)
 
 
 def _bytes(options: Iterable[Option]) -> int:
@@ -132,7 +133,6 @@ def _minimise(
     cost: _Total,
     weight: _Total,
     limit: float,
-    seconds: float,
 ) -> Allocation:
     """Minimise the total cost with a total weight of at most ``limit``, which the lightest options meet."""
     import numpy as np
@@ -159,10 +159,10 @@ def _minimise(
                 LinearConstraint(one_each, 1, 1),
                 LinearConstraint(weights[None] / weight_unit, -np.inf, max(room - margin, 0.0)),
             ],
-            options={"mip_rel_gap": 0.0, "time_limit": seconds},
+            options={"mip_rel_gap": 0.0, "time_limit": _SECONDS},
         )
         if result.x is None:
-            raise TaylorderError(f"no allocation was found in {seconds:g} s ({result.message}); offer fewer options")
+            raise TaylorderError(f"no allocation was found in {_SECONDS} s ({result.message}); offer fewer options")
         picks = [int(np.argmax(result.x[heads == head])) for head in range(len(rows))]
         chosen = [row[pick] for row, pick in zip(rows, picks, strict=True)]
         if weight(chosen) <= limit:

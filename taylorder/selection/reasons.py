@@ -15,7 +15,7 @@ class Explained(NamedTuple):
     meaning: str
 
 
-REASONS: dict[Reason, Explained] = {
+REASONS: dict[str, Explained] = {
     "tolerance": Explained("\u00b7", "exact: no measured order is good enough"),
     "cost": Explained("c", "exact: an order that is good enough does not pay off"),
     "group": Explained("g", "exact: not all heads sharing its KV cache can have an order"),
@@ -29,7 +29,5 @@ REASONS: dict[Reason, Explained] = {
 
 def explained(reason: str | None) -> Explained:
     """Mark and meaning of the reason of an exact head, also where no choice of this program set it."""
-    for known, explanation in REASONS.items():
-        if known == reason:
-            return explanation
-    return Explained("x", f"exact, as the config has it{f' ({reason})' if reason else ''}")
+    unknown = Explained("x", f"exact, as the config has it{f' ({reason})' if reason else ''}")
+    return REASONS.get(reason or "", unknown)

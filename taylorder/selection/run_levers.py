@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from taylorder.adapt.cost import kv_head_bytes
 from taylorder.analysis.results import LEAST_FAR_SHARE
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
@@ -17,7 +18,7 @@ from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table
 from taylorder.selection.candidates import LEVERS, Candidate, candidates
-from taylorder.selection.config_of import candidate_bytes, table_bytes, window_instead
+from taylorder.selection.config_of import table_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
@@ -49,14 +50,14 @@ class LeverRun:
         for rows, by_candidate, taken in zip(self.table.rows(), sizes, self.chosen.choice, strict=True):
             for row, size in zip(rows, by_candidate, strict=True):
                 figures = asdict(row)
-                place = figures.pop("candidate")
+                index = figures.pop("candidate")
                 yield {
                     "module": figures.pop("module"),
                     "kv_head": figures.pop("kv_head"),
-                    **self.table.candidates[place].columns(),
+                    **self.table.candidates[index].columns(),
                     "nominal_bytes": size,
                     **figures,
-                    "chosen": int(place == taken),
+                    "chosen": int(index == taken),
                 }
 
     def to_frame(self) -> DataFrame:
@@ -115,8 +116,8 @@ def run_levers(
     # Without a place to keep pieces in, they go to one that is gone afterwards.
     with TemporaryDirectory(prefix="taylorder-") if records is None else nullcontext(records) as directory:
         pieces = Records(Path(directory), measured_under, fresh=fresh)
-        if (found := _found(pieces, description, limit)) is not None:
-            say(found)
+        if (sentence := _found(pieces, description, limit)) is not None:
+            say(sentence)
         table = lever_table.measure(
             model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=report
         )
@@ -157,13 +158,15 @@ def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tup
     offered = candidates(levers, first.head_dim, length, settings.near or (length // 64, SINKS))
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
-        offered = tuple(each for each in offered if each.spec.near.tokens <= (1 - LEAST_FAR_SHARE) * length)
-    if not any(isinstance(each.spec.far, Dropped) for each in offered):
+        offered = tuple(
+            candidate for candidate in offered if candidate.spec.near.tokens <= (1 - LEAST_FAR_SHARE) * length
+        )
+    if not any(isinstance(candidate.spec.far, Dropped) for candidate in offered):
         raise UsageError(
             f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
             "or leave window out of --levers"
         )
-    least = min(candidate_bytes(each, first, limit.context) for each in offered)
+    least = min(kv_head_bytes([candidate.spec], first, limit.context) for candidate in offered)
     if limit.budget is not None and limit.budget < least:
         raise UsageError(
             f"the budget is {limit.budget} bytes per KV head, and the cheapest way to run one takes {least} at "
