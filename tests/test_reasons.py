@@ -64,7 +64,7 @@ def test_a_reason_is_shown_by_its_mark_with_a_meaning(reason):
     assert {cell.text for row in grids.order_grid(measured, chosen).rows for cell in row.heads} == {mark}
     page = html_data.as_data(measured, chosen)
     assert page["views"]["order"]["legend"] == [f"{mark}: {meaning} (27 heads)"]
-    assert page["layers"][0]["heads"][0]["order"] == [None, mark, meaning, None]
+    assert page["layers"][0]["heads"][0]["order"] == (None, mark, meaning, None)
     assert page["layers"][0]["heads"][0]["choice"] == f"Stays {meaning}."
 
 

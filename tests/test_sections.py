@@ -15,10 +15,10 @@ from taylorder.reports.sections import (
     Column,
     Command,
     Fill,
+    GridLayout,
     GridRow,
     HeadGrid,
     Key,
-    Layout,
     Legend,
     Section,
     facts,
@@ -94,7 +94,7 @@ def grid(**changes):
     )
     shape = dict(
         rows=rows, group=2, spacing=((4, " "), (4, "")), summary=tuple(map(Column, ("low", "mid", "high"))),
-        beside=(Beside("zero", 5), Beside("all", 5)), layouts=(Layout((0, 1)), Layout((0,), "No room for all.")),
+        beside=(Beside("zero", 5), Beside("all", 5)), layouts=(GridLayout((0, 1)), GridLayout((0,), "No room for all.")),
         figures=True,
     )  # fmt: skip
     return HeadGrid(**shape | changes)

@@ -290,9 +290,10 @@ def test_a_full_disk_over_an_earlier_run_leaves_it_whole(written, tmp_path, bloc
     run = shutil.copytree(written, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import synthetic; from taylorder.commands._shared import write_run\n"
+        "import pathlib, sys; sys.path.insert(0, 'tests'); import synthetic\n"
+        "from taylorder.commands._shared import write_run\n"
         "measured = synthetic.analysis(layers=3, window=64, sinks=4)\n"
-        "write_run(sys.argv[1], measured, synthetic.selection(measured))"
+        "write_run(pathlib.Path(sys.argv[1]), measured, synthetic.selection(measured))"
     )
     done = shell(f"ulimit -f {blocks}; '{sys.executable}' -c \"$0\" '{run}'".replace('"$0"', f'"{code}"'))
     assert done.returncode == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from taylorder.analysis.results import Analysis, Projection, SpectralRow
 from taylorder.reports import summary
 from taylorder.reports.numbers import layer_labels
-from taylorder.reports.sections import Beside, Cell, GridRow, HeadGrid, Layout
+from taylorder.reports.sections import Beside, Cell, GridLayout, GridRow, HeadGrid
 
 WIDE = 0.5
 """Where the alphas of near-tied tail starts span more than this, the printed one is one of several."""
@@ -13,16 +13,16 @@ WIDE = 0.5
 _PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
 
 
-def beside() -> tuple[tuple[Beside, ...], tuple[Layout, ...]]:
+def beside() -> tuple[tuple[Beside, ...], tuple[GridLayout, ...]]:
     """Columns for the alphas of a layer, each with the distance D of its fit, and which are shown as room shrinks."""
     titles = ("alpha q", *_PROJECTIONS[1:])
     columns = tuple(column for title in titles for column in (Beside(title, 7, True), Beside("D", 6, True)))
     missing, too_narrow = "the alphas of v and o", "Too narrow for {}: spectral.csv has them."
     return columns, (
-        Layout(tuple(range(8))),
-        Layout((0, 1, 2, 3, 4, 6)),
-        Layout((0, 1, 2, 3), too_narrow.format(missing)),
-        Layout((0, 2), too_narrow.format(f"{missing} and every D")),
+        GridLayout(tuple(range(8))),
+        GridLayout((0, 1, 2, 3, 4, 6)),
+        GridLayout((0, 1, 2, 3), too_narrow.format(missing)),
+        GridLayout((0, 2), too_narrow.format(f"{missing} and every D")),
     )
 
 
@@ -87,7 +87,7 @@ def of_heads(analysis: Analysis) -> HeadGrid | None:
             cells.append(Cell(" ".join(f"{alpha:.1f}" for alpha in figures) if fitted else "failed" if here else "-"))
         rows.append(GridRow(label, (), (), tuple(cells)))
     columns = tuple(Beside(projection, 17) for projection in shown)
-    return HeadGrid(tuple(rows), 1, (), (), columns, (Layout(tuple(range(len(columns)))),))
+    return HeadGrid(tuple(rows), 1, (), (), columns, (GridLayout(tuple(range(len(columns)))),))
 
 
 def _is_wide(row: SpectralRow) -> bool:

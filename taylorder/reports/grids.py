@@ -15,7 +15,7 @@ from taylorder.analysis.results import Analysis
 from taylorder.kernels.spec import Dropped, Exact, Taylor
 from taylorder.reports import alphas, summary
 from taylorder.reports.numbers import counted, layer_labels, percent_cell
-from taylorder.reports.sections import Beside, Cell, Column, Fill, GridRow, HeadGrid, Key, Layout, Legend
+from taylorder.reports.sections import Beside, Cell, Column, Fill, GridLayout, GridRow, HeadGrid, Key, Legend
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.reasons import explained
 
@@ -69,7 +69,7 @@ def error_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
         ((4, " "), (4, "")),
         (Column("lowest"), Column("median"), Column("highest")),
         (Beside("zero", 5),),
-        (Layout((0,)),),
+        (GridLayout((0,)),),
         figures=True,
     )
 

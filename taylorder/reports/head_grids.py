@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.text import Text
 
-from taylorder.reports.sections import Beside, Cell, GridRow, HeadGrid, Layout
+from taylorder.reports.sections import Beside, Cell, GridLayout, GridRow, HeadGrid
 
 _GAP = "  "
 """Between the heads of a layer and the columns beside them."""
@@ -62,7 +62,7 @@ def grid_lines(grid: HeadGrid, width: int, styled: Styled) -> Iterator[Text]:
         yield Text(layout.left_out)
 
 
-def _width(grid: HeadGrid, layout: Layout) -> int:
+def _width(grid: HeadGrid, layout: GridLayout) -> int:
     return sum(grid.beside[column].width for column in layout.columns)
 
 

@@ -107,7 +107,7 @@ class Beside:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class GridLayout:
     """Some of the columns beside the heads, by their places, and what to say of those left out."""
 
     columns: tuple[int, ...]
@@ -144,7 +144,7 @@ class HeadGrid:
     spacing: tuple[tuple[int, str], ...]
     summary: tuple[Column, ...]
     beside: tuple[Beside, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[GridLayout, ...]
     figures: bool = False
     tight: bool = False
 
