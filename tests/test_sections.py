@@ -94,7 +94,7 @@ def grid(**changes):
     )
     shape = dict(
         rows=rows, group=2, spacing=((4, " "), (4, "")), summary=tuple(map(Column, ("low", "mid", "high"))),
-        beside=(Beside("zero", 5), Beside("all", 5)), layouts=(GridLayout((0, 1)), GridLayout((0,), "No room for all.")),
+        beside=(Beside("zero", 5), Beside("all", 5)), layouts=(GridLayout((0, 1)), GridLayout((0,), "No room.")),
         figures=True,
     )  # fmt: skip
     return HeadGrid(**shape | changes)
@@ -109,7 +109,7 @@ def test_a_grid_takes_the_widest_form_that_fits():
         "    0     7*   7* \u2502   7*   7*      9    9",
         "    1~    7*   7* \u2502   7*   7*      9    9",
     ]
-    assert lines(34)[-2:] == ["    1~    7*  7*\u2502  7*  7*      9", "No room for all."]
+    assert lines(34)[-2:] == ["    1~    7*  7*\u2502  7*  7*      9", "No room."]
     assert " ".join(lines(31)).split()[:5] == ["layer", "low", "mid", "high", "zero"]
 
 

@@ -6,6 +6,7 @@ in one batch of products.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Optional, Union
@@ -36,7 +37,7 @@ class StateShape:
         return StateShape(k.shape[0], k.shape[1], k.shape[3], v.shape[3], k.dtype, k.device)
 
 
-class Part(Holder):
+class Part(Holder, ABC):
     """What a backend keeps for some of the KV heads.
 
     Attributes:
@@ -47,9 +48,9 @@ class Part(Holder):
     kv_heads: tuple[int, ...]
 
     @property
+    @abstractmethod
     def nominal_bytes(self) -> int:
         """Bytes with keys and values counted in 16 bits and sums in 32."""
-        raise NotImplementedError
 
 
 class ExactPart(Part):
