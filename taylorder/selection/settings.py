@@ -123,6 +123,8 @@ def parse_tolerance(text: str) -> float:
 def parse_bytes(text: str) -> int:
     """Return a number of bytes, rounded down, from a number with a unit.
 
+    Pydantic's ``ByteSize`` reads ``3.MiB`` as 3 bytes and ``1,000`` as 1 (docs/notebook/2026-11-libraries.md).
+
     Raises:
         UsageError: not a number, no unit or an unknown one, or less than one byte.
 
