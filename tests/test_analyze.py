@@ -158,6 +158,7 @@ def test_encoders_have_no_near_field(tiny_tokenizer):
         ({"max_order": 0}, "max_order is 0, expected 1 to 8"),
         ({"window": -1}, "window is -1, expected at least 0"),
         ({"sinks": -2}, "sinks is -2, expected at least 0"),
+        ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"rows": 0}, "rows is 0, expected at least 1"),
         ({"sequence_length": 1}, "sequence length is 1, expected at least 2"),
         ({"max_tokens": 31}, "gives 172 tokens, of which at most 31 are used: fewer than one sequence of 32"),

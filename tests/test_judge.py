@@ -289,6 +289,21 @@ def test_rivals_stand_beside_the_config_at_its_bytes(llama, tiny_tokenizer):
     assert config.nominal_bytes - 32 < window.nominal_bytes <= config.nominal_bytes
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"lengths": 32}, "lengths is 32, expected a list of numbers of tokens from 2 on"),
+        ({"lengths": [33.5]}, r"lengths is \[33.5\], expected a list of numbers of tokens from 2 on"),
+        ({"lengths": []}, r"lengths is \[\], expected a list of numbers of tokens from 2 on"),
+        ({"seed": -1}, "seed is -1, expected a number from 0 on"),
+    ],
+)
+def test_nonsense_is_refused(llama, tiny_tokenizer, options, words):
+    model, description = llama
+    with pytest.raises(UsageError, match=words):
+        evaluated(model, tiny_tokenizer, OrderConfig.uniform(description, 2, "mean", 8, 2), **options)
+
+
 def test_a_config_that_is_exact_is_not_compared_with_anything_at_equal_bytes(llama, tiny_tokenizer):
     model, description = llama
     found = evaluated(model, tiny_tokenizer, OrderConfig.uniform(description, "exact"), lengths=(16,))

@@ -136,6 +136,7 @@ def analyze(
     _check_range("max_order", max_order, 1, MAX_ORDER)
     _check_range("window", window, 0, None)
     _check_range("sinks", sinks, 0, None)
+    _check_range("seed", seed, 0, None)
     if rows is not None:
         _check_range("rows", rows, 1, None)
     if description is None:

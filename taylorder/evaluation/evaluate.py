@@ -153,6 +153,8 @@ def evaluate(
     """
     description = description or describe(model)
     config.check(description)
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, expected a number from 0 on")
     wanted = _lengths(lengths, description.max_context, tokens)
     report = progress or silent
     exact = rivals.exact_everywhere(config)
@@ -324,8 +326,8 @@ def _lengths(asked: Sequence[int] | None, max_context: int, tokens: int) -> tupl
     if asked is None:
         longest = min(max_context, tokens)
         return tuple(length for length in LENGTHS if length <= longest) or (longest,)
-    if not asked or min(asked) < 2:
-        raise UsageError(f"lengths is {list(asked)}, expected numbers of tokens from 2 on; or leave it out")
+    if not isinstance(asked, Sequence) or not asked or any(not isinstance(n, int) or n < 2 for n in asked):
+        raise UsageError(f"lengths is {asked}, expected a list of numbers of tokens from 2 on; or leave it out")
     if max(asked) > max_context:
         raise UsageError(f"--lengths has {max(asked)}, but the model sees {max_context} tokens at most; lower it")
     return tuple(asked)
