@@ -14,7 +14,7 @@ from . import torch_backend, triton_backend
 from .exact import attend_exact_part
 from .request import Request
 from .score_space import score_space_attention
-from .spec import Exact, HeadSpec, check_heads, grouped
+from .spec import Exact, HeadSpec, check_heads, grouped, keeps_keys
 from .state import ExactPart, Part, State, StateShape
 
 BACKENDS = ("triton", "torch", "score-space")
@@ -37,6 +37,7 @@ def taylor_attention(
     scaling: float,
     causal: bool = True,
     valid: Optional[Tensor] = None,
+    priority: Optional[Tensor] = None,
     state: Optional[State] = None,
     backend: Optional[str] = None,
 ) -> tuple[Tensor, Optional[State]]:
@@ -52,6 +53,9 @@ def taylor_attention(
         scaling: factor of q.k.
         causal: False attends in both directions: no near field, no state.
         valid: bool ``[B, T]``, False for padding; rows of padding queries are zero. None: no padding.
+        priority: of the keys, float32 ``[B, G, T]``; needed where a head keeps keys by priority, whatever it holds at
+            padding. A head's near field has the ``kept`` keys of highest priority of all that are neither sinks nor in
+            the window; of equal priorities the later key stays.
         state: what an earlier call returned, to go on from there. It is updated in place; ``clone`` it to fork.
         backend: ``triton`` (linear time, GPUs; on a CPU only in Triton's interpreter, which is slow and for tests),
             ``torch`` (linear time, any device) or ``score-space`` (quadratic, keeps every key). None takes the
@@ -74,6 +78,8 @@ def taylor_attention(
     check_heads(heads, q.shape[1], k.shape[1], causal)
     if not math.isfinite(scaling):
         raise ValueError(f"scaling is {scaling}, expected a finite number")
+    if keeps_keys(heads):
+        _check_priority(priority, k, valid)
     if state is not None:
         _check_state(state, k, v, heads, causal)
     name = choose_backend(backend, state, q.device, q.dtype)
@@ -83,7 +89,7 @@ def taylor_attention(
     # which would cost a quarter of the time here.
     with torch.inference_mode():
         state = state or _new_state(heads, name, k, v)
-        request = Request(q, k, v, scaling, causal, valid, output, state.guarded)
+        request = Request(q, k, v, scaling, causal, valid, priority, output, state.guarded)
         for part in state.parts if B and T else ():
             if not isinstance(part, ExactPart):
                 _LINEAR[name].run(part, request)
@@ -100,16 +106,19 @@ def _new_state(heads: Sequence[HeadSpec], backend: str, k: Tensor, v: Tensor) ->
     groups = dict(enumerate(grouped(heads, k.shape[1])))
     exact = [g for g, group in groups.items() if backend not in _LINEAR or isinstance(group[0].far, Exact)]
     truncated = {g: group for g, group in groups.items() if g not in exact}
+    specs = [spec for g in exact for spec in groups[g]]
     parts: list[Part] = _LINEAR[backend].new_parts(truncated, k, v) if truncated else []
-    return State(heads, backend, [*parts, *([ExactPart(exact, k, v)] if exact else [])], StateShape.of(k, v))
+    return State(heads, backend, [*parts, *([ExactPart(exact, k, v, ranked=keeps_keys(specs))] if exact else [])], StateShape.of(k, v))
 
 
 def _score_space(part: ExactPart, request: Request, heads: Sequence[HeadSpec]) -> None:
     part.recent.append(request.k, request.v, request.valid)
+    part.add_priorities(request.priority)
     keys, values, keep = part.recent.view()
     rows, guarded = score_space_attention(
-        request.q, keys, values, heads, scaling=request.scaling, causal=request.causal, valid=keep
-    )
+        request.q, keys, values, heads, scaling=request.scaling, causal=request.causal, valid=keep,
+        priority=part.priority,
+    )  # fmt: skip
     request.output.copy_(rows)
     request.guarded.add_(guarded)
 
@@ -179,6 +188,27 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, valid: Optional[Tensor]) -> 
         raise ValueError(f"valid has shape {tuple(valid.shape)}, expected {(B, T)}: [batch, tokens] of the new tokens")
     if valid.device != q.device:
         raise ValueError(f"valid is on {valid.device}, expected the device of q: {q.device}")
+
+
+def _check_priority(priority: Optional[Tensor], k: Tensor, valid: Optional[Tensor]) -> None:
+    shape = tuple(k.shape[:3])
+    if priority is None:
+        raise ValueError(f"priority is None, but a head keeps keys; expected a float32 tensor {shape}")
+    if not isinstance(priority, Tensor) or priority.dtype != torch.float32:
+        found = getattr(priority, "dtype", type(priority).__name__)
+        raise TypeError(f"priority is {found}, expected a float32 tensor {shape}: [batch, KV heads, tokens]")
+    if tuple(priority.shape) != shape:
+        raise ValueError(f"priority has shape {tuple(priority.shape)}, expected {shape}: [batch, KV heads, tokens]")
+    if priority.device != k.device:
+        raise ValueError(f"priority is on {priority.device}, expected the device of k: {k.device}")
+    finite = priority.isfinite()
+    broken = ~(finite if valid is None else finite | ~valid[:, None])
+    if bool(broken.any()):
+        b, kv_head, token = broken.nonzero()[0].tolist()
+        raise ValueError(
+            f"priority is {float(priority[b, kv_head, token])} for sequence {b}, KV head {kv_head}, token {token}, "
+            "expected a finite number: a key that has none cannot be ranked"
+        )
 
 
 def _check_state(state: State, k: Tensor, v: Tensor, heads: Sequence[HeadSpec], causal: bool) -> None:

@@ -14,16 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .spec import GUARD, Exact, HeadSpec, Taylor, check_heads
+from .spec import GUARD, Exact, HeadSpec, Near, Taylor, check_heads
 
 
 @dataclass(frozen=True)
 class ReferenceState:
-    """Everything seen so far: float64 keys ``[B, G, S, d]``, values ``[B, G, S, d_v]``, ``valid`` bool ``[B, S]``."""
+    """Everything seen so far: float64 keys ``[B, G, S, d]``, values ``[B, G, S, d_v]``, ``valid`` bool ``[B, S]``.
+
+    ``priority`` ``[B, G, S]``, or None where nobody asked for any.
+    """
 
     keys: Tensor
     values: Tensor
     valid: Tensor
+    priority: Tensor | None = None
 
 
 def reference_attention(
@@ -35,6 +39,7 @@ def reference_attention(
     scaling: float,
     causal: bool = True,
     valid: Tensor | None = None,
+    priority: Tensor | None = None,
     state: ReferenceState | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ReferenceState | None]:
@@ -48,6 +53,7 @@ def reference_attention(
         scaling: factor of q.k.
         causal: False attends in both directions (no near field, no state).
         valid: bool ``[B, T]``, False for padding; rows of padding queries are zero.
+        priority: ``[B, G, T]``, of the keys; needed where a head keeps keys.
         state: what an earlier call returned, to go on from there.
         backend: accepted for the common signature and ignored.
 
@@ -55,7 +61,7 @@ def reference_attention(
         Output ``[B, H, T, d_v]`` in float64, and the state after these tokens (None if bidirectional).
 
     """
-    sums, after = reference_sums(q, k, v, heads, scaling=scaling, causal=causal, valid=valid, state=state)
+    sums, after = reference_sums(q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, state=state)
     return sums.numerator / sums.denominator.clamp(min=torch.finfo(torch.float64).tiny)[..., None], after
 
 
@@ -88,6 +94,7 @@ def reference_sums(
     scaling: float,
     causal: bool = True,
     valid: Tensor | None = None,
+    priority: Tensor | None = None,
     state: ReferenceState | None = None,
 ) -> tuple[ReferenceSums, ReferenceState | None]:
     """Return what ``reference_attention`` divides; same arguments."""
@@ -100,6 +107,8 @@ def reference_sums(
         keys = torch.cat([state.keys, keys], dim=2)
         values = torch.cat([state.values, values], dim=2)
         known = torch.cat([state.valid, valid], dim=1)
+        if priority is not None and state.priority is not None:
+            priority = torch.cat([state.priority, priority], dim=2)
     S = keys.shape[2]
     key = torch.arange(S, device=q.device)
     row = key[S - T :, None]
@@ -110,13 +119,37 @@ def reference_sums(
         near = allowed
         if not isinstance(spec.far, Exact):
             near = allowed & spec.near.mask(row, key, known.cumsum(-1)[:, None, :])
+        if spec.near.kept:
+            if priority is None:
+                raise ValueError(f"head {h} keeps {spec.near.kept} keys and priority is None, expected [B, G, T]")
+            near = near | _kept(priority[:, g], known, spec.near)[:, S - T :]
         far = allowed & ~near
         heads_of.append(_one_head(q[:, h].double(), keys[:, g], spec, near, far, scaling))
     weights, sizes, margins = (torch.stack(parts, 1) for parts in zip(*heads_of))
     weights, sizes = weights * valid[:, None, :, None], sizes * valid[:, None, :, None]
     per_head = values.repeat_interleave(H // k.shape[1], 1)
     sums = ReferenceSums(weights @ per_head, weights.sum(-1), sizes @ per_head.abs(), sizes.sum(-1), margins)
-    return sums, ReferenceState(keys, values, known) if causal else None
+    return sums, ReferenceState(keys, values, known, priority) if causal else None
+
+
+def _kept(priority: Tensor, known: Tensor, near: Near) -> Tensor:
+    """Which keys each row keeps by priority, bool ``[B, S, S]``: token after token, as it is told in words.
+
+    priority ``[B, S]``, known bool ``[B, S]``.
+    """
+    B, S = priority.shape
+    mask = torch.zeros(B, S, S, dtype=torch.bool, device=priority.device)
+    for b in range(B):
+        kept: list[tuple[float, int]] = []
+        sinks = set(known[b].nonzero()[: near.sinks, 0].tolist())
+        for row in range(S):
+            leaves = row - near.window
+            if leaves >= 0 and known[b, leaves] and leaves not in sinks:
+                kept.append((float(priority[b, leaves]), leaves))
+            if len(kept) > near.kept:
+                kept.remove(min(kept))  # of equal priorities the earlier one goes
+            mask[b, row, [key for _, key in kept]] = True
+    return mask
 
 
 def _one_head(

@@ -27,6 +27,7 @@ class Request:
     scaling: float
     causal: bool
     valid: Optional[Tensor]
+    priority: Optional[Tensor]
     output: Tensor
     guarded: Tensor
 

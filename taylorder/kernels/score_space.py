@@ -13,6 +13,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .kept_keys import far_from
 from .spec import GUARD, Exact, HeadSpec, Taylor, check_heads
 
 _BLOCK_SCORES = 1 << 20
@@ -28,6 +29,7 @@ def score_space_attention(
     scaling: float,
     causal: bool = True,
     valid: Optional[Tensor] = None,
+    priority: Optional[Tensor] = None,
     guard: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Attend to all keys given; the queries are those of the last T of S keys.
@@ -40,6 +42,7 @@ def score_space_attention(
         scaling: factor of q.k.
         causal: False attends to all valid keys.
         valid: bool ``[B, S]``, False for padding.
+        priority: float32 ``[B, G, S]``, needed where a head keeps keys.
         guard: False leaves vanishing or negative denominators as they are (to show what the guard hides).
 
     Returns:
@@ -58,8 +61,12 @@ def score_space_attention(
         known = torch.ones(S, dtype=torch.bool, device=q.device) if valid is None else valid[b]
         for g in range(G):
             keys, values = k[b, g].to(dtype), v[b, g].to(dtype)
+            near = heads[g * (H // G)].near
+            far = None
+            if near.kept and priority is not None:
+                far = far_from(priority[b, g][None, None], known[None], near)[0, 0]
             for h in range(g * (H // G), (g + 1) * (H // G)):
-                head = _Head(keys, values, known, heads[h], causal, guard)
+                head = _Head(keys, values, known, heads[h], causal, guard, far)
                 for start in range(0, T, rows):
                     stop = min(start + rows, T)
                     block, hits = head.rows(q[b, h, start:stop].to(dtype) * scaling, S - T + start)
@@ -71,8 +78,11 @@ def score_space_attention(
 class _Head:
     """One query head of one sequence: what all its blocks of rows share."""
 
-    def __init__(self, keys: Tensor, values: Tensor, known: Tensor, spec: HeadSpec, causal: bool, guard: bool) -> None:
-        self.keys, self.values, self.known = keys, values, known
+    def __init__(
+        self, keys: Tensor, values: Tensor, known: Tensor, spec: HeadSpec, causal: bool, guard: bool,
+        far: Optional[Tensor],
+    ) -> None:  # fmt: skip
+        self.keys, self.values, self.known, self.far = keys, values, known, far
         self.spec, self.causal, self.guard = spec, causal, guard
         self.rank = known.cumsum(0)
         sink = known & (self.rank <= spec.near.sinks)
@@ -94,7 +104,7 @@ class _Head:
             allowed = allowed & (mixed <= position)
         near = allowed
         if not isinstance(self.spec.far, Exact):
-            near = allowed & self.spec.near.mask(position, mixed, self.rank[mixed])
+            near = allowed & self._near(position, mixed)
         far = allowed & ~near
         live = self.known[position]
         numerator, denominator, point, hits = self._far_sums(q, slice(start, end), mixed, far.to(q.dtype), live)
@@ -109,9 +119,15 @@ class _Head:
         output = numerator / torch.where(denominator == 0, torch.ones_like(denominator), denominator)
         return output * live, hits  # rows of padding queries put out nothing
 
+    def _near(self, position: Tensor, keys: Tensor) -> Tensor:
+        """Which keys are near for queries at ``position`` ``[R, 1]``, future ones aside."""
+        if self.far is not None:
+            return position < self.far[keys]
+        return self.spec.near.mask(position, keys, self.rank[keys])
+
     def _all_far(self, first: int, stop: int) -> tuple[int, int]:
         """Return the columns ``start … end - 1`` that are far for every row from ``first`` on."""
-        if isinstance(self.spec.far, Exact):
+        if isinstance(self.spec.far, Exact) or self.far is not None:
             return 0, 0
         end = max(0, min(first + 1, first - self.spec.near.window + 1)) if self.causal else stop
         return min(self.sink_end, end), end

@@ -30,9 +30,11 @@ MOST_SINKS = 2**16
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Near:
     """The keys that keep the true exponential: the last ``window``, the query's own included, and the first ``sinks``.
+
+    Of all other keys, the ``kept`` ones of highest priority do too (:mod:`~taylorder.kernels.kept_keys`).
 
     Raises:
         ValueError: a number is out of range.
@@ -41,19 +43,25 @@ class Near:
 
     window: int = 0
     sinks: int = 0
+    kept: int = 0
 
     def __post_init__(self) -> None:
-        for name, most in (("window", LONGEST_WINDOW), ("sinks", MOST_SINKS)):
+        for name, most in (("window", LONGEST_WINDOW), ("sinks", MOST_SINKS), ("kept", LONGEST_WINDOW)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to {most}")
+
+    def __repr__(self) -> str:
+        """As of a dataclass; kept keys only where there are any, as digests of configs without them had it."""
+        kept = f", kept={self.kept}" if self.kept else ""
+        return f"Near(window={self.window}, sinks={self.sinks}{kept})"
 
     @property
     def tokens(self) -> int:
         """Most keys that are near at once, which is what a cache holds of them."""
-        return self.window + self.sinks
+        return self.window + self.sinks + self.kept
 
     def mask(self, row: Tensor, key: Tensor, rank: Optional[Tensor] = None) -> Tensor:
-        """Which keys up to the query's own are near, where ``row``, ``key`` and ``rank`` broadcast.
+        """Which keys up to the query's own are near by their position, where ``row``, ``key`` and ``rank`` broadcast.
 
         Args:
             row: position of the query.
@@ -197,7 +205,7 @@ def check_group(where: str, group: Sequence[HeadSpec]) -> None:
     exact = [isinstance(spec.far, Exact) for spec in group]
     if any(exact) and not all(exact):
         raise ValueError(f"{where}: some heads are exact and some are not; the cache is shared, so all must be exact")
-    for name in ("window", "sinks"):
+    for name in ("window", "sinks", "kept"):
         values = sorted({getattr(spec.near, name) for spec in group})
         if len(values) > 1:
             raise ValueError(f"{where}: {name} differs within the group ({values}); one value is expected")
@@ -213,6 +221,11 @@ def check_group(where: str, group: Sequence[HeadSpec]) -> None:
         raise ValueError(
             f"{where}: expansion 'zero' is mixed with 'centre' or 'mean'; their states hold different keys"
         )
+
+
+def keeps_keys(heads: Sequence[HeadSpec]) -> bool:
+    """Whether any of the heads keeps keys by priority."""
+    return any(spec.near.kept for spec in heads)
 
 
 def check_heads(heads: Sequence[HeadSpec], query_heads: int, kv_heads: int, causal: bool) -> None:

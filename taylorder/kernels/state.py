@@ -54,11 +54,28 @@ class Part(Holder, ABC):
 
 
 class ExactPart(Part):
-    """KV heads that keep every token: ordinary softmax attention, and the score-space backend for any spec."""
+    """KV heads that keep every token: ordinary softmax attention, and the score-space backend for any spec.
 
-    def __init__(self, kv_heads: Sequence[int], k: Tensor, v: Tensor) -> None:
+    Attributes:
+        recent: the tokens.
+        priority: their priorities, float32 ``[B, G, S]``; None where no head asks for any.
+
+    """
+
+    def __init__(self, kv_heads: Sequence[int], k: Tensor, v: Tensor, *, ranked: bool = False) -> None:
         self.kv_heads = tuple(kv_heads)
         self.recent = TokenBuffer(k, v, len(self.kv_heads))
+        self.priority = k.new_zeros(k.shape[0], len(self.kv_heads), 0, dtype=torch.float32) if ranked else None
+
+    def add_priorities(self, priority: Optional[Tensor]) -> None:
+        """Keep the priorities ``[B, G, T]`` of new tokens, if any head asks for them."""
+        if self.priority is not None and priority is not None:
+            self.priority = torch.cat([self.priority, priority], 2)
+
+    def make_room(self, held: dict[str, Tensor]) -> None:
+        super().make_room(held)
+        if self.priority is not None and "priority" in held:
+            self.priority = torch.empty_like(held["priority"])
 
     @property
     def nominal_bytes(self) -> int:
