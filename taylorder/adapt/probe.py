@@ -40,4 +40,5 @@ def priorities(probe: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v: ``[B, G, T, d_v]``.
 
     """
-    return torch.linalg.vecdot(probe_features(k, v), probe[:, None])
+    ranked: Tensor = torch.linalg.vecdot(probe_features(k, v), probe[:, None])
+    return ranked

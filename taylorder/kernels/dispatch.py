@@ -108,7 +108,12 @@ def _new_state(heads: Sequence[HeadSpec], backend: str, k: Tensor, v: Tensor) ->
     truncated = {g: group for g, group in groups.items() if g not in exact}
     specs = [spec for g in exact for spec in groups[g]]
     parts: list[Part] = _LINEAR[backend].new_parts(truncated, k, v) if truncated else []
-    return State(heads, backend, [*parts, *([ExactPart(exact, k, v, ranked=keeps_keys(specs))] if exact else [])], StateShape.of(k, v))
+    return State(
+        heads,
+        backend,
+        [*parts, *([ExactPart(exact, k, v, ranked=keeps_keys(specs))] if exact else [])],
+        StateShape.of(k, v),
+    )
 
 
 def _score_space(part: ExactPart, request: Request, heads: Sequence[HeadSpec]) -> None:

@@ -96,28 +96,26 @@ class KeptKeys:
     def advance(self, rows: slice) -> NearBlock:
         """Take the next rows in, and return what is near to them."""
         kept, first = self.kept, self.before + rows.start
-        leaving = slice(
-            max(self.held, first - self.window), max(self.held, self.before + rows.stop - self.window)
-        )
+        leaving = slice(max(self.held, first - self.window), max(self.held, self.before + rows.stop - self.window))
         recent = slice(leaving.start, self.before + rows.stop)
         B, G, K = kept.shape
         far_from = kept.new_full((B, G, K + recent.stop - recent.start), rows.stop - rows.start)
         competing = K + leaving.stop - leaving.start
-        candidates = torch.cat([kept, torch.arange(leaving.start, leaving.stop, device=kept.device).expand(B, G, -1)], -1)
+        leavers = torch.arange(leaving.start, leaving.stop, device=kept.device)
+        candidates = torch.cat([kept, leavers.expand(B, G, -1)], -1)
         self.kept = candidates
         if competing > self.places:
             order = _by_rank(self.priority.gather(2, candidates))
             self.kept = candidates.gather(2, order[..., : self.places].sort(-1).values)
-            leaves = torch.arange(leaving.start, leaving.stop, device=kept.device) + self.window - first
-            losers = order[..., self.places :]
-            far_from.scatter_(2, losers, _first_rows(order, K, self.places, leaves))
+            lost_at = _first_rows(order, K, self.places, leavers + self.window - first)
+            far_from.scatter_(2, order[..., self.places :], lost_at)
         return NearBlock(rows, first, kept, recent, far_from)
 
 
 def _by_rank(priority: Tensor) -> Tensor:
     """Indices of ``[B, G, N]``, best first; of equal ones the last first."""
     last = priority.shape[-1] - 1
-    return last - priority.flip(-1).sort(-1, descending=True, stable=True).indices
+    return last - torch.sort(priority.flip(-1), dim=-1, descending=True, stable=True).indices
 
 
 def _first_rows(order: Tensor, held: int, places: int, leaves: Tensor) -> Tensor:

@@ -61,7 +61,9 @@ def reference_attention(
         Output ``[B, H, T, d_v]`` in float64, and the state after these tokens (None if bidirectional).
 
     """
-    sums, after = reference_sums(q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, state=state)
+    sums, after = reference_sums(
+        q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, state=state
+    )
     return sums.numerator / sums.denominator.clamp(min=torch.finfo(torch.float64).tiny)[..., None], after
 
 
