@@ -41,6 +41,16 @@ RANKED = [
 ]
 
 
+KEEPING = [HeadOrder(spec=HeadSpec(Dropped(), Near(16, 4, 12)))] * 3
+PROBE_TEXT = {"text": "prose", "tokens": 6144, "sha256": "0" * 64}
+
+
+def probes(seed=0, modules=MODULES, value_dim=DIM):
+    """Random probes for keys of ``DIM`` numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(KV_HEADS, DIM + value_dim + 5, generator=generator) for name in modules}
+
+
 def example(**options):
     options = {"criterion": {"context": 8192}} | options
     return config_of(EXACT, WINDOW, PLAIN, RANKED, **options)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from hypothesis import strategies as st
 
-from taylorder.kernels import HeadSpec, fold_rule, reference_attention, state_products, taylor_attention, torch_backend
+from taylorder.kernels import (
+    HeadSpec,
+    fold_rule,
+    reference_attention,
+    state_products,
+    taylor_attention,
+    taylor_run,
+    torch_backend,
+)
 from taylorder.kernels import attend as attending
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 
@@ -27,9 +36,10 @@ class Case:
     valid: torch.Tensor | None
     causal: bool
     cuts: tuple[int, ...]
+    priority: torch.Tensor | None = None
 
     def to(self, dtype):
-        return Case(self.heads, *(t.to(dtype) for t in (self.q, self.k, self.v)), self.valid, self.causal, self.cuts)
+        return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
 
 
 def problem(heads, B=2, G=2, T=130, d=8, d_v=5, seed=0, valid=None, cuts=None, scale=1.0):
@@ -50,18 +60,26 @@ MIXED = [
 
 def reference(case):
     output, _ = reference_attention(
-        case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid
+        case.q,
+        case.k,
+        case.v,
+        case.heads,
+        scaling=SCALING,
+        causal=case.causal,
+        valid=case.valid,
+        priority=case.priority,
     )
     return output
 
 
 @st.composite
-def head_groups(draw, d, group, causal, orders=(1, 2, 3, 4, 6), drops=True):
+def head_groups(draw, d, group, causal, orders=(1, 2, 3, 4, 6), drops=True, kept=(0,)):
     """Specs of one KV head's query heads."""
     if draw(st.integers(0, 4)) == 0:
         return [HeadSpec(Exact())] * group
     window = draw(st.sampled_from([0, 1, 5, 30])) if causal else 0
     sinks = draw(st.sampled_from([0, 0, 1, 4])) if causal else 0
+    kept = draw(st.sampled_from(kept)) if causal else 0
     ranks = draw(st.sampled_from([None, (0, d, 4, 3, 3, 2, 1, 0), (0, 3, 3, 2, 2, 2, 2, 2), (0, d, d, 3, 1, 1, 1, 1)]))
     fitted = (0.9, 0.8, 0.7, 0.3, 0.2, 0.1, 0.05, 0.02)
     coefficients = draw(st.sampled_from([None, fitted, *(["dropped"] if drops else [])]))
@@ -74,12 +92,12 @@ def head_groups(draw, d, group, causal, orders=(1, 2, 3, 4, 6), drops=True):
         far = Dropped()
         if coefficients != "dropped":
             far = Taylor(order, expansion, ranks and ranks[:order], coefficients and coefficients[:order])
-        specs.append(HeadSpec(far, Near(window, sinks)))
+        specs.append(HeadSpec(far, Near(window, sinks, kept)))
     return specs
 
 
 @st.composite
-def cases(draw, orders=(1, 2, 3, 4, 6), drops=True):
+def cases(draw, orders=(1, 2, 3, 4, 6), drops=True, kept=(0,)):
     B, G, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 5])), draw(st.integers(1, 3))
     T, d, d_v = (
         draw(st.sampled_from([1, 3, 17, 70, 110])),
@@ -87,7 +105,7 @@ def cases(draw, orders=(1, 2, 3, 4, 6), drops=True):
         draw(st.sampled_from([3, 8])),
     )
     causal = draw(st.sampled_from([True, True, True, False]))
-    heads = [spec for _ in range(G) for spec in draw(head_groups(d, group, causal, orders, drops))]
+    heads = [spec for _ in range(G) for spec in draw(head_groups(d, group, causal, orders, drops, kept))]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     q = torch.randn(B, G * group, T, d, generator=generator)
     k, v = torch.randn(B, G, T, d, generator=generator), torch.randn(B, G, T, d_v, generator=generator)
@@ -97,7 +115,13 @@ def cases(draw, orders=(1, 2, 3, 4, 6), drops=True):
         holes = torch.rand(B, T, generator=generator) < draw(st.sampled_from([0.0, 0.2]))
         valid = (torch.arange(T) >= start[:, None]) & ~holes
     inner = draw(st.lists(st.integers(0, T), max_size=3)) if causal else []
-    return Case(tuple(heads), q, k, v, valid, causal, tuple(sorted({0, T, *inner})))
+    priority = None
+    if any(kept):
+        levels = draw(st.sampled_from([1, 5, 10_000]))  # few levels: many keys of equal priority
+        priority = torch.randint(0, levels, (B, G, T), generator=generator).float() / levels - 0.5
+        if valid is not None:  # what padding holds has no say
+            priority = priority.masked_fill(~valid[:, None], draw(st.sampled_from([0.0, 1e9, math.nan, math.inf])))
+    return Case(tuple(heads), q, k, v, valid, causal, tuple(sorted({0, T, *inner})), priority)
 
 
 SMALL = {
@@ -108,12 +132,12 @@ SMALL = {
     (attending, "_BLOCK_ROWS"): [7, 128],
     (fold_rule, "BLOCK"): [1, 4, 64],
     (fold_rule, "RAW_SHARE"): [0.0, 0.0, 0.5],
-    (torch_backend, "_CHUNK"): [19, 512],
-    (torch_backend, "_CHUNK_TOGETHER"): [17, 256],
-    (torch_backend, "_TOGETHER_BYTES"): [1, 5 << 19],
-    (torch_backend, "_ROWS"): [300, 2048],
-    (torch_backend, "_BATCH"): [1, 3000, 5 << 17],
-    (torch_backend, "_SCORES"): [1000, 1 << 20],
+    (taylor_run, "_CHUNK"): [19, 512],
+    (taylor_run, "_CHUNK_TOGETHER"): [17, 256],
+    (taylor_run, "_TOGETHER_BYTES"): [1, 5 << 19],
+    (taylor_run, "_ROWS"): [300, 2048],
+    (taylor_run, "_BATCH"): [1, 3000, 5 << 17],
+    (taylor_run, "_SCORES"): [1000, 1 << 20],
 }
 """Tuning constants and values that make small inputs take the paths of large ones: they may change no result."""
 
@@ -131,20 +155,21 @@ def sized(chosen):
 EAGER = {
     (fold_rule, "BLOCK"): 1,
     (fold_rule, "RAW_SHARE"): 0.0,
-    (torch_backend, "_CHUNK"): 16,
-    (torch_backend, "_CHUNK_TOGETHER"): 16,
+    (taylor_run, "_CHUNK"): 16,
+    (taylor_run, "_CHUNK_TOGETHER"): 16,
 }
 """Chunks so short that nearly every far key is read from the state."""
 
 
 def attend(case, backend=None, state=None):
     """All calls of a case, where its tensors are: the output of all of them, and the last state."""
-    parts, valid = [], case.valid
+    parts, valid, priority = [], case.valid, case.priority
     for start, stop in zip(case.cuts, case.cuts[1:], strict=False):
         cut = slice(start, stop)
         part, state = taylor_attention(
             case.q[:, :, cut], case.k[:, :, cut], case.v[:, :, cut], case.heads, scaling=SCALING, causal=case.causal,
-            valid=None if valid is None else valid[:, cut], state=state, backend=backend,
+            valid=None if valid is None else valid[:, cut], priority=None if priority is None else priority[:, :, cut],
+            state=state, backend=backend,
         )  # fmt: skip
         parts.append(part)
     return torch.cat(parts, 2), state
@@ -168,6 +193,7 @@ def recorded_sums(case):
 
     with sized({(torch_backend, "TaylorRun"): Recorder}):
         taylor_attention(
-            case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid, backend="torch"
-        )
+            case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid,
+            priority=case.priority, backend="torch",
+        )  # fmt: skip
     return numerators, denominators

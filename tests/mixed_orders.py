@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
+from taylorder.adapt.probe import priorities, probe_width
 from taylorder.analysis.capture import run_layers
 from taylorder.analysis.truncation import key_centres
 from taylorder.kernels import HeadSpec, reference_attention
@@ -47,6 +48,30 @@ def mixed_config(model, seed=0):
         m.name: 0.3 * torch.randn(first.kv_heads, first.head_dim, generator=generator) for m in description.modules
     }
     return config.with_key_centres(centres)
+
+
+PROBE_TEXT = {"text": "random numbers", "tokens": 1, "sha256": "0" * 64}
+
+
+def keeping_config(model, seed=0):
+    """:func:`mixed_config`, in which KV heads that are not exact keep 1 to 8 keys by random probes."""
+    description = describe(model, "tiny")
+    config = mixed_config(model, seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    layers = []
+    for module, layer in zip(description.modules, config.layers, strict=True):
+        heads = []
+        for group in module.groups(layer.heads):
+            kept = 0 if isinstance(group[0].spec.far, Exact) else 1 + int(torch.randint(8, (), generator=generator))
+            near = replace(group[0].spec.near, kept=kept)
+            heads += [head.model_copy(update={"spec": replace(head.spec, near=near)}) for head in group]
+        layers.append(LayerOrders(module=layer.module, heads=tuple(heads)))
+    probes = {
+        module.name: torch.randn(module.kv_heads, probe_width(module.head_dim, module.value_dim), generator=generator)
+        for module in description.modules
+    }
+    config = OrderConfig(model=config.model, layers=tuple(layers)).with_key_centres(config.key_centres)
+    return config.with_probes(probes, PROBE_TEXT)
 
 
 HALF, FULL, NONE = 0.5, 1.0, 0.0
@@ -105,6 +130,8 @@ def reference_output(model, config, **inputs):
             attention_mask = attention_mask.tril() if causal else attention_mask
         valid = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
         output = torch.zeros(B, H, T, value.shape[-1], dtype=torch.float64)
+        probe = config.probes.get(names[module])
+        priority = None if probe is None else priorities(probe, key, value)
         for h, head in enumerate(layers[names[module]]):
             g = h // (H // G)
             far = head.spec.far
@@ -121,7 +148,14 @@ def reference_output(model, config, **inputs):
                 q, k = q @ query_rotation.mT, k @ key_rotation.mT
             spec = HeadSpec(replace(far, expansion="mean" if far.expansion == "mean" else "centre"), head.spec.near)
             alone, _ = reference_attention(
-                q[:, None], k[:, None], value[:, g : g + 1], [spec], scaling=scaling, causal=causal, valid=valid
+                q[:, None],
+                k[:, None],
+                value[:, g : g + 1],
+                [spec],
+                scaling=scaling,
+                causal=causal,
+                valid=valid,
+                priority=None if priority is None else priority[:, g : g + 1],
             )
             output[:, h] = alone[:, 0]
         return output.transpose(1, 2).contiguous(), None

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-from config_forms import EXACT, PLAIN, RANKED, WINDOW, centres, config_of, example
+import torch
+from config_forms import (
+    DIM,
+    EXACT,
+    KV_HEADS,
+    MODULES,
+    PLAIN,
+    PROBE_TEXT,
+    RANKED,
+    WINDOW,
+    centres,
+    config_of,
+    example,
+    probes,
+)
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
 from taylorder.adapt.prepared import execution_digest
@@ -18,6 +32,7 @@ OTHERS = {
     "coefficients": Taylor(3, "mean", None, (1.0, 1.0, 0.5)),
     "window": Near(5, 2),
     "sinks": Near(4, 3),
+    "kept": Near(4, 2, 1),
 }
 """For every field of what the head below runs, one in which it alone is another."""
 
@@ -56,12 +71,21 @@ def test_provenance_does_not_count_in_the_digest(name):
 def test_everything_else_in_a_config_is_known_to_the_digest():
     """A new field of a layer or of a config has to enter the digest, or be named here as one that changes nothing."""
     assert LayerOrders.model_fields.keys() == {"module", "heads"}
-    assert OrderConfig.model_fields.keys() == {"model", "calibration", "criterion", "software", "layers"}
-    assert OrderConfig.__private_attributes__.keys() == {"_key_centres", "_rotations"}
+    assert OrderConfig.model_fields.keys() == {"model", "calibration", "criterion", "software", "probe", "layers"}
+    assert OrderConfig.__private_attributes__.keys() == {"_key_centres", "_rotations", "_probes"}
     plain = example()
     moved = config_of(WINDOW, EXACT, PLAIN, RANKED)
     other = plain.model_copy(update={"model": plain.model.model_copy(update={"fingerprint": "sha256:def"})})
     renamed = plain.model_copy(update={"calibration": {"seed": 1}, "software": {"torch": "0"}})
-    digests = [execution_digest(c) for c in (plain, moved, other, plain.with_key_centres(centres()))]
-    assert len(set(digests)) == 4
+    probed = [plain.with_probes(probes(seed), PROBE_TEXT) for seed in (0, 1)]
+    digests = [execution_digest(c) for c in (plain, moved, other, plain.with_key_centres(centres()), *probed)]
+    assert len(set(digests)) == 6
+    elsewhere = plain.with_probes(probes(), PROBE_TEXT | {"text": "other"})
+    assert execution_digest(elsewhere) == execution_digest(probed[0])
     assert execution_digest(renamed) == execution_digest(plain)
+
+
+def test_configs_without_kept_keys_have_the_digest_that_they_always_had():
+    """States that were saved under it go on."""
+    known = "sha256:80a364681d4fce907664df28de438168ecb2cef9816dc829645ac0a1ec15910c"
+    assert execution_digest(example().with_key_centres({name: torch.ones(KV_HEADS, DIM) for name in MODULES})) == known

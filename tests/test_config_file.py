@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from config_forms import DIM, EXACT, centres, config_of, edit, example, first_form, save_first
+from config_forms import DIM, EXACT, PROBE_TEXT, centres, config_of, edit, example, first_form, probes, save_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -114,7 +114,7 @@ def groups(draw):
         drawn = [{**own, "reason": drawn[0]["reason"], "nominal_bytes": drawn[0]["nominal_bytes"]} for own in drawn]
     if draw(st.integers(0, 3)) == 0:
         return [HeadOrder(spec=HeadSpec(Exact()), **own) for own in drawn]
-    near = Near(draw(st.integers(0, 2**24)), draw(st.integers(0, 2**16)))
+    near = Near(draw(st.integers(0, 2**24)), draw(st.integers(0, 2**16)), draw(st.just(0) | st.integers(0, 2**24)))
     expansions = draw(st.sampled_from([("zero",), ("centre", "mean")]))
     ranks = None
     if expansions != ("zero",) and draw(st.booleans()):
@@ -150,6 +150,9 @@ def test_every_config_comes_back_bit_for_bit(tmp_path_factory, drawn, about, con
     back = OrderConfig.load(path)
     assert repr(back.model_dump()) == repr(config.model_dump())
     assert execution_digest(back) == execution_digest(config)
+    probed = config.with_probes(probes(value_dim=3), PROBE_TEXT)
+    probed.save(path)
+    assert OrderConfig.load(path) == probed
     save_first(config, path)
     assert repr(OrderConfig.load(path).model_dump()) == repr(config.model_dump())
 
@@ -168,7 +171,7 @@ def test_a_file_of_the_first_schema_means_what_it_says():
     document = json.loads(MIXED.read_text())
     config = OrderConfig.load(MIXED)
     assert document["schema"] == "taylorder/orders@1"
-    defaults = {"expansion": "zero", "window": 0, "sinks": 0}
+    defaults = {"expansion": "zero", "window": 0, "sinks": 0, "kept": 0}
     seen = 0
     for layer, listed in zip(config.layers, document["layers"], strict=True):
         assert layer.module == listed["module"]
@@ -270,8 +273,14 @@ def without(place, name):
         (kv_head(2, sinks=10**18), "kv_heads.0.sinks: Input should be less than or equal to 65536, found 10000000000"),
         (kv_head(2, bytes=-1), "kv_heads.0.bytes: Input should be greater than or equal to 0, found -1"),
         (kv_head(2, bytes=10**400), "kv_heads.0.bytes: Input should be less than or equal to"),
-        (kv_head(2, kept=4), "layers.1.kv_heads.0.kept: unknown key"),
-        (lambda d: d.update(probe={}), "probe: unknown key"),
+        (kv_head(0, kept=0), "layers.0.kv_heads.0: kept is 0; an exact KV head has none; remove it"),
+        (kv_head(2, kept=-1), "kv_heads.0.kept: Input should be greater than or equal to 0, found -1"),
+        (kv_head(2, kept=2**24 + 1), "kv_heads.0.kept: Input should be less than or equal to 16777216, found 16777217"),
+        (kv_head(2, kept=4.0), "kv_heads.0.kept: Input should be a valid integer, found 4.0"),
+        (head(2, 1, kept=4), "layers.1.kv_heads.0.heads.1.kept: unknown key"),
+        (lambda d: d.update(probe={"text": "x", "tokens": 1}), "probe.sha256: the key is missing"),
+        (lambda d: d.update(probe=PROBE_TEXT | {"seed": 0}), "probe.seed: unknown key"),
+        (lambda d: d.update(probe=PROBE_TEXT | {"tokens": 0}), "probe.tokens: Input should be greater than or equal"),
         (lambda d: d.update(schema_="taylorder/orders@2"), "schema_: unknown key"),
         (kv_head(2, heads=[]), "layers.1.kv_heads.0.heads: Tuple should have at least 1 item after validation"),
         (kv_head(2, heads={}), "layers.1.kv_heads.0.heads: Input should be a valid tuple, found {}"),

@@ -13,7 +13,7 @@ from taylorder.kernels import (
     reference_attention,
     score_space_attention,
     taylor_attention,
-    torch_backend,
+    taylor_run,
     windowed_attention,
 )
 from taylorder.kernels.differentiable import differentiable_attention
@@ -177,7 +177,7 @@ def told_of_near(monkeypatch):
         calls.append((q.shape[2], near.window, near.sinks))
         return windowed_attention(q, k, v, near, scaling=scaling)
 
-    monkeypatch.setattr(torch_backend, "windowed_attention", attend)
+    monkeypatch.setattr(taylor_run, "windowed_attention", attend)
     return calls
 
 

@@ -198,7 +198,7 @@ def mutated(runs, tmp_path, seed, names, mutations):
 # What is read
 
 
-ABSENT = {"error": None, "expansion": "zero", "window": 0, "sinks": 0, "ranks": None, "coefficients": None}
+ABSENT = {"error": None, "expansion": "zero", "window": 0, "sinks": 0, "kept": 0, "ranks": None, "coefficients": None}
 ABSENT |= {"reason": None, "nominal_bytes": None, "break_even": None}
 
 

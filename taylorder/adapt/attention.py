@@ -149,22 +149,27 @@ def _truncated(
     causal: bool,
 ) -> Tensor:
     """Attend as the plan says, from the state of ``layer`` if there is one; ``valid`` is bool ``[B, S]``, or None."""
-    plan = run.plan
+    plan, priority = run.plan, None
     if plan.numbers is not None:
+        priority = plan.numbers.priority(key, value)  # of keys as they are, before they are centred
         query, key = plan.numbers(query, key)
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if valid is None else valid[:, -key.shape[2] :]
-        output, guarded = layer.attend(query, key, value, scaling=scaling, valid=valid, backend=run.backend)
+        output, guarded = layer.attend(
+            query, key, value, scaling=scaling, valid=valid, priority=priority, backend=run.backend
+        )
     elif run.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
-        output, state = attend_causally(query, key, value, heads, scaling=scaling, valid=valid, backend=run.backend)
+        output, state = attend_causally(
+            query, key, value, heads, scaling=scaling, valid=valid, priority=priority, backend=run.backend
+        )
         guarded = state.guarded
     elif run.guard and causal and query.shape[2] == key.shape[2] and valid is None:
-        output, guarded = differentiable_attention(query, key, value, heads, scaling=scaling)
+        output, guarded = differentiable_attention(query, key, value, heads, scaling=scaling, priority=priority)
     else:
         # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
         output, guarded = score_space_attention(
-            query, key, value, heads, scaling=scaling, causal=causal, valid=valid, guard=run.guard
+            query, key, value, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, guard=run.guard
         )
     run.counts.add(plan.name, guarded)
     return output.transpose(1, 2).contiguous()

@@ -49,6 +49,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         *,
         scaling: float,
         valid: Tensor | None,
+        priority: Tensor | None = None,
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend with the tokens last given to ``update`` and take them in.
@@ -59,6 +60,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             value: ``[B, G, T, d_v]``.
             scaling: factor of q.k.
             valid: bool ``[B, T]``, False for padding; None if there is none.
+            priority: of the keys, float32 ``[B, G, T]``; None where no head keeps keys.
             backend: as in ``taylor_attention``.
 
         Returns:
@@ -80,8 +82,9 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             )
         before = None if self.state is None else self.state.guarded.clone()
         output, self.state = attend_causally(
-            query, key, value, self.heads, scaling=scaling, valid=valid, state=self.state, backend=backend
-        )
+            query, key, value, self.heads, scaling=scaling, valid=valid, priority=priority, state=self.state,
+            backend=backend,
+        )  # fmt: skip
         guarded = self.state.guarded
         return output, guarded.clone() if before is None else guarded - before
 
@@ -208,6 +211,7 @@ def attend_causally(
     *,
     scaling: float,
     valid: Tensor | None,
+    priority: Tensor | None = None,
     state: State | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, State]:
@@ -219,7 +223,7 @@ def attend_causally(
     """
     try:
         output, after = taylor_attention(
-            query, key, value, heads, scaling=scaling, valid=valid, state=state, backend=backend
+            query, key, value, heads, scaling=scaling, valid=valid, priority=priority, state=state, backend=backend
         )
     except TritonUnavailableError as error:
         raise TaylorderError(str(error)) from error

@@ -1,6 +1,6 @@
 """``OrderConfig``: which order each head runs at, and where that decision comes from (``orders.json``).
 
-The form of the file is that of :mod:`taylorder.adapt.config_file`. Tensors (the mean key and the rotations of every KV
+The form of the file is that of :mod:`taylorder.adapt.config_file`. Tensors (mean key, rotations and probe of every KV
 head) live beside it in ``orders.safetensors``; the file names them by their hash, so that they are those of no other.
 """
 
@@ -18,21 +18,32 @@ from torch import nn
 from taylorder.adapt.config_file import SCHEMA, as_text, document_of, fields_of
 from taylorder.adapt.config_tensors import (
     checked_centre,
+    checked_probe,
     checked_rotations,
     companion,
     content_of,
     located,
     read_tensors,
 )
-from taylorder.adapt.decisions import FlatOrder, HeadOrder, LayerOrders, ModelIdentity, Provenance, Strict, check_ranks
+from taylorder.adapt.decisions import (
+    FlatOrder,
+    HeadOrder,
+    LayerOrders,
+    ModelIdentity,
+    ProbeText,
+    Provenance,
+    Strict,
+    check_ranks,
+)
+from taylorder.adapt.probe import probe_width
 from taylorder.errors import ConfigError
-from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_group, grouped
+from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_group, grouped, keeps_keys
 from taylorder.models.describe import describe
-from taylorder.models.description import ModelDescription
+from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.fingerprint import way_out_of_rounding
 from taylorder.storage.files import replacing, sha256
 from taylorder.storage.frames import as_html, frame
-from taylorder.storage.strict_json import explain, in_line, read_json
+from taylorder.storage.strict_json import brief, explain, in_line, read_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -57,10 +68,12 @@ class OrderConfig(Strict):
     calibration: Provenance = Field(default_factory=dict)
     criterion: Provenance = Field(default_factory=dict)
     software: Provenance = Field(default_factory=dict)
+    probe: ProbeText | None = None
     layers: tuple[LayerOrders, ...]
 
     _key_centres: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
     _rotations: dict[str, tuple[torch.Tensor, torch.Tensor]] = PrivateAttr(default_factory=dict)
+    _probes: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> OrderConfig:
@@ -93,8 +106,10 @@ class OrderConfig(Strict):
 
     def tensors(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """Everything beside the decisions that changes what the model computes, by module and kind."""
-        centres = {f"{module}.key_centre": (centre,) for module, centre in self._key_centres.items()}
-        return centres | {f"{module}.rotations": pair for module, pair in self._rotations.items()}
+        tensors: dict[str, tuple[torch.Tensor, ...]] = {}
+        tensors |= {f"{module}.key_centre": (centre,) for module, centre in self._key_centres.items()}
+        tensors |= {f"{module}.rotations": pair for module, pair in self._rotations.items()}
+        return tensors | {f"{module}.probe": (probe,) for module, probe in self._probes.items()}
 
     @property
     def key_centres(self) -> Mapping[str, torch.Tensor]:
@@ -143,6 +158,46 @@ class OrderConfig(Strict):
         }
         return copy
 
+    @property
+    def probes(self) -> Mapping[str, torch.Tensor]:
+        """Module name to the probe of each KV head, float32 ``[G, F]``; layers that keep no keys need none.
+
+        It gives keys their priorities, see :mod:`taylorder.adapt.probe`; ``probe`` says what it was fitted on.
+        """
+        return self._probes
+
+    def with_probes(
+        self, probes: Mapping[str, torch.Tensor], about: ProbeText | Mapping[str, Any] | None
+    ) -> OrderConfig:
+        """Return a copy that carries these probes and no others.
+
+        Args:
+            probes: module name to ``[G, F]``.
+            about: what they were fitted on, ``{"text": its source, "tokens": how many, "sha256": of the text}``; None
+                where there are none.
+
+        Raises:
+            ConfigError: a layer is not in the config, a probe has the wrong shape or type or is not finite, or it is
+                not said what they were fitted on.
+
+        """
+        self._refuse_unlisted("probes", probes)
+        if (about is None) != (not probes):
+            raise ConfigError(
+                f"there are probes of {len(probes)} layers, and the text that they were fitted on is "
+                f"{brief(about)}; expected both, or neither"
+            )
+        try:
+            text = None if about is None else ProbeText.model_validate(about)
+        except ValidationError as error:
+            raise ConfigError(f"probe: {explain(error)}") from error
+        copy = self.model_copy(update={"probe": text})
+        copy._probes = {
+            module: checked_probe(module, probe, self.model.kv_heads, self.model.head_dim)
+            for module, probe in probes.items()
+        }
+        return copy
+
     def _refuse_unlisted(self, what: str, tensors: Mapping[str, object]) -> None:
         unknown = sorted(tensors.keys() - {layer.module for layer in self.layers})
         if unknown:
@@ -157,6 +212,9 @@ class OrderConfig(Strict):
         window: int = 0,
         sinks: int = 0,
         key_centres: Mapping[str, torch.Tensor] | None = None,
+        kept: int = 0,
+        probes: Mapping[str, torch.Tensor] | None = None,
+        probe: ProbeText | Mapping[str, Any] | None = None,
     ) -> OrderConfig:
         """Return a config with the same decision for every head, except that sliding-window layers stay exact.
 
@@ -167,6 +225,9 @@ class OrderConfig(Strict):
             window: last keys that keep the true exponential.
             sinks: first keys that keep the true exponential.
             key_centres: calibrated mean keys, as in ``Analysis.key_centres``.
+            kept: keys that keep the true exponential by their priority, beside those; needs ``probes``.
+            probes: calibrated probes, as in :attr:`OrderConfig.probes`.
+            probe: what they were fitted on, as in :meth:`with_probes`.
 
         Raises:
             ConfigError: the options contradict each other or are out of range.
@@ -175,12 +236,17 @@ class OrderConfig(Strict):
         model = described(model)
         if expansion == "centre" and order != "exact" and key_centres is None:
             raise ConfigError("expansion 'centre' needs key_centres (Analysis.key_centres); 'mean' works without them")
+        if kept and order != "exact" and not probes:
+            raise ConfigError(
+                f"kept is {kept} and there are no probes to say which keys; expected those of a config that keeps keys "
+                "(OrderConfig.probes)"
+            )
         exact = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="sliding")
         if order == "exact":
             exact = chosen = HeadOrder(spec=HeadSpec(Exact()), error=0.0)
         else:
             try:
-                chosen = FlatOrder(order=order, expansion=expansion, window=window, sinks=sinks).decision()
+                chosen = FlatOrder(order=order, expansion=expansion, window=window, sinks=sinks, kept=kept).decision()
             except ValidationError as error:
                 raise ConfigError(f"uniform config: {explain(error)}") from error
         config = cls(
@@ -195,7 +261,8 @@ class OrderConfig(Strict):
                 for module in model.modules
             ),
         )
-        return config if key_centres is None else config.with_key_centres(key_centres)
+        config = config if key_centres is None else config.with_key_centres(key_centres)
+        return config.with_probes(probes, probe) if probes else config
 
     @classmethod
     def load(cls, path: str | Path, model: ModelDescription | nn.Module | None = None) -> OrderConfig:
@@ -228,14 +295,13 @@ class OrderConfig(Strict):
         except ValueError as error:
             raise ConfigError(f"{path} {error}") from error
         beside = located(path, files)
-        if beside is not None:
-            try:
-                centres, rotations = read_tensors(*beside)
-                config = config.with_rotations(rotations)
-                if centres or not rotations:  # expansion 'mean' has rotations without centres
-                    config = config.with_key_centres(centres)
-            except ConfigError as error:
-                raise ConfigError(f"{beside[0]}: {error}") from error
+        try:
+            centres, rotations, probes = ({}, {}, {}) if beside is None else read_tensors(*beside)
+            config = config.with_rotations(rotations).with_probes(probes, config.probe)
+            if centres or not (beside is None or rotations or probes):  # these may stand alone, nothing may not
+                config = config.with_key_centres(centres)
+        except ConfigError as error:
+            raise ConfigError(f"{path if beside is None else beside[0]}: {error}") from error
         if model is not None:
             config.check(model)
         return config
@@ -249,7 +315,7 @@ class OrderConfig(Strict):
         """
         path = Path(path)
         beside = companion(path)
-        content = content_of(self._key_centres, self._rotations)
+        content = content_of(self._key_centres, self._rotations, self._probes)
         text = as_text(document_of(dict(self), {} if content is None else {beside.name: sha256(content)}))
         if content is None:
             with replacing(path) as document:
@@ -265,8 +331,8 @@ class OrderConfig(Strict):
         """Refuse a model this config was not made for, in one sentence that says what differs.
 
         Raises:
-            ConfigError: architecture, shape, module names or weights differ, or a layer lacks the key centres or
-                rotations that its heads need.
+            ConfigError: architecture, shape, module names or weights differ, or a layer lacks the key
+                centres, rotations or probe that its heads need.
 
         """
         model = described(model)
@@ -288,6 +354,8 @@ class OrderConfig(Strict):
                     f"layer {layer.module} has ranks and no rotations; copy the config's orders.safetensors beside it, "
                     "attach balanced_rotations of this layer with with_rotations, or remove the ranks"
                 )
+            if keeps_keys(specs):
+                self._check_probe(module)
             if any(isinstance(s.far, Taylor) and s.far.expansion == "centre" for s in specs) and not self._key_centres:
                 raise ConfigError(
                     f"layer {layer.module}: expansion 'centre' needs key centres, and there is no orders.safetensors "
@@ -308,6 +376,20 @@ class OrderConfig(Strict):
                 f"the config was made for weights {self.model.fingerprint} ({self.model.name}), the model has "
                 f"{there.fingerprint} ({there.name}); "
                 f"{remedy or 'name the model it was made for, or run `taylorder analyze` on this model'}"
+            )
+
+    def _check_probe(self, module: AttentionModule) -> None:
+        """Refuse a layer that keeps keys without a probe for keys and values like its own."""
+        probe, width = self._probes.get(module.name), probe_width(module.head_dim, module.value_dim)
+        if probe is None:
+            raise ConfigError(
+                f"layer {module.name} keeps keys and has no probe; copy the config's orders.safetensors beside it, "
+                "attach a probe of this layer with with_probes, or set kept to 0"
+            )
+        if probe.shape[-1] != width:
+            raise ConfigError(
+                f"layer {module.name} has a probe of {probe.shape[-1]} features, expected {width} for keys of "
+                f"{module.head_dim} and values of {module.value_dim} numbers; fit it on this model"
             )
 
     def counts(self) -> dict[str, int]:

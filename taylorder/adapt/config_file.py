@@ -1,8 +1,8 @@
 """``orders.json``: the file form of a config, schema ``taylorder/orders@2``, and the way there and back.
 
 In the file what the heads of a group share stands once, at their KV head, and what a KV head runs has a name. Every key
-but ``context`` is written; absent options of a head mean plain Taylor. Files of ``@1`` list heads one by one, in the
-form they have in memory.
+but ``context`` and ``probe`` is written; absent options of a head mean plain Taylor. Files of ``@1`` list heads one by
+one, in the form they have in memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from taylorder.adapt.decisions import (
     Coefficients,
     FlatOrder,
     HeadOrder,
+    Kept,
     LayerOrders,
     ModelIdentity,
     ModuleName,
     Order,
     Positive,
+    ProbeText,
     Provenance,
     Ranks,
     RelativeError,
+    Sha256,
     Sinks,
     Size,
     Strict,
@@ -42,7 +45,6 @@ FIRST_SCHEMA = "taylorder/orders@1"
 
 Runs = Literal["exact", "window", "taylor"]
 FileName = Annotated[str, Field(pattern=r"^[^/\x00]+\.safetensors$")]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 _SHARED = {"bytes": "nominal_bytes", "break_even": "break_even", "reason": "reason"}
 """Key in the file and name in memory of what stands at the KV head if its heads agree, and at each head otherwise."""
@@ -61,11 +63,15 @@ class HeadEntry(Strict):
 
 
 class KvHeadEntry(Strict):
-    """One KV head; ``ranks`` are those of its highest order, ``window`` and ``sinks`` stand unless it is exact."""
+    """One KV head; ``ranks`` are those of its highest order, ``window`` and ``sinks`` stand unless it is exact.
+
+    ``kept`` stands where keys are kept by priority.
+    """
 
     runs: Runs
     window: Window | None = None
     sinks: Sinks | None = None
+    kept: Kept | None = None
     ranks: Ranks | None = None
     bytes: Size | None = None
     break_even: Size | None = None
@@ -77,7 +83,11 @@ class KvHeadEntry(Strict):
         """Return the entry of a KV head from the decisions for its query heads."""
         first, specs = heads[0], [head.spec for head in heads]
         longest = deepest(specs)
-        near = {} if isinstance(first.spec.far, Exact) else asdict(first.spec.near)
+        near = (
+            {}
+            if isinstance(first.spec.far, Exact)
+            else asdict(first.spec.near) | {"kept": first.spec.near.kept or None}
+        )
         shared = {key: name for key, name in _SHARED.items() if len({getattr(head, name) for head in heads}) == 1}
         entries = []
         for head in heads:
@@ -107,14 +117,16 @@ class KvHeadEntry(Strict):
         if self.runs != runs:
             raise ValueError(f"runs is {self.runs!r}, and the orders of its heads ask for {runs!r}")
         for name in ("window", "sinks"):
+            if getattr(self, name) is None and runs != "exact":
+                raise ValueError(f"{name} is None; expected a number of tokens")
+        for name in ("window", "sinks", "kept"):
             value = getattr(self, name)
-            if (value is None) != (runs == "exact"):
-                say = "an exact KV head has none; remove it" if runs == "exact" else "expected a number of tokens"
-                raise ValueError(f"{name} is {value}; {say}")
+            if value is not None and runs == "exact":
+                raise ValueError(f"{name} is {value}; an exact KV head has none; remove it")
         for key in _SHARED:
             if getattr(self, key) is not None and any(getattr(head, key) is not None for head in self.heads):
                 raise ValueError(f"{key} stands at the KV head and at one of its heads; one of the two is expected")
-        near = Near(self.window or 0, self.sinks or 0)
+        near = Near(self.window or 0, self.sinks or 0, self.kept or 0)
         return tuple(self._order(head, near) for head in self.heads)
 
     def _order(self, head: HeadEntry, near: Near) -> HeadOrder:
@@ -157,6 +169,7 @@ class OrdersFile(Strict):
     schema_: Literal["taylorder/orders@2"] = Field(alias="schema")
     summary: str
     context: Positive | None = None
+    probe: ProbeText | None = None
     model: ModelIdentity
     files: Annotated[dict[FileName, Sha256], Field(max_length=1)]
     calibration: Provenance
@@ -229,7 +242,7 @@ def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
         LayerOrders(module=layer.module, heads=tuple(chain.from_iterable(entry.orders() for entry in layer.kv_heads)))
         for layer in file.layers
     )
-    return {**_about(file), "layers": layers}, file.files
+    return {**_about(file), "probe": file.probe, "layers": layers}, file.files
 
 
 def _about(file: OrdersFile | FirstFile) -> dict[str, Any]:
@@ -249,6 +262,7 @@ def document_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> dict[str
     file = OrdersFile(
         schema=SCHEMA,
         context=_context(criterion),
+        probe=fields["probe"],
         summary=_summary(model, _context(criterion), layers),
         model=model,
         files=dict(files),
@@ -297,5 +311,7 @@ def _summary(model: ModelIdentity, context: int | None, layers: Sequence[LayerEn
         "taylor": f"read all other keys than their near field from a Taylor polynomial (query heads: {at})",
     }
     parts = ", ".join(f"{runs[kind]} {words[kind]}" for kind in words if runs[kind])
+    keeping = [entry.kept for entry in kv_heads if entry.kept]
+    kept = f", with {sum(keeping):,} kept keys in {len(keeping)} of them" if keeping else ""
     length = "" if context is None else f", chosen for a context of {context:,} tokens"
-    return f"{len(kv_heads)} KV heads of {model.name}: {parts}{length}."
+    return f"{len(kv_heads)} KV heads of {model.name}: {parts}{kept}{length}."

@@ -1,7 +1,7 @@
-"""The tensors of a config: key centres and rotations, how they are checked, and their file ``orders.safetensors``.
+"""The tensors of a config: key centres, rotations and probes, how they are checked, and ``orders.safetensors``.
 
-``G`` KV heads, ``d`` the head dim. Names in the file: ``<module>.key_centre`` ``[G, d]``, ``<module>.query_rotation``
-and ``<module>.key_rotation`` ``[G, d, d]``, all float32.
+``G`` KV heads, ``d`` the head dim, ``F`` features of a probe. Names in the file: ``<module>.key_centre`` ``[G, d]``,
+``<module>.query_rotation`` and ``<module>.key_rotation`` ``[G, d, d]``, ``<module>.probe`` ``[G, F]``, all float32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from taylorder.adapt.probe import probe_width
 from taylorder.errors import ConfigError
 from taylorder.storage.files import sha256
 from taylorder.storage.strict_json import in_line
@@ -20,12 +21,13 @@ from taylorder.storage.tensor_files import FLOATS, tensors_as_bytes, tensors_of
 
 Centres = Mapping[str, Tensor]
 RotationPairs = Mapping[str, tuple[Tensor, Tensor]]
+Probes = Mapping[str, Tensor]
 
 ROTATION_TOLERANCE = 1e-3
 """How far an entry of ``A_q^T A_k`` may be from the identity: far above float32 rounding, far below any mistake."""
 
 _SUFFIX = ".safetensors"
-_KINDS = ("key_centre", "query_rotation", "key_rotation")
+_KINDS = ("key_centre", "query_rotation", "key_rotation", "probe")
 
 
 def checked_centre(module: str, centre: Tensor | None, kv_heads: int, head_dim: int) -> Tensor:
@@ -62,6 +64,23 @@ def checked_rotations(module: str, pair: tuple[Tensor, Tensor], kv_heads: int, h
     return query, key
 
 
+def checked_probe(module: str, probe: Tensor, kv_heads: int, head_dim: int) -> Tensor:
+    """Return the probes of a layer's KV heads as float32 ``[G, F]`` on the CPU.
+
+    A config does not know the value dim, so F is only known to leave room for one value; ``OrderConfig.check`` knows.
+
+    Raises:
+        ConfigError: it has the wrong shape or is not finite.
+
+    """
+    what, least = f"probe of layer {module}", probe_width(head_dim, 1)
+    if probe.ndim != 2 or len(probe) != kv_heads or probe.shape[-1] < least:
+        raise ConfigError(
+            f"{what} has shape {tuple(probe.shape)}, expected ({kv_heads}, F): F features, {least} or more"
+        )
+    return _checked(what, probe, tuple(probe.shape))
+
+
 def _checked(what: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) != shape:
         raise ConfigError(f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
@@ -73,11 +92,12 @@ def _checked(what: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return single
 
 
-def content_of(centres: Centres, rotations: RotationPairs) -> bytes | None:
+def content_of(centres: Centres, rotations: RotationPairs, probes: Probes) -> bytes | None:
     """Return the content of the file with a config's tensors; None if there are none."""
     tensors = {f"{module}.key_centre": centre for module, centre in centres.items()}
     for module, (query, key) in rotations.items():
         tensors |= {f"{module}.query_rotation": query, f"{module}.key_rotation": key}
+    tensors |= {f"{module}.probe": probe for module, probe in probes.items()}
     return tensors_as_bytes(tensors) if tensors else None
 
 
@@ -125,8 +145,10 @@ def located(path: Path, files: Mapping[str, str] | None) -> tuple[Path, str | No
     return next(((path.with_name(name), expected) for name, expected in files.items()), None)
 
 
-def read_tensors(path: Path, expected: str | None) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """Read key centres and rotations by module; their shapes and numbers are not checked yet.
+def read_tensors(
+    path: Path, expected: str | None
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Read key centres, rotations and probes by module; their shapes and numbers are not checked yet.
 
     Raises:
         ConfigError: the file is missing, does not have the expected SHA-256, is no safetensors file, or has a name
@@ -157,4 +179,5 @@ def read_tensors(path: Path, expected: str | None) -> tuple[dict[str, Tensor], d
     for module in sorted(queries.keys() ^ keys.keys()):
         there, missing = ("query", "key") if module in queries else ("key", "query")
         raise ConfigError(f"layer {in_line(module)} has a {there}_rotation, expected a {missing}_rotation beside it")
-    return found["key_centre"], {module: (queries[module], keys[module]) for module in queries}
+    pairs = {module: (queries[module], keys[module]) for module in queries}
+    return found["key_centre"], pairs, found["probe"]

@@ -1,6 +1,7 @@
 """What a choice costs: features, nominal bytes, break-even contexts, FLOPs (docs/math.md#11-cost).
 
-Nominal bytes count the KV cache in bfloat16 and the state in float32; every comparison uses them. They are not what a
+Nominal bytes count the KV cache in bfloat16, the state and the priorities of kept keys in float32; every comparison
+uses them. They are not what a
 particular run holds in memory. ``d`` is the head dim, ``d_v`` the value dim, ``P`` the order.
 """
 
@@ -10,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from taylorder.kernels.spec import MAX_ORDER, Exact, HeadSpec, deepest
+from taylorder.kernels.spec import MAX_ORDER, Exact, HeadSpec, Near, deepest
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 KV_BYTES = 2
 STATE_BYTES = 4
+PRIORITY_BYTES = 4
 
 
 def features(head_dim: int, order: int, ranks: Sequence[int] | None = None) -> int:
@@ -43,11 +45,21 @@ def kv_bytes(head_dim: int, value_dim: int, tokens: int) -> int:
     return tokens * (head_dim + value_dim) * KV_BYTES
 
 
+def near_bytes(near: Near, head_dim: int, value_dim: int, tokens: int) -> int:
+    """Nominal bytes of what one KV head holds of a near field after ``tokens`` tokens; kept keys have priorities."""
+    kept = min(near.kept, max(0, tokens - near.window - near.sinks))
+    return kv_bytes(head_dim, value_dim, min(tokens, near.tokens)) + kept * PRIORITY_BYTES
+
+
 def break_even_tokens(
-    head_dim: int, value_dim: int, order: int, ranks: Sequence[int] | None = None, near: int = 0
+    head_dim: int, value_dim: int, order: int, ranks: Sequence[int] | None = None, near: int = 0, kept: int = 0
 ) -> int:
-    """Smallest context, in tokens, at which state plus ``near`` cached tokens is no larger than the KV cache."""
-    return math.ceil(state_bytes(head_dim, value_dim, order, ranks) / kv_bytes(head_dim, value_dim, 1)) + near
+    """Smallest context, in tokens, at which a state and the near field are no larger than the KV cache.
+
+    ``near`` tokens are cached, ``kept`` of them with a priority.
+    """
+    beside = state_bytes(head_dim, value_dim, order, ranks) + kept * PRIORITY_BYTES
+    return math.ceil(beside / kv_bytes(head_dim, value_dim, 1)) + near
 
 
 def break_even_flops(head_dim: int, value_dim: int, order: int, group: int = 1) -> int:
@@ -68,7 +80,7 @@ def kv_head_bytes(group: Sequence[HeadSpec], module: AttentionModule, tokens: in
         return kv_bytes(d, d_v, min(tokens, module.sliding_window or tokens))
     polynomial = deepest(group)
     state = 0 if polynomial is None else state_bytes(d, d_v, polynomial.order, polynomial.ranks)
-    return kv_bytes(d, d_v, min(tokens, group[0].near.tokens)) + state
+    return near_bytes(group[0].near, d, d_v, tokens) + state
 
 
 def config_bytes(config: OrderConfig, model: ModelDescription, tokens: int) -> int:

@@ -34,8 +34,10 @@ Positive = Annotated[int, Field(ge=1, le=2**31, strict=True)]
 Order = Annotated[int, Field(ge=1, le=MAX_ORDER, strict=True)]
 Window = Annotated[int, Field(ge=0, le=LONGEST_WINDOW, strict=True)]
 Sinks = Annotated[int, Field(ge=0, le=MOST_SINKS, strict=True)]
+Kept = Annotated[int, Field(ge=0, le=LONGEST_WINDOW, strict=True)]
 Ranks = tuple[Annotated[int, Field(ge=0, strict=True)], ...]
 Coefficients = tuple[Number, ...]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ModuleName = Annotated[str, Field(max_length=500, pattern=r"^[^\s\x00-\x1f\x7f]*$")]
 
 
@@ -90,6 +92,7 @@ class FlatOrder(Strict):
     expansion: Expansion = "zero"
     window: Window = 0
     sinks: Sinks = 0
+    kept: Kept = 0
     ranks: Ranks | None = None
     coefficients: Coefficients | None = None
     reason: str | None = None
@@ -113,7 +116,8 @@ class FlatOrder(Strict):
             ValueError: its options contradict each other.
 
         """
-        spec = spec_of(self.order, self.expansion, self.ranks, self.coefficients, Near(self.window, self.sinks))
+        near = Near(self.window, self.sinks, self.kept)
+        spec = spec_of(self.order, self.expansion, self.ranks, self.coefficients, near)
         return HeadOrder(spec=spec, **self.model_dump(include=HeadOrder.model_fields.keys() - {"spec"}))
 
     @model_validator(mode="after")
@@ -137,11 +141,22 @@ def spec_of(
     """
     if order == "exact":
         if (expansion, ranks, coefficients, near) != ("zero", None, None, Near()):
-            raise ValueError("an exact head carries no expansion, window, sinks, ranks or coefficients; remove them")
+            raise ValueError(
+                "an exact head carries no expansion, window, sinks, ranks or coefficients, and no kept keys; remove "
+                "them"
+            )
         return HeadSpec(Exact())
     if coefficients is not None and len(coefficients) == order and not any(coefficients):
         return HeadSpec(Dropped(), near)
     return HeadSpec(Taylor(order, expansion, ranks, coefficients), near)
+
+
+class ProbeText(Strict):
+    """What the probes of a config were fitted on: where the text is from, how many tokens of it, and its SHA-256."""
+
+    text: str
+    tokens: Positive
+    sha256: Sha256
 
 
 class LayerOrders(Strict):

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from taylorder.adapt.config import LayerOrders, OrderConfig
+from taylorder.adapt.probe import priorities
 from taylorder.errors import UsageError
-from taylorder.kernels.spec import Exact, HeadSpec, deepest, grouped
+from taylorder.kernels.spec import Exact, HeadSpec, deepest, grouped, keeps_keys
 from taylorder.models.description import ModelDescription
 
 
 class LayerNumbers(nn.Module):
-    """Key centre and rotations of one layer, float32 whatever the model runs in.
+    """Key centre, rotations and probe of one layer, float32 whatever the model runs in.
 
     They belong to what is attached and not to the model, whose parameters, buffers and ``state_dict`` stay what they
     are, and whose ``half()`` does not round them. They follow it all the same: the first keys that come from another
@@ -30,32 +31,52 @@ class LayerNumbers(nn.Module):
         query_rotation: what queries are multiplied by, ``A_q`` ``[G, d, d]`` (the identity for groups without ranks);
             None where no head has ranks.
         key_rotation: the same for centred keys, ``A_k``.
+        probe: what gives keys their priorities, ``[G, F]``; None where no head keeps keys.
 
     """
 
     centre: Tensor | None
     query_rotation: Tensor | None
     key_rotation: Tensor | None
+    probe: Tensor | None
 
-    def __init__(self, centre: Tensor | None, rotations: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(
+        self, centre: Tensor | None, rotations: tuple[Tensor, Tensor] | None, probe: Tensor | None = None
+    ) -> None:
         """Hold these tensors, which nobody else changes."""
         super().__init__()
         query, key = rotations or (None, None)
         self.register_buffer("centre", centre)
         self.register_buffer("query_rotation", query)
         self.register_buffer("key_rotation", key)
+        self.register_buffer("probe", probe)
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and rotate: query ``[B, H, T, d]`` and key ``[B, G, T, d]``, as the kernels take them."""
-        held = (self.centre, self.query_rotation, self.key_rotation)
-        if any(numbers is not None and numbers.device != key.device for numbers in held):
-            with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
-                self.to(key.device)
+        self._follow(key.device)
         if self.centre is not None:
             key = key - self.centre.to(key.dtype)[:, None]
         if self.query_rotation is not None and self.key_rotation is not None:
             query, key = _rotated(query, self.query_rotation), _rotated(key, self.key_rotation)
         return query, key
+
+    def priority(self, key: Tensor, value: Tensor) -> Tensor | None:
+        """Priorities of keys as the model made them, float32 ``[B, G, T]``; None where no head keeps keys.
+
+        Args:
+            key: ``[B, G, T, d]``, neither centred nor rotated.
+            value: ``[B, G, T, d_v]``.
+
+        """
+        self._follow(key.device)
+        if self.probe is None:
+            return None
+        return priorities(self.probe, key.detach(), value.detach())  # a choice of keys passes no gradients
+
+    def _follow(self, device: torch.device) -> None:
+        if any(numbers.device != device for numbers in self.buffers()):
+            with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
+                self.to(device)
 
 
 def _rotated(vectors: Tensor, rotation: Tensor) -> Tensor:
@@ -144,7 +165,9 @@ def plan_layer(config: OrderConfig, layer: LayerOrders) -> LayerPlan:
         plain = [far is None or far.expansion == "zero" for far in polynomials]
         centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
     ranked = [far is not None and far.ranks is not None for far in polynomials]
-    return LayerPlan(layer.module, specs, LayerNumbers(centre, _planned_rotations(config, layer.module, ranked)))
+    probe = config.probes[layer.module] if keeps_keys(specs) else None
+    numbers = LayerNumbers(centre, _planned_rotations(config, layer.module, ranked), probe)
+    return LayerPlan(layer.module, specs, numbers)
 
 
 def _planned_rotations(config: OrderConfig, module: str, ranked: list[bool]) -> tuple[Tensor, Tensor] | None:

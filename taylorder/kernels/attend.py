@@ -7,6 +7,7 @@ and partly evaluated in score space with the same polynomial.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,9 +98,45 @@ class Sums:
     guarded: Tensor
 
 
+class Sight(ABC):
+    """Which of L tokens C rows see, and which of those are near and far."""
+
+    rows: int
+
+    @abstractmethod
+    def blocks(self) -> Iterator[tuple[slice, Sight]]:
+        """Rows a few at a time, each with what they see."""
+
+    @property
+    @abstractmethod
+    def far(self) -> int:
+        """How many of the first tokens are far for at least one row."""
+
+    @property
+    @abstractmethod
+    def near(self) -> slice:
+        """Tokens that are near for at least one row."""
+
+    @abstractmethod
+    def far_sums(self, per_token: Tensor) -> Tensor:
+        """Sum ``[N, L, *]`` over each row's far tokens: ``[N, C, *]``."""
+
+    @abstractmethod
+    def far_counts(self, tokens: Unfolded) -> Tensor:
+        """How many tokens are far from each row, ``[N, 1, C]``."""
+
+    @abstractmethod
+    def silence_near(self, weights: Tensor) -> None:
+        """Set the weights ``[N, g, C, far]`` of tokens that are not far to zero."""
+
+    @abstractmethod
+    def hide_far(self, scores: Tensor) -> None:
+        """Set the scores ``[N, g, C, near]`` of tokens that are not near to minus infinity."""
+
+
 @dataclass(frozen=True)
-class Extent:
-    """Which of L tokens C rows see: row r is token ``L - C + r``; everything if attention is bidirectional.
+class Extent(Sight):
+    """By position: row r is token ``L - C + r``; it sees everything if attention is bidirectional.
 
     Its far field is tokens ``<= L - C + r - window``, its window those after that up to itself.
     """
@@ -109,8 +146,7 @@ class Extent:
     window: int
     causal: bool
 
-    def blocks(self) -> Iterator[tuple[slice, Extent]]:
-        """Rows a few at a time, each with the tokens they see."""
+    def blocks(self) -> Iterator[tuple[slice, Sight]]:
         size = _BLOCK_ROWS if self.causal else self.rows
         for start in range(0, self.rows, size):
             stop = min(start + size, self.rows)
@@ -119,8 +155,12 @@ class Extent:
 
     @property
     def far(self) -> int:
-        """How many of the first tokens are far for at least one row."""
         return max(0, self.tokens - self.window)
+
+    @property
+    def near(self) -> slice:
+        first = max(0, self.tokens - self.rows - self.window + 1) if self.window else self.tokens
+        return slice(first, self.tokens)
 
     @property
     def diagonal(self) -> int:
@@ -128,7 +168,6 @@ class Extent:
         return self.tokens - self.rows - self.window
 
     def far_sums(self, per_token: Tensor) -> Tensor:
-        """Sum ``[N, L, *]`` over each row's far tokens: ``[N, C, *]``."""
         if not self.causal:
             return per_token.sum(1, keepdim=True).expand(-1, self.rows, -1)
         before = max(0, min(self.diagonal, self.far))
@@ -140,6 +179,70 @@ class Extent:
             running = torch.cat([running.new_zeros(running.shape[0], missing, running.shape[2]), running], 1)
         return running[:, -self.rows :]
 
+    def far_counts(self, tokens: Unfolded) -> Tensor:
+        if tokens.keep is not None:
+            return self.far_sums(tokens.keep[..., None].to(tokens.keys.dtype)).transpose(1, 2)
+        N, L, _ = tokens.keys.shape
+        if not self.causal:
+            return tokens.keys.new_full((N, 1, self.rows), float(L))
+        first = self.diagonal + 1
+        count = torch.arange(first, first + self.rows, device=tokens.keys.device).clamp_(min=0)
+        return count.to(tokens.keys.dtype).expand(N, 1, -1)
+
+    def silence_near(self, weights: Tensor) -> None:
+        if self.causal and self.rows > 1:
+            # Only the last columns have a diagonal in them.
+            before = max(0, min(self.diagonal + 1, self.far))
+            corner = weights[..., before:]
+            # A product, because filling under a mask takes ten times as long; weights are finite where keys are.
+            corner.mul_(_below(self.rows, corner.shape[-1], self.diagonal - before, corner.dtype, corner.device))
+
+    def hide_far(self, scores: Tensor) -> None:
+        if self.rows > 1 and self.window:
+            column = self.tokens - self.rows - self.near.start  # column of row 0's own token
+            scores.add_(_window_bias(self.rows, scores.shape[-1], column, self.window, scores.dtype, scores.device))
+
+
+@dataclass(frozen=True)
+class Chosen(Sight):
+    """Token by token, for rows few enough to be treated together.
+
+    Attributes:
+        nears: bool ``[N, C, L]``, tokens that are near.
+        fars: 1 for those that are far, of the dtype to compute in, 0 for others.
+
+    """
+
+    nears: Tensor
+    fars: Tensor
+
+    @property
+    def rows(self) -> int:  # type: ignore[override]
+        return self.nears.shape[1]
+
+    def blocks(self) -> Iterator[tuple[slice, Sight]]:
+        yield slice(0, self.rows), self
+
+    @property
+    def far(self) -> int:
+        return self.fars.shape[-1]
+
+    @property
+    def near(self) -> slice:
+        return slice(0, self.nears.shape[-1])
+
+    def far_sums(self, per_token: Tensor) -> Tensor:
+        return self.fars @ per_token
+
+    def far_counts(self, tokens: Unfolded) -> Tensor:
+        return self.fars.sum(-1)[:, None]
+
+    def silence_near(self, weights: Tensor) -> None:
+        weights.mul_(self.fars[:, None])
+
+    def hide_far(self, scores: Tensor) -> None:
+        scores.masked_fill_(~self.nears[:, None], -math.inf)
+
 
 def attend(
     queries: Tensor,
@@ -147,13 +250,15 @@ def attend(
     memory: Optional[Memory],
     sinks: Optional[Sinks],
     polynomials: Polynomials,
-    extent: Extent,
+    sight: Sight,
 ) -> Sums:
     """Attend; ``queries`` ``[N, g, C, d]`` are scaled and of the dtype to compute in."""
-    count = _far_counts(tokens, memory, extent)
-    means, point = _expansion(queries, tokens, memory, polynomials, extent, count)
+    count = sight.far_counts(tokens)
+    if memory is not None:
+        count = count + memory.sums[:, None, :1]
+    means, point = _expansion(queries, tokens, memory, polynomials, sight, count)
     numerator, denominator = _from_memory(queries, tokens, memory, polynomials, means)
-    for rows, block in extent.blocks():
+    for rows, block in sight.blocks():
         if block.far:
             part = None if means is None else [mean[:, :, rows] for mean in means]
             _add_far(
@@ -163,17 +268,17 @@ def attend(
     if polynomials.drops_far is not None:
         guarded &= ~polynomials.drops_far
     if bool(guarded.any()):
-        plain = extent.far_sums(tokens.values)
+        plain = sight.far_sums(tokens.values)
         if memory is not None:
             plain = plain + memory.features[:, :1]
         numerator = torch.where(guarded[..., None], plain[:, None], numerator)
         denominator = torch.where(guarded, count.expand_as(denominator), denominator)
-    if extent.window or sinks is not None:
+    if sight.near.stop > sight.near.start or sinks is not None:
         point = torch.where(count > 0, point, -math.inf)
         if polynomials.drops_far is not None:
             point = point.masked_fill(polynomials.drops_far, -math.inf)
         point = point.expand_as(denominator)
-        for rows, block in extent.blocks():
+        for rows, block in sight.blocks():
             visible = None if sinks is None or sinks.visible is None else sinks.visible[:, rows]
             block_sinks = None if sinks is None else Sinks(sinks.keys, sinks.values, visible)
             _add_near(
@@ -188,34 +293,19 @@ def attend(
     return Sums(numerator, denominator, guarded)
 
 
-def _far_counts(tokens: Unfolded, memory: Optional[Memory], extent: Extent) -> Tensor:
-    """``[N, 1, C]``, how many tokens are far from each row."""
-    if tokens.keep is None:
-        N, L, _ = tokens.keys.shape
-        if extent.causal:
-            first = extent.diagonal + 1
-            count = torch.arange(first, first + extent.rows, device=tokens.keys.device).clamp_(min=0)
-            count = count.to(tokens.keys.dtype).expand(N, 1, -1)
-        else:
-            count = tokens.keys.new_full((N, 1, extent.rows), float(L))
-    else:
-        count = extent.far_sums(tokens.keep[..., None].to(tokens.keys.dtype)).transpose(1, 2)
-    return count if memory is None else count + memory.sums[:, None, :1]
-
-
 def _expansion(
     queries: Tensor,
     tokens: Unfolded,
     memory: Optional[Memory],
     polynomials: Polynomials,
-    extent: Extent,
+    sight: Sight,
     count: Tensor,
 ) -> tuple[Optional[list[Tensor]], Tensor]:
     """Means of each degree's scores, ``[N, g, C]`` each (None if zero is expanded around), and the expansion point."""
     if polynomials.around_mean is None:
         return None, queries.new_zeros(1)
     d = queries.shape[-1]
-    centre = extent.far_sums(tokens.keys)
+    centre = sight.far_sums(tokens.keys)
     if memory is not None:
         centre = centre + memory.sums[:, None, 1 : d + 1]
     centre = centre / count.transpose(1, 2).clamp(min=1.0)
@@ -251,23 +341,18 @@ def _add_far(
     queries: Tensor,
     tokens: Unfolded,
     polynomials: Polynomials,
-    extent: Extent,
+    sight: Sight,
     means: Optional[Sequence[Tensor]],
     numerator: Tensor,
     denominator: Tensor,
 ) -> None:
     """Add the far tokens that are not folded, in score space."""
     N, g, C, _ = queries.shape
-    weights = polynomials.weights(queries, tokens.keys[:, : extent.far], means)
-    if extent.causal and C > 1:
-        # Only the last columns have a diagonal in them.
-        before = max(0, min(extent.diagonal + 1, extent.far))
-        corner = weights[..., before:]
-        # A product, because filling under a mask takes ten times as long; weights are finite where keys are.
-        corner.mul_(_below(C, corner.shape[-1], extent.diagonal - before, corner.dtype, corner.device))
+    weights = polynomials.weights(queries, tokens.keys[:, : sight.far], means)
+    sight.silence_near(weights)
     if tokens.keep is not None:
-        weights.mul_(tokens.keep[:, None, None, : extent.far])
-    values = tokens.values[:, : extent.far]
+        weights.mul_(tokens.keep[:, None, None, : sight.far])
+    values = tokens.values[:, : sight.far]
     if g == 1:
         numerator[:, 0].baddbmm_(weights[:, 0], values)
     else:
@@ -279,19 +364,16 @@ def _add_near(
     queries: Tensor,
     tokens: Unfolded,
     sinks: Optional[Sinks],
-    extent: Extent,
+    sight: Sight,
     point: Tensor,
     numerator: Tensor,
     denominator: Tensor,
 ) -> None:
     """Bring the far sums to the common scale ``e^-M`` and add the true exponentials of window and sinks."""
     N, g, C, _ = queries.shape
-    first = max(0, extent.tokens - extent.rows - extent.window + 1) if extent.window else extent.tokens
-    seen = slice(first, extent.tokens)
+    seen = sight.near
     scores = partial_scores(queries, tokens.keys[:, seen])
-    if C > 1 and extent.window:
-        column = extent.tokens - extent.rows - first  # column of row 0's own token
-        scores.add_(_window_bias(C, scores.shape[-1], column, extent.window, scores.dtype, scores.device))
+    sight.hide_far(scores)
     if tokens.keep is not None:
         scores.masked_fill_(~tokens.keep[:, None, None, seen], -math.inf)
     values = tokens.values[:, seen]

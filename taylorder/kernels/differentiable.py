@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -21,7 +22,13 @@ from .spec import Exact, HeadSpec, Near, grouped
 
 
 def differentiable_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: Sequence[HeadSpec], *, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: Sequence[HeadSpec],
+    *,
+    scaling: float,
+    priority: Optional[Tensor] = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend causally to T keys without padding, through which gradients flow; the guard is applied.
 
@@ -31,6 +38,7 @@ def differentiable_attention(
         value: ``[B, G, T, d_v]``.
         heads: one spec per query head.
         scaling: factor of q.k.
+        priority: ``[B, G, T]``, needed where a head keeps keys; no gradients flow through it.
 
     Returns:
         Output ``[B, H, T, d_v]``, and guarded rows per query head, int64 ``[H]``.
@@ -41,14 +49,15 @@ def differentiable_attention(
     for kv_head, specs in enumerate(grouped(heads, key.shape[1])):
         q = query[:, kv_head * group : (kv_head + 1) * group]
         k, v = key[:, kv_head : kv_head + 1], value[:, kv_head : kv_head + 1]
+        ranks = None if priority is None else priority[:, kv_head : kv_head + 1].detach()
         field = NearField(Near(T), None) if isinstance(specs[0].far, Exact) else NearField.of(specs)
         if field is None:
-            output, hits = checkpoint(_score_space, q, k, v, specs, scaling, use_reentrant=False)
+            output, hits = checkpoint(_score_space, q, k, v, specs, scaling, ranks, use_reentrant=False)
         else:
             if field.constants is None:
-                output = windowed_attention(q, k, v, field.near, scaling=scaling)
+                output = windowed_attention(q, k, v, field.near, scaling=scaling, priority=ranks)
             else:
-                output = checkpoint(_window_and_constant, q, k, v, field, scaling, use_reentrant=False)
+                output = checkpoint(_window_and_constant, q, k, v, field, scaling, ranks, use_reentrant=False)
             rows = field.guarded(T) or [0] * group
             hits = query.shape[0] * torch.tensor(rows, dtype=torch.int64, device=query.device)
         outputs.append(output)
@@ -56,18 +65,26 @@ def differentiable_attention(
     return torch.cat(outputs, 1), torch.cat(guarded)
 
 
-def _score_space(q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], scaling: float) -> tuple[Tensor, Tensor]:
-    return score_space_attention(q, k, v, specs, scaling=scaling)
+def _score_space(
+    q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], scaling: float, priority: Optional[Tensor]
+) -> tuple[Tensor, Tensor]:
+    return score_space_attention(q, k, v, specs, scaling=scaling, priority=priority)
 
 
-def _window_and_constant(q: Tensor, k: Tensor, v: Tensor, field: NearField, scaling: float) -> Tensor:
+def _window_and_constant(
+    q: Tensor, k: Tensor, v: Tensor, field: NearField, scaling: float, priority: Optional[Tensor]
+) -> Tensor:
     """Heads of one KV head at order 1 around zero: far keys all weigh the same, so that only near ones need scores."""
     weight = q.new_tensor(field.weights)[:, None, None]
     before = torch.cat([torch.zeros_like(v[:, :, :1]), v.cumsum(2)], 2)  # sums of the values before each token
     outputs = []
-    for rows, keys, values, near in near_blocks(k, v, field.near):
+    for rows, keys, values, near in near_blocks(k, v, field.near, priority):
         row = torch.arange(rows.start, rows.stop, device=q.device)
-        far_values, far = far_sums(before, row, field.near)
+        if field.near.kept:  # far is what is not near
+            far_values = before[:, :, rows.start + 1 : rows.stop + 1] - near.to(values.dtype) @ values
+            far = (row + 1)[:, None] - near.sum(-1, keepdim=True)
+        else:
+            far_values, far = far_sums(before, row, field.near)
         scores = (q[:, :, rows] * scaling @ keys.mT).masked_fill(~near, -math.inf)
         top = scores.detach().amax(-1, keepdim=True)
         top = torch.where(far > 0, top.clamp(min=0.0), top)

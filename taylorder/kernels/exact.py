@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .kept_keys import KeptKeys, competing
 from .request import Request
 from .spec import Near
 from .state import ExactPart
@@ -68,36 +69,51 @@ _WINDOW_ROWS = 256
 """Query rows of a block: few, so that a block sees few keys outside its rows' windows."""
 
 
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, near: Near, *, scaling: float) -> Tensor:
+def windowed_attention(
+    q: Tensor, k: Tensor, v: Tensor, near: Near, *, scaling: float, priority: Optional[Tensor] = None
+) -> Tensor:
     """Softmax attention to the keys of a near field, causal, without padding; differentiable.
 
     Args:
         q: ``[B, H, T, d]``.
         k: ``[B, G, T, d]``.
         v: ``[B, G, T, d_v]``.
-        near: with a window of at least 1.
+        near: with a window of at least 1, or kept keys.
         scaling: factor of q.k.
+        priority: ``[B, G, T]``, needed where keys are kept.
 
     Returns:
         Output ``[B, H, T, d_v]``.
 
     """
-    T = q.shape[2]
+    T, group = q.shape[2], q.shape[1] // k.shape[1]
     if near.tokens >= T:
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     blocks = [
-        scaled_dot_product_attention(q[:, :, rows], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
-        for rows, keys, values, mask in near_blocks(k, v, near)
+        scaled_dot_product_attention(
+            q[:, :, rows], keys, values, attn_mask=by_query_head(mask, group), scale=scaling, enable_gqa=True
+        )
+        for rows, keys, values, mask in near_blocks(k, v, near, priority)
     ]
     return torch.cat(blocks, 2)
 
 
-def near_blocks(k: Tensor, v: Tensor, near: Near) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+def near_blocks(
+    k: Tensor, v: Tensor, near: Near, priority: Optional[Tensor] = None
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Blocks of query rows with the keys ``[B, G, F, d]`` and values that any of them is near to, causal.
 
-    The mask, bool ``[R, F]``, is True where the key is near; the window is at least 1.
+    The mask, bool ``[R, F]``, or ``[B, G, R, F]`` where keys are kept by ``priority`` ``[B, G, T]``, is True where the
+    key is near; there is a window of at least 1, or there are kept keys.
     """
     T = k.shape[2]
+    if near.kept:
+        if priority is None:
+            raise ValueError(f"priority is None, but {near} keeps keys; expected {tuple(k.shape[:3])}")
+        chosen = KeptKeys(competing(priority, None, near.sinks), near, places=near.sinks + near.kept, new=T)
+        for block in chosen.blocks():
+            yield block.rows, block.gather(k), block.gather(v), block.masks()[0]
+        return
     for start in range(0, T, _WINDOW_ROWS):
         stop = min(start + _WINDOW_ROWS, T)
         first = max(0, start - near.window + 1)
@@ -106,6 +122,11 @@ def near_blocks(k: Tensor, v: Tensor, near: Near) -> Iterator[tuple[slice, Tenso
         position = torch.cat([torch.arange(sinks), torch.arange(first, stop)]).to(k.device)
         row = torch.arange(start, stop, device=k.device)[:, None]
         yield slice(start, stop), keys, values, near.mask(row, position)
+
+
+def by_query_head(mask: Tensor, group: int) -> Tensor:
+    """A mask ``[B, G, R, F]`` of KV heads for their query heads, ``[B, H, R, F]``; one of all heads as it is."""
+    return mask if mask.ndim == 2 else mask.repeat_interleave(group, 1)
 
 
 def far_sums(before: Tensor, row: Tensor, near: Near) -> tuple[Tensor, Tensor]:

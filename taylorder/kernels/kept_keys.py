@@ -35,6 +35,8 @@ class NearBlock:
         recent: keys in the window of the first row, and those of the rows themselves.
         far_from: row, counted from the first, from which on a key of ``kept`` or ``recent`` is far, int64
             ``[B, G, K + n]``; the number of rows where it stays near.
+        lost: numbers of the keys that are far from the last row and were not from the one before the first, int64
+            ``[B, G, X]``, best first.
 
     """
 
@@ -43,6 +45,7 @@ class NearBlock:
     kept: Tensor
     recent: slice
     far_from: Tensor
+    lost: Tensor
 
     def gather(self, tokens: Tensor) -> Tensor:
         """The keys at hand ``[B, G, K + n, *]`` of ``[B, G, S, *]``."""
@@ -87,8 +90,9 @@ class KeptKeys:
         self.held, self.before = held, S - new  # keys before the first new one
         self.kept = torch.arange(held, device=priority.device).expand(B, G, held)
 
-    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[NearBlock]:
-        """Blocks of the new tokens, in order, each of at most so many rows."""
+    def blocks(self, rows: Optional[int] = None) -> Iterator[NearBlock]:
+        """Blocks of the new tokens, in order, each of at most so many rows, :data:`BLOCK_ROWS` if None."""
+        rows = rows or BLOCK_ROWS
         new = self.priority.shape[2] - self.before
         for start in range(0, new, rows):
             yield self.advance(slice(start, min(start + rows, new)))
@@ -103,13 +107,14 @@ class KeptKeys:
         competing = K + leaving.stop - leaving.start
         leavers = torch.arange(leaving.start, leaving.stop, device=kept.device)
         candidates = torch.cat([kept, leavers.expand(B, G, -1)], -1)
-        self.kept = candidates
+        self.kept, lost = candidates, candidates[..., :0]
         if competing > self.places:
             order = _by_rank(self.priority.gather(2, candidates))
+            losers = order[..., self.places :]
             self.kept = candidates.gather(2, order[..., : self.places].sort(-1).values)
-            lost_at = _first_rows(order, K, self.places, leavers + self.window - first)
-            far_from.scatter_(2, order[..., self.places :], lost_at)
-        return NearBlock(rows, first, kept, recent, far_from)
+            lost = candidates.gather(2, losers)
+            far_from.scatter_(2, losers, _first_rows(order, K, self.places, leavers + self.window - first))
+        return NearBlock(rows, first, kept, recent, far_from, lost)
 
 
 def _by_rank(priority: Tensor) -> Tensor:

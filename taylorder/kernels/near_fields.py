@@ -27,7 +27,7 @@ _LEAST_SUM = 1e-30
 
 @dataclass(frozen=True, slots=True)
 class NearField:
-    """A near field with a window, and what each query head gives a far key: ``constants``, or None.
+    """A near field with a window or kept keys, and what each query head gives a far key: ``constants``, or None.
 
     Constants are relative to exp(0).
     """
@@ -39,7 +39,7 @@ class NearField:
     def of(specs: Sequence[HeadSpec]) -> NearField | None:
         """Return what the query heads of one KV head run, or None where that is more than a near field."""
         near = specs[0].near
-        if not near.window or any(spec.near != near for spec in specs):
+        if not (near.window or near.kept) or any(spec.near != near for spec in specs):
             return None
         if all(isinstance(spec.far, Dropped) for spec in specs):
             return NearField(near, None)
@@ -66,7 +66,7 @@ def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearFie
         q: ``[h, T, d]``, float32.
         k: ``[T, d]``, float32, centred where there are constants.
         v: ``[T, d_v]``, float32.
-        fields: what to run, at least one.
+        fields: what to run, at least one; without kept keys.
         scaling: factor of q.k.
 
     Returns:

@@ -177,6 +177,42 @@ class TaylorPart(TruncatedKvHeads):
         return kv + 4 * (self.features.numel() + self.sums.numel())
 
 
+class KeptPart(TaylorPart):
+    """KV heads that keep keys by priority; ``recent`` holds the tokens that are far and not folded.
+
+    Attributes:
+        near_keys, near_values: ``[B, G, M, *]``, the keys kept, then those in the window, each in the order they were
+            made; sinks and padding among them are not to be used.
+        priority: float32 ``[B, G, M]``, minus infinity for those.
+
+    """
+
+    def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
+        super().__init__(kv_heads, specs, k, v)
+        B, G = k.shape[0], len(kv_heads)
+        self.near_keys, self.near_values = k.new_empty(B, G, 0, k.shape[-1]), v.new_empty(B, G, 0, v.shape[-1])
+        self.priority = k.new_empty(B, G, 0, dtype=torch.float32)
+
+    @property
+    def kept(self) -> int:
+        """How many of the near keys have left the window."""
+        tokens = self.priority.shape[2]
+        return tokens - min(self.near.window, tokens)
+
+    def make_room(self, held: dict[str, Tensor]) -> None:
+        super().make_room(held)
+        tokens = held["priority"].shape[2] if "priority" in held and held["priority"].ndim == 3 else 0
+        for name in ("near_keys", "near_values", "priority"):
+            tensor = getattr(self, name)
+            setattr(self, name, tensor.new_empty(*tensor.shape[:2], tokens, *tensor.shape[3:]))
+
+    @property
+    def nominal_bytes(self) -> int:
+        B, G, tokens, d = self.near_keys.shape
+        of_token = 2 * (d + self.near_values.shape[-1])
+        return super().nominal_bytes + B * G * (tokens * of_token + 4 * self.kept)
+
+
 class State:
     """Everything a later call needs to go on, constant in size for KV heads that are not exact.
 

@@ -107,7 +107,11 @@ class Runner:
         of each query head. Near fields share a pass over the scores; all else runs through the kernels.
         """
         heads = self._heads(kv_head)
-        fields = {index: field for index, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
+        fields = {
+            index: field
+            for index, specs in enumerate(runs)
+            if (field := NearField.of(specs)) is not None and not field.near.kept
+        }
         rest = [index for index in range(len(runs)) if index not in fields]
         if fields:
             q, k = self.tensors(rotated=False)
