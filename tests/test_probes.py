@@ -157,6 +157,11 @@ def test_a_resumed_fit_runs_what_is_missing_and_is_the_same(model, monkeypatch, 
     assert steps == [("probes", done, 3) for done in range(4)]
     assert_same(fit(model, Records(tmp_path / "parts", {})), whole)
     assert len(seen) == 3
+    others = fit(model, Records(tmp_path / "parts", {}), tiny.tokens(3, 48, seed=5).flip(0)[:2])
+    assert len(seen) == 3
+    assert others.tokens == 96
+    fit(model, Records(tmp_path / "parts", {}), tiny.tokens(1, 48, seed=6))
+    assert len(seen) == 4
 
 
 def tokens_of(count):

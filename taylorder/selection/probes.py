@@ -21,6 +21,7 @@ from taylorder.analysis.future_attention import LEAST_TOKENS, Reach, log_use
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
 from taylorder.models.description import ModelDescription
+from taylorder.storage.files import sha256
 from taylorder.storage.progress import Progress, silent
 from taylorder.storage.records import Records
 
@@ -169,7 +170,7 @@ def fit_probes(
     equations = []
     for done, sequence in enumerate(sequences):
         progress("probes", done, len(sequences))
-        name = record_name(done)
+        name = f"probes-{digest(sequence)}"
         if records.get(name) is None:
             _write(records, name, sequence_equations(model, description, sequence))
         equations.append(_read(records, name))
@@ -178,9 +179,9 @@ def fit_probes(
     return Probes(weights, text.source, sequences.numel(), text.sha256)
 
 
-def record_name(sequence: int) -> str:
-    """Name of the record that a sequence's sums are kept in."""
-    return f"probes-{sequence}"
+def digest(*tensors: Tensor) -> str:
+    """Twelve digits that tell tensors from others, for the names of records: a run may use more or less of a text."""
+    return sha256(b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors))[:12]
 
 
 def _write(records: Records, name: str, equations: Equations) -> None:
