@@ -31,7 +31,8 @@ class Generated:
     ``tokens`` are the new token ids, the one that ended the text left out, and ``text`` what they say. ``stopped`` is
     ``"end"`` if the model ended it. ``prompt_seconds`` is the time until the first token, ``seconds`` that of the
     ``steps`` forward passes after it, the time of whoever reads the stream not included. ``cache_bytes`` is what the
-    tensors of the cache hold at the end, ``nominal_bytes`` the same with keys and values in 16 bits and sums in 32.
+    tensors of the cache hold at the end, ``nominal_bytes`` the same with keys and values in 16 bits,
+    sums and priorities in 32.
     ``guarded_rows`` counts rows of all heads that fell back to order 1, prompt included.
     """
 

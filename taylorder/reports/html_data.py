@@ -14,9 +14,9 @@ from typing import Any
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
 from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
-from taylorder.reports import alphas, charts, grids, heat_map, summary
+from taylorder.reports import alphas, charts, grids, heat_map, near_words, summary
 from taylorder.reports.claims import cell
-from taylorder.reports.numbers import counted, layer_labels, number, percent, size
+from taylorder.reports.numbers import counted, layer_labels, percent, size
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.reasons import explained
 
@@ -84,6 +84,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
                 {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}
                 | _errors(analysis, selection, candidates[key])
                 | _decided(analysis, selection, verdicts[key])
+                | heat_map.of_near(selection, verdicts[key])
             )
         layers.append(
             {
@@ -149,7 +150,7 @@ def _decided(analysis: Analysis, selection: Selection, head: HeadVerdict) -> dic
         mark, words = explained(choice.reason)
         sentence = f"Stays {words}."
     else:
-        mark = str(far.order) if isinstance(far, Taylor) else grids.WINDOW_MARK
+        mark = str(far.order) if isinstance(far, Taylor) else near_words.mark(choice.spec.near)
         words = _kept(choice)
         sentence = f"Chosen: {words}. {_why(analysis, selection, choice)}"
     return {"choice": sentence} | heat_map.of_choice(analysis, head, mark, words)
@@ -157,7 +158,7 @@ def _decided(analysis: Analysis, selection: Selection, head: HeadVerdict) -> dic
 
 def _kept(choice: HeadOrder) -> str:
     far = choice.spec.far
-    near = f"the last {counted(choice.spec.near.window, 'key')} and the first {number(choice.spec.near.sinks)} exact"
+    near = f"{near_words.words(choice.spec.near)} exact"
     if not isinstance(far, Taylor):
         return f"{near}, all others dropped"
     words = f"order {far.order}, expansion {far.expansion}"

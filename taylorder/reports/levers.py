@@ -8,6 +8,7 @@ from itertools import groupby
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
 from taylorder.kernels.spec import Exact, Taylor
+from taylorder.reports import near_words
 from taylorder.reports.evaluation_words import figure
 from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
@@ -19,21 +20,22 @@ _NAMED = 6
 
 
 def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
-    """Tokens that every KV head keeps, and the order of its polynomial."""
+    """Tokens that every KV head keeps, by kind if any keeps keys by priority, and the order of its polynomial."""
     modules = analysis.model.modules
     by_module = {layer.module: layer.heads for layer in selection.config.layers}
+    parts = near_words.keeps(selection.config)
     rows = [
-        (Cell(label.text + label.mark), *(Cell(_kept(head)) for head in by_module[module.name][:: module.group]))
+        (Cell(label.text + label.mark), *(Cell(_kept(head, parts)) for head in by_module[module.name][:: module.group]))
         for module, label in layer_labels(modules)
     ]
     titles = ("layer", *(f"KV {kv_head}" for kv_head in range(modules[0].kv_heads)))
     return table([Column(title, figures=True) for title in titles], rows, folds=True, indented=True)
 
 
-def _kept(head: HeadOrder) -> str:
+def _kept(head: HeadOrder, parts: bool) -> str:
     if isinstance(head.spec.far, Exact):
         return "all"
-    tokens, far = number(head.spec.near.tokens), head.spec.far
+    tokens, far = near_words.tokens(head.spec.near, parts=parts), head.spec.far
     return f"{tokens} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else tokens
 
 
@@ -62,10 +64,11 @@ def beside_windows(summary: LeverSummary) -> Table:
     )
 
 
-def legend(summary: LeverSummary) -> str:
+def legend(summary: LeverSummary, parts: bool) -> str:
     """What the grid says."""
+    near = "sinks/window/keys kept by priority" if parts else f"window and {counted(4, 'sink')} or more"
     return (
-        f"Tokens with the true exponential, window and {counted(4, 'sink')} or more; +P1 adds a polynomial of order 1 "
+        f"Tokens with the true exponential, {near}; +P1 adds a polynomial of order 1 "
         "for all others (r: with low ranks), without it they are dropped; all is exact. Measured on "
         f"{counted(summary.sequences, 'sequence')} of {counted(summary.sequence_length, 'token')}."
     )
@@ -136,9 +139,10 @@ def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
 
 def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> Section:
     """What every KV head keeps, and what polynomials are worth beside windows."""
+    probe = filter(None, [near_words.probe_sentence(selection.config)])
     blocks: list[Block] = [
         kept_tokens(analysis, selection),
-        paragraph(legend(summary), program(summary)),
+        paragraph(legend(summary, near_words.keeps(selection.config)), *probe, program(summary)),
         counts(summary),
     ]
     lines = sentences(analysis, summary)
