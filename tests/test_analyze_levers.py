@@ -66,7 +66,7 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     code, out, err = analyze("--budget", "0.75KiB")
     assert code == 0, err
     directory = tmp_path / "out"
-    files = {f"{name}.csv" for name in ("heads", "spectral", "levers")} | {"report.json", "report.html", "records"}
+    files = {f"{name}.csv" for name in ("heads", "spectral", "levers", "probes")} | {"report.json", "report.html", "records"}
     assert {path.name for path in directory.iterdir()} == files | {"orders.json", "orders.safetensors"}
     config, description = config_in(directory, saved)
     total = config_bytes(config, description, 64)
@@ -81,12 +81,12 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     for row, choice in zip(chosen, [layer.heads[i] for layer in config.layers for i in (0, 2)], strict=True):
         head = FlatOrder.of(choice)
         assert row["order"] == str(head.order)
-        assert (int(row["window"]), int(row["sinks"])) == (head.window, head.sinks)
+        assert tuple(int(row[name]) for name in ("window", "sinks", "kept")) == (head.window, head.sinks, head.kept)
         assert float(row["relative_l2"]) == pytest.approx(head.error, abs=1e-6)
     assert "What every KV head keeps" in out
-    assert "Served better by Taylor terms than by the same bytes of window" in out.replace("\n  ", " ")
+    assert "Served better by Taylor terms than by the same bytes of near field" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")
-    assert "levers.csv" in out
+    assert "levers.csv, probes.csv" in out.replace("\n  ", " ")
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out + err
 

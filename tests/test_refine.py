@@ -316,10 +316,12 @@ def test_no_config_is_measured_twice(fake):
     assert [each.price for each in fake([1.0] + [2.0] * 6)] == [None, 1.0]
 
 
-def test_a_step_that_helped_lowers_the_price_to_a_half_at_least(fake):
-    rounds = fake([5.0, 4.0, 3.0, 2.0], towards=[(2, 2), (2, 3), (3, 2)])
-    assert [each.choice for each in rounds] == [(1, 1), (2, 2), (2, 3), (3, 2)]
-    assert [each.price for each in rounds] == [None, 1.0, 0.5, 0.5]
+def test_the_price_follows_how_much_of_its_promise_a_step_kept(fake):
+    rounds = fake([9.0, 7.0, 6.9, 5.9, 3.9, 1.9], towards=[(2, 2), (2, 3), (3, 2), (1, 3), (3, 1)])
+    assert [each.choice for each in rounds] == [(1, 1), (2, 2), (2, 3), (3, 2), (1, 3), (3, 1)]
+    assert [each.promised for each in rounds[1:]] == pytest.approx([-2.0] * 5, abs=0.05)
+    # All of it, a twentieth, a half, all, all.
+    assert [each.price for each in rounds] == [None, 1.0, 0.5, 1.0, 1.0, 0.5]
 
 
 def test_steps_that_promise_too_little_are_not_tried(fake):

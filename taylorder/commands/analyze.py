@@ -71,7 +71,7 @@ def analyze(
     levers: Annotated[
         str | None,
         options.value(
-            "Let these differ between KV heads: order, expansion, window, sinks, ranks, coefficients. Without "
+            "Let these differ between KV heads: order, expansion, window, sinks, kept, ranks, coefficients. Without "
             "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
             "all|LEVER,…",
             False,
