@@ -120,7 +120,12 @@ def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
     assert (levers["sequences"], levers["sequence_length"], levers["kv_heads"]) == (2, 48, 4)
     assert sum(count for _, count in levers["chosen"]) == 4
     assert document["settings"]["policy"] == "levers"
-    assert (levers["rounds"][0]["promised"], levers["rounds"][0]["among"]) == (None, "windows")
+    assert (levers["rounds"][0]["promised"], levers["rounds"][0]["among"]) == (None, "near fields")
+    assert len(levers["starts"]) >= 2, "a window and at least one share of kept keys fit all KV heads"
+    assert levers["rounds"][0]["kl"] == pytest.approx(min(kl for _, kl in levers["starts"]), rel=0.05)
+    assert sum(kind["kv_heads"] for kind in levers["kinds"]) == 4
+    assert sum(kind["kv_heads"] * kind["nominal_bytes"] for kind in levers["kinds"]) <= 4 * 700
+    assert levers["probe"]["kept_share"] <= levers["probe"]["oracle_share"] <= 1
     best = min(levers["rounds"], key=lambda each: each["kl"])
     assert levers["objective"] == (best["promised"] or 0.0)
 
