@@ -66,12 +66,17 @@ def keeping_config(model, seed=0):
             near = replace(group[0].spec.near, kept=kept)
             heads += [head.model_copy(update={"spec": replace(head.spec, near=near)}) for head in group]
         layers.append(LayerOrders(module=layer.module, heads=tuple(heads)))
-    probes = {
+    config = OrderConfig(model=config.model, layers=tuple(layers)).with_key_centres(config.key_centres)
+    return config.with_probes(random_probes(description, seed), PROBE_TEXT)
+
+
+def random_probes(description, seed=0):
+    """Probes for every layer of a model."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
         module.name: torch.randn(module.kv_heads, probe_width(module.head_dim, module.value_dim), generator=generator)
         for module in description.modules
     }
-    config = OrderConfig(model=config.model, layers=tuple(layers)).with_key_centres(config.key_centres)
-    return config.with_probes(probes, PROBE_TEXT)
 
 
 HALF, FULL, NONE = 0.5, 1.0, 0.0

@@ -10,13 +10,17 @@ from collections.abc import Callable
 
 import torch
 
+from taylorder.adapt.config import HeadOrder, LayerOrders
+from taylorder.adapt.near_example import NearExample, NearTokens
+from taylorder.adapt.probe import probe_width
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, NearFieldPreview, SpectralRow
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.kernels.spec import EXPANSIONS
+from taylorder.kernels.spec import EXPANSIONS, Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.reports.analysis import sections
 from taylorder.reports.render import plain_text
 from taylorder.selection.by_tolerance import Selection, select
+from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 NOTE = "weights dequantised from Q4_1 (GGUF): alphas differ from the original checkpoint's"
 
@@ -201,3 +205,45 @@ def replaced(value, **changes):
 def report(analysis: Analysis, selection: Selection, *, width: int = 80, evaluation: Evaluation | None = None) -> str:
     """What a pipe gets."""
     return plain_text(sections(analysis, selection, None, evaluation), width)
+
+
+def lever_selection(measured):
+    """Every KV head a window; those of the first layer with a polynomial for the rest."""
+    chosen = selection(measured)
+    window = HeadOrder(spec=HeadSpec(Dropped(), Near(60, 4)), nominal_bytes=17408)
+    beside = HeadOrder(spec=HeadSpec(Taylor(2, "mean", (64, 64)), Near(28, 4)), nominal_bytes=99999)
+    layers = tuple(
+        LayerOrders(module=layer.module, heads=(beside if place == 0 else window,) * len(layer.heads))
+        for place, layer in enumerate(chosen.config.layers)
+    )
+    first = measured.model.modules[0].name
+    summary = LeverSummary(
+        levers=("order", "window"), sequences=2, sequence_length=4096, kv_heads=9, criterion="iterative",
+        budget=20000, tolerance=None, context=8192, nominal_bytes=18000, exact_bytes=2 << 20, objective=1.5, bound=1.4,
+        gap=0.07, rounds=(MeasuredRound(0.25, None, None), MeasuredRound(0.125, 0.1, 1.0)),
+        chosen=(("window 60", 6), ("order 2, window 28", 3)), chosen_better=((first, 0),), chosen_worse=(),
+        beside_window=(BesideWindow("order 2, window 28", 2, 99999, 0.21, 0.34, ((first, 0),)),),
+    )  # fmt: skip
+    return chosen.with_levers(chosen.config.model_copy(update={"layers": layers}), summary)
+
+
+def keeping_selection(measured, kept=188):
+    """Every KV head of the last layers keeps keys, the first one has a polynomial, one of the second layer is exact."""
+    chosen = lever_selection(measured)
+    spec = HeadSpec(Dropped(), Near(64, 4, kept))
+    keeps, exact = HeadOrder(spec=spec), HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="budget")
+    first, *rest = chosen.config.layers
+    changed = [layer.model_copy(update={"heads": (exact,) * 3 + (keeps,) * 6}) for layer in rest]
+    config = chosen.config.model_copy(update={"layers": (first, *changed)})
+    probes = {
+        module.name: torch.zeros(module.kv_heads, probe_width(module.head_dim, module.value_dim))
+        for module in measured.model.modules
+    }
+    config = config.with_probes(probes, {"text": "prose", "tokens": 6144, "sha256": "0" * 64})
+    held = tuple(
+        NearTokens(layer.module, kv_head, 4, 64, tuple(range(7, 7 + 2 * kept, 2)))
+        for layer in changed
+        for kv_head in (1, 2)
+    )
+    example = NearExample("the end of a fable", tuple(f" word{place}" for place in range(1024)), held)
+    return chosen.with_levers(config, replaced(chosen.levers, example=example))

@@ -66,7 +66,11 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     code, out, err = analyze("--budget", "0.75KiB")
     assert code == 0, err
     directory = tmp_path / "out"
-    files = {f"{name}.csv" for name in ("heads", "spectral", "levers")} | {"report.json", "report.html", "records"}
+    files = {f"{name}.csv" for name in ("heads", "spectral", "levers", "probes")} | {
+        "report.json",
+        "report.html",
+        "records",
+    }
     assert {path.name for path in directory.iterdir()} == files | {"orders.json", "orders.safetensors"}
     config, description = config_in(directory, saved)
     total = config_bytes(config, description, 64)
@@ -83,6 +87,16 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
         assert row["order"] == str(head.order)
         assert (int(row["window"]), int(row["sinks"])) == (head.window, head.sinks)
         assert float(row["relative_l2"]) == pytest.approx(head.error, abs=1e-6)
+    report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    with (directory / "probes.csv").open(newline="", encoding="utf-8") as lines:
+        probes = [(row["module"], row["kv_head"], float(row["kept_share"])) for row in csv.DictReader(lines)]
+    assert probes == [(row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probes"]]
+    assert len(probes) == 4
+    assert report["files"]["probes"] == "probes.csv"
+    keeping = [(row["module"], int(row["kv_head"])) for row in chosen if row["kept"] != "0"]
+    example = report["levers"]["example"]
+    assert [(held["module"], held["kv_head"]) for held in (example or {"kv_heads": []})["kv_heads"]] == keeping
+    assert (example is None) == (not keeping)
     assert "What every KV head keeps" in out
     assert "Served better by Taylor terms than by the same bytes of window" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")

@@ -196,6 +196,7 @@ GONE = {
     "expansion": lambda specs: not any(spec.around_mean for spec in specs),
     "window": lambda specs: len({kept_tokens(spec) for spec in specs}) == 1,
     "sinks": lambda specs: all(isinstance(spec.far, Exact) or spec.near.sinks == 4 for spec in specs),
+    "kept": lambda specs: not any(spec.near.kept for spec in specs),
     "ranks": lambda specs: all(spec.ranks is None for spec in specs),
     "coefficients": lambda specs: all(getattr(spec.far, "coefficients", None) is None for spec in specs),
 }

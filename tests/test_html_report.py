@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shlex
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import synthetic
 import typer
 from evaluations import comparison
+from pages import Page
 from synthetic import replaced
 
 from taylorder import cli
-from taylorder.adapt.config import HeadOrder, LayerOrders
 from taylorder.claims.claim import Claim, Effect, FigureTable, Plot, Series
 from taylorder.commands._shared import write_run
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
+from taylorder.kernels.spec import EXPANSIONS
 from taylorder.reports import grids, html, html_data, levers, summary, verdict
 from taylorder.reports.analysis import sections as report_sections
 from taylorder.reports.claims import ClaimsReport
@@ -29,60 +27,13 @@ from taylorder.reports.numbers import percent
 from taylorder.reports.render import plain_text
 from taylorder.reports.sections import Paragraph
 from taylorder.reports.sections import Table as TableBlock
-from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 HOSTILE = "</script><script>alert(1)</script><b>&amp;'\"<!--"
-
-
-class Page(HTMLParser):
-    """Text that a reader sees, tags with attributes, and the JSON document."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.tags, self.text, self.scripts, self._inside = [], "", [], None
-        self.feed(source)
-        self.text = " ".join(self.text.split())
-        self.data = json.loads(self.scripts[0]) if len(self.scripts) > 1 else None
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag if tag in ("script", "style") else None
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag):
-        self._inside = None
-
-    def handle_data(self, data):
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._inside is None:
-            self.text += f" {data}"
 
 
 def easy_error(layer, head, order, expansion):
     """Layers from the third on meet 7 % at order 1, around any point."""
     return (0.5 if layer < 2 else 0.05) / order + 0.001 * head
-
-
-def lever_selection(measured):
-    """Every KV head a window; those of the first layer with a polynomial for the rest."""
-    chosen = synthetic.selection(measured)
-    window = HeadOrder(spec=HeadSpec(Dropped(), Near(60, 4)), nominal_bytes=17408)
-    beside = HeadOrder(spec=HeadSpec(Taylor(2, "mean", (64, 64)), Near(28, 4)), nominal_bytes=99999)
-    layers = tuple(
-        LayerOrders(module=layer.module, heads=(beside if place == 0 else window,) * len(layer.heads))
-        for place, layer in enumerate(chosen.config.layers)
-    )
-    first = measured.model.modules[0].name
-    summary = LeverSummary(
-        levers=("order", "window"), sequences=2, sequence_length=4096, kv_heads=9, criterion="iterative",
-        budget=20000, tolerance=None, context=8192, nominal_bytes=18000, exact_bytes=2 << 20, objective=1.5, bound=1.4,
-        gap=0.07, rounds=(MeasuredRound(0.25, None, None), MeasuredRound(0.125, 0.1, 1.0)),
-        chosen=(("window 60", 6), ("order 2, window 28", 3)), chosen_better=((first, 0),), chosen_worse=(),
-        beside_window=(BesideWindow("order 2, window 28", 2, 99999, 0.21, 0.34, ((first, 0),)),),
-    )  # fmt: skip
-    return chosen.with_levers(chosen.config.model_copy(update={"layers": layers}), summary)
 
 
 def evaluation():
@@ -197,7 +148,7 @@ def texts_of(section):
 @pytest.mark.parametrize("levers", [False, True])
 def test_terminal_and_page_render_the_same_sections(levers):
     measured, found = synthetic.analysis(layers=3), evaluation()
-    chosen = lever_selection(measured) if levers else synthetic.selection(measured)
+    chosen = synthetic.lever_selection(measured) if levers else synthetic.selection(measured)
     page = Page(html.render(measured, chosen, found))
     sections = report_sections(measured, chosen, None, found)
     assert {section.about for section in sections} >= {"run", "each head", "config", "verdict"}
@@ -297,7 +248,7 @@ def test_a_run_without_any_alpha_renders():
 
 def test_levers_are_summarised():
     measured = synthetic.analysis(layers=3)
-    chosen = lever_selection(measured)
+    chosen = synthetic.lever_selection(measured)
     page = Page(html.render(measured, chosen, evaluation()))
     for sentence in (*levers.sentences(measured, chosen.levers), levers.program(chosen.levers)):
         assert sentence in page.text
@@ -344,7 +295,7 @@ def test_the_command_of_a_run_makes_the_same_run():
 
 def test_windows_without_a_polynomial_are_no_order():
     measured = synthetic.analysis(3, 3, 1, error=easy_error)
-    chosen = lever_selection(measured)
+    chosen = synthetic.lever_selection(measured)
     data = html_data.as_data(measured, chosen)
     assert [[head["order"][1] for head in layer["heads"]] for layer in data["layers"]] == [
         ["2"] * 3,

@@ -12,7 +12,7 @@ import synthetic
 import taylorder
 from taylorder.adapt.config import HeadOrder
 from taylorder.kernels.spec import Exact, HeadSpec
-from taylorder.reports import grids, html_data
+from taylorder.reports import grids, html_data, near_words
 from taylorder.selection.reasons import REASONS, Reason, explained
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def with_reason(reason):
 def test_the_table_has_every_reason_and_no_mark_twice():
     assert set(REASONS) == set(get_args(Reason))
     marks = [explanation.mark for explanation in REASONS.values()]
-    assert len(set(marks) | {"x", grids.WINDOW_MARK}) == len(marks) + 2
+    assert len(set(marks) | {"x", *near_words.MEANINGS}) == len(marks) + 3
     assert all(len(mark) == 1 for mark in marks)
 
 
@@ -73,4 +73,4 @@ def test_the_documentation_has_every_mark():
     for reason, (mark, _) in REASONS.items():
         assert f"| `{mark}` | `{reason}` |" in page
     assert "| `x` |" in page
-    assert f"`{grids.WINDOW_MARK}`" in page
+    assert all(f"`{mark}`" in page for mark in near_words.MEANINGS)

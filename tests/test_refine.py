@@ -23,15 +23,17 @@ from measured_levers import (
 )
 
 from taylorder.adapt.handle import adapted
-from taylorder.analysis.losses import hidden_states, language_model_head
+from taylorder.analysis.losses import hidden_states
 from taylorder.errors import UsageError
 from taylorder.kernels.spec import HeadSpec, Near, Taylor
 from taylorder.selection import refine as module
+from taylorder.selection import whole_model
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
 from taylorder.selection.criteria import eligible
 from taylorder.selection.refine import Round, Slopes, best_of, measure_slopes, refine, sensitivities
 from taylorder.selection.under_limit import uniform_start
+from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.records import Records
 
 
@@ -98,7 +100,7 @@ def test_slopes_are_the_derivatives_of_the_kl(tiny_llama, choice):
     """A candidate's output is mixed in a little; it is that of the config with this KV head alone changed."""
     model, table, ids, sizes = tiny_llama
     exact = exact_states(model, ids)
-    kl, slopes = measure_slopes(model, table, sizes, choice, ids, exact, language_model_head(model))
+    kl, slopes = measure_slopes(WholeModel(model, ids), table, sizes, choice)
     config = config_of(table, choice, context=LENGTH)
     kls = [mean_kl(model, config, sequence, each) for sequence, each in zip(ids, exact, strict=True)]
     assert kl == pytest.approx(sum(kls) / 2, rel=1e-4)
@@ -139,7 +141,7 @@ def test_the_present_candidate_changes_nothing_and_far_ones_are_out_of_reach(tin
     model, table, ids, sizes = tiny_llama
     choice = (DROPPED, FITTED_1, DROPPED, CENTRE_3)
     sizes = [[10 * own[EXACT], *own[1:]] for own in sizes]
-    _, slopes = measure_slopes(model, table, sizes, choice, ids, exact_states(model, ids), language_model_head(model))
+    _, slopes = measure_slopes(WholeModel(model, ids), table, sizes, choice)
     for head, now in enumerate(choice):
         rows = table.rows()[head]
         assert slopes.first_order[head][now] == slopes.squared[head][now] == 0.0
@@ -170,8 +172,8 @@ def test_the_best_round_is_that_of_least_kl():
 
 def refined(model, table, ids, sizes, start, directory, budget, progress=lambda *_: None, rounds=4):
     return refine(
-        model, table, sizes, budget, ids, start, rounds=rounds, name="test", records=Records(directory, {}),
-        progress=progress,
+        WholeModel(model, ids), table, sizes, budget, start, rounds=rounds, name="test",
+        records=Records(directory, {}), progress=progress,
     )  # fmt: skip
 
 
@@ -211,7 +213,7 @@ def test_a_run_that_goes_on_gives_what_an_uninterrupted_one_gives(tiny_llama, ea
     assert refined(model, table, ids, sizes, start, tmp_path / "parts", budget) == whole
     assert len(measurements) == len(whole) - 2
     monkeypatch.setattr(module, "measure_slopes", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(module, "hidden_states", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(whole_model, "hidden_states", lambda *_: pytest.fail("the model ran"))
     assert refined(model, table, ids, sizes, start, tmp_path / "parts", budget) == whole
 
 
@@ -238,7 +240,7 @@ def fake(monkeypatch, tmp_path):
         around = Slopes([[None, 0.0, slope, 3 * slope]] * 2, [[None, 0.0, 0.4, square]] * 2)
         asked = []
 
-        def measure(_model, _table, _sizes, choice, *_):
+        def measure(_whole, _table, _sizes, choice):
             asked.append(tuple(choice))
             here = around
             if len(asked) <= len(towards):
@@ -249,10 +251,8 @@ def fake(monkeypatch, tmp_path):
             return next(left), here
 
         monkeypatch.setattr(module, "measure_slopes", measure)
-        monkeypatch.setattr(module, "hidden_states", lambda *_: torch.zeros(1))
-        monkeypatch.setattr(module, "language_model_head", lambda *_: None)
         found = refine(
-            None, FAKE, FAKE_SIZES, budget, torch.zeros(1, 4), [1, 1], rounds=len(kls), name="fake",
+            WholeModel(None, torch.zeros(1, 4)), FAKE, FAKE_SIZES, budget, [1, 1], rounds=len(kls), name="fake",
             records=Records(tmp_path, {}, fresh=True), progress=lambda *_: None,
         )  # fmt: skip
         assert [each.choice for each in found] == asked

@@ -1,14 +1,16 @@
 """What each lever contributes: a config without it, at the same bytes.
 
 Every KV head keeps its bytes. What it ran by the lever is replaced by what it would run otherwise: a polynomial by as
-many tokens of window, fitted coefficients by ``1 / p!``, the mean as expansion point by the centre, sinks by four sinks
-and a longer window; and without ``window`` all KV heads get the same.
+many bytes of near field (window and kept keys grow alike), fitted coefficients by ``1 / p!``, the mean as expansion
+point by the centre, sinks by four sinks and a longer window, kept keys by a longer window; and without ``window`` all
+KV heads get the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 from taylorder.adapt import cost
@@ -16,6 +18,7 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
 from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor, deepest
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Lever
+from taylorder.selection.near_sizes import grown, keeping, window_alone
 
 
 def without_lever(config: OrderConfig, model: ModelDescription, lever: Lever, context: int) -> OrderConfig:
@@ -49,22 +52,28 @@ def _unmeasured(head: HeadOrder, spec: HeadSpec) -> HeadOrder:
     return HeadOrder(spec=spec)
 
 
-def _state_tokens(group: Sequence[HeadSpec], module: AttentionModule) -> int:
-    """Tokens of window that the state of a KV head is worth, rounded down."""
+def _token(module: AttentionModule) -> int:
+    """Nominal bytes of one token of cache."""
+    return cost.kv_bytes(module.head_dim, module.value_dim, 1)
+
+
+def _state_bytes(group: Sequence[HeadSpec], module: AttentionModule) -> int:
+    """Nominal bytes of the state of a KV head."""
     far = deepest(group)
-    if far is None:
-        return 0
-    state = cost.state_bytes(module.head_dim, module.value_dim, far.order, far.ranks)
-    return state // cost.kv_bytes(module.head_dim, module.value_dim, 1)
+    return 0 if far is None else cost.state_bytes(module.head_dim, module.value_dim, far.order, far.ranks)
 
 
-def _window_only(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
-    near = group[0].near
-    return [HeadSpec(Dropped(), Near(near.window + _state_tokens(group, module), near.sinks))] * len(group)
+def _near_only(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
+    near = grown(group[0].near, _state_bytes(group, module), _token(module))
+    return [HeadSpec(Dropped(), near)] * len(group)
 
 
 def _without_ranks(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
-    return list(group) if group[0].ranks is None else _window_only(group, module)
+    return list(group) if group[0].ranks is None else _near_only(group, module)
+
+
+def _without_kept(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
+    return [replace(spec, near=window_alone(spec.near, _token(module))) for spec in group]
 
 
 def _without_coefficients(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
@@ -85,35 +94,45 @@ def _without_expansion(group: Sequence[HeadSpec], module: AttentionModule) -> li
 
 
 def _without_sinks(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
-    return [
-        replace(spec, near=Near(spec.near.tokens - SINKS, SINKS)) if spec.near.sinks > SINKS else spec for spec in group
-    ]
+    near = group[0].near
+    if near.sinks <= SINKS:
+        return list(group)
+    return [replace(spec, near=Near(near.window + near.sinks - SINKS, SINKS, near.kept)) for spec in group]
 
 
 def _near(group: Sequence[HeadSpec], module: AttentionModule, tokens: int) -> list[HeadSpec]:
-    """The same KV head with that many tokens in all, those its state is worth included."""
-    window = tokens - _state_tokens(group, module) - group[0].near.sinks
+    """The same KV head with the bytes of that many tokens in all, those its state is worth included.
+
+    Kept keys have the share of them that they had.
+    """
+    near, token = group[0].near, _token(module)
+    window = tokens - _state_bytes(group, module) // token - near.sinks
     if isinstance(group[0].far, Exact) or window < 1:
         return [HeadSpec(Dropped(), Near(tokens - SINKS, SINKS))] * len(group)
-    return [replace(spec, near=Near(window, spec.near.sinks)) for spec in group]
+    share = Fraction(near.kept, max(1, near.window + near.kept))
+    resized = keeping(Near(window, near.sinks), share, token) if share else Near(window, near.sinks)
+    return [replace(spec, near=resized) for spec in group]
 
 
 def _mean_near(config: OrderConfig, model: ModelDescription, context: int) -> int:
-    """Tokens per KV head, those that states are worth included: the mean, rounded down."""
+    """Tokens per KV head, those that states and priorities are worth included: the mean, rounded down."""
     tokens = kv_heads = 0
     for layer, module in zip(config.layers, model.modules, strict=True):
         if module.sliding_window is None:
             for group in module.groups([head.spec for head in layer.heads]):
-                near = context if isinstance(group[0].far, Exact) else min(context, group[0].near.tokens)
-                tokens += near + _state_tokens(group, module)
+                near = context
+                if not isinstance(group[0].far, Exact):
+                    near = cost.near_bytes(group[0].near, module.head_dim, module.value_dim, context) // _token(module)
+                tokens += near + _state_bytes(group, module) // _token(module)
                 kv_heads += 1
     return max(SINKS + 1, tokens // max(1, kv_heads))
 
 
 _CHANGES: dict[Lever, Callable[[Sequence[HeadSpec], AttentionModule], list[HeadSpec]]] = {
-    "order": _window_only,
+    "order": _near_only,
     "expansion": _without_expansion,
     "sinks": _without_sinks,
+    "kept": _without_kept,
     "ranks": _without_ranks,
     "coefficients": _without_coefficients,
 }

@@ -393,10 +393,8 @@ class OrderConfig(Strict):
             )
 
     def counts(self) -> dict[str, int]:
-        """Heads by what they run: ``exact``, ``order N``, or ``window only`` where far keys are dropped."""
-        heads = [_cells(head) for layer in self.layers for head in layer.heads]
-        words = {"exact": "exact", "window": "window only"}
-        kinds = Counter(words.get(head["runs"], f"order {head['order']}") for head in heads)
+        """Heads by what they run: ``exact``, ``order N``, or what alone is near where far keys are dropped."""
+        kinds = Counter(_kind(head.spec) for layer in self.layers for head in layer.heads)
         return dict(sorted(kinds.items()))
 
     def __repr__(self) -> str:
@@ -423,6 +421,15 @@ class OrderConfig(Strict):
             for layer in self.layers
             for number, head in enumerate(layer.heads)
         )
+
+
+def _kind(spec: HeadSpec) -> str:
+    match spec.far:
+        case Exact():
+            return "exact"
+        case Taylor(order=order):
+            return f"order {order}"
+    return "window and kept keys" if spec.near.kept else "window only"
 
 
 def _cells(head: HeadOrder) -> dict[str, Any]:

@@ -144,16 +144,22 @@ def bench(
 
 
 def predicted_break_even(config: OrderConfig, model: ModelDescription) -> int | None:
-    """Smallest context at which caches and states of a config are smaller than the exact cache, in nominal bytes.
+    """Smallest context from which on caches and states of a config are smaller than the exact cache, in nominal bytes.
 
-    None if they never are: every head is exact. What is saved never shrinks as the context grows.
+    None if they never are: every head is exact. Between the contexts at which near fields fill, what is saved changes
+    steadily; only priorities, which are held beside keys while a near field fills, make it shrink.
     """
     exact = OrderConfig.uniform(model, "exact")
+    nears = {head.spec.near for layer in config.layers for head in layer.heads}
+    filled = {tokens for near in nears for tokens in (near.window + near.sinks, near.tokens)}
 
     def smaller(tokens: int) -> bool:
         return config_bytes(config, model, tokens) < config_bytes(exact, model, tokens)
 
-    return bisect_left(range(FARTHEST), True, key=smaller) if smaller(FARTHEST) else None
+    if not smaller(FARTHEST):
+        return None
+    last = max(tokens for tokens in {0, *filled} if not smaller(tokens))
+    return bisect_left(range(FARTHEST), True, last, key=smaller)
 
 
 @contextmanager

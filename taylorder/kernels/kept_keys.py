@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappushpop
 from typing import Optional
 
 import torch
@@ -181,11 +182,24 @@ def competing(priority: Tensor, valid: Optional[Tensor], sinks: int) -> Tensor:
 def far_from(priority: Tensor, valid: Optional[Tensor], near: Near) -> Tensor:
     """Row from which on each key of whole sequences is far, int64 ``[B, G, S]``; S for keys that stay near.
 
+    Key by key with a heap: a tenth of the time that blocks of rows take, where there is nothing to attend to.
+
     Args:
         priority: ``[B, G, S]``.
         valid: bool ``[B, S]``; None if all are.
         near: the near field.
 
     """
-    ranked, places = competing(priority, valid, near.sinks), near.sinks + near.kept
-    return KeptKeys(ranked, near, places=places, new=priority.shape[2]).far_from()
+    B, G, S = priority.shape
+    places = near.sinks + near.kept
+    ascending = torch.sort(competing(priority, valid, near.sinks).flatten(0, 1), dim=-1, stable=True).indices
+    ranks = ascending.argsort(-1).tolist()
+    rows = []
+    for rank, key_of_rank in zip(ranks, ascending.tolist()):
+        far = [S] * S
+        best = rank[:places]
+        heapify(best)
+        for key in range(places, S - near.window):
+            far[key_of_rank[heappushpop(best, rank[key])]] = key + near.window
+        rows.append(far)
+    return torch.tensor(rows, dtype=torch.int64, device=priority.device).view(B, G, S)

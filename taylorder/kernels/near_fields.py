@@ -21,7 +21,7 @@ from .spec import GUARD, Dropped, HeadSpec, Near, Taylor
 _ROWS = 128
 """Query rows of a block: few, so that the edges of a band of keys, computed and masked, are a small part of it."""
 
-_LEAST_SUM = 1e-30
+LEAST_SUM = 1e-30
 """Weights are relative to the greatest of all keys; a near field whose sum is less than this has lost digits."""
 
 
@@ -89,7 +89,7 @@ def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearFie
         if near.sinks:
             outside = row[:, None] - row[: near.sinks] >= near.window
             total = total + _sums(sinks[..., : near.sinks] * outside, v[: near.sinks])
-        total = total.where(total[..., -1:] > _LEAST_SUM, math.nan)
+        total = total.where(total[..., -1:] > LEAST_SUM, math.nan)
         if field.constants is not None:
             far = torch.cat(far_sums(before, row, near), -1)
             total = total + (-top).exp() * q.new_tensor(field.weights)[:, None, None] * far

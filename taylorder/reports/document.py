@@ -11,7 +11,7 @@ from taylorder.analysis.results import Analysis, SpectralRow
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import summary, verdict
 from taylorder.runs.document import SCHEMA, Best, HeadRecord, ReportDocument, Settings, choice_record
-from taylorder.runs.run_files import FILES, LEVERS_FILE
+from taylorder.runs.run_files import FILES, LEVERS_FILE, PROBES_FILE
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.storage.finite_json import finite
 
@@ -32,6 +32,8 @@ def as_document(
 
     """
     files = FILES if selection.levers is None else FILES | {"levers": LEVERS_FILE}
+    if selection.levers is not None and selection.levers.probes:
+        files = files | {"probes": PROBES_FILE}
     document = ReportDocument(
         schema=SCHEMA,
         model=analysis.model,

@@ -16,6 +16,7 @@ from taylorder.evaluation.tasks import CANNOT
 from taylorder.models.description import ModelDescription
 from taylorder.reports import evaluation_tables as tables
 from taylorder.reports import evaluation_words as words
+from taylorder.reports import near_words
 from taylorder.reports.evaluation_tables import Lookup
 from taylorder.reports.numbers import counted, number, percent
 from taylorder.reports.sections import Block, Section, Table, facts, paragraph
@@ -120,6 +121,8 @@ def _facts(report: EvalReport) -> dict[str, str]:
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
         "config": f"{report.config_path}; heads: {heads}",
     }
+    if (probe := near_words.probe_sentence(config)) is not None:
+        facts["kept keys"] = probe
     if report.evaluation.comparisons:
         first = report.evaluation.comparisons[0]
         begun = "" if first.bos is None else ", each sequence begun with BOS"

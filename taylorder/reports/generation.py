@@ -20,8 +20,8 @@ SCHEMA = "taylorder/bench@1"
 _SNIPPET = 40
 _EVEN = 0.05  # a median of a few tokens tells no smaller difference
 _LEGEND = (
-    "Nominal bytes count keys and values in 16 bits and sums in 32; held is what this run keeps in memory. The "
-    "prediction counts states from the first token on; a run keeps keys as they are until building a state pays."
+    "Nominal bytes count keys and values in 16 bits, sums and priorities in 32; held is what this run keeps in memory. "
+    "The prediction counts states from the first token on; a run keeps keys as they are until building a state pays."
 )
 
 

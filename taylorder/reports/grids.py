@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
 from taylorder.kernels.spec import Dropped, Exact, Taylor
-from taylorder.reports import alphas, summary
+from taylorder.reports import alphas, near_words, summary
 from taylorder.reports.numbers import counted, layer_labels, percent_cell
 from taylorder.reports.sections import Beside, Cell, Column, Fill, GridLayout, GridRow, HeadGrid, Key, Legend
 from taylorder.selection.by_tolerance import Selection
@@ -21,7 +21,6 @@ from taylorder.selection.reasons import explained
 
 GRID_ORDER = 3
 
-WINDOW_MARK, WINDOW_MEANING = "w", "a window and sinks, all other keys dropped: no polynomial"
 _RAMP = ("#12263f", "#1d4569", "#2c6a9b", "#5a9fd0", "#a9d6f5")
 LIGHTEST = Fill(_RAMP[-1], "#000000")
 
@@ -83,16 +82,17 @@ def order_legend(selection: Selection) -> Legend:
     """What the cells of the order grid mean, with the number of heads behind each."""
     choices = [head.choice for head in selection.heads]
     exact = exact_keys(selection)
-    windows = sum(isinstance(choice.spec.far, Dropped) for choice in choices)
+    alone = Counter(near_words.mark(choice.spec.near) for choice in choices if isinstance(choice.spec.far, Dropped))
     keys = []
     orders = sorted({choice.spec.far.order for choice in choices if isinstance(choice.spec.far, Taylor)})
     if orders:
         chosen = sum(isinstance(choice.spec.far, Taylor) for choice in choices)
         marks = tuple(Cell(str(order), style="strong", fill=LIGHTEST) for order in orders)
         keys.append(Key(marks, f"the order chosen ({counted(chosen, 'head')})"))
-    if windows:
-        mark = Cell(WINDOW_MARK, style="strong", fill=LIGHTEST)
-        keys.append(Key((mark,), f"{WINDOW_MEANING} ({counted(windows, 'head')})"))
+    for mark, meaning in near_words.MEANINGS.items():
+        if alone[mark]:
+            cell = Cell(mark, style="strong", fill=LIGHTEST)
+            keys.append(Key((cell,), f"{meaning} ({counted(alone[mark], 'head')})"))
     return Legend((*keys, *exact))
 
 
@@ -127,7 +127,7 @@ def _order_cell(head: HeadOrder) -> Cell:
         case Exact():
             return Cell(explained(head.reason).mark)
         case Dropped():
-            return Cell(WINDOW_MARK, style="strong", fill=LIGHTEST)
+            return Cell(near_words.mark(head.spec.near), style="strong", fill=LIGHTEST)
         case Taylor(order=order):
             return Cell(str(order), style="strong", fill=LIGHTEST)
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
-from taylorder.kernels.spec import EXPANSIONS, Dropped, Taylor
-from taylorder.reports import alphas, grids
+from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
+from taylorder.reports import alphas, grids, near_words
 from taylorder.reports.claims import cell
-from taylorder.reports.numbers import percent, percent_cell
+from taylorder.reports.numbers import number, percent, percent_cell
 from taylorder.reports.sections import Cell, Fill
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
+from taylorder.selection.reasons import explained
 
 PROJECTIONS = {"qk": "mean of q and k", "q": "q", "k": "k", "v": "v", "o": "o"}
 _EXPANSIONS = {
@@ -158,6 +159,17 @@ def views(analysis: Analysis, selection: Selection) -> dict[str, dict[str, Any]]
     }
     if not analysis.spectral:
         del made["alpha"]
+    if nears := _nears(selection):
+        scale = Scale.over(nears)
+        made["kept"] = {
+            "name": "keys with the true exponential",
+            "explanation": "Most keys of a KV head that keep the true exponential at once: its sinks, its window, and "
+            "those it keeps by priority. Hatched: all of them, for the reason in the legend.",
+            "where": " keys",
+            "ticks": scale.ticks(lambda value: number(round(value))),
+            "bounds": [[tokens, number(tokens)] for tokens in nears],
+            "legend": [f"{key.marks[0].text}: {key.meaning}" for key in grids.exact_keys(selection)],
+        }
     if any(module.sliding_window is not None for module in analysis.model.modules):
         for view in made.values():
             view["legend"].append("~: a sliding-window layer")
@@ -174,6 +186,25 @@ def of_choice(analysis: Analysis, head: HeadVerdict, mark: str, words: str) -> d
         "order": Figure(order, mark, words, scale.step(order)),
         "needed": Figure(needed, "\u2013" if needed is None else str(needed), needs, scale.step(needed)),
     }
+
+
+def of_near(selection: Selection, head: HeadVerdict) -> dict[str, Figure]:
+    """Keys that keep the true exponential, where KV heads differ in their number."""
+    nears, spec = _nears(selection), head.choice.spec
+    if not nears:
+        return {}
+    if isinstance(spec.far, Exact):
+        mark, words = explained(head.choice.reason)
+        return {"kept": Figure(None, mark, f"all keys: {words}", None)}
+    tokens = spec.near.tokens
+    return {"kept": Figure(tokens, str(tokens), near_words.words(spec.near), Scale.over(nears).step(tokens))}
+
+
+def _nears(selection: Selection) -> list[int]:
+    """How many keys near fields hold, ascending; empty where all of them hold as many."""
+    choices = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
+    nears = sorted({choice.spec.near.tokens for choice in choices})
+    return nears if len(nears) > 1 else []
 
 
 def of_error(error: float, selection: Selection) -> Figure:
@@ -226,9 +257,8 @@ def _alpha_view(analysis: Analysis, projection: str) -> dict[str, Any]:
 def _reasons(selection: Selection) -> list[str]:
     """The terminal's legend of exact heads and windows; what an order is, the page shows by colour."""
     legend = [f"{key.marks[0].text}: {key.meaning}" for key in grids.exact_keys(selection)]
-    if any(isinstance(head.choice.spec.far, Dropped) for head in selection.heads):
-        legend.append(f"{grids.WINDOW_MARK}: {grids.WINDOW_MEANING}")
-    return legend
+    alone = {near_words.mark(head.choice.spec.near) for head in selection.heads if head.choice.spec.runs == "window"}
+    return legend + [f"{mark}: {meaning}" for mark, meaning in near_words.MEANINGS.items() if mark in alone]
 
 
 def _errors(selection: Selection) -> Scale:

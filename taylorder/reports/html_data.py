@@ -14,9 +14,9 @@ from typing import Any
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
 from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
-from taylorder.reports import alphas, charts, grids, heat_map, summary
+from taylorder.reports import alphas, charts, grids, heat_map, near_words, summary
 from taylorder.reports.claims import cell
-from taylorder.reports.numbers import counted, layer_labels, number, percent, size
+from taylorder.reports.numbers import counted, layer_labels, percent, size
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.reasons import explained
 
@@ -66,6 +66,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
         if fit.head is not None:
             fits.setdefault((fit.module, fit.head), []).append(fit)
     verdicts = {(head.module, head.head): head for head in selection.heads}
+    probes = _probes(selection)
     deviation, of_layers = heat_map.of_deviation(analysis), heat_map.of_alphas(analysis)
     layers = []
     for module, label in layer_labels(analysis.model.modules):
@@ -77,6 +78,8 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             facts["alpha, layer"] = ", ".join(
                 f"{name} {of_layers[module.name][projection][1]}" for projection, name in heat_map.PROJECTIONS.items()
             )
+            if (probe := probes.get((module.name, first.kv_head))) is not None:
+                facts["probe"] = probe
             if key in fits:
                 cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
                 facts["alpha, head"] = ", ".join(f"{name} {alpha.text}{alpha.mark}" for name, alpha in cells.items())
@@ -84,6 +87,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
                 {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}
                 | _errors(analysis, selection, candidates[key])
                 | _decided(analysis, selection, verdicts[key])
+                | heat_map.of_near(selection, verdicts[key])
             )
         layers.append(
             {
@@ -97,6 +101,17 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             }
         )
     return layers
+
+
+def _probes(selection: Selection) -> dict[_HeadKey, str]:
+    """How well the probe of a KV head does, by module and KV head."""
+    rows = () if selection.levers is None else selection.levers.probes
+    return {
+        (row.module, row.kv_head): f"rank correlation {cell(row.rank_correlation)}; its best eighth receives "
+        f"{percent(row.kept_share)} of later attention (H2O {percent(row.h2o_share)}, at most "
+        f"{percent(row.oracle_share)})"
+        for row in rows
+    }
 
 
 def _errors(analysis: Analysis, selection: Selection, rows: Sequence[CandidateRow]) -> dict[str, Any]:
@@ -149,7 +164,7 @@ def _decided(analysis: Analysis, selection: Selection, head: HeadVerdict) -> dic
         mark, words = explained(choice.reason)
         sentence = f"Stays {words}."
     else:
-        mark = str(far.order) if isinstance(far, Taylor) else grids.WINDOW_MARK
+        mark = str(far.order) if isinstance(far, Taylor) else near_words.mark(choice.spec.near)
         words = _kept(choice)
         sentence = f"Chosen: {words}. {_why(analysis, selection, choice)}"
     return {"choice": sentence} | heat_map.of_choice(analysis, head, mark, words)
@@ -157,7 +172,7 @@ def _decided(analysis: Analysis, selection: Selection, head: HeadVerdict) -> dic
 
 def _kept(choice: HeadOrder) -> str:
     far = choice.spec.far
-    near = f"the last {counted(choice.spec.near.window, 'key')} and the first {number(choice.spec.near.sinks)} exact"
+    near = f"{near_words.words(choice.spec.near)} exact"
     if not isinstance(far, Taylor):
         return f"{near}, all others dropped"
     words = f"order {far.order}, expansion {far.expansion}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from itertools import groupby
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
 from taylorder.kernels.spec import Exact, Taylor
+from taylorder.reports import near_words
 from taylorder.reports.evaluation_words import figure
 from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
@@ -19,22 +21,45 @@ _NAMED = 6
 
 
 def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
-    """Tokens that every KV head keeps, and the order of its polynomial."""
+    """Tokens that every KV head keeps, by kind if any keeps keys by priority, and the order of its polynomial."""
     modules = analysis.model.modules
     by_module = {layer.module: layer.heads for layer in selection.config.layers}
+    parts = near_words.keeps(selection.config)
+    most = max(head.spec.near.tokens for heads in by_module.values() for head in heads)
     rows = [
-        (Cell(label.text + label.mark), *(Cell(_kept(head)) for head in by_module[module.name][:: module.group]))
+        (Cell(label.text + label.mark), *(_kept(head, parts, most) for head in by_module[module.name][:: module.group]))
         for module, label in layer_labels(modules)
     ]
     titles = ("layer", *(f"KV {kv_head}" for kv_head in range(modules[0].kv_heads)))
     return table([Column(title, figures=True) for title in titles], rows, folds=True, indented=True)
 
 
-def _kept(head: HeadOrder) -> str:
-    if isinstance(head.spec.far, Exact):
-        return "all"
-    tokens, far = number(head.spec.near.tokens), head.spec.far
-    return f"{tokens} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else tokens
+def _kept(head: HeadOrder, parts: bool, most: int) -> Cell:
+    """What a KV head keeps; its bar has the shares of sinks, window and kept keys in what any KV head keeps at most."""
+    near, far = head.spec.near, head.spec.far
+    if isinstance(far, Exact):
+        return Cell("all")
+    text = near_words.tokens(near, parts=parts)
+    if isinstance(far, Taylor):
+        text += f" +P{far.order}{'r' if far.ranks is not None else ''}"
+    return Cell(text, bar=tuple(tokens / max(most, 1) for tokens in (near.sinks, near.window, near.kept)))
+
+
+def probes_judged(summary: LeverSummary) -> str | None:
+    """How well the probes do on held-out text, on average over KV heads; None where that was not measured."""
+    rows = summary.probes
+    if not rows:
+        return None
+    mean = statistics.fmean
+    correlations = [row.rank_correlation for row in rows if row.rank_correlation is not None]
+    rank = f"{mean(correlations):.2f}" if correlations else "-"
+    shares = [percent(mean(getattr(row, f"{name}_share") for row in rows)) for name in ("kept", "h2o", "oracle")]
+    return (
+        f"On {counted(rows[0].tokens, 'held-out token')} the rank correlation of priority and later attention is "
+        f"{rank}; the eighth of the keys of highest priority receives {shares[0]} of that attention (chosen by "
+        f"attention so far, as H2O does, {shares[1]}; by later attention, the most there is, {shares[2]}). Means over "
+        f"{counted(len(rows), 'KV head')}; probes.csv has all."
+    )
 
 
 def counts(summary: LeverSummary) -> Table:
@@ -62,10 +87,11 @@ def beside_windows(summary: LeverSummary) -> Table:
     )
 
 
-def legend(summary: LeverSummary) -> str:
+def legend(summary: LeverSummary, parts: bool) -> str:
     """What the grid says."""
+    near = "sinks/window/keys kept by priority" if parts else f"window and {counted(4, 'sink')} or more"
     return (
-        f"Tokens with the true exponential, window and {counted(4, 'sink')} or more; +P1 adds a polynomial of order 1 "
+        f"Tokens with the true exponential, {near}; +P1 adds a polynomial of order 1 "
         "for all others (r: with low ranks), without it they are dropped; all is exact. Measured on "
         f"{counted(summary.sequences, 'sequence')} of {counted(summary.sequence_length, 'token')}."
     )
@@ -83,7 +109,12 @@ def program(summary: LeverSummary) -> str:
         f"takes {size(summary.exact_bytes)}). "
     )
     if summary.rounds:
-        stages = {"windows": "with plain windows ", "all": "with all candidates "}
+        stages = {
+            "uniform": "with one near field for all KV heads ",
+            "windows": "with plain windows ",
+            "near fields": "with near fields per KV head ",
+            "all": "with all candidates ",
+        }
         by_stage = "; ".join(
             stages[among] + ", ".join(figure(measured.kl) for measured in rounds)
             for among, rounds in groupby(summary.rounds, key=lambda measured: measured.among)
@@ -136,9 +167,10 @@ def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
 
 def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> Section:
     """What every KV head keeps, and what polynomials are worth beside windows."""
+    probe = filter(None, [near_words.probe_sentence(selection.config), probes_judged(summary)])
     blocks: list[Block] = [
         kept_tokens(analysis, selection),
-        paragraph(legend(summary), program(summary)),
+        paragraph(legend(summary, near_words.keeps(selection.config)), *probe, program(summary)),
         counts(summary),
     ]
     lines = sentences(analysis, summary)

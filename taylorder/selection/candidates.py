@@ -9,15 +9,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+from taylorder.adapt.cost import kv_bytes
 from taylorder.errors import UsageError
 from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor
+from taylorder.selection.near_sizes import SHARES, keeping
 
-Lever: TypeAlias = Literal["order", "expansion", "window", "sinks", "ranks", "coefficients"]
+Lever: TypeAlias = Literal["order", "expansion", "window", "sinks", "kept", "ranks", "coefficients"]
 LEVERS: tuple[Lever, ...] = get_args(Lever)
 
 MORE_SINKS = 16
-MOST = 24
-"""Candidates of a KV head."""
+MOST, MOST_WITH_KEPT = 24, 42
+"""Candidates of a KV head, without the lever ``kept`` and with it."""
 
 LOW_RANK = 8
 """Coordinates of the terms of degree 2 and up: the logits of the median head of the built-in model reach 90 % of their
@@ -30,12 +32,16 @@ _BASE_SHARE = 64
 """The window beside polynomials of order 2 and up is this fraction of the sequence."""
 
 _GRID_MOST, _CONSTANT_MOST = 14, 3
-"""Windows that are measured with the rest dropped, and with a constant for the rest, where other levers need room too.
+"""Near fields that are measured with the rest dropped, and with a constant for the rest, where other levers need room.
 
 The grid of plain windows is the finer one: single heads do better with the constant, but many of them together do not
 (docs/notebook/2026-11-choosing.md), and a choice that has few plain windows to go to never finds that out.
 """
 
+
+_WINDOWS_MOST, _OTHERS_MOST, _OTHERS_LEAST = 8, 5, 124
+"""Beside kept keys: windows alone, near fields of every other share of kept keys, and the window whose bytes these take
+at least. They have fewer sizes to go to, powers of two."""
 
 _T = TypeVar("_T")
 
@@ -72,13 +78,15 @@ class Candidate:
             "expansion": taylor.expansion,
             "window": near.window,
             "sinks": near.sinks,
+            "kept": near.kept,
             "ranks": taylor.ranks,
             "coefficients": "dropped" if isinstance(far, Dropped) else "fitted" if self.fitted else "taylor",
         }
 
     def label(self) -> str:
-        """Name it in a few words, window and sinks last, as a column of a table does."""
-        far, near = self.spec.far, f"{self.spec.near.window:,} + {self.spec.near.sinks} keys"
+        """Name it in a few words, window, sinks and kept keys last, as a column of a table does."""
+        far, field = self.spec.far, self.spec.near
+        near = f"{field.window:,} + {field.sinks}{f' + {field.kept:,} kept' if field.kept else ''} keys"
         if isinstance(far, Exact):
             return "exact"
         if isinstance(far, Dropped):
@@ -103,34 +111,55 @@ def parse_levers(text: str) -> frozenset[Lever]:
     return frozenset(lever for lever in LEVERS if lever in names)
 
 
-def candidates(levers: Collection[Lever], head_dim: int, length: int, near: tuple[int, int]) -> tuple[Candidate, ...]:
-    """List what a KV head may run, at most :data:`MOST`, exact first, without repetition.
+def candidates(
+    levers: Collection[Lever], head_dim: int, length: int, near: tuple[int, int], value_dim: int | None = None
+) -> tuple[Candidate, ...]:
+    """List what a KV head may run, at most :data:`MOST` or :data:`MOST_WITH_KEPT`, exact first, without repetition.
 
     Args:
-        levers: what may differ between KV heads. Without ``window`` all have the same near field; without ``order``
-            there are no polynomials; without ``expansion`` those of order 2 and up are expanded around the mean.
+        levers: what may differ between KV heads. Without ``window`` all have near fields of the same bytes; without
+            ``kept`` these are windows and sinks; without ``order`` there are no polynomials; without ``expansion``
+            those of order 2 and up are expanded around the mean.
         head_dim: d.
         length: tokens of a sequence; a window of that length is exact.
         near: window and sinks where they are not to be chosen.
+        value_dim: d_v, default d.
 
     """
     windows = [window for window in _WINDOWS if window + SINKS < length] if "window" in levers else [near[0]]
     sinks = SINKS if "window" in levers else near[1]
-    nears = [Near(window, sinks) for window in windows]
-    dropped = [Candidate(HeadSpec(Dropped(), field)) for field in nears]
-    if "order" not in levers:
-        offered = dropped
-    else:
-        offered = _spread(dropped, _GRID_MOST)
+    token = kv_bytes(head_dim, value_dim or head_dim, 1)
+
+    def keep(field: Near) -> Near:
+        return keeping(field, SHARES[0], token) if "kept" in levers else field
+
+    plain = [Near(window, sinks) for window in windows]
+    grid = _spread(plain, _GRID_MOST) if "order" in levers or "kept" in levers else plain
+    fields = [keep(field) for field in grid]
+    if "kept" in levers:
+        fields += _fields_beside(plain, token, powers="window" in levers)
+    offered = [Candidate(HeadSpec(Dropped(), field)) for field in fields]
+    if "order" in levers:
         # One row of state, the sum of the far values, costs as much as one token; it helps where much is forgotten.
-        chosen = _spread(nears[: 2 * len(nears) // 3 + 1], _CONSTANT_MOST)
+        chosen = [keep(field) for field in _spread(plain[: 2 * len(plain) // 3 + 1], _CONSTANT_MOST)]
         offered += [Candidate(HeadSpec(Taylor(1, "centre"), field), "coefficients" in levers) for field in chosen]
         beside = Near(length // _BASE_SHARE if "window" in levers else near[0], sinks)
-        offered += _polynomials(levers, head_dim, beside)
+        offered += _polynomials(levers, head_dim, keep(beside))
     if "sinks" in levers and windows and windows[-1] > MORE_SINKS:
-        middle = offered[min(len(windows), _GRID_MOST) // 2].spec
-        offered.append(Candidate(replace(middle, near=Near(middle.near.tokens - MORE_SINKS, MORE_SINKS))))
+        middle = grid[min(len(windows), _GRID_MOST) // 2]
+        offered.append(Candidate(HeadSpec(Dropped(), keep(Near(middle.tokens - MORE_SINKS, MORE_SINKS)))))
     return tuple(dict.fromkeys([Candidate(HeadSpec(Exact())), *offered]))
+
+
+def _fields_beside(plain: list[Near], token: int, *, powers: bool) -> list[Near]:
+    """Near fields of the bytes of windows that give none of them to kept keys, or another share than most do.
+
+    Where the sizes are to be chosen, they are ``powers`` of two.
+    """
+    chosen = [field for field in plain if not powers or field.tokens & (field.tokens - 1) == 0]
+    large = [field for field in chosen if not powers or field.window >= _OTHERS_LEAST]
+    others = [keeping(field, share, token) for share in SHARES[1:] for field in _spread(large, _OTHERS_MOST)]
+    return _spread(chosen, _WINDOWS_MOST) + others
 
 
 def _spread(items: list[_T], most: int) -> list[_T]:

@@ -9,23 +9,26 @@ import torch
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
+from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Taylor
 from taylorder.models.description import AttentionModule
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.lever_errors import LayerLevers, group_specs
 from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.near_sizes import grown
 from taylorder.selection.reasons import Reason
 from taylorder.storage.provenance import software_versions
 
 
 def window_instead(candidate: Candidate, module: AttentionModule) -> Candidate | None:
-    """The candidate that spends the bytes of the state on the window, rounded up to tokens; None if it has none."""
+    """The candidate that spends the bytes of the state on the near field, rounded up to keys; None if it has none."""
     far, near = candidate.spec.far, candidate.spec.near
     if not isinstance(far, Taylor):
         return None
     d, d_v = module.head_dim, module.value_dim
-    more = -(-cost.state_bytes(d, d_v, far.order, far.ranks) // cost.kv_bytes(d, d_v, 1))
-    return Candidate(HeadSpec(Dropped(), Near(near.window + more, near.sinks)))
+    token = cost.kv_bytes(d, d_v, 1)
+    key = token + cost.PRIORITY_BYTES if near.kept else token
+    more = cost.state_bytes(d, d_v, far.order, far.ranks) + key - 1
+    return Candidate(HeadSpec(Dropped(), grown(near, more, token)))
 
 
 def table_bytes(table: LeverTable, context: int) -> list[list[int]]:
@@ -83,7 +86,10 @@ def config_of(
         name: measured[name].prepared.rotations
         for name in {name for (name, _), index in chosen.items() if table.candidates[index].spec.ranks is not None}
     }
-    return config.with_rotations({name: pair for name, pair in ranked.items() if pair is not None})
+    config = config.with_rotations({name: pair for name, pair in ranked.items() if pair is not None})
+    keeping = {name for (name, _), index in chosen.items() if table.candidates[index].spec.near.kept}
+    probes = {name: probe for name in keeping if (probe := measured[name].prepared.probe) is not None}
+    return config.with_probes(probes, table.probed) if probes else config
 
 
 def _layer(
@@ -99,13 +105,15 @@ def _layer(
     heads: list[HeadOrder] = []
     for kv_head, index in enumerate(indices):
         specs = group_specs(table.candidates, measured.fitted, index, kv_head, module.group)
-        far, break_even = specs[0].far, specs[0].near.tokens
+        far, near = specs[0].far, specs[0].near
+        d, d_v = module.head_dim, module.value_dim
         size, error = cost.kv_head_bytes(specs, module, context), rows[kv_head, index].relative_l2
         if isinstance(far, Exact):
             heads += [HeadOrder(spec=specs[0], error=0.0, reason=reason, nominal_bytes=size)] * module.group
             continue
         if isinstance(far, Taylor):
-            d, d_v = module.head_dim, module.value_dim
-            break_even = cost.break_even_tokens(d, d_v, far.order, far.ranks, near=break_even)
+            break_even = cost.break_even_tokens(d, d_v, far.order, far.ranks, near=near.tokens, kept=near.kept)
+        else:
+            break_even = -(-cost.near_bytes(near, d, d_v, near.tokens) // cost.kv_bytes(d, d_v, 1))
         heads += [HeadOrder(spec=spec, error=error, nominal_bytes=size, break_even=break_even) for spec in specs]
     return LayerOrders(module=module.name, heads=tuple(heads))

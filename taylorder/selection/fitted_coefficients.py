@@ -62,12 +62,15 @@ class Moments:
     far: Tensor
 
 
-def moments(head: HeadRows, spec: HeadSpec) -> Moments:
-    """Sum over near and far keys of a candidate, in score space."""
+def moments(head: HeadRows, spec: HeadSpec, far_rows: Tensor | None = None) -> Moments:
+    """Sum over near and far keys of a candidate, in score space.
+
+    ``far_rows`` is the row from which on each key is far, ``[T]``, asked for where keys are kept.
+    """
     polynomial = spec.far
     if not isinstance(polynomial, Taylor):
         raise ValueError(f"{polynomial} has no polynomial, and so no moments")
-    near = spec.near.mask(head.row, head.key)
+    near = spec.near.mask(head.row, head.key) if far_rows is None else head.seen & (head.row < far_rows)
     far = (head.seen & ~near).double()
     count = far.sum(-1, keepdim=True)
     d = head.q.shape[-1]

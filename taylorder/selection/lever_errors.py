@@ -7,17 +7,20 @@ that output, which is how much the loss of a token would change to first order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from taylorder.adapt.probe import priorities
 from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.truncation import key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
+from taylorder.kernels.kept_fields import attend_kept_fields
+from taylorder.kernels.kept_keys import far_from
 from taylorder.kernels.near_fields import NearField, attend_near_fields
-from taylorder.kernels.spec import Exact
+from taylorder.kernels.spec import Exact, Near, keeps_keys
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
 from taylorder.selection.gradients import Observed
@@ -29,10 +32,11 @@ FIT_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the kernels need of one module's calibration: centres ``[G, d]``, rotations or None, float32."""
+    """What the kernels need of one module's calibration, float32: centres ``[G, d]``, rotations, probe ``[G, F]``."""
 
     centres: Tensor
     rotations: tuple[Tensor, Tensor] | None
+    probe: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,9 @@ class Runner:
         self.group = group
         k = observed.k.float() - prepared.centres[:, None].to(observed.k.device)
         self.plain = observed.q.float(), k
+        self.priority = None  # [G, T]
+        if prepared.probe is not None:
+            self.priority = priorities(prepared.probe.to(k.device), observed.k[None], observed.v[None])[0]
         self.rotated = None
         if prepared.rotations is not None:
             query, key = (rotation.to(k.device) for rotation in prepared.rotations)
@@ -107,29 +114,48 @@ class Runner:
         of each query head. Near fields share a pass over the scores; all else runs through the kernels.
         """
         heads = self._heads(kv_head)
-        fields = {
-            index: field
-            for index, specs in enumerate(runs)
-            if (field := NearField.of(specs)) is not None and not field.near.kept
-        }
+        fields = {index: field for index, specs in enumerate(runs) if (field := NearField.of(specs)) is not None}
         rest = [index for index in range(len(runs)) if index not in fields]
-        if fields:
-            q, k = self.tensors(rotated=False)
-            v = self.observed.v[kv_head].float()
-            outputs = attend_near_fields(q[heads], k[kv_head], v, list(fields.values()), scaling=self.observed.scaling)
-            for (index, field), output in zip(fields.items(), outputs, strict=True):
-                if torch.isfinite(output).all():
-                    yield index, output, field.guarded(output.shape[1])
-                else:
-                    rest.append(index)
+        for index, output in self._near_fields(kv_head, fields):
+            if torch.isfinite(output).all():
+                yield index, output, fields[index].guarded(output.shape[1])
+            else:
+                rest.append(index)
         for index in rest:
             specs = list(runs[index])
             q, k = self.tensors(rotated=any(spec.ranks is not None for spec in specs))
             keys, values = k[None, kv_head, None], self.observed.v[None, kv_head, None].float()
-            output, state = taylor_attention(q[None, heads], keys, values, specs, scaling=self.observed.scaling)
+            priority = self.priorities(kv_head)[None, None] if keeps_keys(specs) else None
+            output, state = taylor_attention(
+                q[None, heads], keys, values, specs, scaling=self.observed.scaling, priority=priority
+            )
             if state is None:
                 raise RuntimeError("taylor_attention returned no state for causal attention")
             yield index, output[0], state.guarded.tolist()
+
+    def _near_fields(self, kv_head: int, fields: Mapping[int, NearField]) -> Iterator[tuple[int, Tensor]]:
+        """Outputs ``[h, T, d_v]`` of near fields by their keys; those without kept keys first."""
+        q, k = self.tensors(rotated=False)
+        inputs = q[self._heads(kv_head)], k[kv_head], self.observed.v[kv_head].float()
+        plain = [index for index, field in fields.items() if not field.near.kept]
+        keeping = [index for index, field in fields.items() if field.near.kept]
+        if plain:
+            chosen = [fields[index] for index in plain]
+            yield from zip(plain, attend_near_fields(*inputs, chosen, scaling=self.observed.scaling), strict=True)
+        if keeping:
+            chosen, ranking = [fields[index] for index in keeping], self.priorities(kv_head)
+            outputs = attend_kept_fields(*inputs, ranking, chosen, scaling=self.observed.scaling)
+            yield from zip(keeping, outputs, strict=True)
+
+    def priorities(self, kv_head: int) -> Tensor:
+        """Priorities of the keys of a KV head ``[T]``."""
+        if self.priority is None:
+            raise ValueError("kept keys need a probe, and none was fitted")
+        return self.priority[kv_head]
+
+    def far_rows(self, kv_head: int, near: Near) -> Tensor | None:
+        """Row from which on each key is far, ``[T]``; None where none are kept."""
+        return far_from(self.priorities(kv_head)[None, None], None, near)[0, 0] if near.kept else None
 
     def change(self, kv_head: int, output: Tensor) -> tuple[Tensor, float]:
         """What another output ``[h, T, d_v]`` of a KV head would change.
@@ -150,15 +176,15 @@ class Runner:
         return slice(kv_head * self.group, (kv_head + 1) * self.group)
 
 
-def prepare(sequences: Sequence[Observed], *, rotate: bool) -> Prepared:
-    """Calibrate key centres and, if asked for, rotations on all sequences of one module."""
+def prepare(sequences: Sequence[Observed], *, rotate: bool, probe: Tensor | None = None) -> Prepared:
+    """Calibrate key centres and, if asked for, rotations on all sequences of one module; its probe is there already."""
     q, k, v = (torch.stack([getattr(observed, name) for observed in sequences]).cpu() for name in "qkv")
     layer = LayerTensors(q, k, v, None, sequences[0].scaling, True)
     centres = key_centres(layer)
     if not rotate:
-        return Prepared(centres.float(), None)
+        return Prepared(centres.float(), None, probe)
     query, key = balanced_rotations(layer, centres)
-    return Prepared(centres.float(), (query.float(), key.float()))
+    return Prepared(centres.float(), (query.float(), key.float()), probe)
 
 
 def measure_levers(
@@ -167,6 +193,7 @@ def measure_levers(
     candidates: Sequence[Candidate],
     instead: Sequence[Candidate | None],
     *,
+    probe: Tensor | None = None,
     seed: int,
 ) -> LayerLevers:
     """Measure every candidate of every KV head of one module.
@@ -175,11 +202,13 @@ def measure_levers(
         module: its name.
         sequences: what was observed of it with the model as it is, one for each sequence, all of one length.
         candidates: what to measure.
-        instead: what is measured beside each, where there is something: a window of the same bytes.
+        instead: what is measured beside each, where there is something: a near field of the same bytes.
+        probe: what gives its keys priorities, ``[G, F]``; needed where a candidate keeps keys.
         seed: of the rows that coefficients are fitted to.
 
     """
-    prepared = prepare(sequences, rotate=any(candidate.spec.ranks is not None for candidate in candidates))
+    rotate = any(candidate.spec.ranks is not None for candidate in candidates)
+    prepared = prepare(sequences, rotate=rotate, probe=probe)
     fitted = fit_coefficients(sequences, prepared, candidates, seed)
     T, G = sequences[0].q.shape[1], len(sequences[0].k)
     inexact = [index for index, candidate in enumerate(candidates) if not isinstance(candidate.spec.far, Exact)]
@@ -229,6 +258,11 @@ def fit_coefficients(
     for observed in sequences:
         runner = Runner(observed, prepared)
         rows = torch.randperm(T, generator=generator)[: min(FIT_ROWS, T)].sort().values
+        far_rows = {
+            (kv_head, near): runner.far_rows(kv_head, near)
+            for kv_head in range(len(observed.k))
+            for near in {spec.near for spec in wanted.values()}
+        }
         for head in range(H):
             shared = {}
             for index, spec in wanted.items():
@@ -238,5 +272,5 @@ def fit_coefficients(
                     keys, values = k[head // group], observed.v[head // group]
                     scaled = q[head, rows].double() * observed.scaling
                     shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows)
-                sums[index][head].append(moments(shared[ranked], spec))
+                sums[index][head].append(moments(shared[ranked], spec, far_rows[head // group, spec.near]))
     return {index: tuple(map(fit, heads)) for index, heads in sums.items()}

@@ -7,10 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from taylorder.adapt.near_example import NearExample
 from taylorder.kernels.spec import Taylor
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.probe_report import ProbeRow
 from taylorder.selection.refine import Among
 from taylorder.selection.under_limit import Chosen
 
@@ -47,8 +49,9 @@ class LeverSummary:
 
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``chosen`` counts KV heads by candidate,
     ``chosen_better`` names those with a polynomial that serves them better than the same bytes of window, and
-    ``chosen_worse`` those that it serves worse. Class attributes are as in
-    :class:`~taylorder.selection.policies.Policy`.
+    ``chosen_worse`` those that it serves worse. ``probes`` says of every KV head how well its probe ranks keys on
+    held-out text, and ``example`` which tokens of a text those that keep keys hold; empty and None where there are no
+    probes. Class attributes are as in :class:`~taylorder.selection.policies.Policy`.
     """
 
     name: ClassVar[Literal["levers"]] = "levers"
@@ -74,6 +77,8 @@ class LeverSummary:
     chosen_better: tuple[tuple[str, int], ...]
     chosen_worse: tuple[tuple[str, int], ...]
     beside_window: tuple[BesideWindow, ...]
+    probes: tuple[ProbeRow, ...] = ()
+    example: NearExample | None = None
 
     def __repr__(self) -> str:
         """One line."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.lever_errors import LayerLevers, LeverRow, Prepared, measure_levers
+from taylorder.selection.probes import Probes
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
@@ -24,11 +25,13 @@ class LeverTable:
     """What every candidate of every KV head costs in accuracy; layers in the order of the model.
 
     Only modules that see the whole context are there; those with a sliding window of their own stay as they are.
+    ``probed`` says what the probes of the layers were fitted on, None where no candidate keeps keys.
     """
 
     model: ModelDescription
     candidates: tuple[Candidate, ...]
     layers: tuple[LayerLevers, ...]
+    probed: Mapping[str, Any] | None = None
 
     @property
     def modules(self) -> tuple[AttentionModule, ...]:
@@ -89,13 +92,15 @@ def measure(
     candidates: Sequence[Candidate],
     instead: Callable[[Candidate, AttentionModule], Candidate | None],
     *,
+    probes: Probes | None = None,
     seed: int,
     records: Records,
     progress: Progress,
 ) -> LeverTable:
     """Measure candidates on sequences ``[N, T]``; layers that ``records`` has are not measured again.
 
-    ``instead`` names what is measured beside a candidate, a window of the same bytes, or None. Memory is that of all
+    ``instead`` names what is measured beside a candidate, a near field of the same bytes, or None; ``probes`` give keys
+    their priorities and are needed where a candidate keeps keys. Memory is that of all
     modules' queries, keys, values, outputs and gradients on all sequences.
 
     Raises:
@@ -116,12 +121,14 @@ def measure(
             progress("levers", done, len(modules))
             of_module = [modules_observed.pop(module.name) for modules_observed in observed]
             if layers[done] is None:
+                probe = None if probes is None else probes.weights[module.name]
                 windows = [instead(candidate, module) for candidate in candidates]
-                layer = measure_levers(module.name, of_module, candidates, windows, seed=seed)
+                layer = measure_levers(module.name, of_module, candidates, windows, probe=probe, seed=seed)
                 _write(records, layer)
                 layers[done] = layer
     progress("levers", len(modules), len(modules))
-    return LeverTable(description, tuple(candidates), tuple(layer for layer in layers if layer is not None))
+    measured = tuple(layer for layer in layers if layer is not None)
+    return LeverTable(description, tuple(candidates), measured, None if probes is None else probes.about)
 
 
 def record_name(module: str) -> str:
@@ -133,6 +140,8 @@ def _write(records: Records, layer: LayerLevers) -> None:
     tensors = {"centres": layer.prepared.centres}
     if layer.prepared.rotations is not None:
         tensors |= dict(zip(("query", "key"), layer.prepared.rotations, strict=True))
+    if layer.prepared.probe is not None:
+        tensors["probe"] = layer.prepared.probe
     value = {"rows": [asdict(row) for row in layer.rows], "fitted": layer.fitted}
     records.put(record_name(layer.module), value, tensors)
 
@@ -143,9 +152,10 @@ def _read(records: Records, module: str) -> LayerLevers | None:
     if value is None:
         return None
     tensors = records.tensors(name)
+    rotations = (tensors["query"], tensors["key"]) if "query" in tensors else None
     return LayerLevers(
         module=module,
         rows=tuple(LeverRow(**row) for row in value["rows"]),
         fitted={int(index): tuple(map(tuple, heads)) for index, heads in value["fitted"].items()},
-        prepared=Prepared(tensors["centres"], (tensors["query"], tensors["key"]) if "query" in tensors else None),
+        prepared=Prepared(tensors["centres"], rotations, tensors.get("probe")),
     )

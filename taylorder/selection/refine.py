@@ -13,31 +13,31 @@ in the method of Levenberg and Marquardt.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from torch import Tensor
-
 from taylorder.adapt.handle import Handle, attach
-from taylorder.adapt.prepared import prepare
-from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head
+from taylorder.analysis.losses import kl_gradient
 from taylorder.models.attention import Observer
-from taylorder.selection.config_of import config_of
+from taylorder.selection.candidates import Candidate
 from taylorder.selection.criteria import eligible, options
 from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.knapsack import allocate
-from taylorder.selection.lever_errors import LayerLevers, Runner, group_specs
+from taylorder.selection.lever_errors import LayerLevers, LeverRow, Runner, group_specs
 from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.near_sizes import kept_share
+from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
 REACH = 2.0
 """A step changes the bytes of a KV head by no more than this factor."""
 
-Among: TypeAlias = Literal["windows", "all"]
-"""Candidates that a step may choose from: exact attention and plain windows, or all."""
+Among: TypeAlias = Literal["uniform", "windows", "near fields", "all"]
+"""What a config was chosen from: one candidate for all KV heads; or per KV head from exact attention and plain windows,
+from these and near fields with kept keys, or from all candidates."""
 
 ROUNDS, MORE_ROUNDS = 6, 3
 """Configs measured at most, the first included; and those measured when more candidates join, the first not."""
@@ -95,11 +95,10 @@ class Slopes:
 
 
 def refine(
-    model: Any,
+    whole: WholeModel,
     table: LeverTable,
     sizes: Sequence[Sequence[int]],
     budget: int,
-    sequences: Tensor,
     start: Sequence[int],
     *,
     rounds: int = ROUNDS,
@@ -110,11 +109,10 @@ def refine(
     """Improve a choice that fits the budget, and return the rounds in order.
 
     Args:
-        model: the model.
+        whole: the model, on its calibration sequences.
         table: its candidates.
         sizes: nominal bytes of every candidate, for every KV head.
         budget: nominal bytes of all KV heads together.
-        sequences: calibration sequences ``[N, T]``.
         start: the choice to begin with.
         rounds: configs measured at most, the first included.
         name: of the records, in which finished rounds are found again.
@@ -123,8 +121,6 @@ def refine(
 
     """
     of_heads = sensitivities(table)
-    exact: list[Tensor] = []
-    head = language_model_head(model)
     done: list[Round] = []
     best, around = None, None
     step = Round(tuple(start), math.nan)
@@ -133,8 +129,7 @@ def refine(
         progress(f"moving bytes, {name}", number, rounds)
         record = records.get(f"{name}-{number}")
         if record is None:
-            exact = exact or [hidden_states(model, sequence).clone() for sequence in sequences]
-            kl, slopes = measure_slopes(model, table, sizes, step.choice, sequences, exact, head)
+            kl, slopes = measure_slopes(whole, table, sizes, step.choice)
             record = {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
             records.put(f"{name}-{number}", record)
         measured = Round(**record["round"] | {"choice": tuple(record["round"]["choice"])})
@@ -174,27 +169,18 @@ def sensitivities(table: LeverTable) -> list[float]:
 
 
 def measure_slopes(
-    model: Any,
-    table: LeverTable,
-    sizes: Sequence[Sequence[int]],
-    choice: Sequence[int],
-    sequences: Tensor,
-    exact: Sequence[Tensor],
-    head: Callable[[Tensor], Tensor],
+    whole: WholeModel, table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int]
 ) -> tuple[float, Slopes]:
     """Mean KL of the config of a choice, and what the candidates in reach would change.
 
     Args:
-        model: the model.
+        whole: the model, on its calibration sequences.
         table: its candidates.
         sizes: nominal bytes of every candidate, for every KV head.
         choice: index of the candidate of every KV head.
-        sequences: ``[N, T]``.
-        exact: final hidden states of the exact model on each of them.
-        head: from :func:`~taylorder.analysis.losses.language_model_head`.
 
     """
-    prepared = prepare(model, config_of(table, choice, context=sequences.shape[1]), table.model)
+    prepared = whole.prepared(table, choice)
 
     def running(model: Any, observe: Observer) -> Handle:
         return attach(model, prepared, observe=observe)
@@ -205,31 +191,53 @@ def measure_slopes(
     ]
     squared = [list(of_head) for of_head in first_order]
     loss = 0.0
-    for sequence, hidden in zip(sequences, exact, strict=True):
-        kl, observed = observe_sequence(model, sequence, partial(kl_gradient, head, hidden), running)
-        loss += kl / len(sequences)
+    count = len(whole.sequences)
+    for sequence, hidden in zip(whole.sequences, whole.exact, strict=True):
+        kl, observed = observe_sequence(whole.model, sequence, partial(kl_gradient, whole.head, hidden), running)
+        loss += kl / count
         start = 0  # the layer's first KV head among those of all layers
         for layer, module in zip(table.layers, table.modules, strict=True):
             kv_heads = slice(start, start + module.kv_heads)
             slopes = _slopes_of_layer(observed.pop(layer.module), table, layer, reach[kv_heads], choice[kv_heads])
             for kv_head, index, slope, square in slopes:
                 for totals, value in ((first_order, slope), (squared, square)):
-                    totals[start + kv_head][index] = (totals[start + kv_head][index] or 0.0) + value / len(sequences)
+                    totals[start + kv_head][index] = (totals[start + kv_head][index] or 0.0) + value / count
             start += module.kv_heads
     return loss, Slopes(first_order, squared)
 
 
 def _in_reach(table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int]) -> list[list[int]]:
     """Candidates that may be chosen and whose bytes are within the factor of the present ones, per KV head."""
-    return [
-        [
+    reach = []
+    for rows, size, now in zip(table.rows(), sizes, choice, strict=True):
+        within = [
             index
             for index, (candidate, row) in enumerate(zip(table.candidates, rows, strict=True))
-            if index == now
-            or (eligible(candidate, row) and size[now] <= size[index] * REACH and size[index] <= size[now] * REACH)
+            if eligible(candidate, row) and size[now] <= size[index] * REACH and size[index] <= size[now] * REACH
         ]
-        for rows, size, now in zip(table.rows(), sizes, choice, strict=True)
-    ]
+        unbeaten = _without_beaten(table.candidates, rows, size, within)
+        reach.append(sorted({now, *unbeaten}))
+    return reach
+
+
+def _without_beaten(
+    candidates: Sequence[Candidate], rows: Sequence[LeverRow], size: Sequence[int], within: Sequence[int]
+) -> list[int]:
+    """Those of the candidates ``within`` reach that none with another share of kept keys was measured to beat.
+
+    One beats another by no more bytes and both errors less; running them all would take most of the time.
+    """
+    shares = [kept_share(candidate.spec.near) for candidate in candidates]
+
+    def beats(one: int, other: int) -> bool:
+        return (
+            shares[one] != shares[other]
+            and size[one] <= size[other]
+            and rows[one].gradient_error < rows[other].gradient_error
+            and rows[one].relative_l2 < rows[other].relative_l2
+        )
+
+    return [index for index in within if not any(beats(other, index) for other in within)]
 
 
 def _slopes_of_layer(

@@ -21,6 +21,8 @@ from taylorder.selection.candidates import LEVERS, Candidate, candidates
 from taylorder.selection.config_of import table_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
+from taylorder.selection.probe_report import ProbeReport, report_probes
+from taylorder.selection.probes import Probes, fit_probes, probe_sequences, probe_tokens
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
 from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.frames import frame
@@ -34,11 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeverRun:
-    """What was measured, chosen, and what a report says about it."""
+    """What was measured, chosen, and what a report says about it; how good the probes are, where there are any."""
 
     table: LeverTable
     chosen: Chosen
     summary: LeverSummary
+    probes: ProbeReport | None = None
 
     def __repr__(self) -> str:
         """One line; ``summary`` has the figures."""
@@ -118,8 +121,21 @@ def run_levers(
         pieces = Records(Path(directory), measured_under, fresh=fresh)
         if (sentence := _found(pieces, description, limit)) is not None:
             say(sentence)
+        probes = judged = None
+        if any(candidate.spec.near.kept for candidate in offered):
+            probes, judged = _probes(
+                model, description, probe_tokens(tokenizer, tokens), settings.max_tokens, pieces, report
+            )
         table = lever_table.measure(
-            model, description, sequences, offered, window_instead, seed=seed, records=pieces, progress=report
+            model,
+            description,
+            sequences,
+            offered,
+            window_instead,
+            probes=probes,
+            seed=seed,
+            records=pieces,
+            progress=report,
         )
         chosen = choose(
             model,
@@ -140,7 +156,20 @@ def run_levers(
             name=f"context-{limit.context}",
         )
     used = tuple(lever for lever in LEVERS if settings.levers is None or lever in settings.levers)
-    return LeverRun(table, chosen, summarise(table, chosen, levers=used, sequences=(len(sequences), length)))
+    summary = summarise(table, chosen, levers=used, sequences=(len(sequences), length))
+    return LeverRun(table, chosen, summary, judged)
+
+
+def _probes(
+    model: Any, description: ModelDescription, tokens: Tokens, most: int, records: Records, progress: Progress
+) -> tuple[Probes, ProbeReport | None]:
+    """Probes fitted to the text, and how they do on another part of it, where it is long enough."""
+    # Twice as many tokens as levers are measured on: these run forward only, which costs a third of forward and back.
+    fitted_to, held_out = probe_sequences(tokens, description, 2 * most)
+    probes = fit_probes(model, description, fitted_to, text=tokens.text, records=records, progress=progress)
+    if held_out is None:
+        return probes, None
+    return probes, report_probes(model, description, probes, held_out, records=records, progress=progress)
 
 
 def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tuple[Candidate, ...], int]:
@@ -155,7 +184,8 @@ def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tup
     limit, first = settings.limit(description), description.modules[0]
     length = min(settings.lever_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
     levers = LEVERS if settings.levers is None else settings.levers
-    offered = candidates(levers, first.head_dim, length, settings.near or (length // 64, SINKS))
+    near = settings.near or (length // 64, SINKS)
+    offered = candidates(levers, first.head_dim, length, near, first.value_dim)
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
         offered = tuple(

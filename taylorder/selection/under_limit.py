@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,8 +17,10 @@ from taylorder.selection.config_of import config_of, table_bytes
 from taylorder.selection.criteria import RELATIVE_L2, Criterion, eligible, options
 from taylorder.selection.knapsack import Allocation, allocate, allocate_within
 from taylorder.selection.lever_table import LeverTable
-from taylorder.selection.refine import MORE_ROUNDS, Round, best_of, refine
+from taylorder.selection.near_sizes import kept_share
+from taylorder.selection.refine import MORE_ROUNDS, Among, Round, best_of, refine
 from taylorder.selection.settings import Limit
+from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
@@ -81,9 +83,7 @@ def choose(
     rounds: tuple[Round, ...] = ()
     if limit.budget is not None and criterion is None:
         label = f"{name or 'budget'}-{limit.budget}"
-        budget = limit.budget * kv_heads
-        run = partial(refine, model, budget=budget, sequences=sequences, records=records, progress=progress)
-        rounds = _by_stages(run, table, sizes, limit.budget, label)
+        rounds = _by_stages(WholeModel(model, sequences), table, sizes, limit.budget, label, records, progress)
         best = best_of(rounds)
         total = sum(size[index] for size, index in zip(sizes, best.choice, strict=True))
         allocation = Allocation(best.choice, total, best.promised or 0.0, best.bound, best.gap)
@@ -128,6 +128,11 @@ def choose(
 
 def windows_alone(candidates: Sequence[Candidate]) -> list[int]:
     """Indices of exact attention and of plain windows with the usual number of sinks."""
+    return [index for index in near_fields_alone(candidates) if not candidates[index].spec.near.kept]
+
+
+def near_fields_alone(candidates: Sequence[Candidate]) -> list[int]:
+    """Indices of exact attention and of near fields with the usual number of sinks and everything else dropped."""
     specs = [candidate.spec for candidate in candidates]
     sinks = next((spec.near.sinks for spec in specs if isinstance(spec.far, Dropped)), 0)
     return [
@@ -138,33 +143,72 @@ def windows_alone(candidates: Sequence[Candidate]) -> list[int]:
 
 
 def _by_stages(
-    run: Callable[..., tuple[Round, ...]],
+    whole: WholeModel,
     table: LeverTable,
     sizes: Sequence[Sequence[int]],
     budget: int,
     label: str,
+    records: Records,
+    progress: Progress,
 ) -> tuple[Round, ...]:
-    """Move bytes between plain windows first, then let all candidates improve on what these reach.
+    """Move bytes between near fields first, then let all candidates improve on what these reach.
 
     Polynomials promise more than they keep (docs/notebook/2026-11-choosing.md): offered from the beginning they led to
     worse configs than windows alone do. This way the calibration loss is never above that of the best rival, which is
     the first stage by itself.
     """
-    windows = windows_alone(table.candidates)
-    window_table, window_sizes = table.restricted_to(windows), [[size[index] for index in windows] for size in sizes]
-    first = uniform_start(window_table, window_sizes, budget)
-    if sum(size[index] for size, index in zip(window_sizes, first, strict=True)) > budget * len(sizes):
-        # No window is that short.
+    run = partial(refine, whole, budget=budget * len(sizes), records=records, progress=progress)
+    near = near_fields_alone(table.candidates)
+    near_table, near_sizes = table.restricted_to(near), [[size[index] for index in near] for size in sizes]
+    starts = uniform_starts(near_table, near_sizes, budget)
+    if not starts:  # no near field is that small
         return run(table, sizes, start=uniform_start(table, sizes, budget), name=f"{label}-all")
+    uniform: tuple[Round, ...] = ()
+    if len(starts) > 1:
+        uniform = _measured(whole, near_table, starts, f"{label}-uniform", records, progress)
+    start = best_of(uniform).choice if uniform else starts[0]
+    among: Among = "windows" if near == windows_alone(table.candidates) else "near fields"
+    moved = run(near_table, near_sizes, start=start, name=f"{label}-{among.replace(' ', '-')}")
     rounds = tuple(
-        replace(measured, choice=tuple(windows[index] for index in measured.choice), among="windows")
-        for measured in run(window_table, window_sizes, start=first, name=f"{label}-windows")
+        replace(measured, choice=tuple(near[index] for index in measured.choice))
+        for measured in (*uniform, *(replace(measured, among=among) for measured in moved))
     )
-    if len(windows) < len(table.candidates):
+    if len(near) < len(table.candidates):
         start = best_of(rounds).choice
         # Its first round is the start once more, for the slopes of the other candidates.
         rounds += run(table, sizes, start=start, name=f"{label}-all", rounds=MORE_ROUNDS + 1)[1:]
     return rounds
+
+
+def _measured(
+    whole: WholeModel,
+    table: LeverTable,
+    starts: Sequence[Sequence[int]],
+    name: str,
+    records: Records,
+    progress: Progress,
+) -> tuple[Round, ...]:
+    """A round of every choice that begins a stage, measured without what other choices would change."""
+    progress("near fields for all", 0, len(starts))
+    kls = records.get(name)
+    if kls is None:
+        kls = whole.kls(table, starts)
+        records.put(name, kls)
+    progress("near fields for all", len(starts), len(starts))
+    return tuple(Round(tuple(start), kl, among="uniform") for start, kl in zip(starts, kls, strict=True))
+
+
+def uniform_starts(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """The best choice of one near field for all KV heads, for every share of kept keys of which one fits."""
+    shares = [kept_share(candidate.spec.near) for candidate in table.candidates]
+    starts: list[list[int]] = []
+    for share in dict.fromkeys(shares):
+        kind = [index for index, other in enumerate(shares) if other == share]
+        part = [[size[index] for index in kind] for size in sizes]
+        start = [kind[index] for index in uniform_start(table.restricted_to(kind), part, budget)]
+        if sum(size[index] for size, index in zip(sizes, start, strict=True)) <= budget * len(sizes):
+            starts.append(start)
+    return starts
 
 
 def uniform_start(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int) -> list[int]:

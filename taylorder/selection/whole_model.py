@@ -1,0 +1,50 @@
+"""The whole model on the calibration sequences: how far a config is from the exact model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from taylorder.adapt.handle import adapted
+from taylorder.adapt.prepared import PreparedConfig, prepare
+from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
+from taylorder.selection.config_of import config_of
+from taylorder.selection.lever_table import LeverTable
+
+
+class WholeModel:
+    """A model and its exact self; what the latter computes is computed when it is first asked for."""
+
+    def __init__(self, model: Any, sequences: Tensor) -> None:
+        """Look at a model on sequences ``[N, T]``."""
+        self.model, self.sequences = model, sequences
+
+    @cached_property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """From hidden states to logits, :func:`~taylorder.analysis.losses.language_model_head`."""
+        return language_model_head(self.model)
+
+    @cached_property
+    def exact(self) -> list[Tensor]:
+        """Final hidden states of the exact model ``[T, hidden]`` on each sequence."""
+        return [hidden_states(self.model, sequence).clone() for sequence in self.sequences]
+
+    def prepared(self, table: LeverTable, choice: Sequence[int]) -> PreparedConfig:
+        """The config of a choice of one candidate per KV head, ready to be attached."""
+        return prepare(self.model, config_of(table, choice, context=self.sequences.shape[1]), table.model)
+
+    def kls(self, table: LeverTable, choices: Sequence[Sequence[int]]) -> list[float]:
+        """Mean KL of each choice to the exact model, in nats per token."""
+        hidden = []
+        for choice in choices:
+            with adapted(self.model, self.prepared(table, choice)):
+                hidden.append([hidden_states(self.model, sequence).clone() for sequence in self.sequences])
+        totals = [0.0] * len(choices)
+        for sequence, exact, *changed in zip(self.sequences, self.exact, *hidden, strict=True):
+            names = list(map(str, range(len(choices))))
+            losses = token_losses(self.head, sequence, {EXACT: exact, **dict(zip(names, changed, strict=True))})
+            totals = [total + float(losses[name].kl.mean()) for total, name in zip(totals, names, strict=True)]
+        return [total / len(self.sequences) for total in totals]
