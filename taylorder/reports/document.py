@@ -11,7 +11,7 @@ from taylorder.analysis.results import Analysis, SpectralRow
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import summary, verdict
 from taylorder.runs.document import SCHEMA, Best, HeadRecord, ReportDocument, Settings, choice_record
-from taylorder.runs.run_files import FILES, LEVERS_FILE
+from taylorder.runs.run_files import FILES, LEVERS_FILE, PROBES_FILE
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.storage.finite_json import finite
 
@@ -31,7 +31,11 @@ def as_document(
         evaluation: the short one that ends an analysis, None if it was skipped.
 
     """
-    files = FILES if selection.levers is None else FILES | {"levers": LEVERS_FILE}
+    files = dict(FILES)
+    if selection.levers is not None:
+        files["levers"] = LEVERS_FILE
+        if selection.levers.probe is not None:
+            files["probes"] = PROBES_FILE
     document = ReportDocument(
         schema=SCHEMA,
         model=analysis.model,

@@ -22,10 +22,11 @@ from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import ModelDescription
 from taylorder.runs import run_files
 from taylorder.runs.document import SCHEMA, ReportDocument, choice_record
-from taylorder.runs.run_files import FILES, LEVERS_FILE, RunDirectoryError, damaged, incomplete, unwritable
+from taylorder.runs.run_files import FILES, LEVERS_FILE, PROBES_FILE, RunDirectoryError, damaged, incomplete, unwritable
 from taylorder.runs.tables import read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.policies import POLICIES
+from taylorder.selection.probe_report import ProbeRow
 from taylorder.selection.run_levers import LeverRun
 from taylorder.storage.files import replacing_together
 from taylorder.storage.finite_json import as_json
@@ -57,6 +58,8 @@ def write(
             write_rows(made / FILES["spectral"], SpectralRow, analysis.spectral)
             if levers is not None:
                 write_levers(made / LEVERS_FILE, levers)
+                if levers.probes is not None:
+                    write_rows(made / PROBES_FILE, ProbeRow, levers.probes.rows)
             (made / FILES["page"]).write_text(page, encoding="utf-8")
             (made / FILES["report"]).write_text(as_json(document), encoding="utf-8")
     except OSError as error:

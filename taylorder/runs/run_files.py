@@ -20,12 +20,15 @@ FILES = {
 CLAIMS_FILE, CLAIMS_PAGE = "claims.json", "claims.html"
 """What `taylorder claims` made of the run, where it was asked to; and the page, where it was asked about several."""
 
-LEVERS_FILE = "levers.csv"
-"""One row per KV head and candidate, where levers were measured."""
+LEVERS_FILE, PROBES_FILE = "levers.csv", "probes.csv"
+"""One row per KV head and candidate, where levers were measured; and one per KV head, where keys are kept by probes."""
+
+PROBES_FILE = "probes.csv"
+"""One row per KV head, where probes were fitted and judged on held-out text."""
 
 ALL = (
-    FILES["orders"], "orders.safetensors", FILES["heads"], FILES["spectral"], LEVERS_FILE, FILES["page"], CLAIMS_FILE,
-    FILES["report"],
+    FILES["orders"], "orders.safetensors", FILES["heads"], FILES["spectral"], LEVERS_FILE, PROBES_FILE, FILES["page"],
+    CLAIMS_FILE, FILES["report"],
 )  # fmt: skip
 """The files of a run, and of what was found out about it; the last says that the others are complete."""
 

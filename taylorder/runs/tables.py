@@ -14,10 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from taylorder.analysis.results import CandidateRow, SpectralRow
 from taylorder.runs.run_files import damaged, incomplete
+from taylorder.selection.probe_report import ProbeRow
 from taylorder.selection.run_levers import LeverRun
 from taylorder.storage.strict_json import explain
 
-_Row = TypeVar("_Row", CandidateRow, SpectralRow)
+_Row = TypeVar("_Row", CandidateRow, SpectralRow, ProbeRow)
 
 
 def write_rows(path: Path, row_type: type[_Row], rows: Iterable[_Row]) -> None:
