@@ -66,7 +66,11 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     code, out, err = analyze("--budget", "0.75KiB")
     assert code == 0, err
     directory = tmp_path / "out"
-    files = {f"{name}.csv" for name in ("heads", "spectral", "levers", "probes")} | {"report.json", "report.html", "records"}
+    files = {f"{name}.csv" for name in ("heads", "spectral", "levers", "probes")} | {
+        "report.json",
+        "report.html",
+        "records",
+    }
     assert {path.name for path in directory.iterdir()} == files | {"orders.json", "orders.safetensors"}
     config, description = config_in(directory, saved)
     total = config_bytes(config, description, 64)
