@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 
 from taylorder.adapt.config import HeadOrder, LayerOrders
+from taylorder.adapt.near_example import NearExample, NearTokens
+from taylorder.adapt.probe import probe_width
 from taylorder.analysis.results import Analysis, Calibration, CandidateRow, NearFieldPreview, SpectralRow
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.kernels.spec import EXPANSIONS, Dropped, HeadSpec, Near, Taylor
+from taylorder.kernels.spec import EXPANSIONS, Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.reports.analysis import sections
 from taylorder.reports.render import plain_text
@@ -223,3 +225,25 @@ def lever_selection(measured):
         beside_window=(BesideWindow("order 2, window 28", 2, 99999, 0.21, 0.34, ((first, 0),)),),
     )  # fmt: skip
     return chosen.with_levers(chosen.config.model_copy(update={"layers": layers}), summary)
+
+
+def keeping_selection(measured, kept=188):
+    """Every KV head of the last layers keeps keys, the first one has a polynomial, one of the second layer is exact."""
+    chosen = lever_selection(measured)
+    spec = HeadSpec(Dropped(), Near(64, 4, kept))
+    keeps, exact = HeadOrder(spec=spec), HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="budget")
+    first, *rest = chosen.config.layers
+    changed = [layer.model_copy(update={"heads": (exact,) * 3 + (keeps,) * 6}) for layer in rest]
+    config = chosen.config.model_copy(update={"layers": (first, *changed)})
+    probes = {
+        module.name: torch.zeros(module.kv_heads, probe_width(module.head_dim, module.value_dim))
+        for module in measured.model.modules
+    }
+    config = config.with_probes(probes, {"text": "prose", "tokens": 6144, "sha256": "0" * 64})
+    held = tuple(
+        NearTokens(layer.module, kv_head, 4, 64, tuple(range(7, 7 + 2 * kept, 2)))
+        for layer in changed
+        for kv_head in (1, 2)
+    )
+    example = NearExample("the end of a fable", tuple(f" word{place}" for place in range(1024)), held)
+    return chosen.with_levers(config, replaced(chosen.levers, example=example))

@@ -87,6 +87,16 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
         assert row["order"] == str(head.order)
         assert tuple(int(row[name]) for name in ("window", "sinks", "kept")) == (head.window, head.sinks, head.kept)
         assert float(row["relative_l2"]) == pytest.approx(head.error, abs=1e-6)
+    report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    with (directory / "probes.csv").open(newline="", encoding="utf-8") as lines:
+        probes = [(row["module"], row["kv_head"], float(row["kept_share"])) for row in csv.DictReader(lines)]
+    assert probes == [(row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probes"]]
+    assert len(probes) == 4
+    assert report["files"]["probes"] == "probes.csv"
+    keeping = [(row["module"], int(row["kv_head"])) for row in chosen if row["kept"] != "0"]
+    example = report["levers"]["example"]
+    assert [(held["module"], held["kv_head"]) for held in (example or {"kv_heads": []})["kv_heads"]] == keeping
+    assert (example is None) == (not keeping)
     assert "What every KV head keeps" in out
     assert "Served better by Taylor terms than by the same bytes of near field" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")

@@ -81,6 +81,8 @@ def files(tmp_path_factory):
     wide = synthetic.analysis(3, 32, 8, max_order=8)
     (folder / "small.html").write_text(html.render(MEASURED, CHOSEN, None, (CLAIM,)), "utf-8")
     (folder / "wide.html").write_text(html.render(wide, synthetic.selection(wide), None, (CLAIM,)), "utf-8")
+    long = synthetic.analysis(3)
+    (folder / "kept.html").write_text(html.render(long, synthetic.keeping_selection(long)), "utf-8")
     claims = ClaimsReport(("one", "another"), (CLAIM,))
     (folder / "claims.html").write_text(html.render_claims(claims, [Path("a b"), Path("c")], folder), "utf-8")
     return folder
@@ -224,6 +226,17 @@ def test_every_view_shows_its_figure(page):
     pick(page, "view", "std")
     expected = [[f"{ROWS[layer, head, 1, 'zero'].score_std:.1f}" for head in range(HEADS)] for layer in range(LAYERS)]
     assert texts(page) == expected
+
+
+def test_keys_that_are_kept_are_a_view_and_drawn_over_a_text(chromium, files):
+    opened(chromium, files / "kept.html")
+    pick(chromium, "view", "kept")
+    assert texts(chromium) == [["32"] * 9, *[["b"] * 3 + ["256"] * 6] * 2]
+    drawn = chromium.find_elements(By.CSS_SELECTOR, "div.tokens")
+    assert [each.is_displayed() for each in drawn] == [True, False, False, False]
+    spans = [drawn[0].find_element(By.CLASS_NAME, kind) for kind in ("sink", "window", "kept", "far")]
+    assert len({span.value_of_css_property("background-color") for span in spans}) == 4
+    assert complaints(chromium) == []
 
 
 def alpha_text(module, projection):
@@ -465,7 +478,7 @@ def test_a_page_of_claims_alone_has_its_theme(chromium, files):
 
 
 @pytest.mark.parametrize("width", [1280, 420])
-@pytest.mark.parametrize("name", ["small.html", "wide.html", "claims.html"])
+@pytest.mark.parametrize("name", ["small.html", "wide.html", "kept.html", "claims.html"])
 def test_the_page_does_not_scroll_sideways(chromium, files, name, width):
     with window_of(chromium, width):
         opened(chromium, files / name)

@@ -16,7 +16,8 @@ import taylorder
 from taylorder.adapt.cache import TaylorCache, nominal_cache_bytes
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.generate import _chosen, _Text, compared, stream
+from taylorder.adapt.generate import _chosen, compared, stream
+from taylorder.adapt.text_pieces import TextPieces
 from taylorder.analysis.text import calibration_text
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError
 from taylorder.models.describe import describe
@@ -262,7 +263,7 @@ def test_characters_of_several_tokens_come_out_whole():
         def decode(self, tokens, **_):
             return bytes(tokens).decode("utf-8", errors="replace")
 
-    text = _Text(Bytes())
+    text = TextPieces(Bytes())
     pieces = [text.add(byte) for byte in "aé€𝄞b".encode()]
     assert pieces == ["a", "", "é", "", "", "€", "", "", "", "𝄞", "b"]
     assert text.add("é".encode()[0]) == ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
+import kernel_cases
 import pytest
 import torch
+import triton_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import EAGER, SCALING, Case, attend, cases, problem, reference, sized, sizes
@@ -29,6 +32,33 @@ MIXED = [
 """Heads of three groups: a state beside kept keys, kept keys alone, exact."""
 
 FEW_ROWS = {(kept_keys, "BLOCK_ROWS"): 5, (kept_run, "BLOCK_ROWS"): 5}
+
+
+class Backend:
+    """One backend: how precise it is, and how to have it fold early and find what becomes far a few rows at a time."""
+
+    def __init__(self, name):
+        self.name, triton = name, name == "triton"
+        self.dtype, self.error = (torch.float32, 2e-5) if triton else (torch.float64, 1e-7)
+        self.cases = triton_cases if triton else kernel_cases
+
+    def eager(self):
+        return self.cases.sized(self.cases.EAGER | FEW_ROWS)
+
+    def ranked(self, heads, **options):
+        return ranked(heads, **options).to(self.dtype)
+
+    def attend(self, case, state=None):
+        return attend(case, self.name, state)
+
+    def assert_close(self, found, expected):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=self.error, atol=self.error / 10)
+
+
+@pytest.fixture(params=["torch", pytest.param("triton", marks=pytest.mark.interpreter)])
+def linear(request):
+    """Those of linear time."""
+    return Backend(request.param)
 
 
 def ranked(heads, T=130, seed=0, levels=10_000, **options):
@@ -104,52 +134,59 @@ def test_each_dtype_meets_its_tolerance_and_other_priorities_do_not(dtype, cuts)
         assert (error < TOLERANCE[dtype]) == close
 
 
-@pytest.mark.parametrize("backend", ["torch", "score-space"])
-@pytest.mark.parametrize("levels", [1, 3, 10_000])
-def test_token_by_token_is_as_at_once(backend, levels):
-    case = ranked(MIXED, T=60, levels=levels).to(torch.float64)
-    whole, _ = attend(case, backend)
-    for cuts in ((0, 1, 60), tuple(range(61)), (0, 59, 60), (0, 0, 31, 32, 60)):
-        torch.testing.assert_close(attend(replace(case, cuts=cuts), backend)[0], whole)
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        *((name, levels) for name in ("torch", "score-space") for levels in (1, 3, 10_000)),
+        pytest.param("triton", 3, marks=pytest.mark.interpreter),
+    ],
+)
+def test_token_by_token_is_as_at_once(name, levels):
+    backend = Backend(name)
+    case = backend.ranked(MIXED, T=50, levels=levels)
+    expected = reference(case)
+    for cuts in ((0, 1, 50), tuple(range(51)), (0, 0, 31, 32, 50)):
+        backend.assert_close(backend.attend(replace(case, cuts=cuts))[0], expected)
 
 
-def test_padding_on_the_left_changes_nothing_whatever_it_holds():
-    case, pad = ranked(MIXED, T=60).to(torch.float64), 17
+def test_padding_on_the_left_changes_nothing_whatever_it_holds(linear):
+    case, pad = linear.ranked(MIXED, T=60), 17
     padded = [torch.cat([torch.full_like(x[:, :, :pad], float("inf")), x], 2) for x in (case.q, case.k, case.v)]
     priority = torch.cat([torch.full_like(case.priority[:, :, :pad], 1e30), case.priority], 2)
     valid = (torch.arange(60 + pad) >= pad).expand(2, -1)
-    whole, _ = attend(case)
+    whole, _ = linear.attend(case)
     for cuts in ((0, 60 + pad), (0, 5, pad + 3, 60 + pad)):
-        found, _ = attend(Case(case.heads, *padded, valid, True, cuts, priority))
-        torch.testing.assert_close(found[:, :, pad:], whole)
+        found, _ = linear.attend(Case(case.heads, *padded, valid, True, cuts, priority))
+        linear.assert_close(found[:, :, pad:], whole)
         assert found[:, :, :pad].abs().max() == 0
 
 
-def test_beams_and_forks_go_on_from_what_they_keep():
-    case = ranked(MIXED, T=60).to(torch.float64)
+def test_beams_and_forks_go_on_from_what_they_keep(linear):
+    case = linear.ranked(MIXED, T=60)
     whole = reference(case)
     beams = torch.tensor([1, 0, 1])
-    with sized(EAGER):
-        _, state = attend(replace(case, cuts=(0, 40)))
+    with linear.eager():
+        _, state = linear.attend(replace(case, cuts=(0, 40)))
         fork = state.clone()
-        torch.testing.assert_close(attend(replace(case, cuts=(40, 60)), state=state)[0], whole[:, :, 40:])
+        linear.assert_close(linear.attend(replace(case, cuts=(40, 60)), state)[0], whole[:, :, 40:])
         chosen = replace(case, q=case.q[beams], k=case.k[beams], v=case.v[beams], priority=case.priority[beams])
-        found, _ = attend(replace(chosen, cuts=(40, 60)), state=fork.index_select(beams))
-        torch.testing.assert_close(found, whole[beams][:, :, 40:])
-        found, _ = attend(replace(case, cuts=(40, 60)), state=fork)
-        torch.testing.assert_close(found, whole[:, :, 40:])
+        found, _ = linear.attend(replace(chosen, cuts=(40, 60)), fork.index_select(beams))
+        linear.assert_close(found, whole[beams][:, :, 40:])
+        found, _ = linear.attend(replace(case, cuts=(40, 60)), fork)
+        linear.assert_close(found, whole[:, :, 40:])
 
 
-def test_a_state_is_written_down_and_filled_again():
-    case = ranked(MIXED, T=90).to(torch.float64)
-    with sized(EAGER):
-        _, state = attend(replace(case, cuts=(0, 70)))
-        _, empty = attend(replace(case, cuts=(0, 0)))
-        for part, blank in zip(state.parts, empty.parts, strict=True):
-            blank.put({name: tensor.clone() for name, tensor in part.held().items()})
-        empty.tokens = state.tokens
-        found, _ = attend(replace(case, cuts=(70, 90)), state=empty)
-    torch.testing.assert_close(found, reference(case)[:, :, 70:])
+def test_a_state_is_written_down_and_filled_again(linear):
+    case = linear.ranked(MIXED, T=90)
+    for folding in (linear.eager, nullcontext):
+        with folding():
+            _, state = linear.attend(replace(case, cuts=(0, 60, 70)))
+            _, empty = linear.attend(replace(case, cuts=(0, 0)))
+            for part, blank in zip(state.parts, empty.parts, strict=True):
+                blank.put({name: tensor.clone() for name, tensor in part.held().items()})
+            empty.tokens = state.tokens
+            found, _ = linear.attend(replace(case, cuts=(70, 71, 90)), empty)
+        linear.assert_close(found, reference(case)[:, :, 70:])
 
 
 def test_memory_is_that_of_the_near_field_and_what_waits_to_be_folded():

@@ -11,13 +11,13 @@ import tiny
 from generating import generated
 from mixed_orders import PROBE_TEXT, random_probes
 from pages import Page
-from synthetic import lever_selection, replaced
+from synthetic import keeping_selection, lever_selection
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.generate import stream
 from taylorder.evaluation.timing import predicted_break_even
-from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near
+from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.describe import describe
 from taylorder.reports import grids, html, html_data, near_words
 from taylorder.reports.analysis import sections
@@ -95,20 +95,6 @@ def test_eval_says_what_the_probes_were_fitted_on(run, loads, keeping, tiny_toke
     description = describe(tiny.llama(), "tiny")
     assert standings["config"]["nominal_bytes"] == config_bytes(OrderConfig.load(keeping), description, 48) // 4
     assert re.fullmatch(r"4 sinks and the last \d+ keys for every head, the rest dropped", standings["window"]["note"])
-
-
-def keeping_selection(measured, kept=188):
-    """Every KV head of the last layers keeps keys, the first one has a polynomial, one of the second layer is exact."""
-    chosen = lever_selection(measured)
-    spec = HeadSpec(Dropped(), Near(64, 4, kept))
-    keeps, exact = HeadOrder(spec=spec), HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="budget")
-    first, *rest = chosen.config.layers
-    changed = [layer.model_copy(update={"heads": (exact,) * 3 + (keeps,) * 6}) for layer in rest]
-    config = chosen.config.model_copy(update={"layers": (first, *changed)})
-    probes = random_probes(measured.model)
-    return replaced(chosen, config=config).with_levers(
-        config.with_probes(probes, {"text": "prose", "tokens": 6144, "sha256": "0" * 64}), chosen.levers
-    )
 
 
 def test_the_report_shows_sinks_window_and_kept_keys_of_every_kv_head():

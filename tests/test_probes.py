@@ -11,8 +11,8 @@ import torch
 
 from taylorder.adapt.probe import priorities, probe_features
 from taylorder.analysis.future_attention import FAIR_SHARES, Reach, attention_by_part, log_use
-from taylorder.analysis.text import Text
-from taylorder.analysis.tokens import Tokens
+from taylorder.analysis.text import Text, calibration_text
+from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.errors import UsageError
 from taylorder.models.describe import describe
 from taylorder.selection import probes
@@ -157,6 +157,11 @@ def test_a_resumed_fit_runs_what_is_missing_and_is_the_same(model, monkeypatch, 
     assert steps == [("probes", done, 3) for done in range(4)]
     assert_same(fit(model, Records(tmp_path / "parts", {})), whole)
     assert len(seen) == 3
+    others = fit(model, Records(tmp_path / "parts", {}), tiny.tokens(3, 48, seed=5).flip(0)[:2])
+    assert len(seen) == 3
+    assert others.tokens == 96
+    fit(model, Records(tmp_path / "parts", {}), tiny.tokens(1, 48, seed=6))
+    assert len(seen) == 4
 
 
 def tokens_of(count):
@@ -164,23 +169,34 @@ def tokens_of(count):
 
 
 @pytest.mark.parametrize(
-    "available, most, fitted, held_out",
+    "available, most, length, fitted, held_out",
     [
-        (1000, None, (3, 64), (1, 64)),  # a context of 64 tokens
-        (200, None, (2, 64), (1, 64)),
-        (140, None, (1, 64), (1, 64)),
-        (100, None, (1, 50), (1, 50)),
-        (1000, 60, (1, 30), (1, 30)),
-        (20, None, (1, 16), None),
+        (6400, None, 64, [0, 12, 37, 50, 62, 87], [25, 75]),  # a context of 64 tokens
+        (6400, 300, 64, [0, 25, 75], [50]),
+        (200, None, 64, [0, 2], [1]),
+        (140, None, 64, [0], [1]),
+        (100, None, 50, [0], [1]),
+        (1000, 60, 30, [0], [16]),
+        (20, None, 16, [0], []),
     ],
 )
-def test_sequences_fit_the_model_and_the_text(description, available, most, fitted, held_out):
+def test_sequences_are_spread_and_fit_the_model_and_the_text(description, available, most, length, fitted, held_out):
     ids = tokens_of(available)
+    cut = torch.tensor(ids.ids[: available // length * length]).view(-1, length)
     first, second = probes.probe_sequences(ids, description, most)
-    assert tuple(first.shape) == fitted
-    assert (None if second is None else tuple(second.shape)) == held_out
-    together = first.flatten().tolist() + ([] if second is None else second.flatten().tolist())
-    assert together == ids.ids[: len(together)]
+    assert torch.equal(first, cut[fitted])
+    assert second is None if not held_out else torch.equal(second, cut[held_out])
+
+
+def test_the_default_text_has_source_code_beside_the_prose_and_any_other_stays(tiny_tokenizer):
+    prose = tokenise(tiny_tokenizer, calibration_text())
+    both = probes.probe_tokens(tiny_tokenizer, prose)
+    assert both.ids[: len(prose.ids)] == prose.ids
+    assert 0.5 < len(both.ids) / len(prose.ids) - 1 < 1.5
+    assert "class ArgumentParser" in both.text.content
+    assert both.text.source.startswith("pydoc_data.topics and source of argparse, ")
+    other = tokenise(tiny_tokenizer, Text("a file", "words " * 100))
+    assert probes.probe_tokens(tiny_tokenizer, other) is other
 
 
 def test_a_text_that_is_too_short_is_refused(description, model, tmp_path):

@@ -84,7 +84,10 @@ def backward_error(found, case):
     ``found * denominator - numerator`` is ``e1 - found * e2`` for errors e1 and e2 of the two sums; unlike the quotient
     it is well-conditioned when the denominator is small. Rows on the guard's threshold may fall on either side.
     """
-    truth, _ = reference_sums(case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid)
+    truth, _ = reference_sums(
+        case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid,
+        priority=case.priority,
+    )  # fmt: skip
     B, _, T, _ = case.q.shape
     known = torch.ones(B, T, dtype=torch.bool) if case.valid is None else case.valid
     rows = known[:, None] & (truth.guard_margin > 1e-5)

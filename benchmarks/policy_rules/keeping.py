@@ -8,8 +8,9 @@ at which it leaves the window on, and what is evicted never comes back. Only the
   and an evicted key receives nothing more. One eviction per row, with what was received up to the row before: exact.
 * :class:`Recall` (LoLA, arXiv 2505.23666): how badly the state recalls the value of a key that asks for it itself. What
   is evicted goes into the state, here one of Taylor features instead of learned ones, and stays readable in it. One
-  eviction per row; scores are those that the state gave at the beginning of a block of 64 rows. That hardly matters: NLL
-  of a sequence of 1,024 tokens 2.7951 with blocks of one row, 2.7894 with 16, 2.7955 with 64 (SmolLM2-135M, 128 tokens).
+  eviction per row; scores are those that the state gave at the beginning of a block of 64 rows. That hardly matters:
+  NLL of a sequence of 1,024 tokens 2.7951 with blocks of one row, 2.7894 with 16, 2.7955 with 64 (SmolLM2-135M, 128
+  tokens per KV head).
 """
 
 from __future__ import annotations
@@ -186,14 +187,16 @@ def attend(
         elif isinstance(spec.far, Dropped) and not spec.near.kept:
             outputs.append(windowed_attention(queries, keys, values, spec.near, scaling=scaling))
         else:
-            outputs.append(keeper(queries[0], keys[0, 0], values[0, 0], spec.near, _order(specs), scaling).outputs()[None])
+            reader = keeper(queries[0], keys[0, 0], values[0, 0], spec.near, _order(specs), scaling)
+            outputs.append(reader.outputs()[None])
     return torch.cat(outputs, 1)
 
 
 def _order(specs: Sequence[HeadSpec]) -> int:
+    fars = {spec.far for spec in specs}
     far = specs[0].far
-    if any(spec.far != far for spec in specs) or (isinstance(far, Taylor) and (far.order > 2 or far.expansion != "mean")):
-        raise ValueError(f"far fields are {[spec.far for spec in specs]}, expected one, of order 1 or 2 around the mean")
+    if len(fars) > 1 or (isinstance(far, Taylor) and (far.order > 2 or far.expansion != "mean")):
+        raise ValueError(f"far fields are {sorted(map(repr, fars))}, expected one, of order 1 or 2 around the mean")
     return far.order if isinstance(far, Taylor) else 0
 
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
-from taylorder.evaluation.rivals import Contender
+from taylorder.evaluation.rivals import Contender, uniform_order
 from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near
 from taylorder.models.description import ModelDescription
 
 DEPTH, ALPHA, ALPHA_MINUS_2 = "depth", "alpha", "|alpha - 2|"
+ORDER_WINDOW = "one order and window"
 _SPREAD = 0.5
 """Layers get between 1 - this and 1 + this times the mean, before what they get is made to fit the budget."""
 
@@ -116,4 +117,16 @@ def random_windows(model: ModelDescription, budget: int, context: int, seed: int
         for module in model.open_modules
         for kv_head in range(module.kv_heads)
     }
-    return weighted_windows(f"random {seed}", f"windows drawn at random, seed {seed}", model, weights, budget, context)
+    return weighted_windows(
+        f"random windows {seed}", f"windows drawn at random, seed {seed}", model, weights, budget, context
+    )
+
+
+def simple_rules(
+    model: ModelDescription, alphas: Mapping[str, float | None], budget: int, context: int
+) -> list[Contender]:
+    """All of these, and one order and window for all; two draws of random windows."""
+    order = uniform_order(model, budget, context)
+    contenders = [] if order is None else [Contender(ORDER_WINDOW, order.config, order.note)]
+    contenders += [depth_progression(model, budget, context), *alpha_windows(model, alphas, budget, context)]
+    return contenders + [random_windows(model, budget, context, seed) for seed in (0, 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -137,9 +137,10 @@ _FEATURES: Mapping[str, Callable[[Captured, Tensor], Tensor]] = {
     "hidden": _hidden,
 }
 
+_BOTH = (("topics", 3), ("code", 3))
 _MIXES = (
     (("topics", 3),), (("topics", 6),), (("topics", 8),), (("code", 3),), (("first", 3), ("topics", 8)),
-    (("topics", 1), ("code", 1), ("lists", 1)), (("topics", 2), ("code", 1)), (("topics", 3), ("code", 3)),
+    (("topics", 1), ("code", 1), ("lists", 1)), (("topics", 2), ("code", 1)), _BOTH,
     (("topics", 3), ("code", 2), ("lists", 1)), (("topics", 4), ("code", 3), ("lists", 1)),
     (("topics", 4), ("code", 2), ("lists", 2)), (("topics", 8), ("code", 4)),
     (("topics", 8), ("code", 4), ("lists", 2)),
@@ -155,6 +156,10 @@ VARIANTS: tuple[Variant, ...] = (
     *(Variant(weighting=power) for power in (0.5, 1.0)),
     *(Variant(weighting=power, target="attention") for power in (0.5, 1.0)),
     *(Variant(poisson=True, target=target) for target in ("share 8", "attention")),
-    *(replace(BASE, text=mix) for mix in _MIXES),
+    *(Variant(text=mix) for mix in _MIXES),
+    Variant(text=_BOTH, target="share 16"),
+    Variant(text=_BOTH, ridge=1e-4),
+    *(Variant(text=_BOTH, features=features) for features in ("k", "+ squares", "+ pair norms")),
+    Variant(text=_BOTH, target="share 16", ridge=1e-4, features="+ pair norms"),
 )
-"""One thing at a time differs from the base, but for a few pairs that have a reason."""
+"""One thing at a time differs from the base, then from six sequences of prose and code, the best of that size."""

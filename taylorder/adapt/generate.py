@@ -17,6 +17,7 @@ from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
+from taylorder.adapt.text_pieces import TextPieces, decoded
 from taylorder.errors import UnsupportedModelError, UsageError
 from taylorder.models.running import next_logits, refuse_foreign_ids
 
@@ -110,7 +111,7 @@ def stream(
     ids = _encoded(model, tokenizer, prompt, max_new_tokens, temperature)
     ends = _end_tokens(model, tokenizer)
     tokens: list[int] = []
-    text = _Text(tokenizer)
+    text = TextPieces(tokenizer)
     pieces: list[str] = []
     stopped: Literal["end", "length"] = "length"
     with ExitStack() as stack:
@@ -162,44 +163,7 @@ def compared(tokenizer: Any, exact: Generated, adapted: Generated) -> GeneratedP
         if one != other:
             break
         common += 1
-    return GeneratedPair(exact, adapted, common, _decoded(tokenizer, exact.tokens[:common]))
-
-
-class _Text:
-    """Tokens to text, a complete piece at a time: one character may take several tokens, and a token may need its left
-    neighbours to know whether it starts with a space.
-
-    The stream of ``tokenizers`` is for fast tokenizers only, gives no incomplete end, and raises where bytes that made
-    a character are followed by one that breaks it, as a model of few heads may well write with a byte fallback.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.tokens: list[int] = []
-        self.context = 0  # where decoding starts
-        self.done = 0  # up to where text has been given out
-
-    def add(self, token: int) -> str:
-        """Return what can be said now."""
-        self.tokens.append(token)
-        piece = self._pending()
-        if not piece or piece.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        self.context, self.done = self.done, len(self.tokens)
-        return piece
-
-    def rest(self) -> str:
-        """Return what has been held back, incomplete characters included."""
-        return self._pending()
-
-    def _pending(self) -> str:
-        said = _decoded(self.tokenizer, self.tokens[self.context : self.done])
-        return _decoded(self.tokenizer, self.tokens[self.context :])[len(said) :]
-
-
-def _decoded(tokenizer: Any, tokens: list[int] | tuple[int, ...]) -> str:
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+    return GeneratedPair(exact, adapted, common, decoded(tokenizer, exact.tokens[:common]))
 
 
 def _encoded(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, temperature: float) -> Tensor:

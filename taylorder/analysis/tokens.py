@@ -60,6 +60,10 @@ class Tokens:
             )
         return self._begun(torch.tensor(self.ids[: count * length], dtype=torch.int64).view(count, length))
 
+    def last(self, length: int) -> Tensor:
+        """Return the last tokens, as many as there are up to ``length``, as one sequence: int64 ``[T]``."""
+        return self._begun(torch.tensor(self.ids[-length:], dtype=torch.int64)[None])[0]
+
     def draw(self, length: int, count: int, seed: int) -> Tensor:
         """Cut the text into consecutive sequences and draw some without replacement, sorted: int64 ``[count, length]``.
 

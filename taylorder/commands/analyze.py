@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,8 +22,10 @@ from taylorder.selection.settings import (
 if TYPE_CHECKING:
     from taylorder.analysis.tokens import Tokens
     from taylorder.models.description import ModelDescription
+    from taylorder.models.loading import LoadedModel
     from taylorder.reports.progress import StderrProgress
     from taylorder.selection.candidates import Lever
+    from taylorder.selection.run_levers import LeverRun
 
 
 def analyze(
@@ -176,6 +179,7 @@ def analyze(
                     progress=progress,
                     say=progress.say,
                 )
+            run = _with_example(run, loaded, tokens)
             selection = selection.with_levers(run.chosen.config, run.summary)
         write_run(out, analysis, selection, None, run)
         evaluation = None
@@ -199,6 +203,17 @@ def analyze(
                 )
                 write_run(out, analysis, selection, evaluation, run)
     print_analysis(analysis, selection, evaluation, out, output)
+
+
+def _with_example(run: LeverRun, loaded: LoadedModel, tokens: Tokens) -> LeverRun:
+    """Add to the summary which tokens KV heads keep, where any keeps keys."""
+    from taylorder.adapt.near_example import near_example
+
+    config = run.chosen.config
+    if config.probe is None:
+        return run
+    example = near_example(loaded.model, loaded.tokenizer, config, tokens)
+    return replace(run, summary=replace(run.summary, example=example))
 
 
 def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:

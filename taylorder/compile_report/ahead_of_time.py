@@ -40,8 +40,8 @@ _POINTERS = {
     "fp32": "features coefficients sums means polynomials multiplicity numerators denominators "
     "folded_values folded_counts far_values far_counts",
     "i64": "state_rows tokens extents",
-    "i32": "items runs factors prefixes tile_groups level_ranks sink_counts ranks",
-    "u8": "keep drops guarded",
+    "i32": "items runs factors prefixes tile_groups level_ranks sink_counts ranks far_from",
+    "u8": "drops guarded",
 }
 """Names of all pointers, by the type of their elements."""
 
@@ -176,7 +176,7 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
         for levels in (1, 2):
             label = f"d={head_dim} {phase} rows={rows}" + (" ranks" if levels > 1 else "")
             constants = {"HEAD_BLOCK": block, "LEVELS": levels, "ROWS": rows}
-            yield from settled("read_pending", label, settings, {**constants, "DEGREES": 4, "CAUSAL": True})
+            yield from settled("read_pending", label, settings, {**constants, "DEGREES": 4})
         settings = near_settings(head_dim, head_dim, precision, rows)
         yield from settled(
             "add_near_and_divide", f"d={head_dim} {phase} rows={rows}", settings, {**constants, "LEVELS": 1}

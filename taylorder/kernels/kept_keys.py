@@ -98,6 +98,22 @@ class KeptKeys:
         for start in range(0, new, rows):
             yield self.advance(slice(start, min(start + rows, new)))
 
+    def far_from(self) -> Tensor:
+        """Take all new rows in; return the one from which on each key is far, int64 ``[B, G, S]``.
+
+        Rows are counted from the first new one; their number stands for keys that stay near, and for those that were
+        far before.
+        """
+        new = self.priority.shape[2] - self.before
+        result = torch.full_like(self.priority, new, dtype=torch.int64)
+        for block in self.blocks():
+            number = torch.arange(block.recent.start, block.recent.stop, device=result.device)
+            at_hand = torch.cat([block.kept, number.expand(*result.shape[:2], -1)], -1)
+            rows = block.rows.stop - block.rows.start
+            row = torch.where(block.far_from < rows, block.far_from + block.rows.start, new)
+            result.scatter_(2, at_hand, row)
+        return result
+
     def advance(self, rows: slice) -> NearBlock:
         """Take the next rows in, and return what is near to them."""
         kept, first = self.kept, self.before + rows.start

@@ -66,6 +66,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
         if fit.head is not None:
             fits.setdefault((fit.module, fit.head), []).append(fit)
     verdicts = {(head.module, head.head): head for head in selection.heads}
+    probes = _probes(selection)
     deviation, of_layers = heat_map.of_deviation(analysis), heat_map.of_alphas(analysis)
     layers = []
     for module, label in layer_labels(analysis.model.modules):
@@ -77,6 +78,8 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             facts["alpha, layer"] = ", ".join(
                 f"{name} {of_layers[module.name][projection][1]}" for projection, name in heat_map.PROJECTIONS.items()
             )
+            if (probe := probes.get((module.name, first.kv_head))) is not None:
+                facts["probe"] = probe
             if key in fits:
                 cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
                 facts["alpha, head"] = ", ".join(f"{name} {alpha.text}{alpha.mark}" for name, alpha in cells.items())
@@ -98,6 +101,17 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             }
         )
     return layers
+
+
+def _probes(selection: Selection) -> dict[_HeadKey, str]:
+    """How well the probe of a KV head does, by module and KV head."""
+    rows = () if selection.levers is None else selection.levers.probes
+    return {
+        (row.module, row.kv_head): f"rank correlation {cell(row.rank_correlation)}; its best eighth receives "
+        f"{percent(row.kept_share)} of later attention (H2O {percent(row.h2o_share)}, at most "
+        f"{percent(row.oracle_share)})"
+        for row in rows
+    }
 
 
 def _errors(analysis: Analysis, selection: Selection, rows: Sequence[CandidateRow]) -> dict[str, Any]:

@@ -24,19 +24,24 @@ def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
     modules = analysis.model.modules
     by_module = {layer.module: layer.heads for layer in selection.config.layers}
     parts = near_words.keeps(selection.config)
+    most = max(head.spec.near.tokens for heads in by_module.values() for head in heads)
     rows = [
-        (Cell(label.text + label.mark), *(Cell(_kept(head, parts)) for head in by_module[module.name][:: module.group]))
+        (Cell(label.text + label.mark), *(_kept(head, parts, most) for head in by_module[module.name][:: module.group]))
         for module, label in layer_labels(modules)
     ]
     titles = ("layer", *(f"KV {kv_head}" for kv_head in range(modules[0].kv_heads)))
     return table([Column(title, figures=True) for title in titles], rows, folds=True, indented=True)
 
 
-def _kept(head: HeadOrder, parts: bool) -> str:
-    if isinstance(head.spec.far, Exact):
-        return "all"
-    tokens, far = near_words.tokens(head.spec.near, parts=parts), head.spec.far
-    return f"{tokens} +P{far.order}{'r' if far.ranks is not None else ''}" if isinstance(far, Taylor) else tokens
+def _kept(head: HeadOrder, parts: bool, most: int) -> Cell:
+    """What a KV head keeps; its bar has the shares of sinks, window and kept keys in what any KV head keeps at most."""
+    near, far = head.spec.near, head.spec.far
+    if isinstance(far, Exact):
+        return Cell("all")
+    text = near_words.tokens(near, parts=parts)
+    if isinstance(far, Taylor):
+        text += f" +P{far.order}{'r' if far.ranks is not None else ''}"
+    return Cell(text, bar=tuple(tokens / max(most, 1) for tokens in (near.sinks, near.window, near.kept)))
 
 
 def counts(summary: LeverSummary) -> Table:

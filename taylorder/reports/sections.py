@@ -26,7 +26,8 @@ class Fill:
 class Cell:
     """A finished text, the value behind it where there is one, and how it is shown.
 
-    ``mark`` is a single character behind a figure, such as the star of an error within the tolerance.
+    ``mark`` is a single character behind a figure, such as the star of an error within the tolerance. ``bar`` has the
+    shares of a bar that the page draws below the figure.
     """
 
     text: str
@@ -34,6 +35,7 @@ class Cell:
     mark: str = ""
     style: Style = ""
     fill: Fill | None = None
+    bar: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ CLAIMS_FILE, CLAIMS_PAGE = "claims.json", "claims.html"
 LEVERS_FILE, PROBES_FILE = "levers.csv", "probes.csv"
 """One row per KV head and candidate, where levers were measured; and one per KV head, where keys are kept by probes."""
 
+PROBES_FILE = "probes.csv"
+"""One row per KV head, where probes were fitted and judged on held-out text."""
+
 ALL = (
     FILES["orders"], "orders.safetensors", FILES["heads"], FILES["spectral"], LEVERS_FILE, PROBES_FILE, FILES["page"],
     CLAIMS_FILE, FILES["report"],

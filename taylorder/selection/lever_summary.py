@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from taylorder.adapt.near_example import NearExample
 from taylorder.kernels.spec import Exact, Taylor
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.near_sizes import kept_share
-from taylorder.selection.probe_report import ProbeReport
+from taylorder.selection.probe_report import ProbeReport, ProbeRow
 from taylorder.selection.refine import Among
 from taylorder.selection.under_limit import Chosen
 
@@ -76,7 +77,9 @@ class LeverSummary:
 
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``rounds`` are those of the iterative
     scheme, ``starts`` the KL of each near field that was measured for all KV heads alike; ``chosen`` counts KV heads by
-    candidate, ``kinds`` by what they run whatever the size; ``probe`` is None where none was judged. ``chosen_better``
+    candidate, ``kinds`` by what they run whatever the size; ``probe`` and, of every KV head,
+    ``probes`` say how well probes rank keys of held-out text, ``example`` which tokens of a text those that keep keys
+    hold: None and empty where there is none. ``chosen_better``
     names those with a polynomial that serves them better than the same bytes of near field, and ``chosen_worse`` those
     that it serves worse. Class attributes are as in :class:`~taylorder.selection.policies.Policy`.
     """
@@ -107,6 +110,8 @@ class LeverSummary:
     kinds: tuple[ChosenKind, ...] = ()
     starts: tuple[tuple[str, float], ...] = ()
     probe: ProbeSummary | None = None
+    probes: tuple[ProbeRow, ...] = ()
+    example: NearExample | None = None
 
     def __repr__(self) -> str:
         """One line."""
@@ -182,6 +187,7 @@ def summarise(
             if config.among == "uniform"
         ),
         probe=None if probes is None else _probe(table, probes),
+        probes=() if probes is None else probes.rows,
     )
 
 

@@ -16,7 +16,7 @@ from taylorder.adapt.probe import priorities
 from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.future_attention import Reach, attention_by_part
 from taylorder.models.description import ModelDescription
-from taylorder.selection.probes import Probes
+from taylorder.selection.probes import Probes, digest
 from taylorder.storage.frames import frame_of
 from taylorder.storage.progress import Progress, silent
 from taylorder.storage.records import Records
@@ -138,7 +138,7 @@ def report_probes(
     judged = []
     for done, sequence in enumerate(sequences):
         progress("probes held out", done, len(sequences))
-        name = f"probes-held-out-{done}"
+        name = f"probes-held-out-{digest(sequence, *probes.weights.values())}"
         if records.get(name) is None:
             rows = _judge_sequence(model, description, probes, sequence)
             records.put(name, [asdict(row) for row in rows])

@@ -6,6 +6,8 @@ number of processes, and what is kept of one is two small matrices per KV head.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -18,17 +20,24 @@ from torch import Tensor
 from taylorder.adapt.probe import probe_features
 from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.future_attention import LEAST_TOKENS, Reach, log_use
-from taylorder.analysis.text import Text
-from taylorder.analysis.tokens import Tokens
+from taylorder.analysis.text import CALIBRATION_SOURCE, Text
+from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.models.description import ModelDescription
+from taylorder.storage.files import sha256
 from taylorder.storage.progress import Progress, silent
 from taylorder.storage.records import Records
 
 LENGTH = 2048
 """Tokens of a sequence, whatever the context: who is used is learnt from many keys, not from long sequences."""
 
-FITTED, HELD_OUT = 3, 1
+FITTED, HELD_OUT = 6, 2
 """Sequences that probes are fitted to, and those that they are judged on."""
+
+SOURCE_CODE = ("argparse", "dataclasses", "inspect", "textwrap", "configparser", "json.decoder", "heapq")
+"""Modules of the standard library, about as much source code as the calibration text has prose.
+
+Probes fitted to both rank keys better, in other prose as in other code (docs/notebook/2026-11-keeping-keys.md).
+"""
 
 RIDGE = 1e-3
 """Share of the mean diagonal of the features' moment that is added to it."""
@@ -89,18 +98,28 @@ class Probes:
         return f"<Probes of {len(self.weights)} modules, fitted on {self.tokens:,} tokens of {self.source}>"
 
 
+def probe_tokens(tokenizer: Any, tokens: Tokens) -> Tokens:
+    """The text that probes are fitted to: the default calibration text with source code after it, any other as is."""
+    if tokens.text.source != CALIBRATION_SOURCE:
+        return tokens
+    code = "\n".join(inspect.getsource(importlib.import_module(name)) for name in SOURCE_CODE)
+    text = Text(f"{CALIBRATION_SOURCE} and source of {', '.join(SOURCE_CODE)}", f"{tokens.text.content}\n{code}")
+    return tokenise(tokenizer, text)
+
+
 def probe_sequences(
     tokens: Tokens, description: ModelDescription, most: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The sequences that probes are fitted to and those that they are judged on: int64 ``[N, T]`` each.
 
-    Three and one of 2,048 tokens, whatever context the choice is made for. A model with a shorter context has shorter
-    ones; a short text has fewer, and from a text of less than two sequences both are cut half as long as it.
+    Six and two of 2,048 tokens, whatever context the choice is made for, evenly spread over the text. A model with a
+    shorter context has shorter ones; of a short text there are fewer, of less than four a single one is held out, and
+    from a text of less than two sequences both are cut half as long as it.
 
     Args:
         tokens: the text.
         description: the model.
-        most: tokens of the text that may be used; default all.
+        most: tokens that may be used; default as many as there are.
 
     Returns:
         The second is None where the text has but one sequence of a usable length.
@@ -110,13 +129,14 @@ def probe_sequences(
 
     """
     available = len(tokens.ids) if most is None else min(most, len(tokens.ids))
-    longest = min(LENGTH, description.max_context)
-    length = max(LEAST_TOKENS, min(longest, available // 2))
-    sequences = tokens.first(length, min(available, (FITTED + HELD_OUT) * length))
-    if len(sequences) == 1:
-        return sequences, None
-    held_out = min(HELD_OUT, len(sequences) - 1)
-    return sequences[:-held_out], sequences[-held_out:]
+    length = max(LEAST_TOKENS, min(LENGTH, description.max_context, available // 2))
+    whole = tokens.first(length, len(tokens.ids))
+    count = max(1, min(FITTED + HELD_OUT, available // length))
+    spread = whole[[len(whole) * place // count for place in range(count)]]
+    judged = min(HELD_OUT, max(1, count // 4)) if count > 1 else 0
+    held_out = [count * (2 * place + 1) // (2 * judged) for place in range(judged)]
+    fitted = [place for place in range(count) if place not in held_out]
+    return spread[fitted], spread[held_out] if held_out else None
 
 
 def sequence_equations(model: Any, description: ModelDescription, sequence: Tensor) -> dict[str, NormalEquations]:
@@ -169,7 +189,7 @@ def fit_probes(
     equations = []
     for done, sequence in enumerate(sequences):
         progress("probes", done, len(sequences))
-        name = record_name(done)
+        name = f"probes-{digest(sequence)}"
         if records.get(name) is None:
             _write(records, name, sequence_equations(model, description, sequence))
         equations.append(_read(records, name))
@@ -178,9 +198,9 @@ def fit_probes(
     return Probes(weights, text.source, sequences.numel(), text.sha256)
 
 
-def record_name(sequence: int) -> str:
-    """Name of the record that a sequence's sums are kept in."""
-    return f"probes-{sequence}"
+def digest(*tensors: Tensor) -> str:
+    """Twelve digits that tell tensors from others, for the names of records: a run may use more or less of a text."""
+    return sha256(b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors))[:12]
 
 
 def _write(records: Records, name: str, equations: Equations) -> None:

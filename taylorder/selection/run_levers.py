@@ -22,7 +22,7 @@ from taylorder.selection.config_of import table_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.probe_report import ProbeReport, report_probes
-from taylorder.selection.probes import Probes, fit_probes, probe_sequences
+from taylorder.selection.probes import Probes, fit_probes, probe_sequences, probe_tokens
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
 from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.frames import frame
@@ -123,7 +123,9 @@ def run_levers(
             say(sentence)
         probes = judged = None
         if any(candidate.spec.near.kept for candidate in offered):
-            probes, judged = _probes(model, description, tokens, settings.max_tokens, pieces, report)
+            probes, judged = _probes(
+                model, description, probe_tokens(tokenizer, tokens), settings.max_tokens, pieces, report
+            )
         table = lever_table.measure(
             model,
             description,
@@ -162,7 +164,8 @@ def _probes(
     model: Any, description: ModelDescription, tokens: Tokens, most: int, records: Records, progress: Progress
 ) -> tuple[Probes, ProbeReport | None]:
     """Probes fitted to the text, and how they do on another part of it, where it is long enough."""
-    fitted_to, held_out = probe_sequences(tokens, description, most)
+    # Twice as many tokens as levers are measured on: these run forward only, which costs a third of forward and back.
+    fitted_to, held_out = probe_sequences(tokens, description, 2 * most)
     probes = fit_probes(model, description, fitted_to, text=tokens.text, records=records, progress=progress)
     if held_out is None:
         return probes, None

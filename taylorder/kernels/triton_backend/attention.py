@@ -17,6 +17,7 @@ from torch import Tensor
 from ..request import Request
 from ..spec import GUARD, HeadSpec
 from ..token_buffer import selection
+from . import kept_tokens
 from . import plan as work
 from .far_sums import FarSums
 from .fold import fold
@@ -61,6 +62,7 @@ class _Call:
         self.causal, self.scaling, k, v = request.causal, request.scaling, request.k, request.v
         heads = selection(part.kv_heads)
         self.q, self.k, self.v = request.by_group(request.q)[:, heads], k[:, heads], v[:, heads]
+        self.priority = None if request.priority is None else request.priority[:, heads]
         self.precision = Precision.of(k.dtype, machine())
         self.value_dim = v.shape[-1]
         self.constants = product_constants(k.shape[-1], self.value_dim, self.precision)
@@ -82,10 +84,14 @@ class _Call:
 
     def _append(self, start: int, stop: int) -> Optional[Tensor]:
         """Take tokens in; return the rank of the last valid token of each row, see ``KvHeadStates.take_sinks``."""
-        rows, valid = slice(start, stop), self.request.valid
+        rows, valid, pending = slice(start, stop), self.request.valid, self.part.pending
         k, v = self.k[:, :, rows], self.v[:, :, rows]
         keep, ranks = self.part.take_sinks(k, v, None if valid is None else valid[:, rows])
-        self.part.pending.append(k, v, keep, self.part.settled)
+        position = torch.arange(pending.tokens, pending.tokens + stop - start, dtype=torch.int32, device=k.device)
+        delays = self.part.tables.delays
+        far_from = position + delays if self.causal else torch.zeros_like(position).expand(len(delays), -1)
+        priority = None if self.priority is None else self.priority[:, :, rows]
+        pending.append(k, v, far_from, keep, priority, self.part.settled)
         return ranks
 
     # Attending
@@ -112,13 +118,13 @@ class _Call:
         numerators = scaled.new_empty(max(1, todo.pieces), block, self.value_dim)
         denominators = scaled.new_empty(max(1, todo.pieces), block)
         coefficients = self._read_states(todo, rows, coordinates, relative, numerators, denominators)
-        extents = self._extents()
+        extents = self._extents(n)
         common: dict[str, Any] = {
             "coordinates": coordinates,
             "means": levels,
             "keys": part.pending.keys,
             "values": part.pending.values,
-            "keep": part.pending.keep,
+            "far_from": part.pending.far_from,
             "extents": extents,
             "numerators": numerators,
             "denominators": denominators,
@@ -146,7 +152,7 @@ class _Call:
                 "items": todo.pending,
                 "share": todo.share,
             },
-            {**constants, "DEGREES": tables.order, "CAUSAL": self.causal},
+            {**constants, "DEGREES": tables.order},
         )
         result = q.new_empty(B, G, g, n, self.value_dim)
         guarded = torch.empty(B, G, g, n, dtype=torch.uint8, device=q.device)
@@ -181,7 +187,7 @@ class _Call:
         part = self.part
         if not self.causal:
             return part.far.repeated(n)
-        far = part.far.continued(part.pending, part.tables.windows, n)
+        far = part.far.continued(part.pending, kept_tokens.leavers(part, n))
         part.far = far.last()
         return far
 
@@ -196,10 +202,20 @@ class _Call:
         layouts = tuple(part.layouts.values())
         return work.plan(part.tables, layouts, self.q.shape[0], rows, started, tuple(far_tokens), self.causal)
 
-    def _extents(self) -> Tensor:
-        """First row, number and window of the pending tokens of every sequence and KV head: int64 ``[N, 3]``."""
-        pending = self.part.pending
-        extents = torch.tensor(list(zip(pending.starts, pending.lengths, self.part.tables.windows)))
+    def _extents(self, n: int) -> Tensor:
+        """Where the kernels find what of the pending tokens of every sequence and KV head: int64 ``[N, 5]``.
+
+        First row, number of tokens, tokens up to a query's own that are never far, those that may be near, and the
+        position of the first of n queries.
+        """
+        pending, tables = self.part.pending, self.part.tables
+        windows = tables.windows if self.causal else [-n] * len(tables.windows)  # both directions: all of them are far
+        reaches = [
+            length - front if kept else window
+            for length, front, kept, window in zip(pending.lengths, pending.fronts, tables.kept, tables.windows)
+        ]
+        position = [pending.tokens - n] * len(reaches)
+        extents = torch.tensor(list(zip(pending.starts, pending.lengths, windows, reaches, position)))
         extents = extents.repeat(self.q.shape[0], 1, 1)
         extents[:, :, 0] += torch.arange(self.q.shape[0])[:, None] * pending.keys.shape[1]
         return extents.flatten(0, 1).to(pending.keys.device)

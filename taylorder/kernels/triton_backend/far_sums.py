@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,19 +37,29 @@ class FarSums(Holder):
     def of_all(self, pending: PendingTokens) -> FarSums:
         """The same over all tokens at hand, of which every KV head has the same number."""
         rows = pending.rows(pending.starts, pending.lengths[0])
-        return self._over(pending, rows, torch.ones(1, device=rows.device)).last()
+        return self.continued(pending, rows.view(1, len(pending.lengths), -1)).last()
 
-    def continued(self, pending: PendingTokens, windows: Sequence[int], n: int) -> FarSums:
-        """Sums of the last n tokens' rows, given those of the row before them.
+    def continued(self, pending: PendingTokens, leavers: Tensor) -> FarSums:
+        """Sums of more rows, given those of the row before them, and the token that becomes far from each.
 
-        From one row to the next one token becomes far: the one that leaves the window. It is still pending, because
-        nothing is folded before it is far for a row.
+        Args:
+            pending: where that token still is, because nothing is folded before it is far for a row.
+            leavers: row of it in ``pending``, int64 ``[B, G, n]`` or ``[1, G, n]``; negative where there is none.
+
         """
-        device = pending.keys.device
-        firsts = [length - n - window for length, window in zip(pending.lengths, windows)]
-        offsets = torch.tensor(firsts)[:, None] + torch.arange(n)
-        rows = offsets.clamp(min=0) + torch.tensor(pending.starts)[:, None]
-        return self._over(pending, rows.flatten().to(device), (offsets >= 0).float().to(device))
+        B, G = self.counts.shape
+        sequence = torch.arange(B, device=leavers.device)[:, None]
+        rows = leavers.clamp(min=0).flatten(1)
+        counts = ((pending.far_from[sequence, rows] >= 0).view(B, G, -1) & (leavers >= 0)).float()
+        values = pending.values[sequence, rows].view(*counts.shape, -1).float() * counts[..., None]
+        keys = counts.new_zeros(*counts.shape, 0)
+        if self.keys.shape[-1]:
+            keys = pending.keys[sequence, rows].view(*counts.shape, -1).float() * counts[..., None]
+        return FarSums(
+            keys.cumsum(2) + self.keys[:, :, None],
+            values.cumsum(2) + self.values[:, :, None],
+            counts.cumsum(2) + self.counts[..., None],
+        )
 
     def repeated(self, n: int) -> FarSums:
         """The sums of one row, n times."""
@@ -59,17 +68,3 @@ class FarSums(Holder):
     def last(self) -> FarSums:
         """The sums of the last row alone."""
         return self.map(lambda tensor: tensor[:, :, -1].clone())
-
-    def _over(self, pending: PendingTokens, rows: Tensor, count: Tensor) -> FarSums:
-        """Running sums over tokens ``rows`` ``[G * n]`` where ``count`` (``[G, n]``, 0 or 1), from these sums on."""
-        B, G = self.counts.shape
-        counts = pending.keep[:, rows].view(B, G, -1).float() * count
-        values = pending.values[:, rows].view(*counts.shape, -1).float() * count[..., None]
-        keys = counts.new_zeros(*counts.shape, 0)
-        if self.keys.shape[-1]:
-            keys = pending.keys[:, rows].view(*counts.shape, -1).float() * count[..., None]
-        return FarSums(
-            keys.cumsum(2) + self.keys[:, :, None],
-            values.cumsum(2) + self.values[:, :, None],
-            counts.cumsum(2) + self.counts[..., None],
-        )

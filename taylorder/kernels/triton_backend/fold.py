@@ -9,6 +9,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from . import kept_tokens
 from .kv_head_states import KvHeadStates
 from .launch import launch, product_constants
 from .layout_tables import Kind, LayoutTables
@@ -24,6 +25,7 @@ STEP = 64
 def fold(part: KvHeadStates, precision: Precision) -> None:
     """Fold, of every KV head, what is far and worth it; forget it where there is no far field."""
     counts = part.foldable()
+    kept_tokens.bring_far_forward(part, counts)
     tables = part.tables
     part.start([g for g, n in enumerate(counts) if n and not tables.drops[g] and part.state_rows[g] is None])
     while any(counts):
@@ -44,7 +46,7 @@ def _fold_some(part: KvHeadStates, kv_heads: list[int], counts: list[int], preci
     inside = offsets < torch.tensor(counts)[:, None]
     rows = torch.where(inside, offsets + torch.tensor([pending.starts[g] for g in kv_heads])[:, None], 0)
     rows, inside = rows.flatten().to(device), inside.to(device)
-    keep = (pending.keep[:, rows].view(B, Gf, width) != 0) & inside
+    keep = (pending.far_from[:, rows].view(B, Gf, width) >= 0) & inside
     keys = pending.keys[:, rows].view(B, Gf, width, -1).float() * keep[..., None]
     values = pending.values[:, rows].view(B, Gf, width, -1) * keep[..., None]
     if part.origin.shape[-1]:

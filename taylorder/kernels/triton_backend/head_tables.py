@@ -1,6 +1,6 @@
 """What the kernels look up per head: polynomials by level, near fields, and the coefficients of the state's features.
 
-The query heads of a KV head share window, sinks and ranks; orders, coefficients and expansion points are their own. All
+The query heads of a KV head share near field and ranks; orders, coefficients and expansion points are their own. All
 of it is data of fixed shape, padded with zeros, so that heads of every order run in one launch.
 """
 
@@ -19,6 +19,9 @@ from ..spec import Dropped, HeadSpec, Taylor, deepest, ignores_shifts
 from .layout_tables import Kind
 from .tiles import TOP, Layout, Slot
 
+UNDECIDED = 1 << 30
+"""Tokens after a token's own at which it becomes far, where that depends on priorities: beyond every position."""
+
 
 @dataclass(frozen=True, eq=False)
 class HeadTables:
@@ -31,7 +34,7 @@ class HeadTables:
         order: P.
         layouts: of each KV head's state; None where there is none (order 1, or no far field).
         kinds: of each KV head's state.
-        windows, sinks: of each KV head.
+        windows, sinks, kept: of each KV head.
         drops: whether no query head of a KV head has a far field.
         orders: ``[G][g]``, 1 for heads without a far field: they read nothing.
         coefficients: float64 ``[G, g, P]``, per degree.
@@ -43,6 +46,7 @@ class HeadTables:
         polynomials: float32 ``[G * g, L, P]``.
         drop_heads: uint8 ``[G * g]``.
         sink_counts: int32 ``[G]``.
+        delays: int32 ``[G, 1]``, tokens after a token's own at which it becomes far.
 
     """
 
@@ -52,6 +56,7 @@ class HeadTables:
     kinds: tuple[Kind, ...]
     windows: tuple[int, ...]
     sinks: tuple[int, ...]
+    kept: tuple[int, ...]
     drops: tuple[bool, ...]
     orders: tuple[tuple[int, ...], ...]
     coefficients: Tensor
@@ -63,6 +68,7 @@ class HeadTables:
     polynomials: Tensor
     drop_heads: Tensor
     sink_counts: Tensor
+    delays: Tensor
 
     @property
     def full_rank(self) -> bool:
@@ -99,14 +105,15 @@ def head_tables(specs: Sequence[Sequence[HeadSpec]], head_dim: int, device: torc
                 if ranks[g][degree] == rank:
                     polynomials[g, :, level, degree] = coefficients[g, :, degree].float()
     means = torch.tensor([[[float(spec.around_mean)] for spec in group] for group in specs])
-    flat = [spec for group in specs for spec in group]
+    flat, nears = [spec for group in specs for spec in group], [group[0].near for group in specs]
     return HeadTables(
         head_dim,
         order,
         tuple(layouts),
         tuple(kinds),
-        tuple(group[0].near.window for group in specs),
-        tuple(group[0].near.sinks for group in specs),
+        tuple(near.window for near in nears),
+        tuple(near.sinks for near in nears),
+        tuple(near.kept for near in nears),
         tuple(drops),
         tuple(tuple(spec.order for spec in group) for group in specs),
         coefficients.to(device),
@@ -117,7 +124,8 @@ def head_tables(specs: Sequence[Sequence[HeadSpec]], head_dim: int, device: torc
         level_ranks.to(device),
         polynomials.flatten(0, 1).to(device),
         torch.tensor([isinstance(spec.far, Dropped) for spec in flat], dtype=torch.uint8, device=device),
-        torch.tensor([group[0].near.sinks for group in specs], dtype=torch.int32, device=device),
+        torch.tensor([near.sinks for near in nears], dtype=torch.int32, device=device),
+        torch.tensor([[UNDECIDED if near.kept else near.window] for near in nears], dtype=torch.int32, device=device),
     )
 
 

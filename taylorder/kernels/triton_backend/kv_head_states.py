@@ -39,7 +39,7 @@ class KvHeadStates(TruncatedKvHeads):
         super().__init__(kv_heads, specs, k, v)
         B, G, d, d_v = k.shape[0], len(kv_heads), k.shape[-1], v.shape[-1]
         device = k.device
-        self.pending = PendingTokens(G, k, v)
+        self.pending = PendingTokens(G, k, v, ranked=any(group[0].near.kept for group in specs))
         self.features = torch.zeros(B, 0, d_v, device=device)
         self.sums = torch.zeros(B, 0, device=device)
         self.state_rows: list[Optional[int]] = [None] * G
@@ -94,7 +94,7 @@ class KvHeadStates(TruncatedKvHeads):
         d, d_v = self.pending.keys.shape[-1], self.pending.values.shape[-1]
         counts = []
         for g, length in enumerate(self.pending.lengths):
-            far = length - self.tables.windows[g]
+            far = length - self.tables.windows[g] - self.tables.kept[g]
             worth = fold_rule.BLOCK
             if not self.settled[g]:
                 worth = fold_rule.worth_a_state(self.rows_needed(g), d, d_v)
@@ -141,5 +141,10 @@ class KvHeadStates(TruncatedKvHeads):
         B, _, d = self.pending.keys.shape
         d_v = self.pending.values.shape[-1]
         tokens = sum(self.pending.lengths) + sum(self.tables.sinks)
-        folded = sum(1 for row in self.state_rows if row is not None) * (d_v + 1)
+        tables = self.tables
+        ranked = sum(
+            min(kept, max(0, length - window))
+            for length, window, kept in zip(self.pending.lengths, tables.windows, tables.kept)
+        )
+        folded = sum(1 for row in self.state_rows if row is not None) * (d_v + 1) + ranked
         return 2 * B * tokens * (d + d_v) + 4 * (self.features.numel() + self.sums.numel() + B * folded)

@@ -1,10 +1,13 @@
 """Tokens that are in no state yet, of KV heads that keep different numbers of them, in one buffer.
 
-A kernel finds a KV head's tokens by the row they start at, so the buffer needs no padding to the longest.
+A kernel finds a KV head's tokens by the row they start at, so the buffer needs no padding to the longest. It reads from
+``far_from`` whether a token is near or far: near for queries from its own position on, far for those from ``far_from``
+on. Positions count every token that the queue has taken in.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Optional
@@ -24,27 +27,43 @@ class PendingTokens(Holder):
     Attributes:
         keys: ``[B, R, d]`` in the caller's dtype.
         values: ``[B, R, d_v]``.
-        keep: uint8 ``[B, R]``, 0 for tokens that must not count (padding, sinks); their keys and values are zero.
+        far_from: int32 ``[B, R]``, position from which on a token is far; negative for tokens that must not count
+            (padding, sinks), whose keys and values are zero.
+        priority: float32 ``[B, R]``, see ``kept_tokens``; None where no KV head keeps keys.
         starts: row of each KV head's first token.
         lengths: tokens of each KV head.
         ends: row behind each KV head's stretch.
+        fronts: first tokens of each KV head known to be far, where it keeps keys.
+        tokens: taken in so far, by each KV head.
 
     """
 
-    def __init__(self, kv_heads: int, k: Tensor, v: Tensor) -> None:
-        """Start empty, for keys like ``k`` ``[B, *, *, d]`` and values like ``v`` ``[B, *, *, d_v]``."""
+    def __init__(self, kv_heads: int, k: Tensor, v: Tensor, *, ranked: bool) -> None:
+        """Start empty, for keys like ``k`` ``[B, *, *, d]``, values like ``v`` ``[B, *, *, d_v]``, and priorities."""
         B = k.shape[0]
         self.keys, self.values = k.new_empty(B, 0, k.shape[-1]), v.new_empty(B, 0, v.shape[-1])
-        self.keep = torch.empty(B, 0, dtype=torch.uint8, device=k.device)
-        self.starts, self.lengths, self.ends = [0] * kv_heads, [0] * kv_heads, [0] * kv_heads
+        self.far_from = torch.empty(B, 0, dtype=torch.int32, device=k.device)
+        self.priority = torch.empty(B, 0, device=k.device) if ranked else None
+        self.starts, self.lengths, self.ends, self.fronts = ([0] * kv_heads for _ in range(4))
+        self.tokens = 0
 
-    def append(self, k: Tensor, v: Tensor, keep: Optional[Tensor], settled: Sequence[bool]) -> None:
+    def append(
+        self,
+        k: Tensor,
+        v: Tensor,
+        far_from: Tensor,
+        keep: Optional[Tensor],
+        priority: Optional[Tensor],
+        settled: Sequence[bool],
+    ) -> None:
         """Add tokens to every KV head.
 
         Args:
             k: ``[B, G, T, d]``.
             v: ``[B, G, T, d_v]``.
+            far_from: int32 ``[G, T]``.
             keep: bool ``[B, G, T]``; None keeps all.
+            priority: ``[B, G, T]``, read where KV heads keep keys.
             settled: KV heads that hand tokens on and so need room for few more; others grow by an eighth at a time.
 
         """
@@ -57,15 +76,27 @@ class PendingTokens(Holder):
         if keep is not None:
             # A weight of zero does not silence an infinity: what does not count must be zero itself.
             k, v = k.masked_fill(~keep[..., None], 0.0), v.masked_fill(~keep[..., None], 0.0)
+            far_from = far_from.masked_fill(~keep, -1)
+            priority = None if priority is None else priority.masked_fill(~keep, -math.inf)
         self.keys.index_copy_(1, rows, k.flatten(1, 2))
         self.values.index_copy_(1, rows, v.flatten(1, 2))
-        self.keep[:, rows] = 1 if keep is None else keep.flatten(1).to(torch.uint8)
-        self.lengths = lengths
+        self.far_from[:, rows] = far_from.flatten(-2)
+        if self.priority is not None and priority is not None:
+            self.priority[:, rows] = priority.flatten(1)
+        self.lengths, self.tokens = lengths, self.tokens + T
 
     def drop(self, counts: Sequence[int]) -> None:
         """Forget the first ``counts[g]`` tokens of each KV head."""
         self.starts = [start + count for start, count in zip(self.starts, counts)]
         self.lengths = [length - count for length, count in zip(self.lengths, counts)]
+        self.fronts = [max(0, front - count) for front, count in zip(self.fronts, counts)]
+
+    def reorder(self, rows: Tensor, order: Tensor) -> None:
+        """Have the tokens of rows ``[H, M]`` stand there in another order, int64 ``[B, H, M]``."""
+        sequence = torch.arange(len(order), device=rows.device)[:, None]
+        source = rows.expand_as(order).gather(2, order).flatten(1)
+        for tensor in super().held().values():
+            tensor[:, rows.flatten()] = tensor[sequence, source]
 
     def shrink(self, settled: Sequence[bool]) -> None:
         """Give back most of what is not in use, once KV heads have handed a long prefill on."""
@@ -86,14 +117,14 @@ class PendingTokens(Holder):
         stretches = [torch.arange(first, first + n) for first, n in zip(self.starts, self.lengths)]
         used = torch.cat(stretches).to(self.keys.device)
         held = {name: tensor[:, used] for name, tensor in super().held().items()}
-        return {**held, "lengths": torch.tensor(self.lengths)}
+        return {**held, "lengths": torch.tensor(self.lengths), "tokens": torch.tensor(self.tokens)}
 
     def make_room(self, held: dict[str, Tensor]) -> None:
         """Hold as many tokens of each KV head as ``held``, to be replaced, without spare room."""
         lengths = held.get("lengths", torch.zeros(0, dtype=torch.int64)).tolist()
         self.lengths = [0] * len(lengths)
         self._move(lengths)
-        self.lengths = lengths
+        self.lengths, self.tokens = lengths, int(held.get("tokens", torch.tensor(0)))
 
     def _move(self, rooms: Sequence[int]) -> None:
         """Move to a new buffer with that room for each KV head."""

@@ -2,7 +2,8 @@
 
 Names: N pairs of sequence and KV head, G KV heads, g query heads per KV head, d head dim, d_v value dim, L levels: a
 level is a rank and the part of the polynomial that is of scores over the first so many coordinates. Row r of a KV
-head's queries is token ``r % pitch`` of query head ``r // pitch``.
+head's queries is token ``r % pitch`` of query head ``r // pitch``. Whether a token is near or far is read from
+``far_from``, see ``pending``; the other bounds only leave out tokens that are near, or far, for no row of a block.
 """
 
 import triton
@@ -17,8 +18,8 @@ def read_pending(
     level_ranks,  # int32 [G, L]
     keys,  # [*, d], tokens of all sequences and KV heads
     values,  # [*, d_v]
-    keep,  # uint8 [*], 0 for tokens that must not count
-    extents,  # int64 [N, 3]: first row of keys, number of tokens, window
+    far_from,  # int32 [*], position from which on a token is far, negative if it must not count
+    extents,  # int64 [N, 5], see ``attention``
     items,  # int32 [programs, 4]: n, first row, first token, piece
     numerators,  # float32 [pieces, ROWS, d_v], written
     denominators,  # float32 [pieces, ROWS], written
@@ -35,7 +36,6 @@ def read_pending(
     VALUE_BLOCK: tl.constexpr,
     LEVELS: tl.constexpr,
     DEGREES: tl.constexpr,
-    CAUSAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,  # tokens per step
     DOT: tl.constexpr,
@@ -47,17 +47,16 @@ def read_pending(
     row = tl.load(item + 1) + tl.arange(0, ROWS)
     begin = tl.load(item + 2)
     piece = tl.load(item + 3).to(tl.int64)
-    first_key = tl.load(extents + n * 3)
-    length = tl.load(extents + n * 3 + 1).to(tl.int32)
-    window = tl.load(extents + n * 3 + 2).to(tl.int32)
+    first_key = tl.load(extents + n * 5)
+    length = tl.load(extents + n * 5 + 1).to(tl.int32)
+    window = tl.load(extents + n * 5 + 2).to(tl.int32)
+    position = tl.load(extents + n * 5 + 4).to(tl.int32) + row % pitch
     axis = tl.arange(0, HEAD_BLOCK)
     column = tl.arange(0, VALUE_BLOCK)
     head = tl.minimum(row // pitch, group - 1)
-    # The last far token of a row; in both directions every token is far.
-    last = length - new + row % pitch - window
-    if not CAUSAL:
-        last = tl.zeros_like(row) + length - 1
-    end = tl.minimum(begin + share, tl.minimum(tl.max(last, 0) + 1, length))
+    # Tokens that have not left the window of the last row are far for none.
+    outside = length - new + tl.max(row % pitch, 0) + 1 - window
+    end = tl.minimum(begin + share, tl.minimum(outside, length))
     coordinates += n * (1 + HEAD_DIM) * ld
     means += n * LEVELS * ld
     level_ranks += (n % kv_heads) * LEVELS
@@ -86,8 +85,8 @@ def read_pending(
             for below in tl.static_range(DEGREES):
                 term = term * x + tl.load(polynomial + level * DEGREES + DEGREES - 1 - below)[:, None]
             weight += term
-        counts = known & (tl.load(keep + first_key + token, mask=known, other=0) != 0)
-        weight = tl.where(counts[None, :] & (token[None, :] <= last[:, None]), weight, 0.0)
+        far = tl.load(far_from + first_key + token, mask=known, other=-1)
+        weight = tl.where((far >= 0)[None, :] & (far[None, :] <= position[:, None]), weight, 0.0)
         value = tl.load(
             values + (first_key + token)[:, None] * VALUE_DIM + column[None, :],
             mask=known[:, None] & (column < VALUE_DIM)[None, :],
@@ -132,8 +131,8 @@ def add_near_and_divide(
     denominators,  # float32 [pieces, ROWS]
     keys,  # [*, d]
     values,  # [*, d_v]
-    keep,  # uint8 [*]
-    extents,  # int64 [N, 3]: first row of keys, number of tokens, window
+    far_from,  # int32 [*]
+    extents,  # int64 [N, 5]
     sink_keys,  # [N, sink_slots, d]
     sink_values,  # [N, sink_slots, d_v]
     sink_counts,  # int32 [G], sinks of each KV head
@@ -160,14 +159,14 @@ def add_near_and_divide(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add up a block's pieces in their order, guard them, add the true exponentials of sinks and window, divide."""
+    """Add up a block's pieces in their order, guard them, add the true exponentials of what is near, divide."""
     item = items + tl.program_id(0) * 4
     n = tl.load(item).to(tl.int64)
     row = tl.load(item + 1) + tl.arange(0, ROWS)
     first_piece = tl.load(item + 2).to(tl.int64)
-    first_key = tl.load(extents + n * 3)
-    length = tl.load(extents + n * 3 + 1).to(tl.int32)
-    window = tl.load(extents + n * 3 + 2).to(tl.int32)
+    first_key = tl.load(extents + n * 5)
+    length = tl.load(extents + n * 5 + 1).to(tl.int32)
+    reach = tl.load(extents + n * 5 + 3).to(tl.int32)
     kv_head = n % kv_heads
     axis = tl.arange(0, HEAD_BLOCK)
     column = tl.arange(0, VALUE_BLOCK)
@@ -176,6 +175,7 @@ def add_near_and_divide(
     token = row % pitch
     real = (head < group) & (token < new)
     own = length - new + token
+    position = tl.load(extents + n * 5 + 4).to(tl.int32) + token
 
     constant = tl.load(coefficients + n * slots * ld + row)
     plain = tl.load(folded_values + n * VALUE_DIM + column, mask=in_values, other=0.0)
@@ -233,8 +233,8 @@ def add_near_and_divide(
         numerator, denominator, top = _add_exponentials(
             numerator, denominator, top, score, inside, value, DOT, PRECISION
         )
-    begin = tl.maximum(tl.min(tl.where(real, own, length), 0) - window + 1, 0)
-    end = tl.where(window > 0, tl.max(tl.where(real, own, -1), 0) + 1, 0)
+    begin = tl.maximum(tl.min(tl.where(real, own, length), 0) - reach + 1, 0)
+    end = tl.where(reach > 0, tl.max(tl.where(real, own, -1), 0) + 1, 0)
     for start in range(begin, end, COLUMNS):
         near = start + tl.arange(0, COLUMNS)
         known = near < end
@@ -249,8 +249,8 @@ def add_near_and_divide(
             other=0.0,
         )
         score = tl.dot(query, key, input_precision=PRECISION) * scaling
-        counts = known & (tl.load(keep + first_key + near, mask=known, other=0) != 0)
-        inside = counts[None, :] & (near[None, :] <= own[:, None]) & (near[None, :] > own[:, None] - window)
+        far = tl.load(far_from + first_key + near, mask=known, other=-1)
+        inside = (near[None, :] <= own[:, None]) & (far[None, :] > position[:, None])
         numerator, denominator, top = _add_exponentials(
             numerator, denominator, top, score, inside, value, DOT, PRECISION
         )

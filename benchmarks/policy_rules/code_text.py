@@ -1,0 +1,17 @@
+"""A text of another kind than prose about code: the code itself, of the standard library."""
+
+from __future__ import annotations
+
+import platform
+import sysconfig
+from pathlib import Path
+
+from taylorder.analysis.text import Text
+
+
+def code_text() -> Text:
+    """The source of the public modules that are single files, in the order of their names, joined by blank lines."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+    content = "\n\n".join(path.read_text(encoding="utf-8") for path in files)
+    return Text(f"source of {len(files)} modules of Python {platform.python_version()}", content)
