@@ -201,11 +201,13 @@ def one_budget(levers: Levers, judge: Judge, text: Text, budget: int, arguments:
     without |= {f"order {order} beside kept keys": with_state(ours, levers.model, order) for order in (1, 2)}
     judged([Entrant(name, config) for name, config in without.items()], few, "without")
     judged([h2o], few)
-    judged([Entrant("LoLA's rule, our bytes", with_state(ours, levers.model, 2), LOLA)], few)
-    judged([Entrant("oracle, our bytes", chosen.config, ORACLE)], few)
-    for name, config in alike.items():
-        judged([Entrant(f"{rule.name}, {name}", config, rule) for rule in (*CHEAP, H2O, ORACLE)], few)
-        judged([Entrant(f"LoLA's rule, {name}", with_state(config, levers.model, 2), LOLA)], few)
+    quarter, half = ([Entrant(f"{rule.name}, {name}", alike[name], rule) for rule in (*CHEAP, H2O)] for name in SHARES)
+    judged(quarter, few)
+    fields = {"our bytes": ours, **alike}
+    judged([Entrant(f"LoLA's rule, {name}", with_state(fields[name], levers.model, 2), LOLA) for name in fields], few)
+    fields["our bytes"] = chosen.config
+    judged([Entrant(f"oracle, {name}", config, ORACLE) for name, config in fields.items()], few)
+    judged(half, few)
     if arguments.old_rules:
         judged(old_rules(levers, budget), whole)
 
