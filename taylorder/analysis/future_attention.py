@@ -14,7 +14,7 @@ from taylorder.kernels.spec import SINKS
 LEAST_TOKENS = 16
 """Of a sequence: in fewer, no key has both a past and a future."""
 
-FAIR_SHARES = 16
+FAIR_SHARES = 8
 """A key is in full use by a query that pays it this many times ``1 / keys seen``; what it gets beyond does not count.
 
 Without the cap, one query that looks at nothing else makes a key as valuable as a hundred that look at it too.
@@ -84,7 +84,7 @@ def attention_blocks(q: Tensor, k: Tensor, scaling: float, rows: range) -> Itera
 
 
 def log_use(q: Tensor, k: Tensor, scaling: float, reach: Reach) -> Tensor:
-    """How often later queries use each key: ``log mean min(1, attention * keys seen / 16)``, for probes.
+    """How often later queries use each key: ``log mean min(1, attention * keys seen / 8)``, for probes.
 
     The mean is over the query heads of the group and the queries that count (:class:`Reach`); keys seen are those up to
     the query, so ``attention * keys seen`` is 1 for a key that gets its fair share. Memory is that of a block of rows.

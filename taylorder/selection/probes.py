@@ -39,7 +39,7 @@ SOURCE_CODE = ("argparse", "dataclasses", "inspect", "textwrap", "configparser",
 Probes fitted to both rank keys better, in other prose as in other code (docs/notebook/2026-11-keeping-keys.md).
 """
 
-RIDGE = 1e-4
+RIDGE = 1e-3
 """Share of the mean diagonal of the features' moment that is added to it."""
 
 
