@@ -57,6 +57,15 @@ def measured_llama(tmp_path_factory):
     return model, *measured(model, tmp_path_factory.mktemp("levers"), sequences=2)
 
 
+@pytest.fixture(scope="session")
+def keeping_llama(tmp_path_factory):
+    """The same with candidates that keep keys."""
+    from measured_levers import KEEPING, measured
+
+    model = tiny.llama()
+    return model, *measured(model, tmp_path_factory.mktemp("levers"), KEEPING, sequences=2)
+
+
 @pytest.fixture
 def folder(tmp_path, tiny_tokenizer):
     """A tiny Llama and its tokenizer as ``save_pretrained`` writes them."""

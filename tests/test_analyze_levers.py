@@ -85,12 +85,14 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     for row, choice in zip(chosen, [layer.heads[i] for layer in config.layers for i in (0, 2)], strict=True):
         head = FlatOrder.of(choice)
         assert row["order"] == str(head.order)
-        assert (int(row["window"]), int(row["sinks"])) == (head.window, head.sinks)
+        assert tuple(int(row[name]) for name in ("window", "sinks", "kept")) == (head.window, head.sinks, head.kept)
         assert float(row["relative_l2"]) == pytest.approx(head.error, abs=1e-6)
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     with (directory / "probes.csv").open(newline="", encoding="utf-8") as lines:
         probes = [(row["module"], row["kv_head"], float(row["kept_share"])) for row in csv.DictReader(lines)]
-    assert probes == [(row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probes"]]
+    assert probes == [
+        (row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probe"]["rows"]
+    ]
     assert len(probes) == 4
     assert report["files"]["probes"] == "probes.csv"
     keeping = [(row["module"], int(row["kv_head"])) for row in chosen if row["kept"] != "0"]
@@ -98,9 +100,9 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     assert [(held["module"], held["kv_head"]) for held in (example or {"kv_heads": []})["kv_heads"]] == keeping
     assert (example is None) == (not keeping)
     assert "What every KV head keeps" in out
-    assert "Served better by Taylor terms than by the same bytes of window" in out.replace("\n  ", " ")
+    assert "Served better by Taylor terms than by the same bytes of near field" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")
-    assert "levers.csv" in out
+    assert "levers.csv, probes.csv" in out.replace("\n  ", " ")
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out + err
 
@@ -134,7 +136,12 @@ def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
     assert (levers["sequences"], levers["sequence_length"], levers["kv_heads"]) == (2, 48, 4)
     assert sum(count for _, count in levers["chosen"]) == 4
     assert document["settings"]["policy"] == "levers"
-    assert (levers["rounds"][0]["promised"], levers["rounds"][0]["among"]) == (None, "windows")
+    assert (levers["rounds"][0]["promised"], levers["rounds"][0]["among"]) == (None, "near fields")
+    assert len(levers["starts"]) >= 2, "a window and at least one share of kept keys fit all KV heads"
+    assert levers["rounds"][0]["kl"] == pytest.approx(min(kl for _, kl in levers["starts"]), rel=0.05)
+    assert sum(kind["kv_heads"] for kind in levers["kinds"]) == 4
+    assert sum(kind["kv_heads"] * kind["nominal_bytes"] for kind in levers["kinds"]) <= 4 * 700
+    assert levers["probe"]["kept_share"] <= levers["probe"]["oracle_share"] <= 1
     best = min(levers["rounds"], key=lambda each: each["kl"])
     assert levers["objective"] == (best["promised"] or 0.0)
 

@@ -14,6 +14,11 @@ from measured_levers import (
     EXACT,
     FITTED_1,
     FITTED_2,
+    HALF_KEPT,
+    KEEPING,
+    KEPT,
+    KEPT_1,
+    KEPT_2,
     LENGTH,
     LONG,
     RANKED,
@@ -42,7 +47,7 @@ MODULE = AttentionModule("m", 4, 2, head_dim=8, value_dim=6, scaling=1.0, causal
 @pytest.fixture(scope="module")
 def tiny_llama(tmp_path_factory):
     model = llama()
-    return model, *measured(model, tmp_path_factory.mktemp("records"))
+    return model, *measured(model, tmp_path_factory.mktemp("records"), KEEPING)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,8 @@ def tiny_llama(tmp_path_factory):
         (Candidate(HeadSpec(Taylor(3, "mean"), Near(6, 2))), 8 * 28 + (1 + 8 + 36) * 7 * 4),
         (Candidate(HeadSpec(Taylor(4, "mean", (8, 8, 3, 2)), Near(6, 2))), 8 * 28 + (1 + 8 + 6 + 4) * 7 * 4),
         (Candidate(HeadSpec(Dropped(), Near(200, 4))), 100 * 28),
+        (Candidate(HeadSpec(Dropped(), Near(12, 4, 30))), 46 * 28 + 30 * 4),
+        (Candidate(HeadSpec(Taylor(1, "centre"), Near(12, 4, 30))), 46 * 28 + 30 * 4 + 7 * 4),
         (Candidate(HeadSpec(Taylor(2, "mean"), Near(97, 4))), 100 * 28 + 9 * 7 * 4),
     ],
 )
@@ -64,14 +71,16 @@ def test_bytes_of_a_candidate_by_hand(candidate, expected):
 
 @pytest.mark.parametrize(
     "candidate",
-    [each for each in CANDIDATES if each.truncates]
+    [each for each in KEEPING if each.truncates]
     + [Candidate(HeadSpec(Taylor(4, "mean"), Near(sinks=4))), Candidate(HeadSpec(Taylor(1, "centre"), Near(sinks=9)))],
 )
 def test_the_window_instead_costs_the_state_and_less_than_a_token_more(candidate):
     instead = window_instead(candidate, MODULE)
-    assert instead.spec == HeadSpec(Dropped(), Near(instead.spec.near.window, candidate.spec.near.sinks))
+    near, before = instead.spec.near, candidate.spec.near
+    assert instead.spec == HeadSpec(Dropped(), Near(near.window, before.sinks, near.kept))
+    assert near.kept * before.window == pytest.approx(before.kept * near.window, abs=near.window + near.kept)
     more = kv_head_bytes([instead.spec], MODULE, 10_000) - kv_head_bytes([candidate.spec], MODULE, 10_000)
-    assert 0 <= more < kv_bytes(8, 6, 1)
+    assert 0 <= more < kv_bytes(8, 6, 1) + (4 if before.kept else 0)
 
 
 def test_there_is_no_window_instead_of_what_has_no_state():
@@ -79,7 +88,13 @@ def test_there_is_no_window_instead_of_what_has_no_state():
     assert window_instead(CANDIDATES[DROPPED], MODULE) is None
 
 
-CHOICES = [(EXACT, DROPPED, FITTED_1, RANKED), (EVEN, FITTED_2, CENTRE_3, LONG), (RANKED, TAYLOR_1, SINKS_16, RANKED)]
+CHOICES = [
+    (EXACT, DROPPED, FITTED_1, RANKED),
+    (EVEN, FITTED_2, CENTRE_3, LONG),
+    (RANKED, TAYLOR_1, SINKS_16, RANKED),
+    (KEPT, KEPT_1, DROPPED, RANKED),
+    (HALF_KEPT, RANKED, KEPT_2, KEPT),
+]
 
 
 @pytest.mark.parametrize("context", [5, LENGTH, 5000])
@@ -131,6 +146,27 @@ def test_rotations_are_there_only_where_a_head_has_ranks(tiny_llama):
     assert not config_of(table, (EXACT, DROPPED, FITTED_1, EVEN), context=LENGTH).rotations
     with pytest.raises(ConfigError, match="has ranks and no rotations"):
         config.with_rotations({}).check(table.model)
+
+
+def test_probes_are_there_only_where_a_layer_keeps_keys(tiny_llama):
+    _, table, _ = tiny_llama
+    first, second = (module.name for module in table.modules)
+    config = config_of(table, (DROPPED, KEPT, EXACT, DROPPED), context=LENGTH)
+    assert set(config.probes) == {first}
+    assert torch.equal(config.probes[first], table.layers[0].prepared.probe)
+    assert (config.probe.text, config.probe.tokens) == ("made up", 1000)
+    both = config_of(table, (DROPPED, KEPT, KEPT_1, DROPPED), context=LENGTH)
+    assert set(both.probes) == {first, second}
+    without = config_of(table, (DROPPED, EXACT, FITTED_1, DROPPED), context=LENGTH)
+    assert (without.probes, without.probe) == ({}, None)
+
+
+@pytest.mark.parametrize(("place", "tokens"), [(DROPPED, 16), (KEPT, 14 + 1), (KEPT_1, 9 + 2)])
+def test_a_config_says_from_which_context_on_it_saves_bytes(tiny_llama, place, tokens):
+    """A token is 32 bytes, a priority 4, a row of state 36."""
+    _, table, _ = tiny_llama
+    config = config_of(table, (place,) * 4, context=LENGTH)
+    assert {head.break_even for layer in config.layers for head in layer.heads} == {tokens}
 
 
 def test_fitted_coefficients_are_those_of_each_query_head(tiny_llama):
@@ -185,16 +221,17 @@ def kept_tokens(spec):
     """Tokens of 8 + 8 numbers, those that the state is worth included."""
     if isinstance(spec.far, Exact):
         return LENGTH
+    near = (spec.near.tokens * 32 + spec.near.kept * 4) // 32
     if isinstance(spec.far, Dropped):
-        return spec.near.tokens
+        return near
     features = {1: 1, 2: 9, 3: 45}[spec.far.order] if spec.ranks is None else 1 + 8 + 6
-    return spec.near.tokens + features * 9 * 4 // 32
+    return near + features * 9 * 4 // 32
 
 
 GONE = {
     "order": lambda specs: not any(isinstance(spec.far, Taylor) for spec in specs),
     "expansion": lambda specs: not any(spec.around_mean for spec in specs),
-    "window": lambda specs: len({kept_tokens(spec) for spec in specs}) == 1,
+    "window": lambda specs: max(map(kept_tokens, specs)) - min(map(kept_tokens, specs)) <= 1,  # rounded down twice
     "sinks": lambda specs: all(isinstance(spec.far, Exact) or spec.near.sinks == 4 for spec in specs),
     "kept": lambda specs: not any(spec.near.kept for spec in specs),
     "ranks": lambda specs: all(spec.ranks is None for spec in specs),
@@ -202,7 +239,11 @@ GONE = {
 }
 
 
-MIXED = list(itertools.product((EXACT, DROPPED, RANKED), (FITTED_2, SINKS_16), (CENTRE_3,), (TAYLOR_1, FITTED_1)))
+MIXED = [
+    *itertools.product((EXACT, DROPPED, RANKED), (FITTED_2, SINKS_16), (CENTRE_3,), (TAYLOR_1, FITTED_1)),
+    (KEPT, RANKED, SINKS_16, KEPT_1),
+    (KEPT_2, KEPT_2, HALF_KEPT, FITTED_1),
+]
 
 
 @pytest.mark.parametrize("lever", LEVERS)
@@ -244,6 +285,8 @@ def test_without_a_lever_rounding_loses_less_than_two_tokens(tiny_llama, lever):
         ("sinks", (CENTRE_3, EXACT, DROPPED, TAYLOR_1)),
         ("ranks", (CENTRE_3, EXACT, FITTED_2, TAYLOR_1)),
         ("coefficients", (CENTRE_3, EXACT, RANKED, DROPPED)),
+        ("kept", (CENTRE_3, EXACT, RANKED, DROPPED)),
+        ("order", (KEPT, EXACT, HALF_KEPT, KEPT)),
     ],
 )
 def test_a_config_that_does_not_use_a_lever_stays_equal(tiny_llama, lever, choice):

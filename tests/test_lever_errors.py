@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from taylorder.adapt.probe import priorities
 from taylorder.kernels import HeadSpec, reference_attention
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.selection.candidates import Candidate
@@ -21,9 +22,14 @@ CANDIDATES = (
     Candidate(HeadSpec(Taylor(1, "centre"), Near(5, 2)), fitted=True),
     Candidate(HeadSpec(Taylor(2, "centre"), Near(3, 1))),
     Candidate(HeadSpec(Taylor(4, "mean", (6, 6, 3, 3)), Near(3, 1))),
+    Candidate(HeadSpec(Dropped(), Near(3, 2, 6))),
+    Candidate(HeadSpec(Taylor(1, "centre"), Near(2, 1, 5)), fitted=True),
+    Candidate(HeadSpec(Taylor(3, "mean", (6, 6, 3)), Near(2, 1, 3))),
 )
 WINDOW = Candidate(HeadSpec(Dropped(), Near(9, 2)))
-INSTEAD = (None, None, WINDOW, Candidate(HeadSpec(Dropped(), Near(20, 2))), WINDOW)
+KEPT = Candidate(HeadSpec(Dropped(), Near(4, 1, 8)))
+INSTEAD = (None, None, WINDOW, Candidate(HeadSpec(Dropped(), Near(20, 2))), WINDOW, None, KEPT, KEPT)
+PROBE = torch.randn(G, D + DV + 5, generator=torch.Generator().manual_seed(5))
 
 
 def observed(seed, spread=1.0):
@@ -40,7 +46,7 @@ def observed(seed, spread=1.0):
 
 def measured(candidates=CANDIDATES, instead=INSTEAD, seed=0, spread=1.0):
     sequences = [observed(each, spread) for each in range(SEQUENCES)]
-    return sequences, measure_levers("layer", sequences, candidates, instead, seed=seed)
+    return sequences, measure_levers("layer", sequences, candidates, instead, probe=PROBE, seed=seed)
 
 
 def reference(each, centres, rotations, specs):
@@ -50,7 +56,8 @@ def reference(each, centres, rotations, specs):
         query, key = (rotation.double() for rotation in rotations)
         q = torch.stack([q[h] @ query[h * G // H].T for h in range(H)])
         k = torch.stack([k[g] @ key[g].T for g in range(G)])
-    output, _ = reference_attention(q[None], k[None], each.v.double()[None], specs, scaling=SCALING)
+    priority = priorities(PROBE, each.k[None], each.v[None])  # of keys as they were, neither centred nor rotated
+    output, _ = reference_attention(q[None], k[None], each.v.double()[None], specs, scaling=SCALING, priority=priority)
     return output[0]
 
 
@@ -82,7 +89,9 @@ def test_rows_come_by_kv_head_and_candidate(both):
     _, layer = both
     assert layer.module == "layer"
     assert {row.module for row in layer.rows} == {"layer"}
-    assert [(row.kv_head, row.candidate) for row in layer.rows] == [(g, p) for g in range(G) for p in range(5)]
+    assert [(row.kv_head, row.candidate) for row in layer.rows] == [
+        (g, p) for g in range(G) for p in range(len(CANDIDATES))
+    ]
 
 
 @pytest.mark.parametrize("kv_head", range(G))
@@ -98,7 +107,7 @@ def test_errors_equal_the_plain_computation(both, kv_head, place):
 
 
 @pytest.mark.parametrize("kv_head", range(G))
-@pytest.mark.parametrize("place", [2, 3, 4])
+@pytest.mark.parametrize("place", [2, 3, 4, 6, 7])
 def test_windows_of_the_same_bytes_are_measured_beside(both, kv_head, place):
     sequences, layer = both
     row = layer.rows[kv_head * len(CANDIDATES) + place]
@@ -151,9 +160,31 @@ def test_the_guarded_share_is_that_of_the_head_with_most():
 
 def test_every_query_head_has_coefficients_of_its_own(both):
     _, layer = both
-    assert layer.fitted.keys() == {2}
-    assert len(layer.fitted[2]) == H
-    assert all(len(own) == 1 for own in layer.fitted[2])
+    assert layer.fitted.keys() == {2, 6}
+    for coefficients in layer.fitted.values():
+        assert len(coefficients) == H
+        assert all(len(own) == 1 for own in coefficients)
+
+
+def test_coefficients_are_fitted_to_keys_that_are_not_kept(both):
+    """The sum of squares over all rows, as the reference has it, is least where they are."""
+    sequences, layer = both
+
+    def squares(scale):
+        fitted = {6: tuple((scale * own[0],) for own in layer.fitted[6])}
+        specs = [spec for head in range(G) for spec in group_specs(CANDIDATES, fitted, 6, head, H // G)]
+        centres = layer.prepared.centres.double()
+        return sum(
+            float(
+                (reference(each, centres, None, specs) - reference(each, centres, None, [HeadSpec(Exact())] * H))
+                .square()
+                .sum()
+            )
+            for each in sequences
+        )
+
+    least = squares(1.0)
+    assert least < min(squares(0.8), squares(1.25))
 
 
 def test_coefficients_belong_to_their_seed():
@@ -198,6 +229,13 @@ def test_ranks_without_rotations_are_refused():
     with pytest.raises(ValueError, match="ranks need rotations, and none were calibrated"):
         list(runner.run(0, [[CANDIDATES[4].spec] * 2]))
     list(runner.run(0, [[CANDIDATES[3].spec] * 2]))
+
+
+@pytest.mark.parametrize("place", [5, 6, 7])
+def test_kept_keys_without_a_probe_are_refused(place):
+    sequences = [observed(0)]
+    with pytest.raises(ValueError, match="kept keys need a probe, and none was fitted"):
+        measure_levers("layer", sequences, CANDIDATES[place : place + 1], (None,), seed=0)
 
 
 @pytest.mark.parametrize("kv_head", range(G))

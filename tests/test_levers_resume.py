@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import transformers as hf
+from measured_levers import made_up_probes
 
 from taylorder.errors import UnsupportedModelError
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
@@ -21,6 +22,7 @@ CANDIDATES = (
     Candidate(HeadSpec(Dropped(), Near(5, 2))),
     Candidate(HeadSpec(Taylor(2, "centre"), Near(3, 1)), fitted=True),
     Candidate(HeadSpec(Taylor(3, "mean", (8, 8, 3)), Near(3, 1))),
+    Candidate(HeadSpec(Taylor(1, "centre"), Near(3, 1, 6)), fitted=True),
 )
 SETTINGS = {"seed": 0, "text": "random"}
 FILES = ("levers-model.layers.1.self_attn.json", "levers-model.layers.1.self_attn.safetensors")
@@ -39,7 +41,7 @@ def model():
 def measure(model, records, progress=lambda *_: None, seed=0):
     return levers.measure(
         model, describe(model, "tiny"), tiny.tokens(2, 32), CANDIDATES, beside,
-        seed=seed, records=records, progress=progress,
+        probes=made_up_probes(model), seed=seed, records=records, progress=progress,
     )  # fmt: skip
 
 
@@ -71,11 +73,13 @@ def assert_same(found, expected):
     """Bit for bit: rows, coefficients, centres, rotations."""
     assert found.model == expected.model
     assert found.candidates == expected.candidates
+    assert found.probed == expected.probed == {"text": "made up", "tokens": 1000, "sha256": "0" * 64}
     for own, other in zip(found.layers, expected.layers, strict=True):
         assert own.module == other.module
         assert own.rows == other.rows
         assert own.fitted == other.fitted
         assert torch.equal(own.prepared.centres, other.prepared.centres)
+        assert torch.equal(own.prepared.probe, other.prepared.probe)
         for rotation, expectation in zip(own.prepared.rotations, other.prepared.rotations, strict=True):
             assert torch.equal(rotation, expectation)
 
@@ -86,8 +90,8 @@ def test_the_table_has_every_kv_head_and_candidate(whole):
     assert whole.kv_heads == [(name, kv_head) for name in names for kv_head in (0, 1)]
     assert len(whole.rows()) == 8
     for (name, kv_head), rows in zip(whole.kv_heads, whole.rows(), strict=True):
-        assert [(row.module, row.kv_head, row.candidate) for row in rows] == [(name, kv_head, p) for p in range(4)]
-        assert [row.window_relative_l2 is None for row in rows] == [True, True, False, False]
+        assert [(row.module, row.kv_head, row.candidate) for row in rows] == [(name, kv_head, p) for p in range(5)]
+        assert [row.window_relative_l2 is None for row in rows] == [True, True, False, False, False]
         assert all(row.relative_l2 > 1e-3 and row.gradient_error > 0 for row in rows[1:])
 
 
@@ -153,7 +157,7 @@ def test_the_seed_decides_the_rows_of_the_fit_alone(model, whole, tmp_path, monk
     assert_same(again, first)
     for own, moved in zip(first.layers, other.layers, strict=True):
         assert own.fitted != moved.fitted
-        kept = [(asdict(a), asdict(b)) for a, b in zip(own.rows, moved.rows, strict=True) if a.candidate != 2]
+        kept = [(asdict(a), asdict(b)) for a, b in zip(own.rows, moved.rows, strict=True) if a.candidate not in (2, 4)]
         assert all(a == b for a, b in kept)
 
 

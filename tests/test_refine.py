@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from measured_levers import (
     EXACT,
     FITTED_1,
     FITTED_2,
+    HALF_KEPT,
+    KEPT,
+    KEPT_1,
+    KEPT_2,
     LENGTH,
+    LONG,
     RANKED,
     SINKS_16,
     TAYLOR_1,
@@ -44,8 +50,8 @@ def eager(monkeypatch):
 
 
 @pytest.fixture
-def tiny_llama(measured_llama):
-    return *measured_llama, table_bytes(measured_llama[1], LENGTH)
+def tiny_llama(keeping_llama):
+    return *keeping_llama, table_bytes(keeping_llama[1], LENGTH)
 
 
 def exact_states(model, ids):
@@ -95,9 +101,20 @@ def mean_kl(model, config, sequence, exact, change=None):
 STEP = 4e-3
 
 
-@pytest.mark.parametrize("choice", [(DROPPED, CENTRE_3, FITTED_1, DROPPED), (RANKED, DROPPED, DROPPED, FITTED_2)])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        (DROPPED, CENTRE_3, FITTED_1, DROPPED),
+        (RANKED, DROPPED, DROPPED, FITTED_2),
+        (HALF_KEPT, KEPT, DROPPED, FITTED_1),
+        (KEPT_2, KEPT_1, FITTED_2, DROPPED),
+    ],
+)
 def test_slopes_are_the_derivatives_of_the_kl(tiny_llama, choice):
-    """A candidate's output is mixed in a little; it is that of the config with this KV head alone changed."""
+    """A candidate's output is mixed in a little; it is that of the config with this KV head alone changed.
+
+    Only the first layer keeps keys: where keys change, others may be kept all at once, which has no derivative.
+    """
     model, table, ids, sizes = tiny_llama
     exact = exact_states(model, ids)
     kl, slopes = measure_slopes(WholeModel(model, ids), table, sizes, choice)
@@ -109,7 +126,7 @@ def test_slopes_are_the_derivatives_of_the_kl(tiny_llama, choice):
     found, expected, other_heads = [], [], []
     for head, (name, kv_head) in enumerate(table.kv_heads):
         columns = slice(kv_head * 16, kv_head * 16 + 16)  # two query heads of 8
-        for place in (DROPPED, TAYLOR_1, SINKS_16, FITTED_2):
+        for place in (DROPPED, TAYLOR_1, SINKS_16, FITTED_2, KEPT, HALF_KEPT, KEPT_1, KEPT_2):
             if slopes.first_order[head][place] in (None, 0.0):
                 continue
             changed = config_of(table, [*choice[:head], place, *choice[head + 1 :]], context=LENGTH)
@@ -137,10 +154,10 @@ def test_slopes_are_the_derivatives_of_the_kl(tiny_llama, choice):
     assert (other_heads - expected).norm() > 0.3 * expected.norm(), "the slopes of another head are others"
 
 
-def test_the_present_candidate_changes_nothing_and_far_ones_are_out_of_reach(tiny_llama):
-    model, table, ids, sizes = tiny_llama
+def test_the_present_candidate_changes_nothing_and_far_ones_are_out_of_reach(measured_llama):
+    model, table, ids = measured_llama
     choice = (DROPPED, FITTED_1, DROPPED, CENTRE_3)
-    sizes = [[10 * own[EXACT], *own[1:]] for own in sizes]
+    sizes = [[10 * own[EXACT], *own[1:]] for own in table_bytes(table, LENGTH)]
     _, slopes = measure_slopes(WholeModel(model, ids), table, sizes, choice)
     for head, now in enumerate(choice):
         rows = table.rows()[head]
@@ -152,6 +169,30 @@ def test_the_present_candidate_changes_nothing_and_far_ones_are_out_of_reach(tin
         assert [square is not None for square in slopes.squared[head]] == expected
         assert not near[EXACT]
         assert sum(expected) > 1
+
+
+def test_what_another_share_of_kept_keys_beats_is_not_run(tiny_llama):
+    """In both errors and for no more bytes; what keeps the same share of keys is run whatever its errors."""
+    model, table, ids, _ = tiny_llama
+    errors = {HALF_KEPT: 0.1, KEPT: 0.2, DROPPED: 0.3, LONG: 0.05, KEPT_1: 0.4, FITTED_1: 0.5}
+    bytes_of = {HALF_KEPT: 400, KEPT: 400, DROPPED: 400, LONG: 410, KEPT_1: 390, FITTED_1: 399}
+    layers = [
+        replace(
+            layer,
+            rows=tuple(
+                replace(row, relative_l2=errors.get(row.candidate, 0.0), gradient_error=errors.get(row.candidate, 0.0))
+                for row in layer.rows
+            ),
+        )
+        for layer in table.layers
+    ]
+    table = replace(table, layers=tuple(layers))
+    sizes = [[bytes_of.get(place, 9999) for place in range(len(table.candidates))]] * 4
+    _, slopes = measure_slopes(WholeModel(model, ids), table, sizes, (KEPT, HALF_KEPT, DROPPED, LONG))
+    run = [{place for place, slope in enumerate(of_head) if slope is not None} for of_head in slopes.first_order]
+    # KEPT_1 is the cheapest, and LONG the best; KEPT_1 beats FITTED_1, HALF_KEPT beats KEPT and DROPPED.
+    best = {HALF_KEPT, LONG, KEPT_1}
+    assert run == [{KEPT, *best}, best, {DROPPED, *best}, best]
 
 
 def test_the_model_adds_half_the_priced_square():
@@ -275,10 +316,12 @@ def test_no_config_is_measured_twice(fake):
     assert [each.price for each in fake([1.0] + [2.0] * 6)] == [None, 1.0]
 
 
-def test_a_step_that_helped_lowers_the_price_to_a_half_at_least(fake):
-    rounds = fake([5.0, 4.0, 3.0, 2.0], towards=[(2, 2), (2, 3), (3, 2)])
-    assert [each.choice for each in rounds] == [(1, 1), (2, 2), (2, 3), (3, 2)]
-    assert [each.price for each in rounds] == [None, 1.0, 0.5, 0.5]
+def test_the_price_follows_how_much_of_its_promise_a_step_kept(fake):
+    rounds = fake([9.0, 7.0, 6.9, 5.9, 3.9, 1.9], towards=[(2, 2), (2, 3), (3, 2), (1, 3), (3, 1)])
+    assert [each.choice for each in rounds] == [(1, 1), (2, 2), (2, 3), (3, 2), (1, 3), (3, 1)]
+    assert [each.promised for each in rounds[1:]] == pytest.approx([-2.0] * 5, abs=0.05)
+    # All of it, a twentieth, a half, all, all.
+    assert [each.price for each in rounds] == [None, 1.0, 0.5, 1.0, 1.0, 0.5]
 
 
 def test_steps_that_promise_too_little_are_not_tried(fake):

@@ -74,7 +74,7 @@ def analyze(
     levers: Annotated[
         str | None,
         options.value(
-            "Let these differ between KV heads: order, expansion, window, sinks, ranks, coefficients. Without "
+            "Let these differ between KV heads: order, expansion, window, sinks, kept, ranks, coefficients. Without "
             "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
             "all|LEVER,…",
             False,
@@ -179,7 +179,7 @@ def analyze(
                     progress=progress,
                     say=progress.say,
                 )
-            run = _with_example(run, loaded, tokens)
+            run = _with_example(run, loaded, description, tokens)
             selection = selection.with_levers(run.chosen.config, run.summary)
         write_run(out, analysis, selection, None, run)
         evaluation = None
@@ -205,16 +205,16 @@ def analyze(
     print_analysis(analysis, selection, evaluation, out, output)
 
 
-def _with_example(run: LeverRun, loaded: LoadedModel, tokens: Tokens) -> LeverRun:
-    """Add to the summary how good the probes are, and which tokens KV heads keep, where any keeps keys."""
-    from taylorder.adapt.near_example import near_example
+def _with_example(run: LeverRun, loaded: LoadedModel, description: ModelDescription, tokens: Tokens) -> LeverRun:
+    """Add to the summary which tokens of a text KV heads keep, where any keeps keys."""
+    from taylorder.adapt.near_example import TOKENS, near_example
 
-    config, summary = run.chosen.config, run.summary
-    if run.probes is not None:
-        summary = replace(summary, probes=run.probes.rows)
-    if config.probe is not None:
-        summary = replace(summary, example=near_example(loaded.model, loaded.tokenizer, config, tokens))
-    return replace(run, summary=summary)
+    config = run.chosen.config
+    if config.probe is None:
+        return run
+    length = min(TOKENS, description.max_context)
+    example = near_example(loaded.model, loaded.tokenizer, config, tokens, length)
+    return replace(run, summary=replace(run.summary, example=example))
 
 
 def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:

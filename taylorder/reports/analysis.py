@@ -183,13 +183,8 @@ def _verdict(
     command, reason = verdict.next_command(analysis, selection, directory)
     words = [f"Next, {reason}:"]
     if directory is not None:
-        more = (
-            ""
-            if selection.levers is None
-            else ", levers.csv, probes.csv"
-            if selection.levers.probes
-            else ", levers.csv"
-        )
+        more = "" if selection.levers is None else ", levers.csv"
+        more += ", probes.csv" if selection.levers is not None and selection.levers.probe is not None else ""
         words.insert(
             0, f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
         )

@@ -31,9 +31,11 @@ def as_document(
         evaluation: the short one that ends an analysis, None if it was skipped.
 
     """
-    files = FILES if selection.levers is None else FILES | {"levers": LEVERS_FILE}
-    if selection.levers is not None and selection.levers.probes:
-        files = files | {"probes": PROBES_FILE}
+    files = dict(FILES)
+    if selection.levers is not None:
+        files["levers"] = LEVERS_FILE
+        if selection.levers.probe is not None:
+            files["probes"] = PROBES_FILE
     document = ReportDocument(
         schema=SCHEMA,
         model=analysis.model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -14,7 +13,7 @@ from taylorder.reports.evaluation_words import figure
 from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
 from taylorder.selection.by_tolerance import Selection
-from taylorder.selection.lever_summary import LeverSummary
+from taylorder.selection.lever_summary import LeverSummary, ProbeSummary
 
 _NAMED = 6
 """KV heads named in a sentence before it says how many others there are."""
@@ -45,32 +44,35 @@ def _kept(head: HeadOrder, parts: bool, most: int) -> Cell:
     return Cell(text, bar=tuple(tokens / max(most, 1) for tokens in (near.sinks, near.window, near.kept)))
 
 
-def probes_judged(summary: LeverSummary) -> str | None:
-    """How well the probes do on held-out text, on average over KV heads; None where that was not measured."""
-    rows = summary.probes
-    if not rows:
-        return None
-    mean = statistics.fmean
-    correlations = [row.rank_correlation for row in rows if row.rank_correlation is not None]
-    rank = f"{mean(correlations):.2f}" if correlations else "-"
-    shares = [percent(mean(getattr(row, f"{name}_share") for row in rows)) for name in ("kept", "h2o", "oracle")]
-    return (
-        f"On {counted(rows[0].tokens, 'held-out token')} the rank correlation of priority and later attention is "
-        f"{rank}; the eighth of the keys of highest priority receives {shares[0]} of that attention (chosen by "
-        f"attention so far, as H2O does, {shares[1]}; by later attention, the most there is, {shares[2]}). Means over "
-        f"{counted(len(rows), 'KV head')}; probes.csv has all."
+def counts(summary: LeverSummary) -> Table:
+    """How many KV heads run each candidate; with kept keys there are many, and kinds of them stand instead."""
+    heads = Column("KV heads", figures=True)
+    if not _offers_kept(summary):
+        return table(
+            (Column("chosen"), heads), [(label, Cell(number(count), count)) for label, count in summary.chosen]
+        )
+    return table(
+        (Column("chosen"), heads, Column("bytes each", figures=True)),
+        [
+            (kind.label, Cell(number(kind.kv_heads), kind.kv_heads), Cell(size(kind.nominal_bytes), kind.nominal_bytes))
+            for kind in summary.kinds
+        ],
     )
 
 
-def counts(summary: LeverSummary) -> Table:
-    """How many KV heads run each candidate."""
-    columns = (Column("chosen"), Column("KV heads", figures=True))
-    return table(columns, [(label, Cell(number(count), count)) for label, count in summary.chosen])
+def _offers_kept(summary: LeverSummary) -> bool:
+    """Whether near fields with kept keys were among the candidates."""
+    return "kept" in summary.levers
+
+
+def _rival(summary: LeverSummary) -> str:
+    """What the bytes of a state are given to instead."""
+    return "near field" if _offers_kept(summary) else "window"
 
 
 def beside_windows(summary: LeverSummary) -> Table:
     """Every candidate with a polynomial, beside the same bytes of window."""
-    titles = ("bytes", "error", "of window", "better on")
+    titles = ("bytes", "error", f"of {_rival(summary)}", "better on")
     columns = (Column("polynomial", wraps=True), *(Column(title, figures=True) for title in titles))
     return table(
         columns,
@@ -110,7 +112,6 @@ def program(summary: LeverSummary) -> str:
     )
     if summary.rounds:
         stages = {
-            "uniform": "with one near field for all KV heads ",
             "windows": "with plain windows ",
             "near fields": "with near fields per KV head ",
             "all": "with all candidates ",
@@ -119,9 +120,11 @@ def program(summary: LeverSummary) -> str:
             stages[among] + ", ".join(figure(measured.kl) for measured in rounds)
             for among, rounds in groupby(summary.rounds, key=lambda measured: measured.among)
         )
+        starts = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts)
+        alike = f"The same for all KV heads: {starts}; the least is the start. " if starts else ""
         return size_words + (
-            f"Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: {by_stage}. "
-            f"The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
+            f"{alike}Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: "
+            f"{by_stage}. The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
         )
     if summary.budget is None:
         return size_words + (
@@ -150,14 +153,24 @@ def sentences(analysis: Analysis, summary: LeverSummary) -> list[str]:
     if not by_order:
         return ["No polynomial was among the candidates."]
     first = (
-        "Served better by Taylor terms than by the same bytes of window, by gradient-weighted error and at any window "
-        f"measured: {'; '.join(by_order)}."
+        f"Served better by Taylor terms than by the same bytes of {_rival(summary)}, by gradient-weighted error and at "
+        f"any {_rival(summary)} measured: {'; '.join(by_order)}."
     )
     chosen = len(summary.chosen_better) + len(summary.chosen_worse)
     if not chosen:
         return [first, "The config gives no KV head a polynomial."]
     second = f"Of the {counted(chosen, 'KV head')} with a polynomial in this config, {len(summary.chosen_better)} are."
     return [first, second]
+
+
+def probe_words(probe: ProbeSummary) -> str:
+    """How well probes tell which keys will be used."""
+    return (
+        f"On {counted(probe.held_out, 'token')} that the probe did not see, its rank correlation with the attention "
+        f"that keys will receive is {probe.rank_correlation:.2f} (median KV head); the eighth of the keys that it puts "
+        f"first gets {percent(probe.kept_share)} of that attention, by attention so far (H2O) "
+        f"{percent(probe.h2o_share)}, by an oracle {percent(probe.oracle_share)}."
+    )
 
 
 def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
@@ -167,7 +180,8 @@ def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
 
 def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> Section:
     """What every KV head keeps, and what polynomials are worth beside windows."""
-    probe = filter(None, [near_words.probe_sentence(selection.config), probes_judged(summary)])
+    judged = None if summary.probe is None else probe_words(summary.probe)
+    probe = filter(None, [near_words.probe_sentence(selection.config), judged])
     blocks: list[Block] = [
         kept_tokens(analysis, selection),
         paragraph(legend(summary, near_words.keeps(selection.config)), *probe, program(summary)),
@@ -178,8 +192,8 @@ def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> 
         blocks.append(beside_windows(summary))
         lines.insert(
             0,
-            "Relative L2 error of the median KV head, and that of a window of the same bytes; on how many of "
-            f"{summary.kv_heads} KV heads the polynomial is better by gradient-weighted error, never needing the "
+            f"Relative L2 error of the median KV head, and that of a {_rival(summary)} of the same bytes; on how many "
+            f"of {summary.kv_heads} KV heads the polynomial is better by gradient-weighted error, never needing the "
             "guard.",
         )
     return Section("What every KV head keeps", (*blocks, paragraph(*lines)), "config")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from taylorder.adapt.near_example import NearExample
-from taylorder.kernels.spec import Taylor
+from taylorder.kernels.spec import Exact, Taylor
+from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
-from taylorder.selection.probe_report import ProbeRow
+from taylorder.selection.near_sizes import kept_share
+from taylorder.selection.probe_report import ProbeReport, ProbeRow
 from taylorder.selection.refine import Among
 from taylorder.selection.under_limit import Chosen
 
@@ -34,6 +37,32 @@ class BesideWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class ChosenKind:
+    """KV heads that run the same kind of thing: how many, and their nominal bytes on average."""
+
+    label: str
+    kv_heads: int
+    nominal_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSummary:
+    """How well the probes rank keys of held-out text, in the figures of :class:`~.probe_report.ProbeRow`.
+
+    The rank correlation is the median KV head's, shares are means over KV heads; ``tokens`` were read to fit the
+    probes, ``held_out`` to judge them. ``rows`` are those of all KV heads.
+    """
+
+    tokens: int
+    held_out: int
+    rank_correlation: float
+    kept_share: float
+    h2o_share: float
+    oracle_share: float
+    rows: tuple[ProbeRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MeasuredRound:
     """A config the iterative scheme measured: mean KL in nats per token, what was promised of it, and among what."""
 
@@ -47,11 +76,12 @@ class MeasuredRound:
 class LeverSummary:
     """How the candidates were measured and what was chosen.
 
-    ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``chosen`` counts KV heads by candidate,
-    ``chosen_better`` names those with a polynomial that serves them better than the same bytes of window, and
-    ``chosen_worse`` those that it serves worse. ``probes`` says of every KV head how well its probe ranks keys on
-    held-out text, and ``example`` which tokens of a text those that keep keys hold; empty and None where there are no
-    probes. Class attributes are as in :class:`~taylorder.selection.policies.Policy`.
+    ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``rounds`` are those of the iterative
+    scheme, ``starts`` the KL of each near field that was measured for all KV heads alike; ``chosen`` counts KV heads by
+    candidate, ``kinds`` by what they run whatever the size; ``probe`` is None where none was judged, ``example``, which
+    tokens of a text KV heads keep, where none keeps any by priority or nobody looked. ``chosen_better``
+    names those with a polynomial that serves them better than the same bytes of near field, and ``chosen_worse`` those
+    that it serves worse. Class attributes are as in :class:`~taylorder.selection.policies.Policy`.
     """
 
     name: ClassVar[Literal["levers"]] = "levers"
@@ -77,7 +107,9 @@ class LeverSummary:
     chosen_better: tuple[tuple[str, int], ...]
     chosen_worse: tuple[tuple[str, int], ...]
     beside_window: tuple[BesideWindow, ...]
-    probes: tuple[ProbeRow, ...] = ()
+    kinds: tuple[ChosenKind, ...] = ()
+    starts: tuple[tuple[str, float], ...] = ()
+    probe: ProbeSummary | None = None
     example: NearExample | None = None
 
     def __repr__(self) -> str:
@@ -89,9 +121,14 @@ class LeverSummary:
 
 
 def summarise(
-    table: LeverTable, chosen: Chosen, *, levers: tuple[str, ...], sequences: tuple[int, int]
+    table: LeverTable,
+    chosen: Chosen,
+    *,
+    levers: tuple[str, ...],
+    sequences: tuple[int, int],
+    probes: ProbeReport | None = None,
 ) -> LeverSummary:
-    """Summarise a choice; ``sequences`` is their number and length."""
+    """Summarise a choice; ``sequences`` is their number and length, ``probes`` how well these do."""
     kv_heads = table.kv_heads
     rows = list(zip(kv_heads, table.rows(), strict=True))  # of all candidates, by KV head
     sizes = table_bytes(table, chosen.limit.context)
@@ -133,9 +170,51 @@ def summarise(
         objective=chosen.objective,
         bound=chosen.bound,
         gap=chosen.gap,
-        rounds=tuple(MeasuredRound(config.kl, config.promised, config.price, config.among) for config in chosen.rounds),
+        rounds=tuple(
+            MeasuredRound(config.kl, config.promised, config.price, config.among)
+            for config in chosen.rounds
+            if config.among != "uniform"
+        ),
         chosen=tuple((table.candidates[index].label(), counts[index]) for index in sorted(counts)),
         chosen_better=tuple(kv_head for kv_head, better in serves.items() if better),
         chosen_worse=tuple(kv_head for kv_head, better in serves.items() if not better),
         beside_window=tuple(beside),
+        kinds=_kinds(table, chosen, sizes),
+        starts=tuple(
+            (table.candidates[config.choice[0]].label(), config.kl)
+            for config in chosen.rounds
+            if config.among == "uniform"
+        ),
+        probe=None if probes is None else _probe(table, probes),
+    )
+
+
+def _kinds(table: LeverTable, chosen: Chosen, sizes: Sequence[Sequence[int]]) -> tuple[ChosenKind, ...]:
+    """What is run and by how many KV heads, in the order of the candidates."""
+    taken: dict[str, list[int]] = {}
+    for index, candidate in enumerate(table.candidates):
+        own = [size[index] for size, choice in zip(sizes, chosen.choice, strict=True) if choice == index]
+        taken.setdefault(_kind(candidate), []).extend(own)
+    return tuple(ChosenKind(label, len(own), sum(own) // len(own)) for label, own in taken.items() if own)
+
+
+def _kind(candidate: Candidate) -> str:
+    """What a candidate is, whatever its size."""
+    far, share = candidate.spec.far, kept_share(candidate.spec.near)
+    near = f"near field, {share} kept" if share else "window"
+    if isinstance(far, Exact):
+        return "exact"
+    return f"order {far.order} beside {near}" if isinstance(far, Taylor) else near
+
+
+def _probe(table: LeverTable, probes: ProbeReport) -> ProbeSummary:
+    ranks = [row.rank_correlation for row in probes.rows if row.rank_correlation is not None]
+    return ProbeSummary(
+        tokens=0 if table.probed is None else table.probed["tokens"],
+        held_out=probes.rows[0].tokens,
+        rank_correlation=statistics.median(ranks) if ranks else 0.0,
+        kept_share=probes.mean("kept_share"),
+        h2o_share=probes.mean("h2o_share"),
+        oracle_share=probes.mean("oracle_share"),
+        rows=probes.rows,
     )

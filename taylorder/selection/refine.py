@@ -6,8 +6,8 @@ backward pass of the KL to the exact model gives, for every KV head and every ca
 of its output and ``gradient . delta``. To that comes what the change costs by itself, ``s |delta|^2 / 2``, with the
 sensitivity ``s`` of the head that the gradient-weighted errors tell (a block-diagonal Gauss-Newton model). An integer
 program moves bytes along the model, no KV head further than a factor of its present bytes; then the whole model is
-measured. After a step that did not help, the next starts from the best config again and pays more for every change, as
-in the method of Levenberg and Marquardt.
+measured. After a step that did not help, the next starts from the best config again and pays more for every change, and
+so does one after a step that helped much less than promised, as in the method of Levenberg and Marquardt.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ from these and near fields with kept keys, or from all candidates."""
 ROUNDS, MORE_ROUNDS = 6, 3
 """Configs measured at most, the first included; and those measured when more candidates join, the first not."""
 
-_HARDER, _EASIER, _LEAST_PRICE, _MOST_PRICE = 4.0, 2.0, 0.5, 64.0
-"""What a step that failed or helped does to the price of changes, 1 in the Gauss-Newton model."""
+_FAILED, _SHORT, _KEPT, _LEAST_PRICE, _MOST_PRICE = 4.0, 2.0, 0.5, 0.5, 64.0
+"""What the price of changes, 1 in the Gauss-Newton model, is multiplied by after a step that did not help, that helped
+by less than :data:`_LITTLE` of its promise, and that helped by more than :data:`_MUCH` of it."""
+
+_LITTLE, _MUCH = 0.25, 0.75
 
 _WORTHWHILE = 0.005
 """A step that promises less than this share of the KL is not tried."""
@@ -135,20 +138,29 @@ def refine(
         measured = Round(**record["round"] | {"choice": tuple(record["round"]["choice"])})
         done.append(measured)
         if best is None or measured.kl < best.kl:
-            price = max(_LEAST_PRICE, price / _EASIER) if best else price
+            price *= _kept_promise(best, measured)
+            price = max(_LEAST_PRICE, price)
             best, around = measured, Slopes(**record["slopes"])
         else:
-            price *= _HARDER
+            price *= _FAILED
         if around is None:
             break
         step = _best_step(around.promises(of_heads, price), sizes, budget, price)
         while step.choice in {earlier.choice for earlier in done} and price <= _MOST_PRICE:
-            price *= _HARDER  # measured before, and no better
+            price *= _FAILED  # measured before, and no better
             step = _best_step(around.promises(of_heads, price), sizes, budget, price)
         if price > _MOST_PRICE or (step.promised or 0.0) > -_WORTHWHILE * best.kl:
             break
     progress(f"moving bytes, {name}", rounds, rounds)
     return tuple(done)
+
+
+def _kept_promise(best: Round | None, measured: Round) -> float:
+    """What a step that helped does to the price: the model is trusted as far as it was right."""
+    if best is None or not measured.promised:
+        return 1.0
+    share = (best.kl - measured.kl) / -measured.promised
+    return _SHORT if share < _LITTLE else _KEPT if share > _MUCH else 1.0
 
 
 def _best_step(promises: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int, price: float) -> Round:

@@ -156,7 +156,7 @@ def run_levers(
             name=f"context-{limit.context}",
         )
     used = tuple(lever for lever in LEVERS if settings.levers is None or lever in settings.levers)
-    summary = summarise(table, chosen, levers=used, sequences=(len(sequences), length))
+    summary = summarise(table, chosen, levers=used, sequences=(len(sequences), length), probes=judged)
     return LeverRun(table, chosen, summary, judged)
 
 
