@@ -57,7 +57,7 @@ from taylorder.selection import lever_summary
 from taylorder.selection.candidates import LEVERS, candidates
 from taylorder.selection.config_of import window_instead
 from taylorder.selection.lever_table import LeverTable, measure
-from taylorder.selection.probes import fit_probes, probe_sequences
+from taylorder.selection.probes import fit_probes, probe_sequences, probe_tokens
 from taylorder.selection.settings import Limit, parse_bytes
 from taylorder.selection.under_limit import Chosen, choose, near_fields_alone
 from taylorder.storage.provenance import software_versions
@@ -92,9 +92,10 @@ class Levers:
         offered = tuple(dict.fromkeys([*shipped, *without_kept]))
         settings = {"model": model.fingerprint, "length": length, "calibration": tokens.text.sha256}
         records = Records(directory, settings | {"candidates": str(offered)})
-        fitted_to, _ = probe_sequences(tokens, model, 2 * length)
+        words = probe_tokens(loaded.tokenizer, tokens)
+        fitted_to, _ = probe_sequences(words, model, 4 * length)
         shared = {"records": records, "progress": _progress}
-        probes = fit_probes(loaded.model, model, fitted_to, text=tokens.text, **shared)
+        probes = fit_probes(loaded.model, model, fitted_to, text=words.text, **shared)
         table = measure(loaded.model, model, sequences, offered, window_instead, probes=probes, seed=0, **shared)
         indices = [[offered.index(candidate) for candidate in part] for part in (shipped, without_kept)]
         return cls(loaded, model, table, *indices, sequences, tokens, records)
@@ -200,11 +201,13 @@ def one_budget(levers: Levers, judge: Judge, text: Text, budget: int, arguments:
     without |= {f"order {order} beside kept keys": with_state(ours, levers.model, order) for order in (1, 2)}
     judged([Entrant(name, config) for name, config in without.items()], few, "without")
     judged([h2o], few)
-    judged([Entrant("LoLA's rule, our bytes", with_state(ours, levers.model, 2), LOLA)], few)
-    judged([Entrant("oracle, our bytes", chosen.config, ORACLE)], few)
-    for name, config in alike.items():
-        judged([Entrant(f"{rule.name}, {name}", config, rule) for rule in (*CHEAP, H2O, ORACLE)], few)
-        judged([Entrant(f"LoLA's rule, {name}", with_state(config, levers.model, 2), LOLA)], few)
+    quarter, half = ([Entrant(f"{rule.name}, {name}", alike[name], rule) for rule in (*CHEAP, H2O)] for name in SHARES)
+    judged(quarter, few)
+    fields = {"our bytes": ours, **alike}
+    judged([Entrant(f"LoLA's rule, {name}", with_state(fields[name], levers.model, 2), LOLA) for name in fields], few)
+    fields["our bytes"] = chosen.config
+    judged([Entrant(f"oracle, {name}", config, ORACLE) for name, config in fields.items()], few)
+    judged(half, few)
     if arguments.old_rules:
         judged(old_rules(levers, budget), whole)
 

@@ -90,7 +90,9 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     with (directory / "probes.csv").open(newline="", encoding="utf-8") as lines:
         probes = [(row["module"], row["kv_head"], float(row["kept_share"])) for row in csv.DictReader(lines)]
-    assert probes == [(row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probes"]]
+    assert probes == [
+        (row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probe"]["rows"]
+    ]
     assert len(probes) == 4
     assert report["files"]["probes"] == "probes.csv"
     keeping = [(row["module"], int(row["kv_head"])) for row in chosen if row["kept"] != "0"]

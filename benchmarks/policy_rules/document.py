@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taylorder.storage.files import replacing
-from taylorder.storage.finite_json import as_json
+from taylorder.storage.finite_json import as_json, finite
 
 IDENTITY = ("model", "text", "length", "budget_bytes", "policy", "sequences", "task")
 """Rows that agree on all of these are the same, measured again."""
@@ -26,7 +26,7 @@ def add(path: Path, sections: Mapping[str, Iterable[Mapping[str, Any]]]) -> None
             known = {_identity(row): row for row in document.get(section, [])}
             document[section] = list((known | {_identity(row): dict(row) for row in rows}).values())
         with replacing(path) as temporary:
-            temporary.write_text(as_json(document), encoding="utf-8")
+            temporary.write_text(as_json(finite(document)), encoding="utf-8")
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
