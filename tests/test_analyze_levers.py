@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 
 import pytest
 import tiny
@@ -102,6 +103,8 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     assert "What every KV head keeps" in out
     assert "Served better by Taylor terms than by the same bytes of near field" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")
+    assert "The same for all KV heads: " in out.replace("\n  ", " ")
+    assert re.search("chosen +KV heads +bytes each", out)
     assert "levers.csv, probes.csv" in out.replace("\n  ", " ")
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out + err
