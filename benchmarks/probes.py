@@ -141,13 +141,13 @@ def row(name: str, modules: list[str], figures: Records) -> dict[str, Any]:
 def show(document: dict[str, Any]) -> None:
     """Print a line per variant: what is kept of each kind of text, the rest as a mean over docstrings and code."""
     print(
-        f"{'variant':44s}"
+        f"{'variant':58s}"
         + "".join(f"{kind:>11s}" for kind in (*HELD_OUT, "both", "16th", "quarter", "changed", "rank"))
     )
     for of in document["rows"]:
         both = [float(np.mean([of[kind][figure] for kind in HELD_OUT[:2]])) for figure in FIGURES]
         values = [of[kind]["kept"] for kind in HELD_OUT] + both
-        print(f"{of['variant']:44s}" + "".join(f"{value:11.4f}" for value in values))
+        print(f"{of['variant']:58s}" + "".join(f"{value:11.4f}" for value in values))
 
 
 def _ranking(priority: Callable[[Captured], Tensor]) -> Ranking:

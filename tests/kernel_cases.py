@@ -57,6 +57,27 @@ MIXED = [
 ]
 """Heads of two groups: one with a window, sinks and both expansions, one exact."""
 
+KEPT = (0, 1, 5, 40)
+"""Numbers of keys kept by priority."""
+
+MIXED_KEPT = [
+    HeadSpec(Taylor(3, "mean"), Near(4, 2, 9)),
+    HeadSpec(Taylor(2, "mean"), Near(4, 2, 9)),
+    HeadSpec(Dropped(), Near(7, 0, 20)),
+    HeadSpec(Dropped(), Near(7, 0, 20)),
+    HeadSpec(Exact()),
+    HeadSpec(Exact()),
+]
+"""Heads of three groups: a state beside kept keys, kept keys alone, exact."""
+
+
+def ranked(heads, T=130, seed=0, levels=10_000, **options):
+    """A problem with priorities, of so many different levels, for groups of two heads."""
+    case = problem(heads, G=len(heads) // 2, T=T, seed=seed, **options)
+    generator = torch.Generator().manual_seed(seed + 1)
+    shape = (case.q.shape[0], len(heads) // 2, T)
+    return replace(case, priority=torch.randint(0, levels, shape, generator=generator).float())
+
 
 def reference(case):
     output, _ = reference_attention(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 
 import pytest
 import tiny
@@ -90,7 +91,9 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     with (directory / "probes.csv").open(newline="", encoding="utf-8") as lines:
         probes = [(row["module"], row["kv_head"], float(row["kept_share"])) for row in csv.DictReader(lines)]
-    assert probes == [(row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probes"]]
+    assert probes == [
+        (row["module"], str(row["kv_head"]), row["kept_share"]) for row in report["levers"]["probe"]["rows"]
+    ]
     assert len(probes) == 4
     assert report["files"]["probes"] == "probes.csv"
     keeping = [(row["module"], int(row["kv_head"])) for row in chosen if row["kept"] != "0"]
@@ -100,6 +103,8 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     assert "What every KV head keeps" in out
     assert "Served better by Taylor terms than by the same bytes of near field" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")
+    assert "The same for all KV heads: " in out.replace("\n  ", " ")
+    assert re.search("chosen +KV heads +bytes each", out)
     assert "levers.csv, probes.csv" in out.replace("\n  ", " ")
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out + err

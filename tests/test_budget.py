@@ -77,6 +77,19 @@ def test_the_table_of_levers_is_that_of_the_file(tiny_tokenizer, tmp_path):
     assert table.groupby(["module", "kv_head"]).chosen.sum().tolist() == [1] * 4
 
 
+@pytest.mark.parametrize(("most", "expected"), [(96, 2), (192, 2), (480, 5), (50, 1)])
+def test_levers_are_measured_on_half_of_the_tokens_or_two_sequences(tiny_tokenizer, monkeypatch, most, expected):
+    def measure(_model, _description, sequences, *_, **__):
+        raise KeyboardInterrupt(tuple(sequences.shape))
+
+    monkeypatch.setattr("taylorder.selection.lever_table.measure", measure)
+    model = tiny.llama()
+    settings = AnalyzeSettings(budget=768, levers=["window"], max_tokens=most, lever_length=48)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_levers(model, tiny_tokenizer, describe(model), settings, text=WORDS * 9)
+    assert stopped.value.args == ((expected, 48),)
+
+
 def test_an_analysis_is_used_where_there_is_one(tiny_tokenizer, monkeypatch):
     model = tiny.llama()
     analysis = taylorder.analyze(model, tiny_tokenizer, sequence_length=32, rows=4, max_order=2, name="mine", **SMALL)

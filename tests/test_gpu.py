@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from generating import MODELS, in_pieces, padded_batch, positions
-from kernel_cases import MIXED, attend, problem, reference
+from kernel_cases import MIXED, MIXED_KEPT, attend, problem, ranked, reference
 from mixed_orders import mixed_config, reference_output
 from tolerances import TOLERANCE, relative_error
 
@@ -29,6 +29,19 @@ def test_each_dtype_meets_its_tolerance_and_a_perturbed_input_does_not(dtype, cu
     assert (found.dtype, found.device.type) == (dtype, GPU.type)
     assert relative_error(found.cpu(), reference(case)) < TOLERANCE[dtype]
     assert relative_error(wrong.cpu(), reference(case)) > TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("cuts", [(0, 700), (0, 600, 699, 700), (0, 400, *range(401, 501), 700)])
+def test_keys_kept_by_priority_meet_the_tolerances_and_those_of_other_priorities_do_not(dtype, cuts):
+    case = replace(ranked(MIXED_KEPT, T=700, d=16, d_v=16, scale=0.5, levels=100), cuts=cuts).to(dtype)
+    there = replace(case, **{name: getattr(case, name).to(GPU) for name in ("q", "k", "v", "priority")})
+    found, state = attend(there, "triton")
+    wrong, _ = attend(replace(there, priority=there.priority.flip(2)), "triton")
+    assert relative_error(found.cpu(), reference(case)) < TOLERANCE[dtype]
+    assert relative_error(wrong.cpu(), reference(case)) > TOLERANCE[dtype]
+    (pending,) = (part.pending for part in state.parts if hasattr(part, "pending"))
+    assert max(pending.lengths[1:]) < 7 + 20 + 64  # the one that drops what is far
 
 
 def test_a_model_takes_triton_by_itself_and_computes_the_formula():

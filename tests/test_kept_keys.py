@@ -11,25 +11,14 @@ import torch
 import triton_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import EAGER, SCALING, Case, attend, cases, problem, reference, sized, sizes
+from kernel_cases import EAGER, KEPT, SCALING, Case, attend, cases, ranked, reference, sized, sizes
+from kernel_cases import MIXED_KEPT as MIXED
 from tolerances import TOLERANCE
 
 from taylorder.kernels import kept_keys, kept_run, reference_attention, score_space_attention, taylor_attention
 from taylorder.kernels.differentiable import differentiable_attention
 from taylorder.kernels.kept_keys import far_from
-from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
-
-KEPT = (0, 1, 5, 40)
-
-MIXED = [
-    HeadSpec(Taylor(3, "mean"), Near(4, 2, 9)),
-    HeadSpec(Taylor(2, "mean"), Near(4, 2, 9)),
-    HeadSpec(Dropped(), Near(7, 0, 20)),
-    HeadSpec(Dropped(), Near(7, 0, 20)),
-    HeadSpec(Exact()),
-    HeadSpec(Exact()),
-]
-"""Heads of three groups: a state beside kept keys, kept keys alone, exact."""
+from taylorder.kernels.spec import Dropped, HeadSpec, Near, Taylor
 
 FEW_ROWS = {(kept_keys, "BLOCK_ROWS"): 5, (kept_run, "BLOCK_ROWS"): 5}
 
@@ -59,13 +48,6 @@ class Backend:
 def linear(request):
     """Those of linear time."""
     return Backend(request.param)
-
-
-def ranked(heads, T=130, seed=0, levels=10_000, **options):
-    case = problem(heads, G=len(heads) // 2, T=T, seed=seed, **options)
-    generator = torch.Generator().manual_seed(seed + 1)
-    shape = (case.q.shape[0], len(heads) // 2, T)
-    return replace(case, priority=torch.randint(0, levels, shape, generator=generator).float())
 
 
 @settings(max_examples=150, deadline=None)

@@ -11,7 +11,7 @@ import tiny
 from generating import generated
 from mixed_orders import PROBE_TEXT, random_probes
 from pages import Page
-from synthetic import keeping_selection, lever_selection
+from synthetic import keeping_selection, lever_selection, replaced
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
 from taylorder.adapt.cost import config_bytes
@@ -22,6 +22,8 @@ from taylorder.models.describe import describe
 from taylorder.reports import grids, html, html_data, near_words
 from taylorder.reports.analysis import sections
 from taylorder.reports.render import plain_text
+from taylorder.selection.lever_summary import ProbeSummary
+from taylorder.selection.probe_report import ProbeRow
 
 PROMPT = "It was a dark and stormy night; "
 
@@ -133,3 +135,15 @@ def test_counts_and_summary_name_heads_that_keep_keys():
     measured = synthetic.analysis(layers=3)
     config = keeping_selection(measured).config
     assert config.counts() == {"exact": 6, "order 2": 9, "window and kept keys": 12}
+
+
+def test_the_page_says_of_every_head_how_good_its_probe_is():
+    measured = synthetic.analysis(layers=3)
+    chosen = keeping_selection(measured)
+    first = measured.model.modules[0].name
+    row = ProbeRow(first, 1, 0.875, 0.61, 0.5, 0.65, 2048)
+    judged = ProbeSummary(6144, 2048, 0.875, 0.61, 0.5, 0.65, rows=(row,))
+    chosen = chosen.with_levers(chosen.config, replaced(chosen.levers, probe=judged))
+    facts = [dict(head["facts"]).get("probe") for head in html_data.as_data(measured, chosen)["layers"][0]["heads"]]
+    words = "rank correlation 0.875; its best eighth receives 61% of later attention (H2O 50%, at most 65%)"
+    assert facts == [None] * 3 + [words] * 3 + [None] * 3

@@ -57,12 +57,11 @@ def test_the_tokens_are_those_that_the_running_model_keeps(seed):
     assert near_tokens(model, other, ids) != found
 
 
-def test_an_example_is_the_end_of_a_text_by_token(tiny_tokenizer, monkeypatch):
+def test_an_example_is_the_end_of_a_text_by_token(tiny_tokenizer):
     model = MODELS["llama"]()
     config = keeping_config(model, 1)
-    monkeypatch.setattr("taylorder.adapt.near_example.TOKENS", LENGTH)
     words = "The quick brown fox jumps over the lazy dog. " * 3
-    example = near_example(model, tiny_tokenizer, config, tokenise(tiny_tokenizer, Text("a fable", words)))
+    example = near_example(model, tiny_tokenizer, config, tokenise(tiny_tokenizer, Text("a fable", words)), LENGTH)
     assert "".join(example.pieces) == words[-LENGTH:]
     assert len(example.pieces) == LENGTH
     assert example.source == "the end of a fable"

@@ -6,7 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from measured_levers import CANDIDATES, DROPPED, EXACT, FITTED_1, FITTED_2, LENGTH, LONG, SINKS_16, TAYLOR_1
+from measured_levers import (
+    CANDIDATES,
+    DROPPED,
+    EXACT,
+    FITTED_1,
+    FITTED_2,
+    HALF_KEPT,
+    KEEPING,
+    KEPT,
+    LENGTH,
+    LONG,
+    SINKS_16,
+    TAYLOR_1,
+)
 from policy_rules.criteria import gradient_errors
 
 from taylorder.kernels.spec import Exact, HeadSpec, Near, Taylor
@@ -16,7 +29,8 @@ from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import Criterion
 from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
 from taylorder.selection.settings import Limit
-from taylorder.selection.under_limit import choose, windows_alone
+from taylorder.selection.under_limit import choose, near_fields_alone, uniform_starts, windows_alone
+from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.records import Records
 
 PLAIN = [EXACT, DROPPED, LONG]
@@ -27,9 +41,9 @@ def measurements(monkeypatch):
     """Configs measured, as places of the table that was measured; changes cost a hundredth of what they seem to."""
     found = []
 
-    def measure(model, table, sizes, choice, *rest):
+    def measure(whole, table, sizes, choice):
         found.append((len(table.candidates), tuple(choice)))
-        return measure_slopes(model, table, sizes, choice, *rest)
+        return measure_slopes(whole, table, sizes, choice)
 
     monkeypatch.setattr(module, "measure_slopes", measure)
     monkeypatch.setattr(module, "sensitivities", lambda table: [each / 100 for each in sensitivities(table)])
@@ -52,6 +66,48 @@ def test_windows_alone_are_exact_attention_and_windows_with_the_usual_sinks():
     assert windows_alone(CANDIDATES) == PLAIN
     assert SINKS_16 not in windows_alone(CANDIDATES)
     assert windows_alone([Candidate(HeadSpec(Exact())), Candidate(HeadSpec(Taylor(3, "mean"), Near(4, 4)))]) == [0]
+
+
+def test_near_fields_alone_are_these_and_what_keeps_keys_beside_them():
+    assert near_fields_alone(KEEPING) == [*PLAIN, KEPT, HALF_KEPT]
+    assert near_fields_alone(CANDIDATES) == windows_alone(KEEPING) == PLAIN
+
+
+def test_every_share_of_kept_keys_that_fits_is_measured_and_the_best_is_the_start(
+    keeping_llama, measurements, tmp_path, monkeypatch
+):
+    model, table, ids = keeping_llama
+    near = near_fields_alone(KEEPING)
+    sizes = table_bytes(table, LENGTH)
+    budget = dropped_bytes(table)
+    starts = [near[index] for index in map(near.index, (DROPPED, KEPT, HALF_KEPT))]
+    kls = WholeModel(model, ids).kls(table, [[place] * 4 for place in starts])
+    for place, kl in zip(starts, kls, strict=True):
+        whole, _ = measure_slopes(WholeModel(model, ids), table, sizes, [place] * 4)
+        assert kl == pytest.approx(whole, rel=0.1)  # the last token, which predicts none, counts there
+    found = chosen(model, table, ids, tmp_path, budget)
+    uniform = [each for each in found.rounds if each.among == "uniform"]
+    assert [(each.choice, each.promised) for each in uniform] == [((place,) * 4, None) for place in starts]
+    assert [each.kl for each in uniform] == pytest.approx(kls)
+    best = starts[kls.index(min(kls))]
+    assert measurements[0] == (len(near), (near.index(best),) * 4)
+    stages = [each.among for each in found.rounds]
+    assert stages == sorted(stages, key=["uniform", "near fields", "all"].index)
+    assert "near fields" in stages
+    monkeypatch.setattr(WholeModel, "kls", lambda *_: pytest.fail("measured again"))
+    assert chosen(model, table, ids, tmp_path, budget) == found
+
+
+def test_a_share_of_which_no_size_fits_begins_nothing(keeping_llama):
+    _, table, _ = keeping_llama
+    near = near_fields_alone(KEEPING)
+    part, sizes = table.restricted_to(near), [[size[place] for place in near] for size in table_bytes(table, LENGTH)]
+    budget = sizes[0][near.index(DROPPED)]
+    expected = [[near.index(place)] * 4 for place in (DROPPED, KEPT, HALF_KEPT)]
+    assert uniform_starts(part, sizes, budget) == expected
+    sizes = [[2 * size if index == near.index(KEPT) else size for index, size in enumerate(own)] for own in sizes]
+    assert uniform_starts(part, sizes, budget) == [expected[0], expected[2]]
+    assert uniform_starts(part, sizes, 100) == []
 
 
 def test_a_part_of_the_table_has_the_rows_and_fits_of_its_candidates(measured_llama):

@@ -9,9 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import attend, cases, reference
-from test_kept_keys import KEPT, ranked
-from test_kept_keys import MIXED as MIXED_NEAR_FIELDS
+from kernel_cases import KEPT, MIXED_KEPT, attend, cases, ranked, reference
 from tolerances import TOLERANCE, relative_error
 from triton_cases import EAGER, altering, backward_error, layouts, sized, sizes
 
@@ -46,7 +44,7 @@ def test_every_table_up_to_order_6(case, chosen, layout, rows):
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_each_dtype_meets_its_tolerance_and_other_priorities_do_not(dtype):
-    case = ranked(MIXED_NEAR_FIELDS, T=60, scale=0.5, cuts=(0, 40, 59, 60)).to(dtype)
+    case = ranked(MIXED_KEPT, T=60, scale=0.5, cuts=(0, 40, 59, 60)).to(dtype)
     with sized(EAGER):
         found, _ = attend(case, "triton")
         wrong, _ = attend(replace(case, priority=case.priority.flip(2)), "triton")

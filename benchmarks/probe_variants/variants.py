@@ -159,6 +159,7 @@ VARIANTS: tuple[Variant, ...] = (
     *(Variant(text=mix) for mix in _MIXES),
     Variant(text=_BOTH, target="share 16"),
     Variant(text=_BOTH, ridge=1e-4),
+    Variant(text=_BOTH, target="share 16", ridge=1e-4),
     *(Variant(text=_BOTH, features=features) for features in ("k", "+ squares", "+ pair norms")),
     Variant(text=_BOTH, target="share 16", ridge=1e-4, features="+ pair norms"),
 )

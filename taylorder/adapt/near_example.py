@@ -40,14 +40,14 @@ class NearExample:
     kv_heads: tuple[NearTokens, ...]
 
 
-def near_example(model: Any, tokenizer: Any, config: OrderConfig, tokens: Tokens) -> NearExample:
-    """Run a model with a config on the end of a text, and see which tokens are near after the last one.
+def near_example(model: Any, tokenizer: Any, config: OrderConfig, tokens: Tokens, length: int = TOKENS) -> NearExample:
+    """Run a model with a config on the last ``length`` tokens of a text, and see which are near after the last one.
 
     Raises:
         ConfigError: the config does not belong to the model.
 
     """
-    ids = tokens.last(TOKENS)
+    ids = tokens.last(length)
     text = TextPieces(tokenizer)
     pieces = [text.add(int(token)) for token in ids]
     pieces[-1] += text.rest()

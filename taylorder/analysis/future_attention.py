@@ -84,7 +84,7 @@ def attention_blocks(q: Tensor, k: Tensor, scaling: float, rows: range) -> Itera
 
 
 def log_use(q: Tensor, k: Tensor, scaling: float, reach: Reach) -> Tensor:
-    """How often later queries use each key: ``log mean min(1, attention * keys seen / 8)``, what probes are fitted to.
+    """How often later queries use each key: ``log mean min(1, attention * keys seen / 8)``, for probes.
 
     The mean is over the query heads of the group and the queries that count (:class:`Reach`); keys seen are those up to
     the query, so ``attention * keys seen`` is 1 for a key that gets its fair share. Memory is that of a block of rows.

@@ -62,7 +62,8 @@ class Tokens:
 
     def last(self, length: int) -> Tensor:
         """Return the last tokens, as many as there are up to ``length``, as one sequence: int64 ``[T]``."""
-        return self._begun(torch.tensor(self.ids[-length:], dtype=torch.int64)[None])[0]
+        ids = self.ids[-length:]
+        return torch.tensor(ids if self.bos is None else [self.bos, *ids[1:]], dtype=torch.int64)
 
     def draw(self, length: int, count: int, seed: int) -> Tensor:
         """Cut the text into consecutive sequences and draw some without replacement, sorted: int64 ``[count, length]``.

@@ -179,7 +179,7 @@ def analyze(
                     progress=progress,
                     say=progress.say,
                 )
-            run = _with_example(run, loaded, tokens)
+            run = _with_example(run, loaded, description, tokens)
             selection = selection.with_levers(run.chosen.config, run.summary)
         write_run(out, analysis, selection, None, run)
         evaluation = None
@@ -205,14 +205,15 @@ def analyze(
     print_analysis(analysis, selection, evaluation, out, output)
 
 
-def _with_example(run: LeverRun, loaded: LoadedModel, tokens: Tokens) -> LeverRun:
-    """Add to the summary which tokens KV heads keep, where any keeps keys."""
-    from taylorder.adapt.near_example import near_example
+def _with_example(run: LeverRun, loaded: LoadedModel, description: ModelDescription, tokens: Tokens) -> LeverRun:
+    """Add to the summary which tokens of a text KV heads keep, where any keeps keys."""
+    from taylorder.adapt.near_example import TOKENS, near_example
 
     config = run.chosen.config
     if config.probe is None:
         return run
-    example = near_example(loaded.model, loaded.tokenizer, config, tokens)
+    length = min(TOKENS, description.max_context)
+    example = near_example(loaded.model, loaded.tokenizer, config, tokens, length)
     return replace(run, summary=replace(run.summary, example=example))
 
 

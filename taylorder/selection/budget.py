@@ -61,7 +61,8 @@ def budget(
         context: tokens that the bytes are for; default the model's maximum.
         levers: what may differ between KV heads; default all of docs/choosing.md#levers-and-candidates.
         text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
-        max_tokens: tokens used of the text, at least one sequence.
+        max_tokens: tokens used of the text to analyse; levers are measured on half of them, or on two sequences if
+            these are more, and probes of kept keys are fitted and judged on twice as many at most.
         sequence_length: tokens per sequence; default ``context``, 4,096 at most.
         records: directory of finished pieces, from which an interrupted call goes on; default none are kept.
         seed: of whatever is drawn.

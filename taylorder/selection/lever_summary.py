@@ -50,7 +50,7 @@ class ProbeSummary:
     """How well the probes rank keys of held-out text, in the figures of :class:`~.probe_report.ProbeRow`.
 
     The rank correlation is the median KV head's, shares are means over KV heads; ``tokens`` were read to fit the
-    probes, ``held_out`` to judge them.
+    probes, ``held_out`` to judge them. ``rows`` are those of all KV heads.
     """
 
     tokens: int
@@ -59,6 +59,7 @@ class ProbeSummary:
     kept_share: float
     h2o_share: float
     oracle_share: float
+    rows: tuple[ProbeRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,8 @@ class LeverSummary:
 
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``rounds`` are those of the iterative
     scheme, ``starts`` the KL of each near field that was measured for all KV heads alike; ``chosen`` counts KV heads by
-    candidate, ``kinds`` by what they run whatever the size; ``probe`` and, of every KV head,
-    ``probes`` say how well probes rank keys of held-out text, ``example`` which tokens of a text those that keep keys
-    hold: None and empty where there is none. ``chosen_better``
+    candidate, ``kinds`` by what they run whatever the size; ``probe`` is None where none was judged, ``example``, which
+    tokens of a text KV heads keep, where none keeps any by priority or nobody looked. ``chosen_better``
     names those with a polynomial that serves them better than the same bytes of near field, and ``chosen_worse`` those
     that it serves worse. Class attributes are as in :class:`~taylorder.selection.policies.Policy`.
     """
@@ -110,7 +110,6 @@ class LeverSummary:
     kinds: tuple[ChosenKind, ...] = ()
     starts: tuple[tuple[str, float], ...] = ()
     probe: ProbeSummary | None = None
-    probes: tuple[ProbeRow, ...] = ()
     example: NearExample | None = None
 
     def __repr__(self) -> str:
@@ -187,7 +186,6 @@ def summarise(
             if config.among == "uniform"
         ),
         probe=None if probes is None else _probe(table, probes),
-        probes=() if probes is None else probes.rows,
     )
 
 
@@ -218,4 +216,5 @@ def _probe(table: LeverTable, probes: ProbeReport) -> ProbeSummary:
         kept_share=probes.mean("kept_share"),
         h2o_share=probes.mean("h2o_share"),
         oracle_share=probes.mean("oracle_share"),
+        rows=probes.rows,
     )

@@ -87,7 +87,8 @@ def run_levers(
         tokenizer: its tokenizer.
         description: what ``describe`` says of it.
         settings: levers, limit, tokens and seed. Without a near field asked for, that of KV heads whose window is not
-            to be chosen is a 64th of the sequence, and 4 sinks; sequences are as long as the context, 4,096 at most.
+            to be chosen is a 64th of the sequence, and 4 sinks; sequences are as long as the context, 4,096 at most,
+            and together half as long as the tokens, or two if these are more.
         text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
         records: directory of finished pieces; those measured under other settings are forgotten. Without one, a run
             that is interrupted has to begin anew.
@@ -105,7 +106,8 @@ def run_levers(
     limit, seed = settings.limit(description), settings.seed
     tokens = Tokens.of(tokenizer, text)
     report = progress or silent
-    sequences = tokens.first(length, max(length, settings.max_tokens))
+    # The model runs forward and backward on them for every config tried: half of the tokens, in two sequences at least.
+    sequences = tokens.first(length, max(length, min(settings.max_tokens, max(2 * length, settings.max_tokens // 2))))
     measured_under = {
         "model": description.fingerprint,
         "dtype": description.dtype,

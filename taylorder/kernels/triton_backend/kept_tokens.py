@@ -30,8 +30,8 @@ def leavers(part: KvHeadStates, n: int) -> Tensor:
 
     """
     pending, tables, device = part.pending, part.tables, part.seen.device
-    outside = torch.tensor(pending.lengths) - n - torch.tensor(tables.windows)  # of the window of the row before
-    offsets = outside[:, None] + torch.arange(n)
+    outside = [length - n - window for length, window in zip(pending.lengths, tables.windows)]
+    offsets = torch.tensor(outside)[:, None] + torch.arange(n)
     rows = torch.where(offsets >= 0, offsets + torch.tensor(pending.starts)[:, None], -1)[None].to(device)
     if pending.priority is None:
         return rows
@@ -50,7 +50,12 @@ def leavers(part: KvHeadStates, n: int) -> Tensor:
 
 
 def _losers(
-    pending: PendingTokens, priorities: Tensor, kv_heads: Sequence[int], outside: Tensor, kept: Sequence[int], n: int
+    pending: PendingTokens,
+    priorities: Tensor,
+    kv_heads: Sequence[int],
+    outside: Sequence[int],
+    kept: Sequence[int],
+    n: int,
 ) -> Tensor:
     """Row in the queue of the token that loses its place on each of n rows, int64 ``[B, len(kv_heads), n]``, or -1.
 
@@ -61,25 +66,27 @@ def _losers(
         pending: the queue.
         priorities: those in it.
         kv_heads: which ones.
-        outside: tokens of each KV head outside the window of the row before the first, int64 ``[G]``, negative if more
-            are yet to come before any is.
+        outside: tokens of each KV head outside the window of the row before the first; negative if that is not full.
         kept: tokens each KV head keeps.
         n: rows.
 
     """
     device = priorities.device
-    behind = [int(outside[g]) - pending.fronts[g] for g in kv_heads]
+    behind = [outside[g] - pending.fronts[g] for g in kv_heads]
     places = [max(kept[g], after) for g, after in zip(kv_heads, behind)]  # what became far still has a place there
     most = max(places)
-    firsts = [pending.starts[g] + pending.fronts[g] for g in kv_heads]
-    behind_, spare, first = torch.tensor([behind, [most - p for p in places], firsts], device=device)[..., None]
+    firsts = _behind_fronts(pending, kv_heads)
+    spares, shifts = ([most - number for number in numbers] for numbers in (places, behind))
+    spare, shift, first = torch.tensor([spares, shifts, firsts], device=device)[..., None]
     column = torch.arange(most + n, device=device)
-    offset = column - most + behind_
+    offset = column - shift
     row = (offset + first).clamp(min=0)
     pad = torch.where(column < spare, math.inf, -math.inf)
     ranked = torch.where(offset >= 0, priorities[:, row], pad)
+    loser = torch.where(offset >= 0, row, -1).expand_as(ranked)
+    if n == 1:  # as below, in far fewer operations: decoding is made of them
+        return loser.gather(2, ranked.sort(dim=-1, stable=True).indices[..., :1])
     far_from = KeptKeys(ranked, Near(), places=most, held=most, new=n).far_from()
-    loser = torch.where(offset >= 0, row, -1).expand_as(far_from)
     return loser.new_full((*loser.shape[:2], n + 1), -1).scatter_(2, far_from, loser)[..., :n]
 
 
@@ -100,8 +107,13 @@ def bring_far_forward(part: KvHeadStates, counts: Sequence[int]) -> None:
     for g in due:
         alike.setdefault(pending.lengths[g] - pending.fronts[g], []).append(g)
     for count, kv_heads in alike.items():
-        at_hand = pending.rows([pending.starts[g] + pending.fronts[g] for g in kv_heads], count).view(-1, count)
+        at_hand = pending.rows(_behind_fronts(pending, kv_heads), count).view(-1, count)
         stays = pending.priority[:, at_hand] < math.inf
         pending.reorder(at_hand, stays.to(torch.uint8).argsort(dim=-1, stable=True))
     for g in due:
         pending.fronts[g] = fronts[g]
+
+
+def _behind_fronts(pending: PendingTokens, kv_heads: Sequence[int]) -> list[int]:
+    """Row of the first token that is not known to be far, of each of the KV heads."""
+    return [pending.starts[g] + pending.fronts[g] for g in kv_heads]
