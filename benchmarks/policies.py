@@ -55,9 +55,10 @@ from taylorder.models.description import ModelDescription
 from taylorder.models.loading import LoadedModel, load
 from taylorder.selection import lever_summary
 from taylorder.selection.candidates import LEVERS, candidates
+from taylorder.selection.choice_text import ChoiceText
 from taylorder.selection.config_of import window_instead
 from taylorder.selection.lever_table import LeverTable, measure
-from taylorder.selection.probes import fit_probes, probe_sequences, probe_tokens
+from taylorder.selection.probes import fit_probes, probe_sequences
 from taylorder.selection.settings import Limit, parse_bytes
 from taylorder.selection.under_limit import Chosen, choose, near_fields_alone
 from taylorder.storage.provenance import software_versions
@@ -85,20 +86,20 @@ class Levers:
     def measured(cls, loaded: LoadedModel, model: ModelDescription, length: int, directory: Path) -> Levers:
         """Measure them, unless that was done."""
         tokens = tokenise(loaded.tokenizer, calibration_text())
-        sequences = tokens.first(length, 2 * length)
+        words = ChoiceText.of(loaded.tokenizer, tokens)
+        sequences = words.sequences(length, 2)
         shape = model.modules[0].head_dim, length, (length // 64, SINKS), model.modules[0].value_dim
         shipped = candidates(LEVERS, *shape)
         without_kept = candidates([lever for lever in LEVERS if lever != "kept"], *shape)
         offered = tuple(dict.fromkeys([*shipped, *without_kept]))
-        settings = {"model": model.fingerprint, "length": length, "calibration": tokens.text.sha256}
+        settings = {"model": model.fingerprint, "length": length, "calibration": words.joined.text.sha256}
         records = Records(directory, settings | {"candidates": str(offered)})
-        words = probe_tokens(loaded.tokenizer, tokens)
-        fitted_to, _ = probe_sequences(words, model, 4 * length)
+        fitted_to, _ = probe_sequences(words.joined, model, 4 * length)
         shared = {"records": records, "progress": _progress}
-        probes = fit_probes(loaded.model, model, fitted_to, text=words.text, **shared)
+        probes = fit_probes(loaded.model, model, fitted_to, text=words.joined.text, **shared)
         table = measure(loaded.model, model, sequences, offered, window_instead, probes=probes, seed=0, **shared)
         indices = [[offered.index(candidate) for candidate in part] for part in (shipped, without_kept)]
-        return cls(loaded, model, table, *indices, sequences, tokens, records)
+        return cls(loaded, model, table, *indices, sequences, words.joined, records)
 
     def chosen(self, among: list[int], budget: int, name: str = "", criterion: Any = None) -> Chosen:
         """The choice among some candidates within a budget; ``name`` is of the records."""

@@ -11,8 +11,8 @@ import torch
 
 from taylorder.adapt.probe import priorities, probe_features
 from taylorder.analysis.future_attention import FAIR_SHARES, Reach, attention_by_part, log_use
-from taylorder.analysis.text import Text, calibration_text
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens
 from taylorder.errors import UsageError
 from taylorder.models.describe import describe
 from taylorder.selection import probes
@@ -186,17 +186,6 @@ def test_sequences_are_spread_and_fit_the_model_and_the_text(description, availa
     first, second = probes.probe_sequences(ids, description, most)
     assert torch.equal(first, cut[fitted])
     assert second is None if not held_out else torch.equal(second, cut[held_out])
-
-
-def test_the_default_text_has_source_code_beside_the_prose_and_any_other_stays(tiny_tokenizer):
-    prose = tokenise(tiny_tokenizer, calibration_text())
-    both = probes.probe_tokens(tiny_tokenizer, prose)
-    assert both.ids[: len(prose.ids)] == prose.ids
-    assert 0.5 < len(both.ids) / len(prose.ids) - 1 < 1.5
-    assert "class ArgumentParser" in both.text.content
-    assert both.text.source.startswith("pydoc_data.topics and source of argparse, ")
-    other = tokenise(tiny_tokenizer, Text("a file", "words " * 100))
-    assert probes.probe_tokens(tiny_tokenizer, other) is other
 
 
 def test_a_text_that_is_too_short_is_refused(description, model, tmp_path):

@@ -6,8 +6,7 @@ import platform
 import sysconfig
 from pathlib import Path
 
-from taylorder.analysis.text import Text
-from taylorder.selection.probes import SOURCE_CODE
+from taylorder.analysis.text import SOURCE_CODE, Text
 
 
 def code_text() -> Text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from taylorder.errors import UsageError
 from taylorder.storage.files import sha256
 
 CALIBRATION_SOURCE = "pydoc_data.topics"
+
+SOURCE_CODE = ("argparse", "dataclasses", "inspect", "textwrap", "configparser", "json.decoder", "heapq")
+"""Modules of the standard library, about as much source code as the calibration text has prose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,12 @@ def calibration_text(files: Sequence[str | Path] = ()) -> Text:
     from pydoc_data import topics
 
     return Text(CALIBRATION_SOURCE, "\n".join(topics.topics.values()))
+
+
+def source_code() -> Text:
+    """Return the source of :data:`SOURCE_CODE`."""
+    content = "\n".join(inspect.getsource(importlib.import_module(name)) for name in SOURCE_CODE)
+    return Text(f"source of {', '.join(SOURCE_CODE)}", content)
 
 
 def text_of_files(files: Sequence[str | Path]) -> Text:

@@ -6,8 +6,6 @@ number of processes, and what is kept of one is two small matrices per KV head.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -20,8 +18,8 @@ from torch import Tensor
 from taylorder.adapt.probe import probe_features
 from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.future_attention import LEAST_TOKENS, Reach, log_use
-from taylorder.analysis.text import CALIBRATION_SOURCE, Text
-from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.analysis.text import Text
+from taylorder.analysis.tokens import Tokens
 from taylorder.models.description import ModelDescription
 from taylorder.storage.files import sha256
 from taylorder.storage.progress import Progress, silent
@@ -32,12 +30,6 @@ LENGTH = 2048
 
 FITTED, HELD_OUT = 6, 2
 """Sequences that probes are fitted to, and those that they are judged on."""
-
-SOURCE_CODE = ("argparse", "dataclasses", "inspect", "textwrap", "configparser", "json.decoder", "heapq")
-"""Modules of the standard library, about as much source code as the calibration text has prose.
-
-Probes fitted to both rank keys better, in other prose as in other code (docs/notebook/2026-11-keeping-keys.md).
-"""
 
 RIDGE = 1e-3
 """Share of the mean diagonal of the features' moment that is added to it."""
@@ -96,15 +88,6 @@ class Probes:
     def __repr__(self) -> str:
         """One line; ``weights`` has the numbers."""
         return f"<Probes of {len(self.weights)} modules, fitted on {self.tokens:,} tokens of {self.source}>"
-
-
-def probe_tokens(tokenizer: Any, tokens: Tokens) -> Tokens:
-    """The text that probes are fitted to: the default calibration text with source code after it, any other as is."""
-    if tokens.text.source != CALIBRATION_SOURCE:
-        return tokens
-    code = "\n".join(inspect.getsource(importlib.import_module(name)) for name in SOURCE_CODE)
-    text = Text(f"{CALIBRATION_SOURCE} and source of {', '.join(SOURCE_CODE)}", f"{tokens.text.content}\n{code}")
-    return tokenise(tokenizer, text)
 
 
 def probe_sequences(

@@ -18,11 +18,12 @@ from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table
 from taylorder.selection.candidates import LEVERS, Candidate, candidates
+from taylorder.selection.choice_text import ChoiceText
 from taylorder.selection.config_of import table_bytes, window_instead
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.probe_report import ProbeReport, report_probes
-from taylorder.selection.probes import Probes, fit_probes, probe_sequences, probe_tokens
+from taylorder.selection.probes import Probes, fit_probes, probe_sequences
 from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
 from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.frames import frame
@@ -89,7 +90,8 @@ def run_levers(
         settings: levers, limit, tokens and seed. Without a near field asked for, that of KV heads whose window is not
             to be chosen is a 64th of the sequence, and 4 sinks; sequences are as long as the context, 4,096 at most,
             and together half as long as the tokens, or two if these are more.
-        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB), and as much
+            source code (:class:`~taylorder.selection.choice_text.ChoiceText`).
         records: directory of finished pieces; those measured under other settings are forgotten. Without one, a run
             that is interrupted has to begin anew.
         fresh: forget them in any case.
@@ -106,12 +108,14 @@ def run_levers(
     limit, seed = settings.limit(description), settings.seed
     tokens = Tokens.of(tokenizer, text)
     report = progress or silent
+    words = ChoiceText.of(tokenizer, tokens)
     # The model runs forward and backward on them for every config tried: half of the tokens, in two sequences at least.
-    sequences = tokens.first(length, max(length, min(settings.max_tokens, max(2 * length, settings.max_tokens // 2))))
+    most = min(settings.max_tokens, max(2 * length, settings.max_tokens // 2))
+    sequences = words.sequences(length, max(1, most // length))
     measured_under = {
         "model": description.fingerprint,
         "dtype": description.dtype,
-        "text": tokens.text.sha256,
+        "text": words.joined.text.sha256,
         "sequences": list(sequences.shape),
         "bos": tokens.bos,
         "candidates": [repr(candidate) for candidate in offered],
@@ -125,9 +129,7 @@ def run_levers(
             say(sentence)
         probes = judged = None
         if any(candidate.spec.near.kept for candidate in offered):
-            probes, judged = _probes(
-                model, description, probe_tokens(tokenizer, tokens), settings.max_tokens, pieces, report
-            )
+            probes, judged = _probes(model, description, words.joined, settings.max_tokens, pieces, report)
         table = lever_table.measure(
             model,
             description,
@@ -147,8 +149,8 @@ def run_levers(
             records=pieces,
             progress=report,
             calibration={
-                "source": tokens.text.source,
-                "text_sha256": tokens.text.sha256,
+                "source": words.joined.text.source,
+                "text_sha256": words.joined.text.sha256,
                 "sequences": len(sequences),
                 "sequence_length": length,
                 "bos": tokens.bos,
