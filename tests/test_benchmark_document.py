@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from keeping_configs import small
 from policy_rules import document, judging
 from policy_rules.code_text import code_text
 from policy_rules.fields import changed
 from policy_rules.judging import DEFAULT, WINDOW, Entrant, Judge
 from policy_rules.rules import H2O, KNORM
-from test_keeping_rules import small
 from tiny import llama, tokens
 
 from taylorder.kernels.spec import SINKS, Dropped, HeadSpec, Near

@@ -11,7 +11,8 @@ import torch
 from descriptions import made_up_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_rules.fields import alike, changed, with_state
+from keeping_configs import ABOUT, probes_of, small
+from policy_rules.fields import alike, with_state
 from policy_rules.keeping import Keeper, keeping
 from policy_rules.priorities import (
     RECENT,
@@ -27,32 +28,12 @@ from tiny import gemma3, llama, tokens
 
 from taylorder.adapt import cost
 from taylorder.adapt.handle import attach
-from taylorder.adapt.probe import probe_width
 from taylorder.analysis.losses import hidden_states
 from taylorder.evaluation.rivals import bytes_per_kv_head
-from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor
+from taylorder.kernels.spec import SINKS, Exact, Taylor
 from taylorder.models.describe import describe
 
-ABOUT = {"text": "random numbers", "tokens": 1, "sha256": "0" * 64}
 SHARES = [Fraction(3, 4), Fraction(1, 2)]
-
-
-def probes_of(described, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        module.name: torch.randn(module.kv_heads, probe_width(module.head_dim, module.value_dim), generator=generator)
-        for module in described.open_modules
-    }
-
-
-def small(model, seed=0):
-    """A config of one near field, 6 + 4 + 5 keys, for all KV heads that see the whole context."""
-    described = describe(model, "tiny")
-    first = described.modules[0]
-    config = alike(described, 16 * cost.kv_bytes(first.head_dim, first.value_dim, 1), Fraction(1, 2), {}, None)
-    field = HeadSpec(Dropped(), Near(6, SINKS, 5))
-    config = changed(config, described, lambda group, _: [field] * len(group))
-    return described, config.with_probes(probes_of(described, seed), ABOUT)
 
 
 @pytest.mark.parametrize("share", SHARES)
