@@ -26,7 +26,6 @@ from taylorder.adapt.attention import RUNS
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.handle import _ATTACHED
 from taylorder.adapt.prepared import LayerNumbers, prepare
-from taylorder.analysis.losses import hidden_states, language_model_head
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import Tokens
 from taylorder.claims.measurements.order_losses import measure_order_losses
@@ -39,6 +38,7 @@ from taylorder.models.fingerprint import fingerprint
 from taylorder.models.running import device_of, input_device, next_logits
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.refine import measure_slopes
+from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.records import Records
 
 
@@ -223,13 +223,14 @@ def test_no_loop_looks_at_the_model_again(looks, tmp_path):
     model = llama()
     table, ids = measured(model, tmp_path / "levers", CANDIDATES, 3, 48)
     description, text = table.model, Tokens(Text("prose", ""), [], None)
-    head, exact = language_model_head(model), [hidden_states(model, sequence).clone() for sequence in ids]
+    whole = WholeModel(model, ids)
     contenders = [Contender(str(order), taylorder.OrderConfig.uniform(description, order)) for order in (1, 3)]
     sizes, choice = table_bytes(table, 48), [1] * len(table.kv_heads)
     for loop, plans in (
         (lambda: compare(model, description, ids, contenders, tokens=text, seed=0), 2),
         (lambda: screen(model, table, ids, records=Records(tmp_path / "screen", {}), progress=quiet), 4),
-        (lambda: measure_slopes(model, table, sizes, choice, ids, exact, head), 1),
+        (lambda: measure_slopes(whole, table, sizes, choice), 1),
+        (lambda: whole.kls(table, [choice]), 1),
         (
             lambda: measure_order_losses(
                 model, description, ids, records=Records(tmp_path / "losses", {}), progress=quiet
