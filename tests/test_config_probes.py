@@ -173,6 +173,8 @@ def test_only_layers_that_keep_keys_plan_a_probe():
         found = second.priority(k.to(dtype), v.to(dtype))
         assert found.dtype == torch.float32
         assert torch.equal(found, priorities(probes()[SECOND], k.to(dtype).float(), v.to(dtype).float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(second.priority(k, v), priorities(probes()[SECOND], k, v))
     assert not second.priority(k.requires_grad_(), v).requires_grad
 
 

@@ -208,8 +208,11 @@ def test_few_keys_are_at_hand_at_once():
 )
 def test_priorities_that_cannot_rank_keys_are_refused_by_name(change, message):
     case = ranked(MIXED, T=20)
+    changed = change(case.priority)
     with pytest.raises((ValueError, TypeError), match=message):
-        attend(replace(case, priority=change(case.priority)))
+        attend(replace(case, priority=changed))
+    with pytest.raises((ValueError, TypeError), match=message):
+        score_space_attention(case.q, case.k, case.v, MIXED, scaling=1.0, priority=changed)
 
 
 def test_heads_of_a_group_keep_as_many_keys():

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 import taylorder
 from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.config import OrderConfig
-from taylorder.errors import ConfigError
+from taylorder.errors import ConfigError, NonFiniteError
 from taylorder.kernels.dispatch import BACKEND_VARIABLE
 from taylorder.kernels.spec import keeps_keys
 from taylorder.models.describe import describe
@@ -183,3 +183,35 @@ def test_a_model_whose_layers_have_no_probe_is_not_attached():
     bare = config.with_probes({}, None)
     with pytest.raises(ConfigError, match=f"layer {layers[0].module} keeps keys and has no probe"):
         taylorder.attach(model, bare)
+
+
+def test_priorities_that_overflow_are_refused_by_layer():
+    model = double("llama")
+    config = keeping_config(model, 1)
+    probes = {name: torch.full_like(probe, 3e38) for name, probe in config.probes.items()}
+    with (
+        torch.no_grad(),
+        taylorder.adapted(model, config.with_probes(probes, PROBE_TEXT)),
+        pytest.raises(
+            NonFiniteError, match=r"priorities of model.layers.\d.self_attn .*: fit it on this model, or set"
+        ),
+    ):
+        model(tokens(1, 20))
+
+
+def test_priorities_are_single_whatever_torch_makes_by_default(tmp_path):
+    model = MODELS["llama"]()
+    config = keeping_config(model, 1)
+    with torch.no_grad(), taylorder.adapted(model, config):
+        cache = TaylorCache(model, config)
+        model(tokens(1, 20), past_key_values=cache)
+        cache.save(tmp_path / "cache.safetensors")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(tokens(1, 20)).logits.isfinite().all()
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            loaded = TaylorCache.load(tmp_path / "cache.safetensors", model, config)
+        finally:
+            torch.set_default_dtype(before)
+    assert loaded.nominal_bytes() == cache.nominal_bytes()

@@ -34,6 +34,8 @@ _OVERFLOWED = (
     "the layers before it overflowed or the weights are broken: run in float32, or check the model without a config"
 )
 
+_UNRANKED = "its probe overflows on keys and values of this size: fit it on this model, or set kept to 0 in the config"
+
 
 @dataclass(slots=True)
 class Counts:
@@ -152,6 +154,8 @@ def _truncated(
     plan, priority = run.plan, None
     if plan.numbers is not None:
         priority = plan.numbers.priority(key, value)  # of keys as they are, before they are centred
+        if priority is not None:
+            refuse_broken_tensors(plan.name, {"priorities": priority}, _UNRANKED)
         query, key = plan.numbers(query, key)
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
@@ -196,7 +200,7 @@ def _refuse(
             f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
         )
     refuse_terms(name, module, kwargs)
-    refuse_broken_tensors(name, query, key, value, _OVERFLOWED)
+    refuse_broken_tensors(name, {"queries": query, "keys": key, "values": value}, _OVERFLOWED)
 
 
 def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:

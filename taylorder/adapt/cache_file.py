@@ -166,7 +166,7 @@ def _restored(
     B, G, d, d_v = about["shape"]
     options: dict[str, Any] = {"dtype": _DTYPES[about["dtype"]], "device": device}
     q, k, v = (torch.empty(B, n, 0, dim, **options) for n, dim in ((len(heads), d), (G, d), (G, d_v)))
-    none = torch.empty(B, G, 0, device=device)  # priorities of no keys
+    none = torch.empty(B, G, 0, dtype=torch.float32, device=device)  # priorities of no keys
     _, state = attend_causally(q, k, v, heads, scaling=1.0, valid=None, priority=none, backend=about["backend"])
     check_names({"guarded": held["guarded"]}, {"guarded": state.guarded})
     state.guarded = held["guarded"]

@@ -185,7 +185,7 @@ class OrderConfig(Strict):
         if (about is None) != (not probes):
             raise ConfigError(
                 f"there are probes of {len(probes)} layers, and the text that they were fitted on is "
-                f"{brief(about)}; expected both, or neither"
+                f"{brief(about)}; expected both, or neither (orders.json has that text as 'probe')"
             )
         try:
             text = None if about is None else ProbeText.model_validate(about)

@@ -40,5 +40,6 @@ def priorities(probe: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v: ``[B, G, T, d_v]``.
 
     """
-    ranked: Tensor = torch.linalg.vecdot(probe_features(k, v), probe[:, None])
+    with torch.autocast(k.device.type, enabled=False):  # which would round priorities to half precision
+        ranked: Tensor = torch.linalg.vecdot(probe_features(k, v), probe[:, None])
     return ranked

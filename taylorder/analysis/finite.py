@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,14 +12,14 @@ from taylorder.errors import NonFiniteError
 from taylorder.models.positions import token_embeddings
 
 
-def refuse_broken_tensors(name: str, query: Tensor, key: Tensor, value: Tensor, way_out: str) -> None:
-    """Name what the attention module ``name`` is given NaN or infinities in.
+def refuse_broken_tensors(name: str, tensors: Mapping[str, Tensor], way_out: str) -> None:
+    """Name what of the attention module ``name``, of ``tensors`` by what they are, has NaN or infinities.
 
     Raises:
         NonFiniteError: there are some; ``way_out`` says what to do.
 
     """
-    for what, tensor in (("queries", query), ("keys", key), ("values", value)):
+    for what, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise NonFiniteError(f"the {what} of {name} hold NaN or infinite values in {tensor.dtype}; {way_out}")
 

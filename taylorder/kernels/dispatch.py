@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import torch_backend, triton_backend
 from .exact import attend_exact_part
+from .kept_keys import check_priority
 from .request import Request
 from .score_space import score_space_attention
 from .spec import Exact, HeadSpec, check_heads, grouped, keeps_keys
@@ -79,7 +80,7 @@ def taylor_attention(
     if not math.isfinite(scaling):
         raise ValueError(f"scaling is {scaling}, expected a finite number")
     if keeps_keys(heads):
-        _check_priority(priority, k, valid)
+        check_priority(priority, k, valid)
     if state is not None:
         _check_state(state, k, v, heads, causal)
     name = choose_backend(backend, state, q.device, q.dtype)
@@ -193,27 +194,6 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, valid: Optional[Tensor]) -> 
         raise ValueError(f"valid has shape {tuple(valid.shape)}, expected {(B, T)}: [batch, tokens] of the new tokens")
     if valid.device != q.device:
         raise ValueError(f"valid is on {valid.device}, expected the device of q: {q.device}")
-
-
-def _check_priority(priority: Optional[Tensor], k: Tensor, valid: Optional[Tensor]) -> None:
-    shape = tuple(k.shape[:3])
-    if priority is None:
-        raise ValueError(f"priority is None, but a head keeps keys; expected a float32 tensor {shape}")
-    if not isinstance(priority, Tensor) or priority.dtype != torch.float32:
-        found = getattr(priority, "dtype", type(priority).__name__)
-        raise TypeError(f"priority is {found}, expected a float32 tensor {shape}: [batch, KV heads, tokens]")
-    if tuple(priority.shape) != shape:
-        raise ValueError(f"priority has shape {tuple(priority.shape)}, expected {shape}: [batch, KV heads, tokens]")
-    if priority.device != k.device:
-        raise ValueError(f"priority is on {priority.device}, expected the device of k: {k.device}")
-    finite = priority.isfinite()
-    broken = ~(finite if valid is None else finite | ~valid[:, None])
-    if bool(broken.any()):
-        b, kv_head, token = broken.nonzero()[0].tolist()
-        raise ValueError(
-            f"priority is {float(priority[b, kv_head, token])} for sequence {b}, KV head {kv_head}, token {token}, "
-            "expected a finite number: a key that has none cannot be ranked"
-        )
 
 
 def _check_state(state: State, k: Tensor, v: Tensor, heads: Sequence[HeadSpec], causal: bool) -> None:

@@ -162,6 +162,36 @@ def _first_rows(order: Tensor, held: int, places: int, leaves: Tensor) -> Tensor
     return torch.where(losers < held, row, torch.maximum(row, own))
 
 
+def check_priority(priority: Optional[Tensor], k: Tensor, valid: Optional[Tensor]) -> None:
+    """Refuse priorities that cannot rank keys ``[B, G, S, d]``.
+
+    Those of padding, where ``valid`` ``[B, S]`` is False, may be anything.
+
+    Raises:
+        ValueError: priorities are missing, of another shape or device, or one of a valid key is not finite.
+        TypeError: they are not float32.
+
+    """
+    shape = tuple(k.shape[:3])
+    if priority is None:
+        raise ValueError(f"priority is None, but a head keeps keys; expected a float32 tensor {shape}")
+    if not isinstance(priority, Tensor) or priority.dtype != torch.float32:
+        found = getattr(priority, "dtype", type(priority).__name__)
+        raise TypeError(f"priority is {found}, expected a float32 tensor {shape}: [batch, KV heads, tokens]")
+    if tuple(priority.shape) != shape:
+        raise ValueError(f"priority has shape {tuple(priority.shape)}, expected {shape}: [batch, KV heads, tokens]")
+    if priority.device != k.device:
+        raise ValueError(f"priority is on {priority.device}, expected the device of k: {k.device}")
+    finite = priority.isfinite()
+    broken = ~(finite if valid is None else finite | ~valid[:, None])
+    if bool(broken.any()):
+        b, kv_head, token = broken.nonzero()[0].tolist()
+        raise ValueError(
+            f"priority is {float(priority[b, kv_head, token])} for sequence {b}, KV head {kv_head}, token {token}, "
+            "expected a finite number: a key that has none cannot be ranked"
+        )
+
+
 def competing(priority: Tensor, valid: Optional[Tensor], sinks: int) -> Tensor:
     """Priorities ``[B, G, S]`` with which keys compete: padding never wins, and the first ``sinks`` valid keys do.
 

@@ -13,8 +13,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .kept_keys import far_from
-from .spec import GUARD, Exact, HeadSpec, Taylor, check_heads
+from .kept_keys import check_priority, far_from
+from .spec import GUARD, Exact, HeadSpec, Taylor, check_heads, keeps_keys
 
 _BLOCK_SCORES = 1 << 20
 """Scores of one head in one block of query rows: 4 MiB in float32, which stays in the cache."""
@@ -51,6 +51,8 @@ def score_space_attention(
 
     """
     check_heads(heads, q.shape[1], k.shape[1], causal)
+    if keeps_keys(heads):
+        check_priority(priority, k, valid)
     B, H, T, _ = q.shape
     S, G = k.shape[2], k.shape[1]
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
