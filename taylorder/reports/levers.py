@@ -46,6 +46,13 @@ def _kept(head: HeadOrder, parts: bool, most: int) -> Cell:
     return Cell(text, bar=tuple(tokens / max(most, 1) for tokens in (near.sinks, near.window, near.kept)))
 
 
+def kinds_of_bars(selection: Selection) -> tuple[str, ...]:
+    """What the bars of :func:`kept_tokens` are made of; none where a choice was not made by levers."""
+    if selection.levers is None:
+        return ()
+    return ("sink", "window", "kept") if near_words.keeps(selection.config) else ("sink", "window")
+
+
 def counts(summary: LeverSummary) -> Table:
     """How many KV heads run each candidate; with kept keys there are many, and kinds of them stand instead."""
     heads = Column("KV heads", figures=True)
