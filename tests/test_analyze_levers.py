@@ -103,7 +103,7 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     assert "What every KV head keeps" in out
     assert "Served better by Taylor terms than by the same bytes of near field" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")
-    assert "The same for all KV heads: " in out.replace("\n  ", " ")
+    assert "The same for all KV heads (window + sinks + kept keys): " in out.replace("\n  ", " ")
     assert re.search("chosen +KV heads +bytes each", out)
     assert "levers.csv, probes.csv" in out.replace("\n  ", " ")
     assert max(map(len, out.splitlines())) <= 80

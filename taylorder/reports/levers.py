@@ -129,8 +129,9 @@ def program(summary: LeverSummary) -> str:
             stages[among] + ", ".join(figure(measured.kl) for measured in rounds)
             for among, rounds in groupby(summary.rounds, key=lambda measured: measured.among)
         )
-        starts = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts)
-        alike = f"The same for all KV heads: {starts}; the least is the start. " if starts else ""
+        starts, alike = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts), ""
+        if starts:
+            alike = f"The same for all KV heads (window + sinks + kept keys): {starts}; the least is the start. "
         return size_words + (
             f"{alike}Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: "
             f"{by_stage}. The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
