@@ -22,8 +22,7 @@ from taylorder.models.describe import describe
 from taylorder.reports import grids, html, html_data, near_words
 from taylorder.reports.analysis import sections
 from taylorder.reports.render import plain_text
-from taylorder.selection.lever_summary import ProbeSummary
-from taylorder.selection.probe_report import ProbeRow
+from taylorder.selection.probe_report import ProbeReport, ProbeRow
 
 PROMPT = "It was a dark and stormy night; "
 
@@ -142,8 +141,7 @@ def test_the_page_says_of_every_head_how_good_its_probe_is():
     chosen = keeping_selection(measured)
     first = measured.model.modules[0].name
     row = ProbeRow(first, 1, 0.875, 0.61, 0.5, 0.65, 2048)
-    judged = ProbeSummary(6144, 2048, 0.875, 0.61, 0.5, 0.65, rows=(row,))
-    chosen = chosen.with_levers(chosen.config, replaced(chosen.levers, probe=judged))
+    chosen = chosen.with_levers(chosen.config, replaced(chosen.levers, probes=ProbeReport((row,))))
     facts = [dict(head["facts"]).get("probe") for head in html_data.as_data(measured, chosen)["layers"][0]["heads"]]
     words = "rank correlation 0.875; its best eighth receives 61% of later attention (H2O 50%, at most 65%)"
     assert facts == [None] * 3 + [words] * 3 + [None] * 3

@@ -8,13 +8,14 @@ KV heads get the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
+from policy_rules.fields import Change, changed
 from taylorder.adapt import cost
-from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
+from taylorder.adapt.config import OrderConfig
 from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor, deepest
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Lever
@@ -31,25 +32,9 @@ def without_lever(config: OrderConfig, model: ModelDescription, lever: Lever, co
         context: tokens at which bytes are counted; a window of that length is all there is.
 
     """
-    change = partial(_near, tokens=_mean_near(config, model, context)) if lever == "window" else _CHANGES[lever]
-    layers = []
-    for layer, module in zip(config.layers, model.modules, strict=True):
-        heads: list[HeadOrder] = []
-        for group in module.groups(layer.heads):
-            specs = [head.spec for head in group]
-            fixed = module.sliding_window is not None or (isinstance(specs[0].far, Exact) and lever != "window")
-            heads += group if fixed else map(_unmeasured, group, change(specs, module))
-        layers.append(LayerOrders(module=layer.module, heads=tuple(heads)))
-    changed = config.model_copy(update={"layers": tuple(layers)})
-    OrderConfig.model_validate(dict(changed))  # a copy is not validated
-    return changed
-
-
-def _unmeasured(head: HeadOrder, spec: HeadSpec) -> HeadOrder:
-    """The head with another spec and without the figures of what it was, unless it still is that."""
-    if spec == head.spec:
-        return head
-    return HeadOrder(spec=spec)
+    if lever == "window":
+        return changed(config, model, partial(_near, tokens=_mean_near(config, model, context)))
+    return changed(config, model, _CHANGES[lever])
 
 
 def _token(module: AttentionModule) -> int:
@@ -64,6 +49,8 @@ def _state_bytes(group: Sequence[HeadSpec], module: AttentionModule) -> int:
 
 
 def _near_only(group: Sequence[HeadSpec], module: AttentionModule) -> list[HeadSpec]:
+    if isinstance(group[0].far, Exact):
+        return list(group)
     near = grown(group[0].near, _state_bytes(group, module), _token(module))
     return [HeadSpec(Dropped(), near)] * len(group)
 
@@ -128,7 +115,7 @@ def _mean_near(config: OrderConfig, model: ModelDescription, context: int) -> in
     return max(SINKS + 1, tokens // max(1, kv_heads))
 
 
-_CHANGES: dict[Lever, Callable[[Sequence[HeadSpec], AttentionModule], list[HeadSpec]]] = {
+_CHANGES: dict[Lever, Change] = {
     "order": _near_only,
     "expansion": _without_expansion,
     "sinks": _without_sinks,

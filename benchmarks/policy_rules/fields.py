@@ -12,7 +12,7 @@ from torch import Tensor
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
 from taylorder.evaluation import rivals
-from taylorder.kernels.spec import SINKS, Dropped, Exact, HeadSpec, Near, Taylor
+from taylorder.kernels.spec import SINKS, Dropped, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.near_sizes import keeping
 
@@ -20,7 +20,7 @@ Change = Callable[[Sequence[HeadSpec], AttentionModule], Sequence[HeadSpec]]
 
 
 def changed(config: OrderConfig, model: ModelDescription, change: Change) -> OrderConfig:
-    """The config with the specs of every KV head that sees the whole context changed, if it is not exact.
+    """The config with the specs of every KV head that sees the whole context changed.
 
     Heads whose specs are others lose the figures of what they were.
     """
@@ -29,7 +29,7 @@ def changed(config: OrderConfig, model: ModelDescription, change: Change) -> Ord
         heads: list[HeadOrder] = []
         for group in module.groups(layer.heads):
             specs = [head.spec for head in group]
-            if module.sliding_window is None and not isinstance(specs[0].far, Exact):
+            if module.sliding_window is None:
                 specs = list(change(specs, module))
             heads += [
                 head if spec == head.spec else HeadOrder(spec=spec) for head, spec in zip(group, specs, strict=True)

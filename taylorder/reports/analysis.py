@@ -184,7 +184,7 @@ def _verdict(
     words = [f"Next, {reason}:"]
     if directory is not None:
         more = "" if selection.levers is None else ", levers.csv"
-        more += ", probes.csv" if selection.levers is not None and selection.levers.probe is not None else ""
+        more += ", probes.csv" if selection.levers is not None and selection.levers.probes is not None else ""
         words.insert(
             0, f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
         )

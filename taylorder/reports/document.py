@@ -34,7 +34,7 @@ def as_document(
     files = dict(FILES)
     if selection.levers is not None:
         files["levers"] = LEVERS_FILE
-        if selection.levers.probe is not None:
+        if selection.levers.probes is not None:
             files["probes"] = PROBES_FILE
     document = ReportDocument(
         schema=SCHEMA,

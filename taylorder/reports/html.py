@@ -15,7 +15,7 @@ from typing import get_args
 from taylorder.analysis.results import Analysis
 from taylorder.claims.claim import Claim, Verdict
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.reports import alphas, example_text, html_data, savings, summary, verdict
+from taylorder.reports import alphas, example_text, html_data, levers, savings, summary, verdict
 from taylorder.reports.analysis import sections as report_sections
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.html_page import fill
@@ -61,6 +61,7 @@ def render(
         drawn=example_text.drawn_texts(analysis, selection),
         drawn_source=example_text.source(selection),
         kinds=example_text.KINDS,
+        bars=levers.kinds_of_bars(selection),
         shares=[exact / max(exact, adapted, 1), adapted / max(exact, adapted, 1)],
         claims=claims,
         commands=_commands(analysis, selection, evaluation, directory),

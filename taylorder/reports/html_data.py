@@ -105,7 +105,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
 
 def _probes(selection: Selection) -> dict[_HeadKey, str]:
     """How well the probe of a KV head does, by module and KV head."""
-    judged = None if selection.levers is None else selection.levers.probe
+    judged = None if selection.levers is None else selection.levers.probes
     return {
         (row.module, row.kv_head): f"rank correlation {cell(row.rank_correlation)}; its best eighth receives "
         f"{percent(row.kept_share)} of later attention (H2O {percent(row.h2o_share)}, at most "

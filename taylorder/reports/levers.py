@@ -9,11 +9,13 @@ from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
 from taylorder.kernels.spec import Exact, Taylor
 from taylorder.reports import near_words
+from taylorder.reports.claims import cell
 from taylorder.reports.evaluation_words import figure
 from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
 from taylorder.selection.by_tolerance import Selection
-from taylorder.selection.lever_summary import LeverSummary, ProbeSummary
+from taylorder.selection.lever_summary import LeverSummary
+from taylorder.selection.probe_report import ProbeReport
 
 _NAMED = 6
 """KV heads named in a sentence before it says how many others there are."""
@@ -42,6 +44,13 @@ def _kept(head: HeadOrder, parts: bool, most: int) -> Cell:
     if isinstance(far, Taylor):
         text += f" +P{far.order}{'r' if far.ranks is not None else ''}"
     return Cell(text, bar=tuple(tokens / max(most, 1) for tokens in (near.sinks, near.window, near.kept)))
+
+
+def kinds_of_bars(selection: Selection) -> tuple[str, ...]:
+    """What the bars of :func:`kept_tokens` are made of; none where a choice was not made by levers."""
+    if selection.levers is None:
+        return ()
+    return ("sink", "window", "kept") if near_words.keeps(selection.config) else ("sink", "window")
 
 
 def counts(summary: LeverSummary) -> Table:
@@ -120,8 +129,9 @@ def program(summary: LeverSummary) -> str:
             stages[among] + ", ".join(figure(measured.kl) for measured in rounds)
             for among, rounds in groupby(summary.rounds, key=lambda measured: measured.among)
         )
-        starts = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts)
-        alike = f"The same for all KV heads: {starts}; the least is the start. " if starts else ""
+        starts, alike = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts), ""
+        if starts:
+            alike = f"The same for all KV heads (window + sinks + kept keys): {starts}; the least is the start. "
         return size_words + (
             f"{alike}Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: "
             f"{by_stage}. The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
@@ -163,13 +173,14 @@ def sentences(analysis: Analysis, summary: LeverSummary) -> list[str]:
     return [first, second]
 
 
-def probe_words(probe: ProbeSummary) -> str:
+def probe_words(probes: ProbeReport) -> str:
     """How well probes tell which keys will be used."""
+    h2o, oracle = percent(probes.mean("h2o_share")), percent(probes.mean("oracle_share"))
     return (
-        f"On {counted(probe.held_out, 'token')} that the probe did not see, its rank correlation with the attention "
-        f"that keys will receive is {probe.rank_correlation:.2f} (median KV head); the eighth of the keys that it puts "
-        f"first gets {percent(probe.kept_share)} of that attention, by attention so far (H2O) "
-        f"{percent(probe.h2o_share)}, by an oracle {percent(probe.oracle_share)}."
+        f"On {counted(probes.rows[0].tokens, 'token')} that the probe did not see, its rank correlation with the "
+        f"attention that keys will receive is {cell(probes.rank_correlation)} (median KV head). The eighth of the keys "
+        f"that it ranks highest gets {percent(probes.mean('kept_share'))} of that attention; ranked by the attention "
+        f"received so far (H2O) it gets {h2o}, and no ranking gets more than {oracle}."
     )
 
 
@@ -180,7 +191,7 @@ def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
 
 def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> Section:
     """What every KV head keeps, and what polynomials are worth beside windows."""
-    judged = None if summary.probe is None else probe_words(summary.probe)
+    judged = None if summary.probes is None else probe_words(summary.probes)
     probe = filter(None, [near_words.probe_sentence(selection.config), judged])
     blocks: list[Block] = [
         kept_tokens(analysis, selection),

@@ -58,8 +58,8 @@ def write(
             write_rows(made / FILES["spectral"], SpectralRow, analysis.spectral)
             if levers is not None:
                 write_levers(made / LEVERS_FILE, levers)
-                if levers.probes is not None:
-                    write_rows(made / PROBES_FILE, ProbeRow, levers.probes.rows)
+                if (probes := levers.summary.probes) is not None:
+                    write_rows(made / PROBES_FILE, ProbeRow, probes.rows)
             (made / FILES["page"]).write_text(page, encoding="utf-8")
             (made / FILES["report"]).write_text(as_json(document), encoding="utf-8")
     except OSError as error:

@@ -20,8 +20,8 @@ FILES = {
 CLAIMS_FILE, CLAIMS_PAGE = "claims.json", "claims.html"
 """What `taylorder claims` made of the run, where it was asked to; and the page, where it was asked about several."""
 
-LEVERS_FILE, PROBES_FILE = "levers.csv", "probes.csv"
-"""One row per KV head and candidate, where levers were measured; and one per KV head, where keys are kept by probes."""
+LEVERS_FILE = "levers.csv"
+"""One row per KV head and candidate, where levers were measured."""
 
 PROBES_FILE = "probes.csv"
 """One row per KV head, where probes were fitted and judged on held-out text."""

@@ -36,9 +36,10 @@ def budget(
 ) -> Selection:
     """Choose what every KV head runs, so that all of them together fit a size and the model loses least.
 
-    Some 24 candidates per KV head (sinks and windows, polynomials beside them) are measured, and bytes are moved
-    between KV heads as long as the KL of the whole model to its exact self falls (docs/choosing.md#what-is-minimised).
-    It takes minutes: the model runs forward and backward for every config that is tried.
+    Some 40 candidates per KV head (sinks, windows and kept keys, polynomials beside them) are measured, and bytes are
+    moved between KV heads as long as the KL of the whole model to its exact self falls
+    (docs/choosing.md#what-is-minimised). It takes minutes: the model runs forward and backward for every config
+    that is tried.
 
     >>> import taylorder
     >>> loaded = taylorder.load()
@@ -60,7 +61,8 @@ def budget(
         analysis: what :func:`taylorder.analyze` measured of the model; default it is measured now, with its defaults.
         context: tokens that the bytes are for; default the model's maximum.
         levers: what may differ between KV heads; default all of docs/choosing.md#levers-and-candidates.
-        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
+        text: calibration text, as a string or in tokens; default the English that Python ships (465 kB), and for levers
+            and probes as much source code beside it.
         max_tokens: tokens used of the text to analyse; levers are measured on half of them, or on two sequences if
             these are more, and probes of kept keys are fitted and judged on twice as many at most.
         sequence_length: tokens per sequence; default ``context``, 4,096 at most.

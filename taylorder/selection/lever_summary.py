@@ -15,7 +15,7 @@ from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.near_sizes import kept_share
-from taylorder.selection.probe_report import ProbeReport, ProbeRow
+from taylorder.selection.probe_report import ProbeReport
 from taylorder.selection.refine import Among
 from taylorder.selection.under_limit import Chosen
 
@@ -46,23 +46,6 @@ class ChosenKind:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeSummary:
-    """How well the probes rank keys of held-out text, in the figures of :class:`~.probe_report.ProbeRow`.
-
-    The rank correlation is the median KV head's, shares are means over KV heads; ``tokens`` were read to fit the
-    probes, ``held_out`` to judge them. ``rows`` are those of all KV heads.
-    """
-
-    tokens: int
-    held_out: int
-    rank_correlation: float
-    kept_share: float
-    h2o_share: float
-    oracle_share: float
-    rows: tuple[ProbeRow, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class MeasuredRound:
     """A config the iterative scheme measured: mean KL in nats per token, what was promised of it, and among what."""
 
@@ -78,10 +61,11 @@ class LeverSummary:
 
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``rounds`` are those of the iterative
     scheme, ``starts`` the KL of each near field that was measured for all KV heads alike; ``chosen`` counts KV heads by
-    candidate, ``kinds`` by what they run whatever the size; ``probe`` is None where none was judged, ``example``, which
-    tokens of a text KV heads keep, where none keeps any by priority or nobody looked. ``chosen_better``
-    names those with a polynomial that serves them better than the same bytes of near field, and ``chosen_worse`` those
-    that it serves worse. Class attributes are as in :class:`~taylorder.selection.policies.Policy`.
+    candidate, ``kinds`` by what they run whatever the size; ``probes`` says how well probes rank keys, None where none
+    were judged, and ``example`` which tokens of a text KV heads keep, None where none keeps any by priority or nobody
+    looked. ``chosen_better`` names those with a polynomial that serves them better than the same bytes of near field,
+    and ``chosen_worse`` those that it serves worse. Class attributes are as in
+    :class:`~taylorder.selection.policies.Policy`.
     """
 
     name: ClassVar[Literal["levers"]] = "levers"
@@ -109,7 +93,7 @@ class LeverSummary:
     beside_window: tuple[BesideWindow, ...]
     kinds: tuple[ChosenKind, ...] = ()
     starts: tuple[tuple[str, float], ...] = ()
-    probe: ProbeSummary | None = None
+    probes: ProbeReport | None = None
     example: NearExample | None = None
 
     def __repr__(self) -> str:
@@ -185,7 +169,7 @@ def summarise(
             for config in chosen.rounds
             if config.among == "uniform"
         ),
-        probe=None if probes is None else _probe(table, probes),
+        probes=probes,
     )
 
 
@@ -205,16 +189,3 @@ def _kind(candidate: Candidate) -> str:
     if isinstance(far, Exact):
         return "exact"
     return f"order {far.order} beside {near}" if isinstance(far, Taylor) else near
-
-
-def _probe(table: LeverTable, probes: ProbeReport) -> ProbeSummary:
-    ranks = [row.rank_correlation for row in probes.rows if row.rank_correlation is not None]
-    return ProbeSummary(
-        tokens=0 if table.probed is None else table.probed["tokens"],
-        held_out=probes.rows[0].tokens,
-        rank_correlation=statistics.median(ranks) if ranks else 0.0,
-        kept_share=probes.mean("kept_share"),
-        h2o_share=probes.mean("h2o_share"),
-        oracle_share=probes.mean("oracle_share"),
-        rows=probes.rows,
-    )

@@ -68,10 +68,15 @@ class ProbeReport:
 
     rows: tuple[ProbeRow, ...]
 
-    def mean(self, figure: str) -> float:
-        """The mean of a figure of :class:`ProbeRow` over the KV heads that have it; NaN where none has."""
-        values = [value for row in self.rows if (value := getattr(row, figure)) is not None]
-        return float(np.mean(values)) if values else float("nan")
+    @property
+    def rank_correlation(self) -> float | None:
+        """That of the median KV head; None where none has any."""
+        ranks = [row.rank_correlation for row in self.rows if row.rank_correlation is not None]
+        return float(np.median(ranks)) if ranks else None
+
+    def mean(self, share: str) -> float:
+        """The mean over KV heads of one of the shares of :class:`ProbeRow`, by its name."""
+        return float(np.mean([getattr(row, share) for row in self.rows]))
 
     def __repr__(self) -> str:
         """One line; ``rows`` has the figures."""

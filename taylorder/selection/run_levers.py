@@ -37,12 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeverRun:
-    """What was measured, chosen, and what a report says about it; how good the probes are, where there are any."""
+    """What was measured, chosen, and what a report says about it."""
 
     table: LeverTable
     chosen: Chosen
     summary: LeverSummary
-    probes: ProbeReport | None = None
 
     def __repr__(self) -> str:
         """One line; ``summary`` has the figures."""
@@ -161,7 +160,7 @@ def run_levers(
         )
     used = tuple(lever for lever in LEVERS if settings.levers is None or lever in settings.levers)
     summary = summarise(table, chosen, levers=used, sequences=(len(sequences), length), probes=judged)
-    return LeverRun(table, chosen, summary, judged)
+    return LeverRun(table, chosen, summary)
 
 
 def _probes(
