@@ -33,7 +33,9 @@ def analyze(
     text: Annotated[
         list[Path] | None,
         options.path(
-            "Calibrate on this UTF-8 file; repeat for several.", "--text", default="the English that Python ships"
+            "Calibrate on this UTF-8 file; repeat for several.",
+            "--text",
+            default="the English that Python ships, and for levers its source code too",
         ),
     ] = None,
     max_tokens: Annotated[int, options.number("Use so many tokens of the text.", 2)] = DEFAULTS.max_tokens,

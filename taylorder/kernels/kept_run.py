@@ -56,7 +56,7 @@ class KeptRun(TaylorRun):
 
     def run(self) -> None:
         part, total = self.part, self.priority.shape[2]
-        entries = self.q.shape[0] * len(part.kv_heads) * self.group * (part.near.tokens + BLOCK_ROWS)
+        entries = self.q.shape[0] * len(part.kv_heads) * self.group * (min(part.near.tokens, total) + BLOCK_ROWS)
         for block in self.chosen.blocks(min(BLOCK_ROWS, max(16, _ENTRIES // entries))):
             if part.drops_far:
                 self._attend_near(block)
