@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.decisions import FlatOrder
@@ -96,3 +97,14 @@ def vouch(path):
     tensors = path.with_suffix(".safetensors")
     digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
     return edit(path, lambda document: document.update(files={tensors.name: digest}))
+
+
+def save_changed(config, path, change):
+    """Save a config at ``path`` with its tensors changed; return where these are. The config names them as they are."""
+    config.save(path)
+    beside = path.with_suffix(".safetensors")
+    tensors = load_file(beside)
+    change(tensors)
+    save_file(tensors, beside)
+    vouch(path)
+    return beside

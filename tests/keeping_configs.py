@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import torch
+from mixed_orders import PROBE_TEXT, random_probes
 from policy_rules.fields import alike, changed
 
 from taylorder.adapt import cost
-from taylorder.adapt.probe import probe_width
 from taylorder.kernels.spec import SINKS, Dropped, HeadSpec, Near
 from taylorder.models.describe import describe
-
-ABOUT = {"text": "random numbers", "tokens": 1, "sha256": "0" * 64}
-
-
-def probes_of(described, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        module.name: torch.randn(module.kv_heads, probe_width(module.head_dim, module.value_dim), generator=generator)
-        for module in described.open_modules
-    }
 
 
 def small(model, seed=0):
@@ -30,4 +19,4 @@ def small(model, seed=0):
     config = alike(described, 16 * cost.kv_bytes(first.head_dim, first.value_dim, 1), Fraction(1, 2), {}, None)
     field = HeadSpec(Dropped(), Near(6, SINKS, 5))
     config = changed(config, described, lambda group, _: [field] * len(group))
-    return described, config.with_probes(probes_of(described, seed), ABOUT)
+    return described, config.with_probes(random_probes(described, seed), PROBE_TEXT)

@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
-from config_forms import EXACT, KEEPING, MODULES, PROBE_TEXT, WINDOW, config_of, edit, probes, vouch
+from config_forms import EXACT, KEEPING, MODULES, PROBE_TEXT, WINDOW, config_of, edit, probes, save_changed
 from descriptions import description, module
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from taylorder.adapt import cost
 from taylorder.adapt.config import OrderConfig
@@ -95,12 +95,7 @@ def test_probes_that_do_not_fit_are_refused(given, about, words):
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, change, words):
-    path = tmp_path / "orders.safetensors"
-    keeping().with_probes(probes(modules=[SECOND]), PROBE_TEXT).save(tmp_path / "orders.json")
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-    vouch(tmp_path / "orders.json")
+    path = save_changed(keeping().with_probes(probes(modules=[SECOND]), PROBE_TEXT), tmp_path / "orders.json", change)
     with pytest.raises(ConfigError) as caught:
         OrderConfig.load(tmp_path / "orders.json")
     assert words in str(caught.value)

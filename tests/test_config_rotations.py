@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from config_forms import edit, vouch
+from config_forms import edit, save_changed
 from descriptions import centres, description
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.prepared import execution_digest
@@ -124,12 +124,7 @@ def test_rotations_that_do_not_fit_are_refused(given, words):
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, change, words):
-    path = tmp_path / "orders.safetensors"
-    ranked().with_rotations({SECOND: pair()}).save(tmp_path / "orders.json")
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-    vouch(tmp_path / "orders.json")
+    path = save_changed(ranked().with_rotations({SECOND: pair()}), tmp_path / "orders.json", change)
     with pytest.raises(ConfigError) as caught:
         OrderConfig.load(tmp_path / "orders.json")
     assert words in str(caught.value)

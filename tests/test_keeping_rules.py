@@ -11,7 +11,8 @@ import torch
 from descriptions import made_up_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keeping_configs import ABOUT, probes_of, small
+from keeping_configs import small
+from mixed_orders import PROBE_TEXT, random_probes
 from policy_rules.fields import alike, with_state
 from policy_rules.keeping import Keeper, keeping
 from policy_rules.priorities import (
@@ -42,7 +43,7 @@ SHARES = [Fraction(3, 4), Fraction(1, 2)]
 def test_one_near_field_spends_the_budget_and_no_more(share, tokens, spare):
     described = made_up_model(sliding=(1,))
     token = cost.kv_bytes(16, 16, 1)
-    config = alike(described, tokens * token + spare, share, probes_of(described), ABOUT)
+    config = alike(described, tokens * token + spare, share, random_probes(described), PROBE_TEXT)
     near = config.layers[0].heads[0].spec.near
     kept = (tokens - SINKS) * share * token / (token + cost.PRIORITY_BYTES)
     assert near.kept == pytest.approx(float(kept), abs=2)
@@ -57,7 +58,7 @@ def test_one_near_field_spends_the_budget_and_no_more(share, tokens, spare):
 def test_a_state_is_paid_for_with_kept_keys(order, tokens):
     described = made_up_model(d=4, d_v=4)
     budget = tokens * cost.kv_bytes(4, 4, 1)
-    config = alike(described, budget, SHARES[0], probes_of(described), ABOUT)
+    config = alike(described, budget, SHARES[0], random_probes(described), PROBE_TEXT)
     changed_config = with_state(config, described, order)
     before, spec = (each.layers[0].heads[0].spec for each in (config, changed_config))
     assert bytes_per_kv_head(changed_config, described, 4096) <= bytes_per_kv_head(config, described, 4096)

@@ -62,13 +62,13 @@ def near_tokens(model: Any, config: OrderConfig, ids: Tensor) -> tuple[NearToken
 
     """
     heads = {layer.module: [head.spec for head in layer.heads] for layer in config.layers}
-    found: list[NearTokens] = []
+    held: list[NearTokens] = []
 
     def note(name: str, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
         nears = [group[0].near for group in grouped(heads[name], key.shape[1])]
         if any(near.kept for near in nears):
             ranking = priorities(config.probes[name].to(key.device), key, value)
-            found.extend(
+            held.extend(
                 NearTokens(name, kv_head, near.sinks, near.window, _kept(ranking[:, kv_head : kv_head + 1], near))
                 for kv_head, near in enumerate(nears)
                 if near.kept
@@ -76,7 +76,7 @@ def near_tokens(model: Any, config: OrderConfig, ids: Tensor) -> tuple[NearToken
 
     with attach(model, config, observe=note):
         hidden_states(model, ids)
-    return tuple(found)
+    return tuple(held)
 
 
 def _kept(priority: Tensor, near: Near) -> tuple[int, ...]:

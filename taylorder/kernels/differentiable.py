@@ -49,15 +49,15 @@ def differentiable_attention(
     for kv_head, specs in enumerate(grouped(heads, key.shape[1])):
         q = query[:, kv_head * group : (kv_head + 1) * group]
         k, v = key[:, kv_head : kv_head + 1], value[:, kv_head : kv_head + 1]
-        ranks = None if priority is None else priority[:, kv_head : kv_head + 1].detach()
+        ranking = None if priority is None else priority[:, kv_head : kv_head + 1].detach()
         field = NearField(Near(T), None) if isinstance(specs[0].far, Exact) else NearField.of(specs)
         if field is None:
-            output, hits = checkpoint(_score_space, q, k, v, specs, scaling, ranks, use_reentrant=False)
+            output, hits = checkpoint(_score_space, q, k, v, specs, scaling, ranking, use_reentrant=False)
         else:
             if field.constants is None:
-                output = windowed_attention(q, k, v, field.near, scaling=scaling, priority=ranks)
+                output = windowed_attention(q, k, v, field.near, scaling=scaling, priority=ranking)
             else:
-                output = checkpoint(_window_and_constant, q, k, v, field, scaling, ranks, use_reentrant=False)
+                output = checkpoint(_window_and_constant, q, k, v, field, scaling, ranking, use_reentrant=False)
             rows = field.guarded(T) or [0] * group
             hits = query.shape[0] * torch.tensor(rows, dtype=torch.int64, device=query.device)
         outputs.append(output)

@@ -107,14 +107,11 @@ def _new_state(heads: Sequence[HeadSpec], backend: str, k: Tensor, v: Tensor) ->
     groups = dict(enumerate(grouped(heads, k.shape[1])))
     exact = [g for g, group in groups.items() if backend not in _LINEAR or isinstance(group[0].far, Exact)]
     truncated = {g: group for g, group in groups.items() if g not in exact}
-    specs = [spec for g in exact for spec in groups[g]]
-    parts: list[Part] = _LINEAR[backend].new_parts(truncated, k, v) if truncated else []
-    return State(
-        heads,
-        backend,
-        [*parts, *([ExactPart(exact, k, v, ranked=keeps_keys(specs))] if exact else [])],
-        StateShape.of(k, v),
-    )
+    parts: list[Part] = [*_LINEAR[backend].new_parts(truncated, k, v)] if truncated else []
+    if exact:
+        ranked = any(keeps_keys(groups[g]) for g in exact)
+        parts.append(ExactPart(exact, k, v, ranked=ranked))
+    return State(heads, backend, parts, StateShape.of(k, v))
 
 
 def _score_space(part: ExactPart, request: Request, heads: Sequence[HeadSpec]) -> None:

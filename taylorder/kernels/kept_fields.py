@@ -62,15 +62,15 @@ def attend_kept_fields(
 
 def chains(fields: Sequence[Near]) -> list[list[Near]]:
     """Cut near fields into chains, in each of which every one holds the keys of the one before it."""
-    found: list[list[Near]] = []
+    result: list[list[Near]] = []
     for near in sorted(fields, key=lambda near: (near.sinks, near.window, near.kept)):
-        for chain in found:
+        for chain in result:
             if chain[-1].sinks == near.sinks and chain[-1].window <= near.window and chain[-1].kept <= near.kept:
                 chain.append(near)
                 break
         else:
-            found.append([near])
-    return found
+            result.append([near])
+    return result
 
 
 def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, *, at_least: float) -> tuple[Tensor, Tensor]:
