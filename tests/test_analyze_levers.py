@@ -139,9 +139,10 @@ def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
     assert (levers["sequences"], levers["sequence_length"], levers["kv_heads"]) == (2, 48, 4)
     assert sum(count for _, count in levers["chosen"]) == 4
     assert document["settings"]["policy"] == "levers"
-    assert (levers["rounds"][0]["promised"], levers["rounds"][0]["among"]) == (None, "near fields")
     assert len(levers["starts"]) >= 2, "a window and at least one share of kept keys fit all KV heads"
-    assert levers["rounds"][0]["kl"] == pytest.approx(min(kl for _, kl in levers["starts"]), rel=0.05)
+    begun = [each for each in levers["rounds"] if each["promised"] is None]
+    assert [each["among"] for each in begun] == ["near fields"] * 2
+    assert sorted(each["kl"] for each in begun) == pytest.approx(sorted(kl for _, kl in levers["starts"])[:2], rel=0.05)
     assert sum(kind["kv_heads"] for kind in levers["kinds"]) == 4
     assert sum(kind["kv_heads"] * kind["nominal_bytes"] for kind in levers["kinds"]) <= 4 * 700
     assert all(row["kept_share"] <= row["oracle_share"] <= 1 for row in levers["probes"]["rows"])

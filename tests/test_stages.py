@@ -27,9 +27,17 @@ from taylorder.selection import refine as module
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import table_bytes
 from taylorder.selection.criteria import Criterion
-from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, measure_slopes, sensitivities
+from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, Round, measure_slopes, sensitivities
 from taylorder.selection.settings import Limit
-from taylorder.selection.under_limit import choose, near_fields_alone, uniform_starts, windows_alone
+from taylorder.selection.under_limit import (
+    STARTS,
+    TRIAL_ROUNDS,
+    _from_where_it_leads,
+    choose,
+    near_fields_alone,
+    uniform_starts,
+    windows_alone,
+)
 from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.records import Records
 
@@ -73,7 +81,7 @@ def test_near_fields_alone_are_these_and_what_keeps_keys_beside_them():
     assert near_fields_alone(CANDIDATES) == windows_alone(KEEPING) == PLAIN
 
 
-def test_every_share_of_kept_keys_that_fits_is_measured_and_the_best_is_the_start(
+def test_every_share_of_kept_keys_that_fits_is_measured_and_the_start_that_leads_further_down_goes_on(
     keeping_llama, measurements, tmp_path, monkeypatch
 ):
     model, table, ids = keeping_llama
@@ -89,13 +97,36 @@ def test_every_share_of_kept_keys_that_fits_is_measured_and_the_best_is_the_star
     uniform = [each for each in found.rounds if each.among == "uniform"]
     assert [(each.choice, each.promised) for each in uniform] == [((place,) * 4, None) for place in starts]
     assert [each.kl for each in uniform] == pytest.approx(kls)
-    best = starts[kls.index(min(kls))]
-    assert measurements[0] == (len(near), (near.index(best),) * 4)
+    tried = sorted(starts, key=lambda place: kls[starts.index(place)])[:STARTS]
+    moved = [each for each in found.rounds if each.among == "near fields"]
+    begins = [number for number, each in enumerate(moved) if each.promised is None]
+    other, last = moved[: begins[1]], moved[begins[1] :]
+    assert {each[0].choice for each in (other, last)} == {(place,) * 4 for place in tried}
+    assert len(other) <= TRIAL_ROUNDS
+    assert min(each.kl for each in last[:TRIAL_ROUNDS]) <= min(each.kl for each in other)
+    assert measurements[0] == (len(near), (near.index(tried[0]),) * 4)
     stages = [each.among for each in found.rounds]
     assert stages == sorted(stages, key=["uniform", "near fields", "all"].index)
-    assert "near fields" in stages
     monkeypatch.setattr(WholeModel, "kls", lambda *_: pytest.fail("measured again"))
     assert chosen(model, table, ids, tmp_path, budget) == found
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_a_start_is_judged_by_its_best_round_and_no_round_is_measured_twice(better):
+    kls = [[0.3, 0.2, 0.25, 0.1], [0.4, 0.3, 0.15, 0.05]]
+    kls[better][2] = 0.01
+    asked = []
+
+    def run(start, name, rounds=ROUNDS):
+        asked.append((name, rounds))
+        return tuple(Round(tuple(start), kl) for kl in kls[start[0]][:rounds])
+
+    found = _from_where_it_leads(run, [[0], [1]], "near")
+    assert asked == [("near-0", TRIAL_ROUNDS), ("near-1", TRIAL_ROUNDS), (f"near-{better}", ROUNDS)]
+    assert [(each.choice[0], each.kl) for each in found] == [
+        *((1 - better, kl) for kl in kls[1 - better][:TRIAL_ROUNDS]),
+        *((better, kl) for kl in kls[better]),
+    ]
 
 
 def test_a_share_of_which_no_size_fits_begins_nothing(keeping_llama):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
@@ -125,13 +125,17 @@ def program(summary: LeverSummary) -> str:
             "near fields": "with near fields per KV head ",
             "all": "with all candidates ",
         }
+        # A step without a promise is where a stage begins, or begins again from another near field for all.
+        begun = accumulate(measured.promised is None for measured in summary.rounds)
         by_stage = "; ".join(
-            stages[among] + ", ".join(figure(measured.kl) for measured in rounds)
-            for among, rounds in groupby(summary.rounds, key=lambda measured: measured.among)
+            stages[among] + ", ".join(figure(measured.kl) for measured, _ in rounds)
+            for (among, _), rounds in groupby(
+                zip(summary.rounds, begun, strict=True), key=lambda pair: (pair[0].among, pair[1])
+            )
         )
         starts, alike = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts), ""
         if starts:
-            alike = f"The same for all KV heads (window + sinks + kept keys): {starts}; the least is the start. "
+            alike = f"The same for all KV heads (window + sinks + kept keys): {starts}; the best of these begin. "
         return size_words + (
             f"{alike}Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: "
             f"{by_stage}. The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."

@@ -39,7 +39,7 @@ Among: TypeAlias = Literal["uniform", "windows", "near fields", "all"]
 """What a config was chosen from: one candidate for all KV heads; or per KV head from exact attention and plain windows,
 from these and near fields with kept keys, or from all candidates."""
 
-ROUNDS, MORE_ROUNDS = 6, 3
+ROUNDS, MORE_ROUNDS = 8, 3
 """Configs measured at most, the first included; and those measured when more candidates join, the first not."""
 
 _FAILED, _SHORT, _KEPT, _LEAST_PRICE, _MOST_PRICE = 4.0, 2.0, 0.5, 0.5, 64.0

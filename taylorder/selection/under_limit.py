@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,9 @@ from taylorder.storage.records import Records
 
 ITERATIVE = "iterative"
 """Name of the scheme that ships: the least loss on unseen text in benchmarks/policies.py (docs/choosing.md)."""
+
+STARTS, TRIAL_ROUNDS = 2, 3
+"""How many of the near fields for all the scheme begins from, and configs measured of each to see where it leads."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,7 @@ def _by_stages(
     """Move bytes between near fields first, then let all candidates improve on what these reach.
 
     Polynomials promise more than they keep (docs/notebook/2026-11-choosing.md): offered from the beginning they led to
-    worse configs than windows alone do. This way the calibration loss is never above that of the best rival, which is
-    the first stage by itself.
+    worse configs than windows alone do.
     """
     run = partial(refine, whole, budget=budget * len(sizes), records=records, progress=progress)
     near = near_fields_alone(table.candidates)
@@ -163,12 +165,12 @@ def _by_stages(
     starts = uniform_starts(near_table, near_sizes, budget)
     if not starts:  # no near field is that small
         return run(table, sizes, start=uniform_start(table, sizes, budget), name=f"{label}-all")
+    among: Among = "windows" if near == windows_alone(table.candidates) else "near fields"
     uniform: tuple[Round, ...] = ()
     if len(starts) > 1:
         uniform = _measured(whole, near_table, starts, f"{label}-uniform", records, progress)
-    start = best_of(uniform).choice if uniform else starts[0]
-    among: Among = "windows" if near == windows_alone(table.candidates) else "near fields"
-    moved = run(near_table, near_sizes, start=start, name=f"{label}-{among.replace(' ', '-')}")
+        starts = [list(measured.choice) for measured in sorted(uniform, key=lambda measured: measured.kl)[:STARTS]]
+    moved = _from_where_it_leads(partial(run, near_table, near_sizes), starts, f"{label}-{among.replace(' ', '-')}")
     rounds = tuple(
         replace(measured, choice=tuple(near[index] for index in measured.choice))
         for measured in (*uniform, *(replace(measured, among=among) for measured in moved))
@@ -178,6 +180,20 @@ def _by_stages(
         # Its first round is the start once more, for the slopes of the other candidates.
         rounds += run(table, sizes, start=start, name=f"{label}-all", rounds=MORE_ROUNDS + 1)[1:]
     return rounds
+
+
+def _from_where_it_leads(
+    run: Callable[..., tuple[Round, ...]], starts: Sequence[Sequence[int]], name: str
+) -> tuple[Round, ...]:
+    """A few rounds from every start, and the rest from the one that these took furthest down, which comes last.
+
+    Its own KL does not tell where a start leads: a KV head changes its share of kept keys only where its slope promises
+    something (docs/notebook/2026-11-keeping-keys.md).
+    """
+    led = [run(start=start, name=f"{name}-{number}", rounds=TRIAL_ROUNDS) for number, start in enumerate(starts)]
+    best = min(range(len(starts)), key=lambda number: best_of(led[number]).kl)
+    others = [measured for number, rounds in enumerate(led) if number != best for measured in rounds]
+    return (*others, *run(start=starts[best], name=f"{name}-{best}"))
 
 
 def _measured(
