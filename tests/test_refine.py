@@ -258,6 +258,14 @@ def test_a_run_that_goes_on_gives_what_an_uninterrupted_one_gives(tiny_llama, ea
     assert refined(model, table, ids, sizes, start, tmp_path / "parts", budget) == whole
 
 
+def test_what_was_measured_from_another_start_is_measured_again(tiny_llama, tmp_path):
+    model, table, ids, sizes = tiny_llama
+    budget = 4 * sizes[0][EXACT]
+    refined(model, table, ids, sizes, (DROPPED,) * 4, tmp_path / "both", budget, rounds=1)
+    again = refined(model, table, ids, sizes, (EVEN,) * 4, tmp_path / "both", budget, rounds=1)
+    assert again == refined(model, table, ids, sizes, (EVEN,) * 4, tmp_path / "one", budget, rounds=1)
+
+
 def test_a_start_beyond_the_budget_is_refused(tiny_llama, tmp_path):
     model, table, ids, sizes = tiny_llama
     cheapest = tuple(min(range(len(size)), key=size.__getitem__) for size in sizes)

@@ -131,7 +131,7 @@ def refine(
     for number in range(rounds):
         progress(f"moving bytes, {name}", number, rounds)
         record = records.get(f"{name}-{number}")
-        if record is None:
+        if record is None or tuple(record["round"]["choice"]) != step.choice:
             kl, slopes = measure_slopes(whole, table, sizes, step.choice)
             record = {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
             records.put(f"{name}-{number}", record)

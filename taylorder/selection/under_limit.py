@@ -27,7 +27,7 @@ from taylorder.storage.records import Records
 ITERATIVE = "iterative"
 """Name of the scheme that ships: the least loss on unseen text in benchmarks/policies.py (docs/choosing.md)."""
 
-STARTS, TRIAL_ROUNDS = 2, 3
+STARTS, TRIAL_ROUNDS = 2, 4
 """How many of the near fields for all the scheme begins from, and configs measured of each to see where it leads."""
 
 
