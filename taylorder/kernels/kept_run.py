@@ -1,7 +1,7 @@
-"""One call of the torch backend on KV heads that keep keys by priority.
+"""One call of the torch backend on KV heads that keep keys by priority beside a state.
 
 A block of queries attends to the keys at hand (those kept before it, those in its window, its own) under a mask that
-says for each of them up to which row it is near; what is far from the last row goes into the state, or is forgotten.
+says for each of them up to which row it is near; what is far from the last row goes into the state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
 
 from . import fold_rule
 from .attend import Chosen, Sums, Unfolded, attend
@@ -58,11 +57,8 @@ class KeptRun(TaylorRun):
         part, total = self.part, self.priority.shape[2]
         entries = self.q.shape[0] * len(part.kv_heads) * self.group * (min(part.near.tokens, total) + BLOCK_ROWS)
         for block in self.chosen.blocks(min(BLOCK_ROWS, max(16, _ENTRIES // entries))):
-            if part.drops_far:
-                self._attend_near(block)
-            else:
-                self._attend(block)
-                self._take_far(block)
+            self._attend(block)
+            self._take_far(block)
         window = torch.arange(max(self.chosen.held, total - part.near.window), total, device=self.keys.device)
         index = torch.cat([self.chosen.kept, window.expand(*self.priority.shape[:2], -1)], -1)
         part.near_keys, part.near_values = (
@@ -70,29 +66,6 @@ class KeptRun(TaylorRun):
             for tensor in (self.keys, self.values)
         )
         part.priority = self.priority.gather(2, index)
-
-    def _attend_near(self, block: NearBlock) -> None:
-        """Ordinary attention to sinks and near keys."""
-        near = block.masks()[0] & (block.gather(self.priority) > -math.inf)[:, :, None]
-        keys, values = block.gather(self.keys), block.gather(self.values)
-        sinks = self._sinks(self.all, Step(block.rows.start, block.rows.stop, 0, 0), None)
-        if sinks is not None:
-            near = pad(near, (self.part.near.sinks, 0), value=True)
-            if sinks.visible is not None:
-                near[..., : self.part.near.sinks] = sinks.visible.view(*near.shape[:3], -1)
-            keys, values = (
-                torch.cat([held, tensor], 2)
-                for held, tensor in ((self.part.sink_keys, keys), (self.part.sink_values, values))
-            )
-        rows = scaled_dot_product_attention(
-            self._queries(block.rows).flatten(1, 2).to(self.dtype),
-            keys.to(self.dtype),
-            values.to(self.dtype),
-            attn_mask=near.repeat_interleave(self.group, 1),
-            scale=self.request.scaling,
-            enable_gqa=True,
-        )
-        self.request.write(self.part.kv_heads, self.request.by_group(rows), None, block.rows)
 
     def _attend(self, block: NearBlock) -> None:
         """Attend to sinks, near keys, far ones at hand, and the state."""

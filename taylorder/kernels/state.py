@@ -1,7 +1,7 @@
 """What attention remembers of the tokens it has seen: sums of features, the tokens not in them yet, sinks, exact KV.
 
 KV heads that compute alike (same largest order, ranks, window, sinks) form a part, so that decoding handles all of them
-in one batch of products.
+in one batch of products; those without a polynomial do that as one part (``near_slots``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .held import Change, Holder
-from .spec import Dropped, HeadSpec, Taylor, deepest, ignores_shifts
+from .spec import HeadSpec, deepest, ignores_shifts
 from .tables import FeatureTable
 from .token_buffer import TokenBuffer
 
@@ -130,7 +130,6 @@ class TaylorPart(TruncatedKvHeads):
     Attributes:
         table: their features.
         near: their near field.
-        drops_far: whether no query head has a far field: nothing is folded then, far tokens are forgotten.
         features: ``[B, len(kv_heads), D, d_v]``, sum of multiplicity x feature x value over the folded tokens; None
             until the first ones are folded.
         sums: ``[B, len(kv_heads), D]``, the same with value 1; the first entry counts the folded tokens.
@@ -143,13 +142,14 @@ class TaylorPart(TruncatedKvHeads):
 
     def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
         flat = [spec for group in specs for spec in group]
-        longest = deepest(flat) or Taylor(1)
+        longest = deepest(flat)
+        if longest is None:
+            raise ValueError(f"KV heads {list(kv_heads)} have no polynomial, and so no features")
         # The sum of the keys, which means are read from, is of degree 1.
         order = max(longest.order, 2) if any(spec.around_mean for spec in flat) else longest.order
         self.near = flat[0].near
         super().__init__(kv_heads, specs, k, v)
         self.table = FeatureTable.build(k.shape[-1], order, longest.ranks)
-        self.drops_far = all(isinstance(spec.far, Dropped) for spec in flat)
         self.shifts = ignores_shifts(flat)
         self.origin: Optional[Tensor] = None
         self.features: Optional[Tensor] = None

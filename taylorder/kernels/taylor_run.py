@@ -23,7 +23,6 @@ from torch import Tensor
 
 from . import fold_rule
 from .attend import Extent, Memory, Sinks, Sums, Unfolded, attend
-from .exact import windowed_attention
 from .polynomial import Polynomials
 from .request import Request
 from .state import TaylorPart
@@ -88,9 +87,6 @@ class TaylorRun:
         valid = None if request.valid is None or bool(request.valid.all()) else request.valid
         self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         self.earlier = part.recent.length
-        fresh = self.causal and request.valid is None and self.earlier == 0 and not bool(part.seen.any())
-        # A prefill of sinks and a window is ordinary attention, which torch does best; half precisions it rounds twice.
-        self.near_alone = fresh and part.drops_far and part.near.window > 0 and self.dtype == q.dtype
         heads = selection(part.kv_heads)
         self.rank = part.store_sinks(k[:, heads], v[:, heads], valid)
         self.keep = valid  # new tokens that count and are no sinks, bool [B, T]; None if all do
@@ -107,22 +103,18 @@ class TaylorRun:
 
     @property
     def room(self) -> int:
-        """How many tokens to have room for, if they stay few from now on because older ones are folded or forgotten."""
-        settled = self.part.features is not None or self.part.drops_far
-        return self.part.near.window + fold_rule.BLOCK if settled else 0
+        """How many tokens to have room for, if they stay few from now on because older ones are folded."""
+        return 0 if self.part.features is None else self.part.near.window + fold_rule.BLOCK
 
     def run(self) -> None:
         part, T = self.part, self.q.shape[2]
         steps = list(self._steps())
         if self.appends:
             part.recent.append(*self._new(), self.room)
-        if steps[-1].fold_to and self.causal and not part.drops_far:
+        if steps[-1].fold_to and self.causal:
             part.start_features(self.dtype)
-        if self.near_alone:
-            self._run_near()
-        else:
-            for where in self._slices():
-                self._run_slice(where, steps)
+        for where in self._slices():
+            self._run_slice(where, steps)
         folded = steps[-1].fold_to
         if self.appends:
             part.recent.drop(folded)
@@ -133,14 +125,6 @@ class TaylorRun:
             part.recent = TokenBuffer(rest[0], rest[1], len(part.kv_heads))
             part.recent.append(*rest, self.room)
 
-    def _run_near(self) -> None:
-        part = self.part
-        for g in part.kv_heads:
-            heads = slice(g * self.group, (g + 1) * self.group)
-            self.request.output[:, heads] = windowed_attention(
-                self.q[:, heads], self.k[:, g : g + 1], self.v[:, g : g + 1], part.near, scaling=self.request.scaling
-            )
-
     def _new(self) -> Piece:
         """The new tokens of this part's KV heads."""
         heads = selection(self.part.kv_heads)
@@ -150,9 +134,7 @@ class TaylorRun:
         """Chunks, and what is folded before each; the last step folds for the next call and has no queries."""
         T, earlier, table = self.q.shape[2], self.earlier, self.part.table
         started = self.part.features is not None
-        raw = fold_rule.BLOCK
-        if not self.part.drops_far:
-            raw = fold_rule.worth_a_state(table.features, self.k.shape[-1], self.v.shape[-1])
+        raw = fold_rule.worth_a_state(table.features, self.k.shape[-1], self.v.shape[-1])
         if not self.causal:
             folded = T if raw < T else 0
             rows = self.chunk if folded else max(16, min(self.chunk, _SCORES // max(T, 1)))
@@ -209,7 +191,7 @@ class TaylorRun:
             for heads in splits
         ]
         for step in steps:
-            if step.fold_to > step.fold_from and not part.drops_far:
+            if step.fold_to > step.fold_from:
                 self._fold(joined, memory, step)
             if step.start == step.stop:
                 continue
@@ -245,7 +227,7 @@ class TaylorRun:
         if part.features is not None and part.sums is not None:
             origin = None if part.origin is None else where.cut(part.origin)
             return Memory(where.cut(part.features), where.cut(part.sums), self.reading, origin)
-        if self.causal or steps[-1].fold_to == 0 or part.drops_far:
+        if self.causal or steps[-1].fold_to == 0:
             return None
         N, d = (where.sequences.stop - where.sequences.start) * len(where.kv_heads), self.k.shape[-1]
         features = self.v.new_zeros(N, part.table.features, self.v.shape[-1], dtype=self.dtype)
