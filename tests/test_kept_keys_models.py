@@ -193,7 +193,7 @@ def test_priorities_that_overflow_are_refused_by_layer():
         torch.no_grad(),
         taylorder.adapted(model, config.with_probes(probes, PROBE_TEXT)),
         pytest.raises(
-            NonFiniteError, match=r"priorities of model.layers.\d.self_attn .*: fit it on this model, or set"
+            NonFiniteError, match=r"model.layers.\d.self_attn cannot rank its keys .*; fit it on this model, or set"
         ),
     ):
         model(tokens(1, 20))

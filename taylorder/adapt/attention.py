@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from taylorder.adapt.cache_layer import TaylorCacheLayer, attend_causally, needs_gradient
 from taylorder.adapt.prepared import LayerPlan
 from taylorder.analysis.finite import refuse_broken_tensors
-from taylorder.errors import UsageError
+from taylorder.errors import NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, score_space_attention
 from taylorder.kernels.differentiable import differentiable_attention
+from taylorder.kernels.kept_keys import UnrankedKeyError
 from taylorder.models.attention import Observer, attends_causally
 from taylorder.models.masks import causal_mask, key_validity, short_mask
 from taylorder.models.quiet import uncompiled
@@ -33,8 +35,6 @@ ATTENTION_NAME = "taylorder"
 _OVERFLOWED = (
     "the layers before it overflowed or the weights are broken: run in float32, or check the model without a config"
 )
-
-_UNRANKED = "its probe overflows on keys and values of this size: fit it on this model, or set kept to 0 in the config"
 
 
 @dataclass(slots=True)
@@ -110,7 +110,11 @@ def _attend(
     name, layer = run.plan.name, run.layer
     run.layer = None
     refuse_block_mask(name, attention_mask)
-    _refuse(name, module, query, key, value, dropout, kwargs)
+    _refuse(name, module, dropout, kwargs)
+    given = {"queries": query, "keys": key, "values": value}
+    single = query.shape[2] == 1 and layer is not None
+    if not single:
+        refuse_broken_tensors(name, given, _OVERFLOWED)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     causal = attends_causally(module, kwargs)
     if run.plan.heads is None:
@@ -124,7 +128,15 @@ def _attend(
                 "padding (its cache is of another class than a TaylorCache): run rows without padding, or with "
                 "use_cache=False"
             )
-        output = _truncated(run, run.plan.heads, layer, query, key, value, valid, scaling, causal)
+        try:
+            output = _truncated(run, run.plan.heads, layer, query, key, value, valid, scaling, causal)
+        except UnrankedKeyError as error:
+            raise NonFiniteError(
+                f"{name} cannot rank its keys ({error}): its probe overflows on keys and values of this size; fit it "
+                "on this model, or set kept to 0 in the config"
+            ) from error
+    if single and not torch.isfinite(output).all():  # one look for three: whatever is broken in them shows in the row
+        refuse_broken_tensors(name, given | {"outputs": output}, _OVERFLOWED)
     if run.observe is not None:
         run.observe(name, query, key, value, output, scaling)
     return output, None
@@ -154,8 +166,6 @@ def _truncated(
     plan, priority = run.plan, None
     if plan.numbers is not None:
         priority = plan.numbers.priority(key, value)  # of keys as they are, before they are centred
-        if priority is not None:
-            refuse_broken_tensors(plan.name, {"priorities": priority}, _UNRANKED)
         query, key = plan.numbers(query, key)
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
@@ -191,16 +201,13 @@ def _exact(
     return output
 
 
-def _refuse(
-    name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, dropout: float, kwargs: dict[str, Any]
-) -> None:
+def _refuse(name: str, module: nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:
     """Refuse what would come out silently wrong."""
     if dropout:
         raise UsageError(
             f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
         )
     refuse_terms(name, module, kwargs)
-    refuse_broken_tensors(name, {"queries": query, "keys": key, "values": value}, _OVERFLOWED)
 
 
 def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from taylorder.errors import TaylorderError, UsageError
-from taylorder.kernels import HeadSpec, State, TritonUnavailableError, taylor_attention
+from taylorder.kernels import HeadSpec, State, Taylor, TritonUnavailableError, taylor_attention
 from taylorder.models.quiet import uncompiled
 
 
@@ -23,6 +23,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
     Attributes:
         name: qualified name of the module, for messages.
         heads: what its query heads compute.
+        guards: whether any of them may need the guard.
         state: everything held; None before the first tokens.
         cumulative_length: tokens seen, padding included.
         expected: whether the attention function will take the next chunk in; set by a hook of the attached handle.
@@ -37,6 +38,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         """Start empty, for a module of that name and those heads; ``options`` are for a layer that holds more."""
         super().__init__(**options)
         self.name, self.heads = name, heads
+        self.guards = any(isinstance(spec.far, Taylor) for spec in heads)
         self.state: State | None = None
         self.cumulative_length = 0
         self.expected = False
@@ -80,13 +82,12 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
                 f"the TaylorCache was filled by the backend {self.state.backend!r}, and `adapted` runs with "
                 f"{backend!r}: use the backend it was filled by, or a new cache"
             )
-        before = None if self.state is None else self.state.guarded.clone()
+        before = 0 if self.state is None or not self.guards else self.state.guarded.clone()
         output, self.state = attend_causally(
             query, key, value, self.heads, scaling=scaling, valid=valid, priority=priority, state=self.state,
             backend=backend,
         )  # fmt: skip
-        guarded = self.state.guarded
-        return output, guarded.clone() if before is None else guarded - before
+        return output, self.state.guarded - before
 
     @property
     def torn(self) -> bool:

@@ -74,7 +74,8 @@ class LayerNumbers(nn.Module):
         return priorities(self.probe, key.detach(), value.detach())  # a choice of keys passes no gradients
 
     def _follow(self, device: torch.device) -> None:
-        if any(numbers.device != device for numbers in self.buffers()):
+        # Not buffers(), which takes longer than the attention of a short window does.
+        if any(numbers is not None and numbers.device != device for numbers in self._buffers.values()):
             with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
                 self.to(device)
 
@@ -163,7 +164,7 @@ def plan_layer(config: OrderConfig, layer: LayerOrders) -> LayerPlan:
     centre = config.key_centres.get(layer.module)
     if centre is not None:
         plain = [far is None or far.expansion == "zero" for far in polynomials]
-        centre = centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
+        centre = None if all(plain) else centre.masked_fill(torch.tensor(plain)[:, None], 0.0)
     ranked = [far is not None and far.ranks is not None for far in polynomials]
     probe = config.probes[layer.module] if keeps_keys(specs) else None
     numbers = LayerNumbers(centre, _planned_rotations(config, layer.module, ranked), probe)

@@ -73,16 +73,17 @@ def taylor_attention(
 
     """
     _check_tensors(q, k, v, valid)
-    for index, spec in enumerate(heads):
-        if not isinstance(spec, HeadSpec):
-            raise TypeError(f"heads[{index}] is a {type(spec).__name__}, expected a HeadSpec")
-    check_heads(heads, q.shape[1], k.shape[1], causal)
+    if state is None or len(heads) != q.shape[1]:  # those of a state were checked when it was made
+        for index, spec in enumerate(heads):
+            if not isinstance(spec, HeadSpec):
+                raise TypeError(f"heads[{index}] is a {type(spec).__name__}, expected a HeadSpec")
+        check_heads(heads, q.shape[1], k.shape[1], causal)
     if not math.isfinite(scaling):
         raise ValueError(f"scaling is {scaling}, expected a finite number")
-    if keeps_keys(heads):
-        check_priority(priority, k, valid)
     if state is not None:
         _check_state(state, k, v, heads, causal)
+    if keeps_keys(heads):
+        check_priority(priority, k, valid)
     name = choose_backend(backend, state, q.device, q.dtype)
     B, H, T, _ = q.shape
     output = torch.empty(B, H, T, v.shape[-1], dtype=q.dtype, device=q.device)

@@ -162,13 +162,18 @@ def _first_rows(order: Tensor, held: int, places: int, leaves: Tensor) -> Tensor
     return torch.where(losers < held, row, torch.maximum(row, own))
 
 
+class UnrankedKeyError(ValueError):
+    """A valid key has a priority that is not finite."""
+
+
 def check_priority(priority: Optional[Tensor], k: Tensor, valid: Optional[Tensor]) -> None:
     """Refuse priorities that cannot rank keys ``[B, G, S, d]``.
 
     Those of padding, where ``valid`` ``[B, S]`` is False, may be anything.
 
     Raises:
-        ValueError: priorities are missing, of another shape or device, or one of a valid key is not finite.
+        ValueError: priorities are missing, or of another shape or device.
+        UnrankedKeyError: that of a valid key is not finite.
         TypeError: they are not float32.
 
     """
@@ -183,10 +188,11 @@ def check_priority(priority: Optional[Tensor], k: Tensor, valid: Optional[Tensor
     if priority.device != k.device:
         raise ValueError(f"priority is on {priority.device}, expected the device of k: {k.device}")
     finite = priority.isfinite()
+    if bool(finite.all()):
+        return
     broken = ~(finite if valid is None else finite | ~valid[:, None])
-    if bool(broken.any()):
-        b, kv_head, token = broken.nonzero()[0].tolist()
-        raise ValueError(
+    for b, kv_head, token in broken.nonzero()[:1].tolist():
+        raise UnrankedKeyError(
             f"priority is {float(priority[b, kv_head, token])} for sequence {b}, KV head {kv_head}, token {token}, "
             "expected a finite number: a key that has none cannot be ranked"
         )

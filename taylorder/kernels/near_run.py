@@ -35,7 +35,7 @@ def run(part: NearPart, request: Request) -> None:
         k, v, part.rank(None if request.priority is None else request.priority[:, heads], request.valid, T)
     )
     if T == 1:
-        part.add(new)
+        part.add(new, padded=request.valid is not None)
         _attend(part, request)
         return
     for near in dict.fromkeys(part.nears):

@@ -17,6 +17,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .held import Change
 from .spec import HeadSpec, Near
 from .state import Part
 from .token_buffer import selection
@@ -120,12 +121,16 @@ class NearPart(Part):
         valid_tokens: int64 ``[B]``, valid tokens so far, counted until every sequence has all sinks.
         sinks_filled: whether every sequence has all sinks.
         tokens: tokens so far, padding included.
+        layout: where the slots lie.
+        ranked: whether any KV head keeps keys.
+        dtype: to compute in.
 
     """
 
     def __init__(self, kv_heads: Sequence[int], specs: Sequence[Sequence[HeadSpec]], k: Tensor, v: Tensor) -> None:
         self.kv_heads, self.nears = tuple(kv_heads), tuple(group[0].near for group in specs)
-        self.tokens, self._layout = 0, Layout.build(self.nears, 0, k.device)
+        self.tokens, self.layout = 0, Layout.build(self.nears, 0, k.device)
+        self.ranked = any(near.kept for near in self.nears)
         self.dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
         B, G = k.shape[0], len(self.kv_heads)
         self.keys, self.values = k.new_zeros(B, G, k.shape[-1]), v.new_zeros(B, G, v.shape[-1])
@@ -135,12 +140,11 @@ class NearPart(Part):
         self.valid_tokens = torch.zeros(B, dtype=torch.int64, device=k.device)
         self.sinks_filled = self._all_sinks()
 
-    @property
-    def layout(self) -> Layout:
-        """Where the slots lie."""
-        if self._layout.firsts.device != self.spare.device:
-            self._layout = Layout.build(self.nears, max(self._layout.counts) - 1, self.spare.device)
-        return self._layout
+    def map(self, change: Change) -> NearPart:
+        copy = super().map(change)
+        if copy.spare.device != self.spare.device:
+            copy.layout = Layout.build(self.nears, max(self.layout.counts) - 1, copy.spare.device)
+        return copy
 
     def reserve(self, tokens: int) -> None:
         """Have slots for so many tokens of each KV head, or for as many as are ever near."""
@@ -151,14 +155,14 @@ class NearPart(Part):
         held = self.keys, self.values, self.ranks, self.hidden
         self._make(Layout.build(self.nears, room, self.spare.device))
         for old, new in zip(held, (self.keys, self.values, self.ranks, self.hidden)):
-            for g, start in enumerate(self._layout.starts):
+            for g, start in enumerate(self.layout.starts):
                 new[:, start : start + before.counts[g]] = old[:, before.slots(g)]
-        self.spare = self.spare + (self._layout.firsts - before.firsts)
+        self.spare = self.spare + (self.layout.firsts - before.firsts)
 
     def _make(self, layout: Layout) -> None:
         """Have empty slots."""
         B, slots = self.keys.shape[0], sum(layout.counts)
-        self._layout = layout
+        self.layout = layout
         self.keys = self.keys.new_zeros(B, slots, self.keys.shape[-1])
         self.values = self.values.new_zeros(B, slots, self.values.shape[-1])
         self.ranks = self.ranks.new_full((B, slots + 1), _LATEST)
@@ -175,7 +179,7 @@ class NearPart(Part):
         """
         layout, device = self.layout, self.spare.device
         ranks = position = torch.arange(self.tokens, self.tokens + tokens, device=device)
-        if priority is not None and any(near.kept for near in self.nears):
+        if priority is not None and self.ranked:
             # Floats are ordered as integers are once the bits of negative ones are turned round; -0 is as good as 0.
             bits = (priority + 0.0).view(torch.int32)
             ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() * layout.keeping
@@ -191,9 +195,9 @@ class NearPart(Part):
         self.tokens += tokens
         return ranks.expand(*self.spare.shape, tokens)
 
-    def add(self, new: RankedTokens) -> None:
+    def add(self, new: RankedTokens, *, padded: bool) -> None:
         """Put one token ``[B, G, 1, *]`` into the spare slots, and take out what is far since."""
-        self._put(self.spare, new)
+        self._put(self.spare, new, padded)
         layout = self.layout
         ranks = self.ranks.index_select(1, layout.numbers).view(*self.spare.shape, -1)
         competing = (ranks & _POSITION) < self.tokens - layout.windows
@@ -220,23 +224,25 @@ class NearPart(Part):
         return RankedTokens(keys, values, ranks.gather(-1, order))
 
     def refill(self, kv_heads: Sequence[int], tokens: RankedTokens) -> None:
-        """Put tokens ``[B, n, N, *]`` into the first slots of KV heads of one near field."""
+        """Put tokens ``[B, n, N, *]``, padding or not, into the first slots of n KV heads of one near field."""
         slot = torch.arange(tokens.ranks.shape[2], device=self.spare.device)
         slots = (self.layout.firsts[list(kv_heads)][:, None] + slot).flatten()
-        self._put(slots.expand(len(self.spare), -1), tokens)
+        self._put(slots.expand(len(self.spare), -1), tokens, padded=True)
 
     def start_over(self) -> None:
         """Find the spare slots after all KV heads were refilled: those behind the last one in use."""
         layout = self.layout
         self._spare((layout.firsts + (layout.sizes - 1).clamp(max=self.tokens)).repeat(len(self.spare), 1))
 
-    def _put(self, slots: Tensor, tokens: RankedTokens) -> None:
-        """Put tokens ``[B, n, N, *]`` into slots ``[B, n * N]``."""
+    def _put(self, slots: Tensor, tokens: RankedTokens, padded: bool) -> None:
+        """Put tokens ``[B, n, N, *]``, of which some are padding if ``padded``, into slots ``[B, n * N]``."""
         for held, new in ((self.keys, tokens.keys), (self.values, tokens.values)):
             held.scatter_(1, slots[..., None].expand(-1, -1, new.shape[-1]), new.flatten(1, 2))
         ranks = tokens.ranks.flatten(1)
         self.ranks.scatter_(1, slots, ranks)
-        self.hidden.scatter_(1, slots, torch.where(is_padding(ranks), -math.inf, 0.0).to(self.dtype))
+        self.hidden.scatter_(1, slots, 0.0)
+        if padded:
+            self.hidden.scatter_(1, slots, torch.where(is_padding(ranks), -math.inf, 0.0).to(self.dtype))
 
     def _spare(self, slots: Tensor) -> None:
         self.spare = slots
