@@ -43,16 +43,17 @@ class Unfolded:
     def build(
         keys: Tensor, values: Tensor, keep: Optional[Tensor], dtype: torch.dtype, origin: Optional[Tensor] = None
     ) -> Unfolded:
-        """From keys ``[b, G, L, d]``, values ``[b, G, L, d_v]``, keep ``[b, L]``; N = b G; origin as in ``Memory``."""
+        """From keys ``[b, G, L, d]``, values ``[b, G, L, d_v]``, keep ``[b, L]``; N = b G; origin as in ``Memory``.
+
+        Keys and values that must not count are zero already.
+        """
         G = keys.shape[1]
         keys, values = keys.flatten(0, 1).to(dtype), values.flatten(0, 1).to(dtype)
+        keep = None if keep is None else keep.repeat_interleave(G, 0)
         if origin is not None:
             keys = keys - origin[:, None]
-        if keep is None:
-            return Unfolded(keys, values, None)
-        keep = keep.repeat_interleave(G, 0)
-        # Not a product: whatever padding holds, infinities included, must leave no trace.
-        return Unfolded(keys.masked_fill(~keep[..., None], 0.0), values.masked_fill(~keep[..., None], 0.0), keep)
+            keys = keys if keep is None else keys.masked_fill_(~keep[..., None], 0.0)
+        return Unfolded(keys, values, keep)
 
     def counted(self) -> Tensor:
         """How many count: ``[N]``."""

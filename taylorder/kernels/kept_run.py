@@ -33,24 +33,20 @@ class KeptRun(TaylorRun):
         super().__init__(part, request)
         if request.priority is None:
             raise ValueError("priority is None, but these KV heads keep keys")
-        heads, T = selection(part.kv_heads), self.q.shape[2]
         self.before = part.priority.shape[2]
-        priority, k, v = request.priority[:, heads], self.k[:, heads], self.v[:, heads]
+        priority = request.priority[:, selection(part.kv_heads)]
         if self.keep is not None:
             priority = priority.masked_fill(~self.keep[:, None], -math.inf)
-        if request.valid is not None:
-            # A weight of zero does not silence an infinity: padding must be zero itself.
-            k, v = (tensor.masked_fill(~request.valid[:, None, :, None], 0.0) for tensor in (k, v))
         # Keys kept, keys in the window, new ones: in the order they were made.
         self.keys, self.values, self.priority = (
             torch.cat([held, new], 2) if self.before else new
             for held, new in (
-                (part.near_keys, k),
-                (part.near_values, v),
+                (part.near_keys, self.k),
+                (part.near_values, self.v),
                 (part.priority, priority),
             )
         )
-        self.chosen = KeptKeys(self.priority, part.near, places=part.near.kept, held=part.kept, new=T)
+        self.chosen = KeptKeys(self.priority, part.near, places=part.near.kept, held=part.kept, new=self.q.shape[2])
         self.all = Slice(slice(0, self.q.shape[0]), part.kv_heads, slice(0, len(part.kv_heads)))
 
     def run(self) -> None:

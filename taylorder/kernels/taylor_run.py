@@ -83,15 +83,19 @@ class TaylorRun:
 
     def __init__(self, part: TaylorPart, request: Request) -> None:
         self.part, self.request, self.causal, self.group = part, request, request.causal, request.group
-        self.q, self.k, self.v = q, k, v = request.q, request.k, request.v
+        self.q, heads = request.q, selection(part.kv_heads)
+        k, v = request.k[:, heads], request.v[:, heads]
         valid = None if request.valid is None or bool(request.valid.all()) else request.valid
-        self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        self.dtype = torch.float64 if self.q.dtype == torch.float64 else torch.float32
         self.earlier = part.recent.length
-        heads = selection(part.kv_heads)
-        self.rank = part.store_sinks(k[:, heads], v[:, heads], valid)
+        self.rank = part.store_sinks(k, v, valid)
         self.keep = valid  # new tokens that count and are no sinks, bool [B, T]; None if all do
         if self.rank is not None:
             self.keep = self.rank > part.near.sinks if valid is None else valid & (self.rank > part.near.sinks)
+        if self.keep is not None:
+            # Not a product: whatever padding holds, infinities included, must leave no trace.
+            k, v = (tensor.masked_fill(~self.keep[:, None, :, None], 0.0) for tensor in (k, v))
+        self.k, self.v = k, v  # of the part's KV heads
         # Heads with small states share their products; the chunk shrinks in turn, which saves work on its own scores.
         state_bytes = part.table.features * v.shape[-1] * 4
         self.together = min(len(part.kv_heads), max(1, _TOGETHER_BYTES // state_bytes), _ROWS // _CHUNK_TOGETHER)
@@ -99,7 +103,7 @@ class TaylorRun:
         self.reading, self.folding = Chunk(part.table), Chunk(part.table)
         self.had_state = part.features is not None
         # A decode step copies its token to the end of a buffer, not the buffer to a new one.
-        self.appends = q.shape[2] <= fold_rule.BLOCK
+        self.appends = self.q.shape[2] <= fold_rule.BLOCK
 
     @property
     def room(self) -> int:
@@ -126,9 +130,7 @@ class TaylorRun:
             part.recent.append(*rest, self.room)
 
     def _new(self) -> Piece:
-        """The new tokens of this part's KV heads."""
-        heads = selection(self.part.kv_heads)
-        return self.k[:, heads], self.v[:, heads], self.keep
+        return self.k, self.v, self.keep
 
     def _steps(self) -> Iterator[Step]:
         """Chunks, and what is folded before each; the last step folds for the next call and has no queries."""
@@ -219,7 +221,7 @@ class TaylorRun:
         earlier = where.tokens(self.part.recent.view(), where.indices)
         if self.appends:
             return Joined(earlier)
-        return Joined(earlier, where.tokens((self.k, self.v, self.keep), slice(None)), selection(where.kv_heads))
+        return Joined(earlier, where.tokens(self._new(), where.indices))
 
     def _memory(self, where: Slice, steps: Sequence[Step]) -> Optional[Memory]:
         """The part's state for that slice; bidirectional attention has one of its own, thrown away afterwards."""

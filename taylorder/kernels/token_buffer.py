@@ -120,12 +120,11 @@ def _grown(tensor: Tensor, length: int, capacity: int) -> Tensor:
 class Joined:
     """Earlier tokens followed by new ones, without copying more than what is asked for.
 
-    Keys ``[B, G, S, d]``, values ``[B, G, S, d_v]`` and keep ``[B, S]`` as two pieces each; of the new piece, only KV
-    heads ``heads`` are meant.
+    Keys ``[B, G, S, d]``, values ``[B, G, S, d_v]`` and keep ``[B, S]`` as two pieces each.
     """
 
-    def __init__(self, first: Piece, second: Optional[Piece] = None, heads: Heads = slice(None)) -> None:
-        self.first, self.second, self.heads = first, second, heads
+    def __init__(self, first: Piece, second: Optional[Piece] = None) -> None:
+        self.first, self.second = first, second
         self.seam = first[0].shape[2]
         self.length = self.seam + (second[0].shape[2] if second else 0)
 
@@ -134,18 +133,18 @@ class Joined:
         if stop <= self.seam or self.second is None:
             keys, values, keep = _tokens(self.first, start, stop)
         elif start >= self.seam:
-            keys, values, keep = _tokens(self.second, start - self.seam, stop - self.seam, self.heads)
+            keys, values, keep = _tokens(self.second, start - self.seam, stop - self.seam)
         else:
-            head, tail = _tokens(self.first, start, self.seam), _tokens(self.second, 0, stop - self.seam, self.heads)
+            head, tail = _tokens(self.first, start, self.seam), _tokens(self.second, 0, stop - self.seam)
             keys, values = torch.cat([head[0], tail[0]], 2), torch.cat([head[1], tail[1]], 2)
             keep = None if head[2] is None and tail[2] is None else torch.cat([_mask(head), _mask(tail)], 1)
         return keys, values, None if keep is None or bool(keep.all()) else keep
 
 
-def _tokens(piece: Piece, start: int, stop: int, heads: Heads = slice(None)) -> Piece:
+def _tokens(piece: Piece, start: int, stop: int) -> Piece:
     keys, values, keep = piece
     keep = None if keep is None else keep[:, start:stop]
-    return keys[:, :, start:stop][:, heads], values[:, :, start:stop][:, heads], keep
+    return keys[:, :, start:stop], values[:, :, start:stop], keep
 
 
 def _mask(piece: Piece) -> Tensor:
