@@ -65,7 +65,8 @@ from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
 
 NEAR_FIELDS = "near fields per KV head"
-SHARES = {"1/4 window": Fraction(3, 4), "1/2 window": Fraction(1, 2)}
+ALIKE, SHARE = "1/4 window", Fraction(3, 4)
+"""The near field that all KV heads have alike in rows of that name: what kept keys have of it."""
 TEXTS = {"docstrings": evaluation_text, "code": code_text}
 
 
@@ -193,22 +194,18 @@ def one_budget(levers: Levers, judge: Judge, text: Text, budget: int, arguments:
         judged([h2o], few)
         return
     document.add(arguments.out, {"tasks": judge.tasks([*first, h2o], budget)})
-    judged([Entrant(f"{rule.name}, our bytes", chosen.config, rule) for rule in CHEAP[1:]], whole)
-    alike = {name: levers.alike(budget, share) for name, share in SHARES.items()}
-    same = [Entrant(f"probe, {name}", config) for name, config in alike.items()]
-    judged([*same, Entrant(NEAR_FIELDS, levers.chosen(levers.near_fields, budget).config)], whole)
+    same = levers.alike(budget, SHARE)
+    near_fields = levers.chosen(levers.near_fields, budget).config
+    by_rule = [Entrant(f"{rule.name}, our bytes", chosen.config, rule) for rule in CHEAP[1:]]
+    judged([*by_rule, Entrant(f"probe, {ALIKE}", same), Entrant(NEAR_FIELDS, near_fields)], whole)
     judged(first, few)
     without = {f"without {lever}": without_lever(chosen.config, levers.model, lever, length) for lever in LEVERS}
     without |= {f"order {order} beside kept keys": with_state(ours, levers.model, order) for order in (1, 2)}
     judged([Entrant(name, config) for name, config in without.items()], few, "without")
-    judged([h2o], few)
-    quarter, half = ([Entrant(f"{rule.name}, {name}", alike[name], rule) for rule in (*CHEAP, H2O)] for name in SHARES)
-    judged(quarter, few)
-    fields = {"our bytes": ours, **alike}
-    judged([Entrant(f"LoLA's rule, {name}", with_state(fields[name], levers.model, 2), LOLA) for name in fields], few)
-    fields["our bytes"] = chosen.config
-    judged([Entrant(f"oracle, {name}", config, ORACLE) for name, config in fields.items()], few)
-    judged(half, few)
+    judged([h2o, Entrant("oracle, our bytes", chosen.config, ORACLE)], few)
+    judged([Entrant("LoLA's rule, our bytes", with_state(ours, levers.model, 2), LOLA)], few)
+    judged([Entrant(f"{rule.name}, {ALIKE}", same, rule) for rule in (*CHEAP, H2O, ORACLE)], few)
+    judged([Entrant(f"LoLA's rule, {ALIKE}", with_state(same, levers.model, 2), LOLA)], few)
     if arguments.old_rules:
         judged(old_rules(levers, budget), whole)
 

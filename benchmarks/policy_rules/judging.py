@@ -72,24 +72,28 @@ class Judge:
             missing = {entrant.key: entrant for entrant in entrants if self._record(entrant, number) is None}
             if not missing:
                 continue
+            began = time.monotonic()
             exact = hidden_states(self.loaded.model, sequence)
+            states = {key: self._hidden(sequence, exact, entrant) for key, entrant in missing.items()}
+            finite = {key: hidden for key, hidden in states.items() if torch.isfinite(hidden).all()}
+            losses = token_losses(head, sequence, {EXACT: exact} | finite)
             for key, entrant in missing.items():
-                began = time.monotonic()
-                means = self._means(head, sequence, exact, entrant)
+                means = {"nll": math.inf, "kl": math.inf}  # it overflowed
+                if key in finite:
+                    means = {what: float(getattr(losses[key], what).mean(dtype=np.float64)) for what in means}
                 self.records.put(f"{number:03d}-{key}", means)
-                seconds = time.monotonic() - began
-                print(f"{number + 1} of {count}: {entrant.name}, {seconds:.0f} s, {means}", file=sys.stderr, flush=True)
+                print(f"{number + 1} of {count}: {entrant.name}, {means}", file=sys.stderr, flush=True)
+            print(f"{number + 1} of {count}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
-    def _means(self, head: Any, sequence: Tensor, exact: Tensor, entrant: Entrant) -> dict[str, float]:
+    def _hidden(self, sequence: Tensor, exact: Tensor, entrant: Entrant) -> Tensor:
+        """Final hidden states ``[T, hidden]``; not finite where it overflows."""
+        if entrant.config is None:
+            return exact
         try:
             with self.running(entrant, sequence):
-                hidden = exact if entrant.config is None else hidden_states(self.loaded.model, sequence)
+                return hidden_states(self.loaded.model, sequence).clone()
         except NonFiniteError:
-            hidden = exact * math.inf
-        if not torch.isfinite(hidden).all():
-            return {"nll": math.inf, "kl": math.inf}  # it overflowed
-        losses = token_losses(head, sequence, {EXACT: exact, "its own": hidden})["its own"]
-        return {"nll": float(losses.nll.mean(dtype=np.float64)), "kl": float(losses.kl.mean(dtype=np.float64))}
+            return exact * math.inf
 
     def _record(self, entrant: Entrant, number: int) -> Any:
         return self.records.get(f"{number:03d}-{entrant.key}")
