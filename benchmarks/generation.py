@@ -1,167 +1,151 @@
-"""Memory and time of generation, exact against adapted, on a tiny model of random weights.
+"""Memory held and time by context: exact attention, one window, what budgets chose, kept keys alike, polynomials.
 
-    python benchmarks/generation.py [--quick] [--out FILE]
+    python benchmarks/generation.py [--contexts 512 2048 8160] [--out FILE]
 
-1. 100,000 tokens are fed in chunks to a model whose heads are all truncated: resident memory of the process and bytes
-   of the cache after every tenth of the way. The exact cache is fed less far for comparison: its time is quadratic.
-2. Milliseconds per decoded token after contexts of growing length, exact and adapted, with the bytes of both caches.
-3. The context at which the state becomes smaller than the keys and values, predicted and found.
-
-Progress goes to stderr, the JSON document to stdout or to FILE. Run it with OMP_NUM_THREADS=1: products this small gain
-nothing from threads and wait for each other.
+At every context each config reads the same random tokens in pieces, as ``generate`` does, and then tokens are decoded
+a few at a time in turn, so that what the machine does besides falls on all of them alike. One thread. Rows have the
+seconds to read the context, the median milliseconds per token, the bytes of the cache (held, and nominal), and the
+ratios of both times to exact attention in the same run. Rows of a context are written when it is done, beside those of
+others. Configs are those of ``benchmarks/configs``; `one window` and `kept keys alike` have the bytes of the 64 KiB
+one, `order 2` has a polynomial of order 2 around the mean beside 64 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import statistics
-import sys
-import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers as hf
+from policy_rules import document
+from policy_rules.fields import alike
+from rich.console import Console
+from rich.table import Table
+from transformers import DynamicCache
 
-import taylorder
-from taylorder.adapt.cache import TaylorCache, cache_bytes, nominal_cache_bytes
-from taylorder.adapt.cost import break_even_tokens
-from taylorder.adapt.prepared import prepare
+from taylorder.adapt.cache import cache_bytes, nominal_cache_bytes
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.handle import attach
+from taylorder.adapt.prepared import PreparedConfig, prepare
+from taylorder.evaluation.rivals import sliding_window
+from taylorder.evaluation.timing import WARM_UP, one_thread, random_tokens, seconds, seconds_to_read
 from taylorder.models.describe import describe
+from taylorder.models.loading import load
 from taylorder.storage.provenance import software_versions
 
-HEAD_DIM = 16
-ORDER, WINDOW, SINKS = 3, 64, 4
-CHUNK = 500
-DECODED = 24
+EXACT = "exact"
+BUDGET = 64 << 10
+CONFIGS = Path(__file__).parent / "configs"
 
 
-def tiny_model() -> hf.PreTrainedModel:
-    """Two layers, 4 query heads on 2 KV heads of dimension 16."""
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=HEAD_DIM, vocab_size=128, max_position_embeddings=1 << 17, initializer_range=0.2,
-    )  # fmt: skip
-    return hf.LlamaForCausalLM(config).eval()
+@dataclass
+class Runner:
+    """One config (None: the model as it is) and its cache in one context."""
+
+    model: Any
+    name: str
+    prepared: PreparedConfig | None
+    cache: Any = None
+    reading: float = 0.0
+    steps: list[float] = field(default_factory=list)
+
+    def running(self) -> AbstractContextManager[Any]:
+        """A block in which the model runs so."""
+        return nullcontext() if self.prepared is None else attach(self.model, self.prepared)
+
+    def read(self, ids: torch.Tensor) -> None:
+        """Read a context ``[1, T]`` into a new cache."""
+        with self.running() as handle:
+            for tokens in (ids[:, :WARM_UP], ids):
+                self.cache = DynamicCache(config=self.model.config) if handle is None else handle.new_cache()
+                self.reading = seconds_to_read(self.model, tokens, self.cache)
+
+    def decode(self, ids: torch.Tensor) -> None:
+        """Go on token by token; the first is not counted, for others have had the processor's caches."""
+        with self.running():
+            times = [seconds(self.model, token, self.cache) for token in torch.split(ids, 1, 1)]
+        self.steps += times[1:]
+
+    def row(self) -> dict[str, Any]:
+        """What was measured."""
+        return {
+            "policy": self.name,
+            "prefill_seconds": self.reading,
+            "milliseconds_per_token": 1e3 * statistics.median(self.steps),
+            "cache_bytes": cache_bytes(self.cache),
+            "nominal_bytes": nominal_cache_bytes(self.cache),
+        }
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
-    gc.collect()
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmRSS line")
-
-
-class Feeding:
-    """A model that is fed random tokens, going on from a cache."""
-
-    def __init__(self, model: hf.PreTrainedModel, cache: hf.Cache) -> None:
-        self.model, self.cache = model, cache
-        self.draw = torch.Generator().manual_seed(1)
-
-    @torch.no_grad()
-    def feed(self, tokens: int, size: int = CHUNK) -> float:
-        """Feed that many tokens, ``size`` at a time; return the median seconds per call."""
-        times = []
-        for start in range(0, tokens, size):
-            ids = torch.randint(3, 128, (1, min(size, tokens - start)), generator=self.draw)
-            begun = time.perf_counter()
-            self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times)
-
-
-def memory(model: hf.PreTrainedModel, cache: hf.Cache, tokens: int, label: str) -> list[dict[str, int]]:
-    """Memory after every tenth of ``tokens``."""
-    feeding, rows = Feeding(model, cache), []
-    for _ in range(10):
-        feeding.feed(tokens // 10)
-        rows.append({
-            "tokens": cache.get_seq_length(),
-            "resident_bytes": resident_bytes(),
-            "cache_bytes": cache_bytes(cache),
-            "nominal_bytes": nominal_cache_bytes(cache),
-        })  # fmt: skip
-        say(
-            f"{label:8}{rows[-1]['tokens']:>9,} tokens   resident {rows[-1]['resident_bytes'] / 2**20:7.1f} MiB   "
-            f"cache {rows[-1]['cache_bytes'] / 2**20:7.3f} MiB   nominal {rows[-1]['nominal_bytes'] / 2**20:7.3f} MiB"
-        )
+def measured(runners: Sequence[Runner], context: int, rounds: int, together: int) -> list[dict[str, Any]]:
+    """Rows of all configs at one context."""
+    ids = random_tokens(runners[0].model, context + rounds * together, 0)
+    for runner in runners:
+        runner.read(ids[:, :context])
+    for start in range(context, ids.shape[1], together):
+        for runner in runners:
+            runner.decode(ids[:, start : start + together])
+    rows = [runner.row() for runner in runners]
+    exact = next(row for row in rows if row["policy"] == EXACT)
+    for row in rows:
+        for what in ("prefill_seconds", "milliseconds_per_token"):
+            row[f"{what}_over_exact"] = row[what] / exact[what]
     return rows
 
 
-def times(model: hf.PreTrainedModel, cache: hf.Cache, lengths: list[int], label: str) -> list[dict[str, float]]:
-    """Milliseconds per token decoded after contexts of ``lengths``, ascending."""
-    feeding, rows = Feeding(model, cache), []
-    for length in lengths:
-        feeding.feed(length - cache.get_seq_length())
-        seconds = feeding.feed(DECODED, 1)
-        rows.append({
-            "context": length,
-            "milliseconds_per_token": round(1e3 * seconds, 4),
-            "cache_bytes": cache_bytes(cache),
-            "nominal_bytes": nominal_cache_bytes(cache),
-        })  # fmt: skip
-        say(f"{label:8}{length:>9,} tokens before   {1e3 * seconds:8.3f} ms per token")
-    return rows
-
-
-def break_even(model: hf.PreTrainedModel, config: taylorder.OrderConfig) -> dict[str, int]:
-    """Context at which the adapted cache stays below the exact one: predicted by arithmetic, found by feeding."""
-    predicted = break_even_tokens(HEAD_DIM, HEAD_DIM, ORDER, near=WINDOW + SINKS)
-    prepared = prepare(model, config)
-    exact, adapted = hf.DynamicCache(config=model.config), TaylorCache(model, prepared)
-    found = step = 16
-    plain, truncated = Feeding(model, exact), Feeding(model, adapted)
-    for context in range(step, 4 * predicted, step):
-        plain.feed(step)
-        with taylorder.attach(model, prepared):
-            truncated.feed(step)
-        if nominal_cache_bytes(adapted) > nominal_cache_bytes(exact):
-            found = context + step
-    say(f"break-even: {predicted:,} tokens predicted, {found:,} found (in steps of {step})")
-    return {"predicted": predicted, "found": found, "step": step}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Print them as a table."""
+    table = Table("context", "", "prefill s", "over exact", "ms per token", "over exact", "MiB held", "MiB nominal")
+    for row in rows:
+        table.add_row(
+            f"{row['length']:,}", row["policy"],
+            f"{row['prefill_seconds']:.1f}", f"{row['prefill_seconds_over_exact']:.2f}",
+            f"{row['milliseconds_per_token']:.1f}", f"{row['milliseconds_per_token_over_exact']:.2f}",
+            f"{row['cache_bytes'] / 2**20:.1f}", f"{row['nominal_bytes'] / 2**20:.1f}",
+        )  # fmt: skip
+    Console().print(table)
 
 
 def main() -> None:
+    """Measure, write, show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="shorter contexts in parts 1 (exact) and 2")
-    parser.add_argument("--out", type=Path, help="write the JSON document there instead of to stdout")
-    chosen = parser.parse_args()
-    lengths = [256, 1024, 4096] if chosen.quick else [256, 1024, 4096, 16384, 32768]
-    model = tiny_model()
-    config = taylorder.OrderConfig.uniform(model, ORDER, "mean", WINDOW, SINKS)
-    description = describe(model, "tiny")
-    begun = time.perf_counter()
-    document: dict[str, object] = {
-        "model": {"layers": len(description.modules), "heads": 4, "kv_heads": 2, "head_dim": HEAD_DIM},
-        "config": {"order": ORDER, "expansion": "mean", "window": WINDOW, "sinks": SINKS},
-        "threads": torch.get_num_threads(),
-        "software": software_versions(),
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8160])
+    parser.add_argument("--rounds", type=int, default=6, help="turns of every config")
+    parser.add_argument("--together", type=int, default=5, help="tokens decoded in a turn, the first not counted")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generation.json")
+    arguments = parser.parse_args()
+    loaded = load()
+    model = describe(loaded.model, loaded.name)
+    chosen = {size: OrderConfig.load(CONFIGS / f"smollm2-135m-{size}KiB" / "orders.json") for size in (64, 128)}
+    probe = next(iter(chosen[64].probes.values()))  # which keys are kept changes neither time nor bytes
+    probes = {module.name: probe for module in model.modules}
+    window = sliding_window(model, BUDGET, 4096)
+    configs = {
+        EXACT: None,
+        "one window, 64 KiB": None if window is None else window.config,
+        "kept keys alike, 64 KiB": alike(model, BUDGET, Fraction(3, 4), probes, chosen[64].probe or {}),
+        "budget 64 KiB": chosen[64],
+        "budget 128 KiB": chosen[128],
+        "order 2": OrderConfig.uniform(model, 2, "mean", 64, 4),
+        "mixed": OrderConfig.load(CONFIGS / "mixed.json"),
     }
-    Feeding(model, hf.DynamicCache(config=model.config)).feed(
-        2 * CHUNK
-    )  # what the first calls allocate is not the cache's
-    with taylorder.attach(model, config) as handle:
-        document["memory_adapted"] = memory(model, handle.new_cache(), 100_000, "adapted")
-        document["time_adapted"] = times(model, handle.new_cache(), lengths, "adapted")
-    exact = hf.DynamicCache(config=model.config)
-    document["memory_exact"] = memory(model, exact, 10_000 if chosen.quick else 50_000, "exact")
-    document["time_exact"] = times(model, hf.DynamicCache(config=model.config), lengths, "exact")
-    document["break_even"] = break_even(model, config)
-    document["seconds"] = round(time.perf_counter() - begun, 1)
-    text = json.dumps(document, indent=1)
-    if chosen.out is None:
-        print(text)
-    else:
-        chosen.out.write_text(text + "\n", encoding="utf-8")
+    about = {"model": model.name, "date": datetime.now(UTC).date().isoformat(), "threads": 1, **software_versions()}
+    for context in arguments.contexts:
+        runners = [
+            Runner(loaded.model, name, None if config is None else prepare(loaded.model, config, model))
+            for name, config in configs.items()
+        ]
+        with one_thread():
+            rows = measured(runners, context, arguments.rounds, arguments.together)
+        rows = [{"model": model.name, "length": context} | row for row in rows]
+        document.add(arguments.out, {"rows": rows, "measured": [about | {"length": context}]})
+        show(rows)
 
 
 if __name__ == "__main__":
