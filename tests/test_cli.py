@@ -71,8 +71,8 @@ CONTRACT = {
     },
     "show": {"--svg": None, "--format": "human"},
     "generate": {
-        "--config": None, "--model": None, "--compare": False, "--max-new-tokens": 128, "--temperature": 0.0,
-        "--seed": 0, "--device": "cpu", "--dtype": "float32",
+        "--config": None, "--prompt-file": None, "--model": None, "--compare": False, "--max-new-tokens": 128,
+        "--temperature": 0.0, "--seed": 0, "--device": "cpu", "--dtype": "float32",
     },
     "bench": {
         "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": "float32",

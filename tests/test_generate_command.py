@@ -15,10 +15,12 @@ import taylorder
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import config_bytes
 from taylorder.adapt.generate import Generated, GeneratedPair, stream
+from taylorder.adapt.left_out import LeftOut, left_out
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError
 from taylorder.evaluation.continuations import Continuations, _repetition, drawn
+from taylorder.kernels.spec import Dropped, Exact, Taylor
 from taylorder.models.describe import describe
 from taylorder.reports import evaluation, generation
 from taylorder.reports import evaluation_words as words
@@ -85,18 +87,80 @@ def test_compare_shows_both_texts_and_where_they_part(run, model, orders):
     assert code == 0, err
     assert out.startswith("adapted:\n")
     assert "\n\nexact:\n" in out
-    assert re.search(r"\n\nThe texts part after \d+ tokens?.*: exact goes on '.*', adapted '.*'\.\n$", out)
-    lines = err.splitlines()
-    assert re.match(f"adapted: {SPEED}.* \\(exact: .* nominal\\)", lines[-2])
-    assert re.match(f"exact: {SPEED}", lines[-1])
+    assert re.search(
+        r"\n\nThe texts part after \d+ tokens?.*: exact goes on '.*', adapted '.*'\. "
+        r"4 of 4 KV heads had left out tokens after 51 tokens, prompt included: 4 had a polynomial for some\.\n$",
+        out,
+    )
+    *_, titles, more, _, adapted, exact = err.splitlines()
+    assert titles.split() == ["tokens", "first", "cache"]
+    assert more.split() == ["tokens", "per", "second", "after,", "s", "cache", "held", "nominal"]
+    for line, name in ((adapted, "adapted"), (exact, "exact")):
+        assert re.match(rf" *{name} +20 +[\d.e+]+ +[\d.e+-]+ +[\d.]+ KiB +[\d.]+ (KiB|B)$", line)
 
 
 def test_compare_with_every_head_exact_finds_no_difference(run, model, orders):
     code, out, err = run("generate", PROMPT, "--config", orders("exact"), "--compare", "--max-new-tokens", 9)
     assert code == 0, err
-    assert out.endswith("\nThe texts are the same: 9 tokens.\n")
+    assert out.endswith(
+        "\nThe texts are the same: 9 tokens. The config keeps every KV head exact, so that both are the same "
+        "computation.\n"
+    )
     adapted, exact = out.split("\n\nThe texts")[0].removeprefix("adapted:\n").split("\n\nexact:\n")
     assert adapted == exact
+
+
+def test_compare_says_where_the_config_was_not_put_to_the_test(run, model, orders):
+    """32 tokens of the prompt and 8 steps fill a near field of 40, and one of 39 leaves a token out."""
+    for window, said in (
+        (36, "No KV head of 4 had left out any token after 40 tokens, prompt included: the config was not put to the "
+             "test, and a text of 41 tokens or more does that.\n"),
+        (35, "4 of 4 KV heads had left out tokens after 40 tokens, prompt included: 4 had a polynomial for some.\n"),
+    ):  # fmt: skip
+        path = orders(2, expansion="mean", window=window, sinks=4)
+        code, out, err = run("generate", PROMPT, "--config", path, "--compare", "--max-new-tokens", 9)
+        assert code == 0, err
+        assert out.endswith(said)
+
+
+def test_what_was_left_out_is_counted_by_kv_head():
+    model = MODELS["gemma3"]()
+    description = describe(model, "tiny")
+    kv_heads = sum(module.kv_heads for module in description.modules)
+    config = OrderConfig.uniform(description, "exact")
+    assert left_out(config, description, 99) == LeftOut(99, kv_heads, 0, 0, None)
+    config = mixed_config(model, 1)
+    specs = [
+        group[0].spec
+        for layer, module in zip(config.layers, description.modules, strict=True)
+        for group in module.groups(layer.heads)
+    ]
+    assert any(isinstance(spec.far, Taylor) for spec in specs)
+    for tokens in (1, 5, 12, 64):
+        beyond = [spec for spec in specs if not isinstance(spec.far, Exact) and tokens > spec.near.tokens]
+        found = left_out(config, description, tokens)
+        assert found.dropping == sum(isinstance(spec.far, Dropped) for spec in beyond)
+        assert found.approximating == sum(isinstance(spec.far, Taylor) for spec in beyond)
+        assert found.nothing == (tokens < found.first)
+
+
+def test_a_prompt_comes_from_a_file_as_it_is(run, model, orders, tmp_path):
+    path, file = orders(2), tmp_path / "prompt.txt"
+    file.write_text(f"{PROMPT}\n", encoding="utf-8")
+    options = ("--config", path, "--max-new-tokens", 8)
+    code, out, err = run("generate", "--prompt-file", file, *options)
+    assert code == 0, err
+    assert out == run("generate", f"{PROMPT}\n", *options)[1]
+    file.write_bytes(b"\xff\xfe")
+    for arguments, message in (
+        (("--prompt-file", file), f"--prompt-file {file} is no UTF-8 text; convert it"),
+        (("--prompt-file", tmp_path / "none"), f"--prompt-file {tmp_path}/none cannot be read (No such file"),
+        (("x", "--prompt-file", file), "there is both PROMPT and --prompt-file; give one of them, or -"),
+        ((), "there is neither PROMPT nor --prompt-file; give one of them, or -"),
+    ):
+        code, out, err = run("generate", *arguments, *options)
+        assert (code, out) == (2, "")
+        assert f"error: {message}" in err
 
 
 def test_sampling_is_seeded(run, model, orders):
@@ -178,6 +242,17 @@ def test_the_words():
     )
     split = GeneratedPair(continuation("aé"), continuation("aè"), 2, "a\N{REPLACEMENT CHARACTER}")
     assert generation.parting(split) == "The texts part after 2 tokens ...'a': exact goes on 'é', adapted 'è'."
+
+
+def test_the_table_of_a_comparison_names_the_guard_where_it_was_needed():
+    pair = GeneratedPair(continuation("ab", steps=0), continuation("abc", guarded_rows=2), 2, "ab")
+    adapted, exact = generation.beside(pair).splitlines()[-2:]
+    assert adapted.split() == ["adapted", "3", "2", "0.5", "2", "KiB", "1", "KiB", "2"]
+    assert exact.split() == ["exact", "2", "-", "0.5", "2", "KiB", "1", "KiB", "0"]
+    assert generation.what_was_left_out(LeftOut(600, 90, 60, 7, 65)) == (
+        "67 of 90 KV heads had left out tokens after 600 tokens, prompt included: 60 had dropped some, 7 had a "
+        "polynomial for some."
+    )
 
 
 def test_eval_continues_prompts_greedily(model, tiny_tokenizer):

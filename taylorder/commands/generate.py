@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT|-", help="Go on from this text; - reads it.", show_default=False)
-    ],
     config: Annotated[
         Path, options.path("Run with this orders.json, or that of a run.", "--config", "FILE|DIR", default=False)
     ],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT|-]", help="Go on from this text; - reads standard input.", show_default=False),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, options.path("Go on from the text in this UTF-8 file, as it is.", "--prompt-file", default=False)
+    ] = None,
     model: options.ModelOption = None,
     compare: Annotated[
         bool, options.flag("--compare", "Also run the model as it is, and show where the two texts part.")
@@ -41,12 +45,12 @@ def generate(
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
 
-    Example: [bold]taylorder generate "Once upon a time" --config taylorder-out/orders.json --compare[/bold]
+    Example: [bold]taylorder generate --prompt-file story.txt --config taylorder-out --compare[/bold]
     """
     if not 0 <= temperature < math.inf:
         raise UsageError(f"--temperature is {temperature}, expected 0 (the likeliest token) or a positive number")
 
-    prompt = _read(prompt)
+    prompt = _read(prompt, prompt_file)
 
     from taylorder.adapt.config import OrderConfig
 
@@ -61,6 +65,7 @@ def generate(
 
         from taylorder.adapt.cost import config_bytes
         from taylorder.adapt.generate import compared, stream
+        from taylorder.adapt.left_out import left_out
         from taylorder.reports import generation
 
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -70,28 +75,39 @@ def generate(
 
     made = run(chosen, "adapted:\n" if compare else "")
     tokens_held = made.prompt_tokens + made.steps  # the last one made is not run
-    would_hold = config_bytes(OrderConfig.uniform(description, "exact"), description, tokens_held)
     if not compare:
+        would_hold = config_bytes(OrderConfig.uniform(description, "exact"), description, tokens_held)
         _say(generation.figures("adapted", made, would_hold))
         return
     exact = run(None, "\nexact:\n")
-    print(f"\n{generation.parting(compared(loaded.tokenizer, exact, made))}", flush=True)
-    _say(generation.figures("adapted", made, would_hold))
-    _say(generation.figures("exact", exact))
+    pair, left = compared(loaded.tokenizer, exact, made), left_out(chosen, description, tokens_held)
+    print(f"\n{generation.parting(pair)} {generation.what_was_left_out(left)}", flush=True)
+    _say(generation.beside(pair))
 
 
-def _read(prompt: str) -> str:
-    """The prompt itself, or standard input for ``-``."""
-    if prompt == "-":
+def _read(prompt: str | None, file: Path | None) -> str:
+    """The prompt itself, standard input for ``-``, or what is in a file."""
+    if (prompt is None) == (file is None):
+        what = "neither PROMPT nor" if prompt is None else "both PROMPT and"
+        raise UsageError(f"there is {what} --prompt-file; give one of them, or - as PROMPT to read standard input")
+    if file is not None:
+        try:
+            prompt = file.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise UsageError(f"--prompt-file {file} cannot be read ({error.strerror}); name a text file") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--prompt-file {file} is no UTF-8 text; convert it") from error
+    elif prompt == "-":
         if sys.stdin is None:
             raise UsageError("PROMPT is -, but standard input is closed; pipe the prompt in, or give it as PROMPT")
         try:
             prompt = sys.stdin.read()
         except UnicodeDecodeError as error:
             raise UsageError(f"standard input is no {error.encoding} text ({error.reason}); convert it") from error
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # what Python makes of bytes that are no text
+    text = prompt or ""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # what Python makes of bytes that are no text
         raise UsageError("the prompt is no UTF-8 text; convert it")
-    return prompt
+    return text
 
 
 def _refuse(loaded: LoadedModel, description: ModelDescription, prompt: str, max_new_tokens: int) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 from taylorder.adapt.config import ModelIdentity, OrderConfig
 from taylorder.adapt.generate import Generated, GeneratedPair
+from taylorder.adapt.left_out import LeftOut
 from taylorder.evaluation.rivals import exact_everywhere
 from taylorder.evaluation.timing import Bench, Row
 from taylorder.models.description import ModelDescription
 from taylorder.reports.numbers import counted, number, size
+from taylorder.reports.render import plain_text
 from taylorder.reports.sections import Column, Section, Table, facts, paragraph, table
 from taylorder.storage.finite_json import stamped
 
@@ -38,6 +40,50 @@ def figures(name: str, made: Generated, would_hold: int | None = None) -> str:
     if made.guarded_rows:
         parts.append(f"{counted(made.guarded_rows, 'row')} fell back to order 1")
     return "; ".join(parts)
+
+
+def beside(pair: GeneratedPair) -> str:
+    """Speed and cache of both continuations in one table."""
+    titles = (
+        "tokens",
+        "tokens\nper second",
+        "first\nafter, s",
+        "cache held",
+        "cache\nnominal",
+        "fell back\nto order 1",
+    )
+    rows = [
+        (
+            name,
+            number(len(made.tokens)),
+            "-" if made.tokens_per_second is None else f"{made.tokens_per_second:.3g}",
+            f"{made.prompt_seconds:.2g}",
+            size(made.cache_bytes),
+            size(made.nominal_bytes),
+            number(made.guarded_rows),
+        )
+        for name, made in (("adapted", pair.adapted), ("exact", pair.exact))
+    ]
+    guarded = pair.adapted.guarded_rows > 0
+    columns = [Column(), *(Column(title, figures=True) for title in (titles if guarded else titles[:-1]))]
+    shown = table(columns, [row if guarded else row[:-1] for row in rows])
+    return plain_text([Section("", (shown,))]).strip("\n")
+
+
+def what_was_left_out(left: LeftOut) -> str:
+    """What the two continuations say about the config: how many KV heads had left out any token at the end."""
+    where = f"after {counted(left.tokens, 'token')}, prompt included"
+    if left.first is None:
+        return "The config keeps every KV head exact, so that both are the same computation."
+    if left.nothing:
+        return (
+            f"No KV head of {number(left.kv_heads)} had left out any token {where}: the config was not put to the "
+            f"test, and a text of {counted(left.first, 'token')} or more does that."
+        )
+    ways = [f"{number(left.dropping)} had dropped some"] * bool(left.dropping)
+    ways += [f"{number(left.approximating)} had a polynomial for some"] * bool(left.approximating)
+    count = left.dropping + left.approximating
+    return f"{number(count)} of {counted(left.kv_heads, 'KV head')} had left out tokens {where}: {', '.join(ways)}."
 
 
 def parting(comparison: GeneratedPair) -> str:
