@@ -57,7 +57,7 @@ class Layout:
     @staticmethod
     def build(nears: Sequence[Near], room: int, device: torch.device) -> Layout:
         """Slots for at most ``room`` tokens of each KV head, and the spare ones."""
-        counts = tuple(min(near.tokens, room) + 1 for near in nears)
+        counts = _counts(nears, room)
         starts = tuple(sum(counts[:g]) for g in range(len(counts)))
         total, most = sum(counts), max(counts)
         slots = [
@@ -76,6 +76,11 @@ class Layout:
     def slots(self, g: int) -> slice:
         """Those of one KV head."""
         return slice(self.starts[g], self.starts[g] + self.counts[g])
+
+
+def _counts(nears: Sequence[Near], room: int) -> tuple[int, ...]:
+    """Slots of each KV head that has them for at most ``room`` tokens: the spare one comes on top."""
+    return tuple(min(near.tokens, room) + 1 for near in nears)
 
 
 @dataclass(frozen=True)
@@ -253,11 +258,10 @@ class NearPart(Part):
 
     def make_room(self, held: dict[str, Tensor]) -> None:
         slots = held["keys"].shape[1] if "keys" in held and held["keys"].ndim == 3 else 0
-        for room in range(max(near.tokens for near in self.nears) + 1):
-            layout = Layout.build(self.nears, room, self.spare.device)
-            if sum(layout.counts) >= slots:
-                break
-        self._make(layout)
+        most, room = max(near.tokens for near in self.nears), 0
+        while room < most and sum(_counts(self.nears, room)) < slots:
+            room += 1
+        self._make(Layout.build(self.nears, room, self.spare.device))
 
     def take(self, held: dict[str, Tensor]) -> None:
         super().take(held)
