@@ -38,7 +38,6 @@ class Layout:
         starts: the first slot of each.
         sizes, firsts: the same as tensors, int64 ``[G]``.
         windows, sinks: of their near fields, int64 ``[G, 1]``.
-        keeping: which KV heads keep keys, int64 ``[G, 1]``, 1 or 0.
         numbers: slots of each KV head, int64 ``[G * M]``; S, where an empty slot is, for those of fewer than M.
         others: bool ``[G, 1, S]``, True at slots of other KV heads.
 
@@ -50,7 +49,6 @@ class Layout:
     firsts: Tensor
     windows: Tensor
     sinks: Tensor
-    keeping: Tensor
     numbers: Tensor
     others: Tensor
 
@@ -67,11 +65,11 @@ class Layout:
         for g, (start, count) in enumerate(zip(starts, counts)):
             others[g, 0, start : start + count] = False
         sizes, firsts, numbers = (torch.tensor(values, device=device) for values in (counts, starts, slots))
-        windows, sinks, keeping = (
+        windows, sinks = (
             torch.tensor(values, device=device)[:, None]
-            for values in zip(*((near.window, near.sinks, int(near.kept > 0)) for near in nears))
+            for values in zip(*((near.window, near.sinks) for near in nears))
         )
-        return Layout(counts, starts, sizes, firsts, windows, sinks, keeping, numbers, others.to(device))
+        return Layout(counts, starts, sizes, firsts, windows, sinks, numbers, others.to(device))
 
     def slots(self, g: int) -> slice:
         """Those of one KV head."""
@@ -187,8 +185,8 @@ class NearPart(Part):
         if priority is not None and self.ranked:
             # Floats are ordered as integers are once the bits of negative ones are turned round; -0 is as good as 0.
             bits = (priority + 0.0).view(torch.int32)
-            ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() * layout.keeping
-            ranks = (ordered << 32) | position
+            # Where none are kept it does not matter: one key leaves a window at a time, and nothing competes with it.
+            ranks = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) | position
         if not self.sinks_filled:
             known = torch.ones(len(self.spare), tokens, device=device) if valid is None else valid
             number = self.valid_tokens[:, None] + known.long().cumsum(1)
