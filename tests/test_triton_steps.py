@@ -10,7 +10,7 @@ import torch
 from kernel_cases import SCALING, attend, ranked
 from tolerances import TOLERANCE, relative_error
 from torch.profiler import ProfilerActivity, profile, record_function
-from triton_cases import sized
+from triton_cases import backward_error, sized
 
 from taylorder.kernels import fold_rule, taylor_attention
 from taylorder.kernels.spec import Dropped, HeadSpec, Near, Taylor
@@ -24,12 +24,12 @@ MOST = 25
 """Tensor operations of one layer's decode step, views included, those within the kernels left out."""
 
 KERNEL = "a kernel of the Triton backend"
-STEADY = slice(203, 204)
-"""A token long after the prefill of 200 and its first steps, and long before the next fold."""
+STEADY = slice(143, 144)
+"""A token long after the prefill of 140 and its first steps, and long before the next fold."""
 
 NEAR_FIELDS = [HeadSpec(Dropped(), near) for near in (Near(16, 4), Near(40, 4), Near(12, 0)) for _ in range(2)]
 KEPT_KEYS = [HeadSpec(Dropped(), near) for near in (Near(16, 4), Near(12, 0, 20), Near(0, 2, 30)) for _ in range(2)]
-STATES = [HeadSpec(Taylor(3, "mean"), Near(64, 4))] * 6
+STATES = [HeadSpec(Taylor(3, "mean"), Near(64, 4))] * 4
 STATES_OF_TWO_LAYOUTS = [HeadSpec(Taylor(order, "mean", ranks), Near(64, 4, 9)) for order, ranks in
                          ((3, None), (4, (0, 32, 6, 4))) for _ in range(2)]  # fmt: skip
 LAYERS = [NEAR_FIELDS, KEPT_KEYS, STATES, STATES_OF_TWO_LAYOUTS]
@@ -51,7 +51,7 @@ def before_the_step(heads):
     """A problem in which every far key is folded at once, and the state before its step."""
     case = ranked(heads, B=1, T=STEADY.stop, d=32, d_v=16)
     with sized({(fold_rule, "RAW_SHARE"): 0.0}):
-        _, state = attend(replace(case, cuts=(0, 200, 201, 202, 203)), "triton")
+        _, state = attend(replace(case, cuts=(0, 140, 141, 142, 143)), "triton")
     return case, state
 
 
@@ -101,3 +101,15 @@ def test_the_device_counts_along_with_the_host(heads):
     step(case, state, *tokens(case))
     assert part.extents.of(part.pending, part.tables, 1, causal=True) is left
     assert torch.equal(left, Extents().of(part.pending, part.tables, 1, causal=True))
+
+
+def test_steps_rank_padding_last_and_of_equal_priorities_keep_the_later_key():
+    heads = [HeadSpec(Dropped(), near) for near in (Near(3, 2), Near(0, 1, 4), Near(4, 0, 3)) for _ in range(2)]
+    valid = torch.ones(2, 26, dtype=torch.bool)
+    valid[1, :5] = valid[0, 18] = False
+    case = replace(ranked(heads, T=26, levels=2), valid=valid, cuts=(0, *range(14, 27)))
+    found, _ = attend(case, "triton")
+    assert backward_error(found, case) < FP32
+    assert found[0, :, 18].abs().sum() == 0
+    other = replace(case, priority=case.priority - torch.arange(26) / 100)  # the earlier one of those equal before
+    assert backward_error(found, other) > 10 * FP32
