@@ -112,8 +112,11 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
 
 def test_show_prints_the_same_report(analyze, run, evaluates_on, tmp_path):
     evaluates_on(WORDS)
-    code, out, err = analyze("--budget", "900B", evaluate=True)
+    code, out, err = analyze("--budget", "44%", evaluate=True)
     assert code == 0, err
+    forms = "901 B per KV head on average = 44% of exact = 3.52 KiB in total = 28 tokens of cache per KV head"
+    assert forms in " ".join(out.split())
+    assert forms in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert run("show", tmp_path / "out") == (0, out, "")
     assert "What every KV head keeps" in out
     assert "sequences of 48 tokens" in out
@@ -189,6 +192,8 @@ def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path
         (["--budget", "12 furlongs"], "--budget is '12 furlongs'", "for example 65536B or 1.5MiB"),
         (["--budget", "128"], "--budget is '128', which has no unit", "write 128KiB, 128MiB, or 128B"),
         (["--budget", "0"], "--budget is '0'", "expected a positive number of bytes"),
+        (["--budget", "120%"], "--budget is '120%'", "above 0% and below 100%"),
+        (["--budget", "1KiB,tokens:x"], "--budget is 'tokens:x'", "such as tokens:512"),
         (["--levers", "order,rank"], "--levers has 'rank'", "expected all, or some of order, expansion"),
         (["--levers", "all", "--policy", "alpha"], "--policy alpha knows no levers", "leave out --budget and --levers"),
         (["--budget", "1KiB", "--policy", "alpha"], "--policy alpha knows no levers", "or --policy"),
@@ -211,7 +216,7 @@ def test_a_budget_that_nothing_fits_is_named_with_the_way_out_before_anything_is
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]
     assert last.startswith("error: the budget is 100 bytes per KV head, and the cheapest way to run one takes ")
-    assert last.endswith("raise --budget to at least that")
+    assert re.search(r" takes (\d+) at 64 tokens: raise it to at least \1B$", last)
     assert not (tmp_path / "out" / "report.json").exists()
 
 

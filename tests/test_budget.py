@@ -14,7 +14,7 @@ from taylorder.errors import UsageError
 from taylorder.models.describe import describe
 from taylorder.runs.tables import write_levers
 from taylorder.selection.run_levers import run_levers
-from taylorder.selection.settings import AnalyzeSettings
+from taylorder.selection.settings import AnalyzeSettings, Budget
 
 SMALL = {"text": WORDS, "max_tokens": 96}
 
@@ -35,7 +35,11 @@ def test_a_budget_is_kept_and_the_heads_are_judged(tiny_tokenizer, tmp_path):
     assert (
         selection.config
         == run_levers(
-            model, tiny_tokenizer, description, AnalyzeSettings(budget=768, max_tokens=96, lever_length=48), text=WORDS
+            model,
+            tiny_tokenizer,
+            description,
+            AnalyzeSettings(budget=Budget.parse("768B"), max_tokens=96, lever_length=48),
+            text=WORDS,
         ).chosen.config
     )
     assert 0 < config_bytes(selection.config, description, 64) <= 4 * 768
@@ -67,7 +71,7 @@ def test_what_means_nothing_is_refused_before_anything_is_measured(size, options
 
 def test_the_table_of_levers_is_that_of_the_file(tiny_tokenizer, tmp_path):
     model = tiny.llama()
-    settings = AnalyzeSettings(budget=768, max_tokens=96, lever_length=48)
+    settings = AnalyzeSettings(budget=Budget.parse("768B"), max_tokens=96, lever_length=48)
     run = run_levers(model, tiny_tokenizer, describe(model), settings, text=WORDS)
     write_levers(tmp_path / "levers.csv", run)
     table, written = run.to_frame(), pandas.read_csv(tmp_path / "levers.csv")
@@ -84,7 +88,7 @@ def test_levers_are_measured_on_half_of_the_tokens_or_two_sequences(tiny_tokeniz
 
     monkeypatch.setattr("taylorder.selection.lever_table.measure", measure)
     model = tiny.llama()
-    settings = AnalyzeSettings(budget=768, levers=["window"], max_tokens=most, lever_length=48)
+    settings = AnalyzeSettings(budget=Budget.parse("768B"), levers=["window"], max_tokens=most, lever_length=48)
     with pytest.raises(KeyboardInterrupt) as stopped:
         run_levers(model, tiny_tokenizer, describe(model), settings, text=WORDS * 9)
     assert stopped.value.args == ((expected, 48),)
@@ -117,7 +121,7 @@ def test_what_was_finished_is_told_and_that_of_other_software_is_forgotten(tiny_
     def run():
         return run_levers(
             model, tiny_tokenizer, describe(model),
-            AnalyzeSettings(budget=768, levers=["window"], max_tokens=96, lever_length=48),
+            AnalyzeSettings(budget=Budget.parse("768B"), levers=["window"], max_tokens=96, lever_length=48),
             text=WORDS, records=tmp_path, say=told.append,
         )  # fmt: skip
 

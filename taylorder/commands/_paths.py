@@ -46,7 +46,7 @@ def path_of(option: str) -> Callable[[str | Path], Path]:
 
 def run_folder(path: Path) -> Path:
     """The folder of a run, which may be named by a file in it."""
-    return path.parent if path.name in run_files.ALL and path.is_file() else path
+    return path.parent if path.name in (*run_files.ALL, *run_files.OF_BUDGETS) and path.is_file() else path
 
 
 def config_file(path: Path) -> Path:
@@ -55,6 +55,8 @@ def config_file(path: Path) -> Path:
     if not folder.is_dir() or path.name == _CONFIG:
         return path
     if not (folder / _CONFIG).is_file():
+        if (sentence := run_files.several_runs(folder)) is not None:
+            raise UsageError(sentence)
         raise UsageError(f"{folder} has no {_CONFIG}; name a config file, or what `taylorder analyze --out` wrote")
     return folder / _CONFIG
 

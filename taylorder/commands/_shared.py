@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from taylorder.commands._paths import named_by
 from taylorder.errors import UsageError
+from taylorder.runs import run_files
 
 if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
     from taylorder.evaluation.evaluate import Evaluation
     from taylorder.models.description import ModelDescription
     from taylorder.models.loading import LoadedModel
+    from taylorder.reports.budgets import BudgetsReport
     from taylorder.reports.progress import StderrProgress
     from taylorder.reports.sections import Section
     from taylorder.selection.by_tolerance import Selection
@@ -57,6 +59,14 @@ def check_writable(directory: Path) -> None:
         raise UsageError(
             f"--out {directory}: {existing} is not writable ({error.strerror}); name another directory"
         ) from error
+
+
+def check_kind(out: Path, *, several: bool) -> None:
+    """Refuse to mix a run of its own and the runs of several budgets in one directory."""
+    if several and (out / run_files.FILES["report"]).is_file():
+        raise UsageError(f"--out {out} holds a run, and several budgets get a folder each; name another directory")
+    if not several and (sentence := run_files.several_runs(out)) is not None:
+        raise UsageError(f"--out {sentence}, or another directory")
 
 
 def print_report(
@@ -114,4 +124,22 @@ def write_run(
         levers,
         page=html.render(analysis, selection, evaluation, None, directory),
         document=as_document(analysis, selection, None, evaluation),
+    )
+
+
+def print_budgets(report: BudgetsReport, directory: Path, output: str) -> None:
+    """Write what several budgets led to to standard output."""
+    from taylorder.reports import budgets
+
+    print_report(output, lambda: budgets.as_document(report), budgets.sections(report, directory))
+
+
+def write_budgets(directory: Path, report: BudgetsReport) -> None:
+    """Render the page and the document of several budgets, and write both beside their runs."""
+    from taylorder.reports import budgets, html
+    from taylorder.runs import run_directory
+
+    document, page = run_files.OF_BUDGETS
+    run_directory.write_document(
+        directory, document, budgets.as_document(report), page, html.render_budgets(report, directory)
     )

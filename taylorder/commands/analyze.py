@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from taylorder.commands import options
-from taylorder.commands._shared import check_texts, check_writable, print_analysis, write_run
-from taylorder.commands._stopping import kept
+from taylorder.commands._choosing import Measured
+from taylorder.commands._shared import (
+    check_kind,
+    check_texts,
+    check_writable,
+    print_analysis,
+    print_budgets,
+    write_budgets,
+)
 from taylorder.errors import UsageError
 from taylorder.selection.settings import (
     DEFAULT_TIER,
     DEFAULTS,
     AnalyzeSettings,
+    Budget,
     PolicyName,
-    parse_bytes,
+    parse_budgets,
     parse_tolerance,
 )
 
 if TYPE_CHECKING:
+    from taylorder.analysis.results import Analysis
     from taylorder.analysis.tokens import Tokens
+    from taylorder.evaluation.evaluate import Evaluation
     from taylorder.models.description import ModelDescription
-    from taylorder.models.loading import LoadedModel
+    from taylorder.reports.budgets import BudgetsReport
     from taylorder.reports.progress import StderrProgress
+    from taylorder.selection.by_tolerance import Selection
     from taylorder.selection.candidates import Lever
-    from taylorder.selection.run_levers import LeverRun
 
 
 def analyze(
@@ -67,9 +78,10 @@ def analyze(
     budget: Annotated[
         str | None,
         options.value(
-            "Choose for every KV head what to run within this many nominal bytes per KV head on average, such as "
-            "128KiB; implies --levers all.",
-            "SIZE",
+            "Choose for every KV head what to run within this much cache: nominal bytes per KV head on average "
+            "(128KiB), a share of exact (25%), of the whole cache (total:8GiB), or tokens per KV head (tokens:512); "
+            "implies --levers all. Several with commas between them share what is measured and get a folder each.",
+            "SIZE|PERCENT|…",
             False,
         ),
     ] = None,
@@ -111,8 +123,11 @@ def analyze(
     Example: [bold]taylorder analyze gpt2 --window 64 --sinks 4 --out gpt2-out[/bold]
 
     Example: [bold]taylorder analyze gpt2 --budget 64KiB --context 1024 --out gpt2-out[/bold]
+
+    Example: [bold]taylorder analyze gpt2 --budget 10%,25%,50% --context 1024 --out gpt2-budgets[/bold]
     """
-    files = text or []
+    files, budgets = text or [], parse_budgets(budget) if budget is not None else ()
+    several = len(budgets) > 1
     settings = AnalyzeSettings(
         max_tokens=max_tokens,
         sequence_length=sequence_length,
@@ -125,13 +140,17 @@ def analyze(
         policy=policy,
         tolerance=parse_tolerance(tolerance),
         context=context,
-        budget=None if budget is None else parse_bytes(budget),
+        budget=budgets[0] if budgets else None,
         levers=None if levers is None else _parse_levers(levers),
         lever_length=lever_length,
     )
     _refuse_unfit(settings, fresh)
     check_texts(files)
     check_writable(out)
+    check_kind(out, several=several)
+    runs = [(settings, out)]
+    if several:
+        runs = [(replace(settings, budget=one), out / one.folder) for one in budgets]
 
     from taylorder.reports.progress import StderrProgress
 
@@ -143,80 +162,77 @@ def analyze(
         from taylorder.analysis.tokens import tokenise
         from taylorder.models.describe import describe
         from taylorder.models.loading import load
-        from taylorder.selection.by_tolerance import select
 
         words = calibration_text(files)
         loaded = load(model, device=device, dtype=dtype)
         description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
         if settings.with_levers:
-            from taylorder.selection.run_levers import offer, run_levers
+            from taylorder.selection.run_levers import offer
 
-            offer(description, settings)  # what cannot be kept is refused now, not after minutes of measuring
+            for one, _ in runs:  # what cannot be kept is refused now, not after minutes of measuring
+                offer(description, one)
+            _refuse_the_same([one for one, _ in runs], description)
         tokens = tokenise(loaded.tokenizer, words)
-        _announce(settings, description, tokens, out, progress)
-        analysis = measure(
-            loaded.model,
-            loaded.tokenizer,
-            name=loaded.name,
-            description=description,
-            text=tokens,
+        for one, directory in runs:
+            _announce(one, description, tokens, directory, progress)
+        heads = description.modules[0].heads
+        progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
+        measured = Measured(
+            loaded=loaded,
+            tokens=tokens,
+            analysis=measure(
+                loaded.model,
+                loaded.tokenizer,
+                name=loaded.name,
+                description=description,
+                text=tokens,
+                progress=progress,
+                **settings.measured(),
+            ),
             progress=progress,
-            **settings.measured(),
         )
-        context = settings.context or description.max_context
-        selection = select(analysis, policy=settings.policy, tolerance=settings.tolerance, context=context)
-        run = None
         if settings.with_levers:
             progress.say("measuring what each KV head could run instead (an interrupted run goes on where it was)")
-            records = out / "records"
-            with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
-                run = run_levers(
-                    loaded.model,
-                    loaded.tokenizer,
-                    description,
-                    settings,
-                    text=tokens,
-                    records=records,
-                    fresh=fresh,
-                    progress=progress,
-                    say=progress.say,
-                )
-            run = _with_example(run, loaded, description, tokens)
-            selection = selection.with_levers(run.chosen.config, run.summary)
-        write_run(out, analysis, selection, None, run)
-        evaluation = None
-        if not no_eval:
-            from taylorder.evaluation.evaluate import LEVER_SECONDS, SHORT_LENGTH, SHORT_SECONDS, evaluate_shortly
-            from taylorder.evaluation.evaluation_text import evaluation_text
-
-            progress.say(f"the analysis is in {out}; measuring what the model loses (--no-eval skips this)")
-            with kept(f"the analysis is kept in {out}, without losses: `taylorder show {out}` prints it"):
-                evaluation = evaluate_shortly(
-                    loaded.model,
-                    loaded.tokenizer,
-                    description,
-                    selection.config,
-                    text=evaluation_text,
-                    seed=seed,
-                    progress=progress,
-                    length=SHORT_LENGTH if run is None else run.summary.sequence_length,
-                    beside_window=run is not None,
-                    seconds=SHORT_SECONDS if run is None else LEVER_SECONDS,
-                )
-                write_run(out, analysis, selection, evaluation, run)
-    print_analysis(analysis, selection, evaluation, out, output)
+        made = []
+        for number, (chosen_by, directory) in enumerate(runs):
+            if several:
+                progress.say(f"budget {budgets[number].given}, {number + 1} of {len(runs)}")
+            again = fresh and number == 0  # the others go on from what the first one measured
+            made.append(
+                measured.choose(chosen_by, directory, records=out / "records", fresh=again, evaluated=not no_eval)
+            )
+        if several:
+            report = _report(measured.analysis, budgets, made)
+            write_budgets(out, report)
+    if several:
+        print_budgets(report, out, output)
+    else:
+        print_analysis(measured.analysis, *made[0], out, output)
 
 
-def _with_example(run: LeverRun, loaded: LoadedModel, description: ModelDescription, tokens: Tokens) -> LeverRun:
-    """Add to the summary which tokens of a text KV heads keep, where any keeps keys."""
-    from taylorder.adapt.near_example import TOKENS, near_example
+def _report(
+    analysis: Analysis, budgets: Sequence[Budget], made: Sequence[tuple[Selection, Evaluation | None]]
+) -> BudgetsReport:
+    from taylorder.reports.budgets import BudgetRun, BudgetsReport
 
-    config = run.chosen.config
-    if config.probe is None:
-        return run
-    length = min(TOKENS, description.max_context)
-    example = near_example(loaded.model, loaded.tokenizer, config, tokens, length)
-    return replace(run, summary=replace(run.summary, example=example))
+    return BudgetsReport(
+        analysis,
+        tuple(
+            BudgetRun(budget.given, budget.folder, selection, evaluation)
+            for budget, (selection, evaluation) in zip(budgets, made, strict=True)
+        ),
+    )
+
+
+def _refuse_the_same(settings: Sequence[AnalyzeSettings], description: ModelDescription) -> None:
+    """Refuse budgets that come to the same bytes, which would be chosen for twice."""
+    seen: dict[int | None, str] = {}
+    for one in settings:
+        size = one.limit(description).budget
+        given = "" if one.budget is None else one.budget.given
+        if size in seen:
+            raise UsageError(f"--budget has {seen[size]} and {given}, both {size} bytes per KV head; leave one out")
+        seen[size] = given
 
 
 def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
@@ -236,7 +252,7 @@ def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
 def _announce(
     settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
 ) -> None:
-    """Say which run this one will replace, and what is measured."""
+    """Say which run this one will replace."""
     from taylorder.runs import run_directory
 
     expected = settings.in_report(description)
@@ -244,8 +260,6 @@ def _announce(
     earlier = run_directory.replaces(out, model=description, text_sha256=tokens.text.sha256, tokens=used, **expected)
     if earlier:
         progress.say(earlier)
-    heads = description.modules[0].heads
-    progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
 
 
 def _parse_levers(text: str) -> frozenset[Lever]:

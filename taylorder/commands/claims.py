@@ -76,7 +76,7 @@ def claims(
     from taylorder.reports import html
     from taylorder.reports.progress import StderrProgress
     from taylorder.runs import run_directory
-    from taylorder.runs.run_files import CLAIMS_PAGE, FILES
+    from taylorder.runs.run_files import CLAIMS_FILE, CLAIMS_PAGE, FILES
 
     with StderrProgress() as progress:
         from taylorder.claims import registry
@@ -94,10 +94,10 @@ def claims(
         if [target] == chosen:
             evaluation = run_directory.read_evaluation(target)
             page = html.render(*run_directory.read(target), evaluation, made.claims, target)
-            run_directory.write_claims(target, document, FILES["page"], page)
+            run_directory.write_document(target, CLAIMS_FILE, document, FILES["page"], page)
         else:
             page = html.render_claims(made, chosen, target)
-            run_directory.write_claims(target, document, CLAIMS_PAGE, page)
+            run_directory.write_document(target, CLAIMS_FILE, document, CLAIMS_PAGE, page)
     print_report(output, lambda: document, report.sections(made, tables=tables), report.WIDTH)
 
 

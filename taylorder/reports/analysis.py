@@ -12,6 +12,7 @@ from taylorder.reports.evaluation import short_section
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.sections import Block, Command, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
+from taylorder.selection.cache_size import CacheSize
 
 
 def sections(
@@ -84,6 +85,8 @@ def _header(analysis: Analysis, selection: Selection) -> Section:
             "policy": f"levers {', '.join(selection.levers.levers)}",
             "context": counted(selection.context, "token"),
         }
+        if selection.levers.budget is not None:
+            named["budget"] = levers.budget_words(CacheSize.of(model, selection.context), selection.levers.budget)
     weights = [model.weights_note.removeprefix("weights ")] if model.weights_note else []
     weights += [f"run in {model.dtype}"] if model.dtype != "float32" else []
     if weights:

@@ -1,4 +1,5 @@
-"""An analysis and its config as one HTML page that needs nothing else, ``report.html``, and claims as another.
+"""An analysis and its config as one HTML page that needs nothing else, ``report.html``; claims and
+several budgets as others.
 
 Words and tables are those of the terminal report: the same sections, each where what it is about stands. The script of
 the page draws the figures of :mod:`taylorder.reports.html_data`. Nothing is loaded from anywhere.
@@ -15,11 +16,13 @@ from typing import get_args
 from taylorder.analysis.results import Analysis
 from taylorder.claims.claim import Claim, Verdict
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.reports import alphas, example_text, html_data, levers, savings, summary, verdict
+from taylorder.reports import alphas, budgets, example_text, html_data, levers, savings, summary, verdict
 from taylorder.reports.analysis import sections as report_sections
+from taylorder.reports.budgets import BudgetsReport
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.html_page import fill
 from taylorder.reports.reproduce import analyze_command, eval_command, show_command
+from taylorder.runs.run_files import FILES
 from taylorder.selection.by_tolerance import Selection
 from taylorder.storage.provenance import software_versions
 
@@ -103,5 +106,32 @@ def render_claims(report: ClaimsReport, directories: Sequence[Path], out: Path) 
         verdict=f"{len(report.claims)} claims about truncated attention: {', '.join(verdicts)}.",
         claims=report.claims,
         command=shlex.join(["taylorder", "claims", *map(str, directories), "--out", str(out)]),
+        software=software_versions(),
+    )
+
+
+def render_budgets(report: BudgetsReport, out: Path) -> str:
+    """The page of several budgets as one string; ``out`` is where it goes, for the command that makes it again."""
+    header, losses, _ = budgets.sections(report, out)
+    first = report.runs[0]
+    command = analyze_command(
+        report.analysis,
+        first.selection,
+        out=str(out),
+        evaluated=first.evaluation is not None,
+        budget=",".join(run.given for run in report.runs),
+    )
+    return fill(
+        "budgets.html.j2",
+        ("theme.js",),
+        title=report.analysis.model.name,
+        verdict=budgets.verdict(report),
+        facts=header.blocks[0],
+        plot=budgets.plot(report),
+        losses=losses,
+        runs=report.by_size,
+        page=FILES["page"],
+        command=command,
+        fingerprint=report.analysis.model.fingerprint,
         software=software_versions(),
     )

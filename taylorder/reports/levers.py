@@ -14,6 +14,7 @@ from taylorder.reports.evaluation_words import figure
 from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
 from taylorder.selection.by_tolerance import Selection
+from taylorder.selection.cache_size import CacheSize
 from taylorder.selection.lever_summary import LeverSummary
 from taylorder.selection.probe_report import ProbeReport
 
@@ -105,6 +106,15 @@ def legend(summary: LeverSummary, parts: bool) -> str:
         f"Tokens with the true exponential, {near}; +P1 adds a polynomial of order 1 "
         "for all others (r: with low ranks), without it they are dropped; all is exact. Measured on "
         f"{counted(summary.sequences, 'sequence')} of {counted(summary.sequence_length, 'token')}."
+    )
+
+
+def budget_words(cache: CacheSize, budget: int) -> str:
+    """The same budget in every form that ``--budget`` takes."""
+    sliding = f", {size(cache.sliding_bytes)} of it in layers with sliding windows" if cache.sliding_bytes else ""
+    return (
+        f"{size(budget)} per KV head on average = {percent(cache.share(budget))} of exact = "
+        f"{size(cache.total(budget))} in total{sliding} = {counted(cache.tokens(budget), 'token')} of cache per KV head"
     )
 
 

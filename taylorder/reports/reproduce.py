@@ -22,7 +22,7 @@ def analyze_command(
         selection: the choice.
         out: where the results go.
         evaluated: whether a short evaluation ends the run.
-        changes: another ``window``, ``sinks``, ``policy`` or ``context``.
+        changes: another ``window``, ``sinks``, ``policy``, ``context`` or ``budget``.
 
     """
     calibration, levers = analysis.calibration, selection.levers
@@ -32,7 +32,8 @@ def analyze_command(
         words += [word for file in calibration.source.split(", ") for word in ("--text", file)]
     rows, usual_rows = _rows(calibration), DEFAULTS.rows or length
     near: dict[str, Any] = {"window": analysis.window, "sinks": analysis.sinks}
-    settings = near | {"policy": selection.policy, "context": selection.context} | changes
+    settings = near | {"policy": selection.policy, "context": selection.context}
+    settings |= {"budget": None if levers is None or levers.budget is None else f"{levers.budget}B"} | changes
     options: list[tuple[str, Any, Any]] = [
         ("--max-tokens", calibration.tokens, DEFAULTS.max_tokens // length * length),
         ("--sequence-length", length, min(DEFAULTS.sequence_length, longest)),
@@ -50,7 +51,7 @@ def analyze_command(
     else:
         options += [
             ("--levers", ",".join(levers.levers), None),
-            ("--budget", None if levers.budget is None else f"{levers.budget}B", None),
+            ("--budget", settings["budget"], None),
             ("--lever-length", levers.sequence_length, min(settings["context"], LONGEST_LEVER_SEQUENCE)),
         ]
     words += [word for option, value, usual in options if value != usual for word in (option, str(value))]

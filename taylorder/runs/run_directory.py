@@ -66,8 +66,10 @@ def write(
         raise unwritable(directory, error) from error
 
 
-def write_claims(directory: str | Path, document: dict[str, Any], page_file: str, page: str) -> None:
-    """Write what ``claims`` leaves behind: its document, and the page of the run it is about or one of its own.
+def write_document(
+    directory: str | Path, document_file: str, document: dict[str, Any], page_file: str, page: str
+) -> None:
+    """Write a document and its page: what was found out about one run, or about several together.
 
     Raises:
         RunDirectoryError: the directory cannot be written.
@@ -75,11 +77,25 @@ def write_claims(directory: str | Path, document: dict[str, Any], page_file: str
     """
     directory = Path(directory)
     try:
-        with replacing_together(directory, (page_file, run_files.CLAIMS_FILE)) as made:
+        with replacing_together(directory, (page_file, document_file)) as made:
             (made / page_file).write_text(page, encoding="utf-8")
-            (made / run_files.CLAIMS_FILE).write_text(as_json(document), encoding="utf-8")
+            (made / document_file).write_text(as_json(document), encoding="utf-8")
     except OSError as error:
         raise unwritable(directory, error) from error
+
+
+def read_budgets(directory: str | Path) -> list[tuple[str, str]]:
+    """The budgets whose runs a directory holds, as they were asked for, each with its folder.
+
+    Raises:
+        RunDirectoryError: the document that names them is damaged.
+
+    """
+    path = Path(directory) / run_files.OF_BUDGETS[0]
+    try:
+        return [(str(run["budget"]), str(run["folder"])) for run in read_json(path)["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, str(error)) from None
 
 
 def read(directory: str | Path) -> tuple[Analysis, Selection]:

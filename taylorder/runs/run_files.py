@@ -33,6 +33,10 @@ ALL = (
 """The files of a run, and of what was found out about it; the last says that the others are complete."""
 
 
+OF_BUDGETS = ("budgets.json", "index.html")
+"""What stands beside the runs of several budgets, each of which has a folder of its own."""
+
+
 class RunDirectoryError(TaylorderError):
     """A directory is not a complete run of ``taylorder analyze``."""
 
@@ -49,10 +53,20 @@ def incomplete(path: Path) -> RunDirectoryError:
     """A file is not there: no run was finished."""
     if (path.parent / "config.json").is_file():
         return RunDirectoryError(f"{path.parent} is a model, not a run; `taylorder analyze {path.parent}` makes a run")
+    if (sentence := several_runs(path.parent)) is not None:
+        return RunDirectoryError(sentence)
     return RunDirectoryError(
         f"{path.parent} has no {path.name}, so no run was finished there; "
         f"`taylorder analyze --out {path.parent}` makes one"
     )
+
+
+def several_runs(directory: Path) -> str | None:
+    """What to say where one run was asked for and there are those of several budgets; None anywhere else."""
+    if not (directory / OF_BUDGETS[0]).is_file():
+        return None
+    folders = sorted(str(path.parent) for path in directory.glob(f"*/{FILES['report']}"))
+    return f"{directory} holds a run for each of several budgets; name one of them: {', '.join(folders)}"
 
 
 def damaged(path: Path, what: str) -> RunDirectoryError:

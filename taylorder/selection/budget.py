@@ -15,7 +15,7 @@ from taylorder.models.describe import describe
 from taylorder.selection.by_tolerance import Selection, select
 from taylorder.selection.candidates import LEVERS, Lever
 from taylorder.selection.run_levers import offer, run_levers
-from taylorder.selection.settings import DEFAULTS, AnalyzeSettings, parse_bytes
+from taylorder.selection.settings import DEFAULTS, AnalyzeSettings, Budget
 from taylorder.storage.progress import Progress
 
 
@@ -45,11 +45,11 @@ def budget(
     >>> loaded = taylorder.load()
     >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
     >>> selection = taylorder.budget(
-    ...     loaded.model, loaded.tokenizer, "16KiB", analysis=analysis, context=512, max_tokens=1024
+    ...     loaded.model, loaded.tokenizer, "8KiB", analysis=analysis, context=512, max_tokens=1024
     ... )
     >>> selection
     <Selection for smollm2-135m by levers: ...>
-    >>> selection.levers.nominal_bytes <= 16 * 1024  # per KV head on average
+    >>> selection.levers.nominal_bytes <= 8 * 1024  # per KV head on average
     True
     >>> selection.config.save("orders.json")
 
@@ -57,7 +57,8 @@ def budget(
         model: a causal transformers model with a language-model head.
         tokenizer: its tokenizer.
         size: nominal bytes per KV head on average at ``context``, as a number or like ``"128KiB"``: KV cache in
-            bfloat16, states in float32.
+            bfloat16, states in float32. Or ``"25%"`` of what exact attention holds, ``"total:8GiB"`` for the whole
+            cache of one sequence, or ``"tokens:512"`` of cache per KV head.
         analysis: what :func:`taylorder.analyze` measured of the model; default it is measured now, with its defaults.
         context: tokens that the bytes are for; default the model's maximum.
         levers: what may differ between KV heads; default all of docs/choosing.md#levers-and-candidates.
@@ -76,8 +77,8 @@ def budget(
 
     Raises:
         UnsupportedModelError: the model has no cache that could be exchanged, or no loss.
-        UsageError: the size is no number of bytes or less than the cheapest candidates take, the context or a lever is
-            none, the text is too short, or the analysis is of another model.
+        UsageError: the size is no budget, less than the cheapest candidates take or no less than exact attention does,
+            the context or a lever is none, the text is too short, or the analysis is of another model.
         NonFiniteError: the model breaks down.
 
     """
@@ -92,7 +93,7 @@ def budget(
         sequence_length=min(DEFAULTS.sequence_length, max_tokens),
         seed=seed,
         context=context,
-        budget=parse_bytes(size) if isinstance(size, str) else size,
+        budget=Budget.parse(size if isinstance(size, str) else f"{size}B"),
         levers=levers,
         lever_length=sequence_length,
     )

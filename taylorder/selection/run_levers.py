@@ -17,6 +17,7 @@ from taylorder.errors import UsageError
 from taylorder.kernels.spec import SINKS, Dropped
 from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table
+from taylorder.selection.cache_size import CacheSize
 from taylorder.selection.candidates import LEVERS, Candidate, candidates
 from taylorder.selection.choice_text import ChoiceText
 from taylorder.selection.config_of import table_bytes, window_instead
@@ -24,7 +25,7 @@ from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.probe_report import ProbeReport, report_probes
 from taylorder.selection.probes import Probes, fit_probes, probe_sequences
-from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Limit
+from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Budget, Limit
 from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.frames import frame
 from taylorder.storage.progress import Progress, silent
@@ -199,13 +200,37 @@ def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tup
             f"sequences are of {length} tokens, and no window offered is shorter: raise --lever-length or --context, "
             "or leave window out of --levers"
         )
-    least = min(kv_head_bytes([candidate.spec], first, limit.context) for candidate in offered)
-    if limit.budget is not None and limit.budget < least:
-        raise UsageError(
-            f"the budget is {limit.budget} bytes per KV head, and the cheapest way to run one takes {least} at "
-            f"{limit.context} tokens: raise --budget to at least that"
-        )
+    if settings.budget is not None:
+        _refuse_unfit(settings.budget, description, limit, offered)
     return offered, length
+
+
+def _refuse_unfit(budget: Budget, description: ModelDescription, limit: Limit, offered: tuple[Candidate, ...]) -> None:
+    """Refuse a budget that leaves nothing to choose: the cheapest candidates take more, or exact attention no more."""
+    cache, size = CacheSize.of(description, limit.context), limit.budget or 0
+    cheapest = sum(
+        module.kv_heads * min(kv_head_bytes([candidate.spec], module, limit.context) for candidate in offered)
+        for module in description.open_modules
+    )
+    least = -(-cheapest // cache.kv_heads)
+    named = "the budget" if budget.form == "bytes" else f"the budget {budget.given}"
+    sliding = (
+        ""
+        if budget.form != "total" or not cache.sliding_bytes
+        else (f" beside the {cache.sliding_bytes} bytes of layers with sliding windows")
+    )
+    said = f"{named} is {size} bytes per KV head{sliding}"
+    if size < least:
+        raise UsageError(
+            f"{said}, and the cheapest way to run one takes {least} at {limit.context} tokens: raise it to at least "
+            f"{budget.spelled(least, cache)}"
+        )
+    if size * cache.kv_heads >= cache.exact_bytes:
+        raise UsageError(
+            f"{said}, and exact attention takes {cache.exact_bytes // cache.kv_heads} at {limit.context} tokens, so "
+            f"that there is nothing to choose: ask for less than "
+            f"{budget.spelled(cache.exact_bytes // cache.kv_heads, cache)}, or raise --context"
+        )
 
 
 def _found(pieces: Records, description: ModelDescription, limit: Limit) -> str | None:

@@ -1,0 +1,57 @@
+"""What exact attention holds of one sequence, which budgets are shares and parts of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taylorder.adapt.cost import kv_bytes, kv_head_bytes
+from taylorder.kernels.spec import Exact, HeadSpec
+from taylorder.models.description import ModelDescription
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """Nominal bytes of the exact cache of one sequence.
+
+    ``kv_heads`` see the whole context of ``context`` tokens and hold ``token_bytes`` of every token, all together;
+    ``sliding_bytes`` is what layers with sliding windows hold at the context, which nothing is chosen for.
+    """
+
+    context: int
+    kv_heads: int
+    token_bytes: int
+    sliding_bytes: int
+
+    @classmethod
+    def of(cls, model: ModelDescription, context: int) -> CacheSize:
+        """The cache of a model after so many tokens."""
+        exact = [HeadSpec(Exact())]
+        return cls(
+            context=context,
+            kv_heads=sum(module.kv_heads for module in model.open_modules),
+            token_bytes=sum(
+                module.kv_heads * kv_bytes(module.head_dim, module.value_dim, 1) for module in model.open_modules
+            ),
+            sliding_bytes=sum(
+                module.kv_heads * kv_head_bytes(exact, module, context)
+                for module in model.modules
+                if module.sliding_window is not None
+            ),
+        )
+
+    @property
+    def exact_bytes(self) -> int:
+        """Bytes of all KV heads that see the whole context."""
+        return self.token_bytes * self.context
+
+    def share(self, per_kv_head: int) -> float:
+        """So many bytes per KV head on average, as a share of what exact attention holds."""
+        return per_kv_head * self.kv_heads / self.exact_bytes
+
+    def total(self, per_kv_head: int) -> int:
+        """Bytes of the whole cache where KV heads hold so many on average, sliding layers included."""
+        return per_kv_head * self.kv_heads + self.sliding_bytes
+
+    def tokens(self, per_kv_head: int) -> int:
+        """Tokens of cache per KV head that so many bytes pay for, rounded down."""
+        return per_kv_head * self.kv_heads // self.token_bytes
