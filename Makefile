@@ -8,7 +8,7 @@ CLAIMS := taylorder-claims
 # Timing and reproducibility: many small products across threads only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: analyze test test-slow test-gpu claims lint format browser help
+.PHONY: analyze test test-slow gpu claims lint format browser help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,8 +19,8 @@ analyze: $(STAMP)  ## measure the built-in model and write taylorder-out/
 test: lint browser  ## lint, types and the test suite
 	$(ONE_THREAD) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-gpu: $(STAMP)  ## what needs a GPU; says so where there is none
-	$(ONE_THREAD) $(BIN)/python -m pytest -m gpu -rs
+gpu: $(STAMP)  ## test and time the kernels on a GPU in six minutes; says so where there is none
+	$(BIN)/python scripts/gpu.py
 
 test-slow: $(STAMP)  ## the heavy corners
 	$(ONE_THREAD) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m slow

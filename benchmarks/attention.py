@@ -15,8 +15,6 @@ import json
 import math
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -26,6 +24,7 @@ from unittest import mock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from gpu_run.clock import medians
 from rich.console import Console
 from rich.table import Column, Table
 from torch.nn.functional import scaled_dot_product_attention
@@ -49,27 +48,6 @@ class Bar:
     bar: str
     measured: float
     met: bool
-
-
-def once(call: Callable[[], object]) -> float:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds per call; the candidates take turns, after one round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(repeats + 1):
-        for name, call in candidates.items():
-            seconds = once(call)
-            if turn:
-                times[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def tensors(heads: int, tokens: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -102,7 +80,7 @@ def prefill(
     }
     if with_direct:
         candidates["direct"] = lambda: direct(q, k, v, specs, scaling=scaling)
-    seconds = medians(candidates, repeats)
+    seconds = medians(candidates, repeats, DEVICE)
     operations = 4 * features(d, spec) * (d + 1) * tokens * heads
     peak = _GEMMS * 2 * 1024**3 / seconds["gemm"]
     row = {f"{name}_ms": 1e3 * seconds[name] / heads for name in candidates if name != "gemm"}
@@ -143,7 +121,7 @@ def decode(d: int, spec: HeadSpec, heads: int, lengths: tuple[int, ...], repeats
         candidates[f"sdpa {tokens}"] = lambda keys=keys, values=values: scaled_dot_product_attention(
             q, keys, values, scale=scaling
         )
-    seconds = medians(candidates, repeats)
+    seconds = medians(candidates, repeats, DEVICE)
     return [
         {
             "tokens": tokens,
@@ -168,7 +146,7 @@ def mixed(tokens: int, repeats: int, d: int = 32) -> dict[str, float]:
     }
     for kind in kinds:
         candidates[str(kind.far)] = lambda kind=kind: taylor_attention(*each, [kind] * 8, scaling=d**-0.5)
-    seconds = medians(candidates, repeats)
+    seconds = medians(candidates, repeats, DEVICE)
     parts = sum(time for name, time in seconds.items() if name != "whole")
     return {"whole_ms": 1e3 * seconds["whole"], "parts_ms": 1e3 * parts, "ratio": seconds["whole"] / parts}
 

@@ -10,9 +10,9 @@
 
 Everything measured is kept in ``--records``, and a run that was interrupted goes on from there. What is finished goes
 to ``--out`` at once, beside what is there from other budgets, texts and models. Of a budget the first measured is what
-matters most: what ships and its rivals of earlier releases on all sequences, the tasks, the rules that need no
-attention weights, the levers left out one at a time, and last the rules that need attention weights. ``--brief`` stops
-after five rows on ``--few`` sequences.
+matters most: what ships and its rivals of earlier releases on all sequences, and the tasks; then, on ``--few``
+sequences, the rules that need no attention weights, the levers left out one at a time, and last the rules that need
+attention weights. ``--brief`` stops after five rows on ``--few`` sequences.
 
 Rows are the mean negative log-likelihood in nats per token; ``to X`` is the paired difference to X on the same
 sequences with an interval over them, ``gap_closed`` the share of the gap between one window for all and exact
@@ -197,8 +197,8 @@ def one_budget(levers: Levers, judge: Judge, text: Text, budget: int, arguments:
     same = levers.alike(budget, SHARE)
     near_fields = levers.chosen(levers.near_fields, budget).config
     by_rule = [Entrant(f"{rule.name}, our bytes", chosen.config, rule) for rule in CHEAP[1:]]
-    judged([*by_rule, Entrant(f"probe, {ALIKE}", same), Entrant(NEAR_FIELDS, near_fields)], whole)
     judged(first, few)
+    judged([*by_rule, Entrant(f"probe, {ALIKE}", same), Entrant(NEAR_FIELDS, near_fields)], few)
     without = {f"without {lever}": without_lever(chosen.config, levers.model, lever, length) for lever in LEVERS}
     without |= {f"order {order} beside kept keys": with_state(ours, levers.model, order) for order in (1, 2)}
     judged([Entrant(name, config) for name, config in without.items()], few, "without")

@@ -45,6 +45,11 @@ def interval(values: Sequence[float]) -> str:
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values)
 
 
+def percent(share: float) -> str:
+    """A share in whole percent."""
+    return f"{100 * share:.0f} %"
+
+
 def policies(policy: str, budget: int, count: int, **wanted: Any) -> Row | None:
     """The row of a policy at a budget, SmolLM2-135M at 4,096 tokens."""
     wanted = {"model": "smollm2-135m", "text": "docstrings", "length": 4096} | wanted
@@ -60,7 +65,7 @@ def by_budget(policy: str, count: int, beside: str, shown: str | None = None, **
     cells = [shown or policy]
     for row in found:
         delta = None if row is None else row.get(f"to {beside}")
-        gap = "" if row is None or row["policy"] in ("exact", "one window") else f"{row['gap_closed']:.0%}"
+        gap = "" if row is None or row["policy"] in ("exact", "one window") else percent(row["gap_closed"])
         cells += ["", "", ""] if row is None else [f"{row['nll']:.3f}", interval(delta) if delta else "", gap]
     return cells
 
@@ -79,6 +84,23 @@ def choices() -> str:
     return markdown(["", *with_budgets("NLL at", "to one window [95 %]:", "gap closed")], filter(None, rows))
 
 
+def short() -> str:
+    """What ships, in one table: losses and two tasks at both budgets."""
+    rows = []
+    for name in ("exact", "default", "windows per KV head", "one window"):
+        cells = [name]
+        for budget in BUDGETS:
+            row = policies(name, budget, 16)
+            right = {
+                row["task"]: row["accuracy"] for row in results("policies", "tasks", budget_bytes=budget, policy=name)
+            }
+            if row is not None and right:
+                gap = "" if name in ("exact", "one window") else percent(row["gap_closed"])
+                cells += [f"{row['nll']:.3f}", gap, f"{right['list']:.2f} / {right['needle']:.2f}"]
+        rows.append(cells)
+    return markdown(["", *with_budgets("NLL at", "gap closed", "list / needle right")], rows)
+
+
 def elsewhere() -> str:
     """The same on other text, at a smaller budget and for another model: the five policies in a row."""
     names = ("exact", "default", "H2O, our bytes", "windows per KV head", "one window")
@@ -95,7 +117,7 @@ def elsewhere() -> str:
         rows.append([
             f"{model.removesuffix('.gguf')}, {text}, {count} sequences of {length:,}", f"{budget // KIB} KiB",
             *(f"{of_case[name]['nll']:.3f}" for name in names),
-            interval(default["to windows per KV head"]), f"{default['gap_closed']:.0%}",
+            interval(default["to windows per KV head"]), percent(default['gap_closed']),
         ])  # fmt: skip
     head = ["model, text", "budget", *(f"NLL {name}" for name in names), "default to windows per KV head [95 %]:"]
     return markdown([*head, "gap closed"], rows)
@@ -165,6 +187,7 @@ def generation() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "policies-short": short,
     "policies-choices": choices,
     "policies-elsewhere": elsewhere,
     "policies-rules": rules,

@@ -88,6 +88,8 @@ def test_numerators_and_denominators_by_themselves(monkeypatch, specs, layout):
 
 
 CONTROLS = {
+    "take_token": ("new_keys", lambda keys: keys * 1.1),
+    "prepare_rows": ("queries", lambda queries: queries * 1.1),
     "fold_tokens": ("values", lambda values: values * 1.1),
     "read_state": ("sums", lambda sums: sums * 1.1),
     "read_pending": ("keys", lambda keys: keys * 1.1),
@@ -98,8 +100,9 @@ CONTROLS = {
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_perturbed_input_of_any_kernel_shows(kernel):
     case = problem(
-        [HeadSpec(Taylor(3, "mean"), Near(6, 2)), HeadSpec(Taylor(4, "centre"), Near(6, 2))], B=1, G=1, T=70, scale=0.5
-    )
+        [HeadSpec(Taylor(3, "mean"), Near(6, 2)), HeadSpec(Taylor(4, "centre"), Near(6, 2))],
+        B=1, G=1, T=70, scale=0.5, cuts=(0, 68, 69, 70),
+    )  # fmt: skip
     with sized(EAGER), altering(kernel, *CONTROLS[kernel]):
         wrong, _ = attend(case, "triton")
     with sized(EAGER), altering(kernel, CONTROLS[kernel][0], lambda tensor: tensor):

@@ -18,7 +18,7 @@ from taylorder.kernels import HeadSpec
 from taylorder.kernels.spec import Dropped, Near, Taylor
 from taylorder.kernels.tables import count
 from taylorder.kernels.triton_backend import plan as work
-from taylorder.kernels.triton_backend.head_tables import head_tables, state_coefficients
+from taylorder.kernels.triton_backend.head_tables import head_tables
 from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.plan import Rows
 from taylorder.kernels.triton_backend.tiles import CONSTANT, TOP, Layout, groups
@@ -190,10 +190,9 @@ def test_rows_without_far_tokens_get_no_program(new, far):
         assert begin < far - (new - 1 - last_token)
 
 
-def test_rows_pack_heads_one_after_another():
-    values = torch.arange(6.0).view(2, 3)
-    assert Rows(2, 3, 8, True).pack(values).tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
-    assert Rows(2, 3, 4, False).pack(values).tolist() == [0, 1, 2, 0, 3, 4, 5, 0]
+def test_rows_of_heads_stand_one_after_another():
+    assert (Rows(2, 3, 8, True).pitch, Rows(2, 3, 8, True).width) == (3, 8)
+    assert (Rows(2, 3, 4, False).pitch, Rows(2, 3, 4, False).width) == (4, 8)
     assert [first for first, _ in Rows(2, 3, 4, False).blocks((4, 2))] == [0, 4]
     assert Rows(3, 2, 4, True).blocks((2, 4, 3)) == [(0, 4), (4, 3)]
 
@@ -219,8 +218,9 @@ def test_bfloat16_products_meet_the_tolerance(expansion, mean, order):
     layout, kind = tables.layouts[0], tables.kinds[0]
     own = layout_tables(layout, d, (kind,), CPU)
     centre = k.mean(0) if expansion == "mean" else torch.zeros(d)
-    means = [torch.zeros(1, 1, 1, 64)] * order  # relative to the state's origin, which is the mean of its keys
-    slots = state_coefficients(tables, own.slots, means, scaling)[0, 0, :, 0].double()
+    # Means are zero relative to the state's origin, which is the mean of its keys: no power of them is left.
+    slots = [scaling**m * tables.expansions[0, m, m].expand(64).double() for m, _ in own.slots]
+    slots = torch.stack(slots)
     columns = [torch.nn.functional.pad(rounded(x), (1, 0), value=1.0).T for x in (q, k - centre)]
     base_of, prefix_of = own.factors.long(), own.prefixes.long()
     numerator = slots[0][:, None] * v.sum(0)

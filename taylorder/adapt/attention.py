@@ -9,6 +9,7 @@ gradients, for raw denominators, and for keys that somebody else's cache has kep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,7 +136,8 @@ def _attend(
                 f"{name} cannot rank its keys ({error}): its probe overflows on keys and values of this size; fit it "
                 "on this model, or set kept to 0 in the config"
             ) from error
-    if single and not torch.isfinite(output).all():  # one look for three: whatever is broken in them shows in the row
+    # One look for three: whatever is broken in them shows in the row.
+    if single and not math.isfinite(float(output.sum(dtype=torch.float64))):
         refuse_broken_tensors(name, given | {"outputs": output}, _OVERFLOWED)
     if run.observe is not None:
         run.observe(name, query, key, value, output, scaling)

@@ -82,12 +82,13 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
                 f"the TaylorCache was filled by the backend {self.state.backend!r}, and `adapted` runs with "
                 f"{backend!r}: use the backend it was filled by, or a new cache"
             )
-        before = 0 if self.state is None or not self.guards else self.state.guarded.clone()
+        before = self.state.guarded.clone() if self.guards and self.state is not None else None
         output, self.state = attend_causally(
             query, key, value, self.heads, scaling=scaling, valid=valid, priority=priority, state=self.state,
             backend=backend,
         )  # fmt: skip
-        return output, self.state.guarded - before
+        guarded = self.state.guarded
+        return output, guarded.clone() if before is None else guarded - before
 
     @property
     def torn(self) -> bool:

@@ -23,6 +23,9 @@ from taylorder.kernels.triton_backend.launch import KERNELS, kernel, product_con
 from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.plan import TOGETHER
 from taylorder.kernels.triton_backend.settings import (
+    PREPARE_ROWS,
+    PREPARED_ROWS,
+    TAKE_TOKEN,
     Precision,
     Setting,
     fold_settings,
@@ -36,12 +39,14 @@ from taylorder.kernels.triton_backend.tiles import Layout
 
 _POINTERS = {
     "storage": "coordinates",
-    "input": "keys values sink_keys sink_values output",
+    "input": "keys values sink_keys sink_values output queries new_keys new_values",
     "fp32": "features coefficients sums means polynomials multiplicity numerators denominators "
-    "folded_values folded_counts far_values far_counts",
-    "i64": "state_rows tokens extents",
-    "i32": "items runs factors prefixes tile_groups level_ranks sink_counts ranks far_from",
-    "u8": "drops guarded",
+    "folded_values folded_counts far_keys far_values far_counts origin around_mean expansions "
+    "priorities new_priorities",
+    "i64": "state_rows tokens extents guarded",
+    "i32": "items runs factors prefixes tile_groups level_ranks degree_ranks slot_degrees sink_counts ranks far_from "
+    "numbers kept delays",
+    "u8": "drops valid",
 }
 """Names of all pointers, by the type of their elements."""
 
@@ -171,11 +176,17 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
                 {**tiling, "ROWS": rows, "TOGETHER": TOGETHER},
                 copy=phase == "prefill",
             )
+    widths = {"HEAD_BLOCK": block}
+    yield from settled("take_token", f"d={head_dim}", TAKE_TOKEN, {**widths, "RANKED": True, "MEANS": True})
+    for order in orders(head_dim):
+        constants = {"LEVELS": 1, "DEGREES": order, "SLOTS": 1 << (order - 1).bit_length(), "MEANS": True}
+        constants |= {**widths, "ORIGIN": True, "ROWS": PREPARED_ROWS}
+        yield from settled("prepare_rows", f"d={head_dim} P={order}", PREPARE_ROWS, constants)
     for rows, phase in phases.items():
         settings = pending_settings(head_dim, head_dim, precision, rows)
         for levels in (1, 2):
             label = f"d={head_dim} {phase} rows={rows}" + (" ranks" if levels > 1 else "")
-            constants = {"HEAD_BLOCK": block, "LEVELS": levels, "ROWS": rows}
+            constants = {**widths, "LEVELS": levels, "ROWS": rows}
             yield from settled("read_pending", label, settings, {**constants, "DEGREES": 4})
         settings = near_settings(head_dim, head_dim, precision, rows)
         yield from settled(
@@ -202,6 +213,7 @@ def compile_job(job: Job, target: str) -> Compiled:
     machine = gpu_target(target)
     precision = Precision.of(job.dtype, machine.backend)
     constants = {**product_constants(job.head_dim, job.head_dim, precision), **dict(job.constants)}
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     if step := KERNELS[job.kernel].step:
         constants[step] = job.setting.step
     signature, attributes = {}, {}

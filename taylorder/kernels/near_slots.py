@@ -38,7 +38,6 @@ class Layout:
         starts: the first slot of each.
         sizes, firsts: the same as tensors, int64 ``[G]``.
         windows, sinks: of their near fields, int64 ``[G, 1]``.
-        keeping: which KV heads keep keys, int64 ``[G, 1]``, 1 or 0.
         numbers: slots of each KV head, int64 ``[G * M]``; S, where an empty slot is, for those of fewer than M.
         others: bool ``[G, 1, S]``, True at slots of other KV heads.
 
@@ -50,14 +49,13 @@ class Layout:
     firsts: Tensor
     windows: Tensor
     sinks: Tensor
-    keeping: Tensor
     numbers: Tensor
     others: Tensor
 
     @staticmethod
     def build(nears: Sequence[Near], room: int, device: torch.device) -> Layout:
         """Slots for at most ``room`` tokens of each KV head, and the spare ones."""
-        counts = tuple(min(near.tokens, room) + 1 for near in nears)
+        counts = _counts(nears, room)
         starts = tuple(sum(counts[:g]) for g in range(len(counts)))
         total, most = sum(counts), max(counts)
         slots = [
@@ -67,15 +65,20 @@ class Layout:
         for g, (start, count) in enumerate(zip(starts, counts)):
             others[g, 0, start : start + count] = False
         sizes, firsts, numbers = (torch.tensor(values, device=device) for values in (counts, starts, slots))
-        windows, sinks, keeping = (
+        windows, sinks = (
             torch.tensor(values, device=device)[:, None]
-            for values in zip(*((near.window, near.sinks, int(near.kept > 0)) for near in nears))
+            for values in zip(*((near.window, near.sinks) for near in nears))
         )
-        return Layout(counts, starts, sizes, firsts, windows, sinks, keeping, numbers, others.to(device))
+        return Layout(counts, starts, sizes, firsts, windows, sinks, numbers, others.to(device))
 
     def slots(self, g: int) -> slice:
         """Those of one KV head."""
         return slice(self.starts[g], self.starts[g] + self.counts[g])
+
+
+def _counts(nears: Sequence[Near], room: int) -> tuple[int, ...]:
+    """Slots of each KV head that has them for at most ``room`` tokens: the spare one comes on top."""
+    return tuple(min(near.tokens, room) + 1 for near in nears)
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,8 @@ class NearPart(Part):
         if priority is not None and self.ranked:
             # Floats are ordered as integers are once the bits of negative ones are turned round; -0 is as good as 0.
             bits = (priority + 0.0).view(torch.int32)
-            ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() * layout.keeping
-            ranks = (ordered << 32) | position
+            # Where none are kept it does not matter: one key leaves a window at a time, and nothing competes with it.
+            ranks = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) | position
         if not self.sinks_filled:
             known = torch.ones(len(self.spare), tokens, device=device) if valid is None else valid
             number = self.valid_tokens[:, None] + known.long().cumsum(1)
@@ -253,11 +256,10 @@ class NearPart(Part):
 
     def make_room(self, held: dict[str, Tensor]) -> None:
         slots = held["keys"].shape[1] if "keys" in held and held["keys"].ndim == 3 else 0
-        for room in range(max(near.tokens for near in self.nears) + 1):
-            layout = Layout.build(self.nears, room, self.spare.device)
-            if sum(layout.counts) >= slots:
-                break
-        self._make(layout)
+        most, room = max(near.tokens for near in self.nears), 0
+        while room < most and sum(_counts(self.nears, room)) < slots:
+            room += 1
+        self._make(Layout.build(self.nears, room, self.spare.device))
 
     def take(self, held: dict[str, Tensor]) -> None:
         super().take(held)

@@ -22,6 +22,11 @@ def selection(numbers: Sequence[int]) -> Heads:
     return slice(numbers[0], numbers[-1] + 1) if consecutive else list(numbers)
 
 
+def of_heads(tensor: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Those of ascending KV heads of ``[B, G, *]``; the tensor itself if they are all."""
+    return tensor if len(numbers) == tensor.shape[1] else tensor[:, selection(numbers)]
+
+
 class TokenBuffer(Holder):
     """Tokens not folded into a state (all tokens, for exact heads), in the caller's dtype.
 

@@ -1,14 +1,16 @@
 """One call of the Triton backend: take tokens in, attend, fold what has become far.
 
-A call is cut into segments. Each is appended to the pending tokens and read by three kernels: ``read_state`` (what is
-folded), ``read_pending`` (far tokens that are not), ``add_near_and_divide`` (sums, guard, near field, quotient). Then
-``fold_tokens`` folds whatever is worth it. Decoding is a segment of one token.
+A call is cut into segments. Each is appended to the pending tokens; ``prepare_rows`` writes down what is read per query
+row, and three kernels read it: ``read_state`` (what is folded), ``read_pending`` (far tokens that are not),
+``add_near_and_divide`` (sums, guard, near field, quotient). Then ``fold_tokens`` folds whatever is worth it. While
+tokens come one by one, ``take_token`` appends them: beside the kernels, hardly more than room for results is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Optional
 
 import torch
@@ -16,16 +18,19 @@ from torch import Tensor
 
 from ..request import Request
 from ..spec import GUARD, HeadSpec
-from ..token_buffer import selection
+from ..token_buffer import of_heads
 from . import kept_tokens
 from . import plan as work
 from .far_sums import FarSums
 from .fold import fold
-from .head_tables import by_level, level_means, state_coefficients
 from .kv_head_states import KvHeadStates
 from .launch import launch, machine, product_constants
+from .layout_tables import slot_table
 from .plan import Plan, Rows
 from .settings import (
+    PREPARE_ROWS,
+    PREPARED_ROWS,
+    TAKE_TOKEN,
     Precision,
     near_settings,
     pending_settings,
@@ -33,7 +38,6 @@ from .settings import (
     query_rows,
     state_settings,
 )
-from .tiles import CONSTANT
 
 SEGMENT = 1024
 """Query tokens at a time: states are folded once per segment, and until then its own keys are read one by one."""
@@ -52,23 +56,46 @@ def run(part: KvHeadStates, request: Request) -> None:
     _Call(part, request).run()
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What kernels read per query row of N pairs of sequence and KV head.
+
+    Attributes:
+        coordinates: ``[N, 1 + d, width]``, ones and queries.
+        means: float32 ``[N, L, width]``, expansion point of every level.
+        coefficients: float32 ``[N, slots, width]`` of all layouts, one behind another; row 0 is degree 0.
+
+    """
+
+    coordinates: Tensor
+    means: Tensor
+    coefficients: Tensor
+
+
 class _Call:
     """One call's work on the truncated KV heads."""
 
     def __init__(self, part: KvHeadStates, request: Request) -> None:
-        if request.valid is not None and bool(request.valid.all()):
+        self.step = request.causal and request.q.shape[2] == 1 and part.sinks_filled
+        if request.valid is not None and not self.step and bool(request.valid.all()):
             request = replace(request, valid=None)
         self.part, self.request = part, request
         self.causal, self.scaling, k, v = request.causal, request.scaling, request.k, request.v
-        heads = selection(part.kv_heads)
-        self.q, self.k, self.v = request.by_group(request.q)[:, heads], k[:, heads], v[:, heads]
-        self.priority = None if request.priority is None else request.priority[:, heads]
+        self.q, self.k, self.v = (of_heads(tensor, part.kv_heads) for tensor in (request.by_group(request.q), k, v))
+        self.priority = None if request.priority is None else of_heads(request.priority, part.kv_heads)
+        self.valid = None if request.valid is None else request.valid.contiguous().view(torch.uint8)
         self.precision = Precision.of(k.dtype, machine())
         self.value_dim = v.shape[-1]
         self.constants = product_constants(k.shape[-1], self.value_dim, self.precision)
 
     def run(self) -> None:
         T = self.q.shape[3]
+        if self.step:
+            self._take_token()
+            self._attend(0, 1, self.part.far, None)
+            fold(self.part, self.precision)
+            self.part.pending.shrink(self.part.settled)
+            return
         if not self.causal:
             self._append(0, T)
             self.part.far = self.part.far.of_all(self.part.pending)
@@ -76,7 +103,7 @@ class _Call:
         for start in range(0, T, SEGMENT):
             stop = min(start + SEGMENT, T)
             ranks = self._append(start, stop) if self.causal else None
-            self._attend(start, stop, ranks)
+            self._attend(start, stop, self._far(stop - start), ranks)
             if self.causal:
                 fold(self.part, self.precision)
         if self.causal:
@@ -94,38 +121,67 @@ class _Call:
         pending.append(k, v, far_from, keep, priority, self.part.settled)
         return ranks
 
+    def _take_token(self) -> None:
+        """Take the one token in, and add what becomes far by it to the far sums of its row, which are the part's."""
+        part, pending, tables = self.part, self.part.pending, self.part.tables
+        B, G, _, d = self.k.shape
+        pending.reserve(1, part.settled)
+        priority = None if pending.priority is None else self.priority
+        launch(
+            "take_token",
+            B * G,
+            TAKE_TOKEN,
+            {
+                "new_keys": self.k.contiguous(),
+                "new_values": self.v.contiguous(),
+                "new_priorities": part.far.counts if priority is None else priority.contiguous(),
+                "valid": _constant(B, 1, 1, torch.uint8, self.k.device) if self.valid is None else self.valid,
+                "keys": pending.keys,
+                "values": pending.values,
+                "far_from": pending.far_from,
+                "priorities": part.far.counts if priority is None else pending.priority,
+                "extents": part.extents.of(pending, tables, 1, causal=True),
+                "kept": tables.kept_counts,
+                "delays": tables.delays,
+                "far_keys": part.far.keys,
+                "far_values": part.far.values,
+                "far_counts": part.far.counts,
+                "kv_heads": G,
+            },
+            {
+                "HEAD_DIM": d,
+                "HEAD_BLOCK": power_of_two(d),
+                "VALUE_DIM": self.value_dim,
+                "VALUE_BLOCK": power_of_two(self.value_dim),
+                "RANKED": priority is not None,
+                "MEANS": tables.around_mean is not None,
+            },
+        )
+        pending.count(1)
+        part.extents.advanced(pending, tables)
+
     # Attending
 
-    def _attend(self, start: int, stop: int, ranks: Optional[Tensor]) -> None:
+    def _attend(self, start: int, stop: int, far: FarSums, ranks: Optional[Tensor]) -> None:
+        """Attend with rows ``start … stop - 1``, of which ``far`` are the far sums."""
         part, tables = self.part, self.part.tables
-        q = self.q[:, :, :, start:stop]
+        q = (self.q if stop - start == self.q.shape[3] else self.q[:, :, :, start:stop]).contiguous()
         B, G, g, n, d = q.shape
         stacked = n <= work.STACKED_TOKENS
         block = query_rows(d, self.value_dim, self.precision, g * n if stacked else None)
         rows = Rows(g, n, block, stacked)
-        far = self._far(n)
         todo = self._plan(rows, n)
-
-        scaled = q.float() * self.scaling
-        centres = None if tables.around_mean is None else far.keys / far.counts.clamp(min=1.0)[..., None]
-        means = level_means(tables, scaled, centres)
-        relative = means
-        if part.origin.shape[-1] and centres is not None:
-            relative = level_means(tables, scaled, centres - part.origin[:, :, None])
-        ones = torch.ones_like(q[..., :1])
-        coordinates = rows.pack(torch.cat([ones, q], -1).movedim(-1, 2)).to(self.precision.storage).flatten(0, 1)
-        levels = rows.pack(by_level(tables, means)).flatten(0, 1)
-        numerators = scaled.new_empty(max(1, todo.pieces), block, self.value_dim)
-        denominators = scaled.new_empty(max(1, todo.pieces), block)
-        coefficients = self._read_states(todo, rows, coordinates, relative, numerators, denominators)
-        extents = self._extents(n)
+        prepared = self._prepare(rows, q, far)
+        numerators = part.sums.new_empty(max(1, todo.pieces), block, self.value_dim)
+        denominators = part.sums.new_empty(max(1, todo.pieces), block)
+        self._read_states(todo, rows, prepared, numerators, denominators)
         common: dict[str, Any] = {
-            "coordinates": coordinates,
-            "means": levels,
+            "coordinates": prepared.coordinates,
+            "means": prepared.means,
             "keys": part.pending.keys,
             "values": part.pending.values,
             "far_from": part.pending.far_from,
-            "extents": extents,
+            "extents": part.extents.of(part.pending, tables, n, self.causal),
             "numerators": numerators,
             "denominators": denominators,
             "ld": rows.width,
@@ -154,16 +210,14 @@ class _Call:
             },
             {**constants, "DEGREES": tables.order},
         )
-        result = q.new_empty(B, G, g, n, self.value_dim)
-        guarded = torch.empty(B, G, g, n, dtype=torch.uint8, device=q.device)
         launch(
             "add_near_and_divide",
             len(todo.blocks),
             near_settings(d, self.value_dim, self.precision, block),
             {
                 **common,
-                "coefficients": coefficients,
-                "slots": coefficients.shape[1],
+                "coefficients": prepared.coefficients,
+                "slots": prepared.coefficients.shape[1],
                 "folded_values": part.folded_values,
                 "folded_counts": part.folded_counts,
                 "far_values": far.values,
@@ -173,15 +227,20 @@ class _Call:
                 "sink_values": part.sink_values,
                 "sink_counts": tables.sink_counts,
                 "sink_slots": part.sink_keys.shape[2],
-                "ranks": torch.full((B, n), EVERY, dtype=torch.int32, device=q.device) if ranks is None else ranks,
+                "ranks": _constant(B, n, EVERY, torch.int32, q.device) if ranks is None else ranks,
                 "items": todo.blocks,
-                "output": result,
-                "guarded": guarded,
+                "numbers": _numbers(part.kv_heads, q.device),
+                "valid": _constant(B, 1, 1, torch.uint8, q.device) if self.valid is None else self.valid,
+                "output": self.request.output,
+                "guarded": self.request.guarded,
+                "heads": self.request.q.shape[1],
+                "all_tokens": self.request.q.shape[2],
+                "first_token": start,
+                "padded": int(self.valid is not None),
                 "threshold": GUARD,
             },
             constants,
         )
-        self.request.write(part.kv_heads, result, guarded.bool(), slice(start, stop))
 
     def _far(self, n: int) -> FarSums:
         part = self.part
@@ -202,61 +261,96 @@ class _Call:
         layouts = tuple(part.layouts.values())
         return work.plan(part.tables, layouts, self.q.shape[0], rows, started, tuple(far_tokens), self.causal)
 
-    def _extents(self, n: int) -> Tensor:
-        """Where the kernels find what of the pending tokens of every sequence and KV head: int64 ``[N, 5]``.
-
-        First row, number of tokens, tokens up to a query's own that are never far, those that may be near, and the
-        position of the first of n queries.
-        """
-        pending, tables = self.part.pending, self.part.tables
-        windows = tables.windows if self.causal else [-n] * len(tables.windows)  # both directions: all of them are far
-        reaches = [
-            length - front if kept else window
-            for length, front, kept, window in zip(pending.lengths, pending.fronts, tables.kept, tables.windows)
-        ]
-        position = [pending.tokens - n] * len(reaches)
-        extents = torch.tensor(list(zip(pending.starts, pending.lengths, windows, reaches, position)))
-        extents = extents.repeat(self.q.shape[0], 1, 1)
-        extents[:, :, 0] += torch.arange(self.q.shape[0])[:, None] * pending.keys.shape[1]
-        return extents.flatten(0, 1).to(pending.keys.device)
+    def _prepare(self, rows: Rows, q: Tensor, far: FarSums) -> _Prepared:
+        """Write down what is read per row of queries ``[B, G, g, n, d]``."""
+        part, tables = self.part, self.part.tables
+        B, G, g, n, d = q.shape
+        slots = slot_table(tuple(part.layouts.values()), q.device)
+        prepared = _Prepared(
+            q.new_empty(B * G, 1 + d, rows.width, dtype=self.precision.storage),
+            part.sums.new_empty(B * G, tables.levels, rows.width),
+            part.sums.new_empty(B * G, len(slots), rows.width),
+        )
+        launch(
+            "prepare_rows",
+            B * G * rows.width // PREPARED_ROWS,
+            PREPARE_ROWS,
+            {
+                "queries": q,
+                "far_keys": far.keys,
+                "far_counts": far.counts,
+                "origin": part.origin,
+                "around_mean": part.sums if tables.around_mean is None else tables.around_mean,
+                "level_ranks": tables.level_ranks,
+                "degree_ranks": tables.degree_ranks,
+                "expansions": tables.expansions,
+                "slot_degrees": slots,
+                "coordinates": prepared.coordinates,
+                "means": prepared.means,
+                "coefficients": prepared.coefficients,
+                "ld": rows.width,
+                "pitch": rows.pitch,
+                "new": n,
+                "kv_heads": G,
+                "group": g,
+                "number": len(slots),
+                "scaling": self.scaling,
+            },
+            {
+                "HEAD_DIM": d,
+                "HEAD_BLOCK": power_of_two(d),
+                "LEVELS": tables.levels,
+                "DEGREES": tables.order,
+                "SLOTS": 1 << (len(slots) - 1).bit_length(),
+                "MEANS": tables.around_mean is not None,
+                "ORIGIN": part.origin.shape[-1] > 0,
+                "ROWS": PREPARED_ROWS,
+            },
+        )
+        return prepared
 
     def _read_states(
-        self,
-        todo: Plan,
-        rows: Rows,
-        coordinates: Tensor,
-        means: Sequence[Tensor],
-        numerators: Tensor,
-        denominators: Tensor,
-    ) -> Tensor:
-        """Read every layout's states; return coefficients whose row 0 is degree 0, float32 ``[N, slots, width]``."""
-        part, tables = self.part, self.part.tables
+        self, todo: Plan, rows: Rows, prepared: _Prepared, numerators: Tensor, denominators: Tensor
+    ) -> None:
+        """Read every layout's states."""
+        part = self.part
         # Blocks of one head are many, and each reads the whole state: a copy half as large is worth its making.
         features = part.features if rows.stacked else part.features.to(self.precision.storage)
-        constant = state_coefficients(tables, (CONSTANT,), means, self.scaling)
-        coefficients = rows.pack(constant).flatten(0, 1)
-        for layout, todo_state in todo.states.items():
-            of_layout = part.layouts[layout]
-            coefficients = rows.pack(state_coefficients(tables, of_layout.slots, means, self.scaling)).flatten(0, 1)
-            launch(
-                "read_state",
-                len(todo_state.items),
-                state_settings(rows.rows),
-                {
-                    "coordinates": coordinates,
-                    "coefficients": coefficients,
-                    "features": features,
-                    "sums": part.sums,
-                    "state_rows": part.state_origins(layout),
-                    "items": todo_state.items,
-                    "runs": todo_state.runs,
-                    "factors": of_layout.factors,
-                    "prefixes": of_layout.prefixes,
-                    "numerators": numerators,
-                    "denominators": denominators,
-                    "ld": rows.width,
-                    "slots": len(of_layout.slots),
-                },
-                {**self.constants, **of_layout.constants, "ROWS": rows.rows, "TOGETHER": work.TOGETHER},
-            )
-        return coefficients
+        first = 0
+        for layout, of_layout in part.layouts.items():
+            if layout in todo.states:
+                todo_state = todo.states[layout]
+                launch(
+                    "read_state",
+                    len(todo_state.items),
+                    state_settings(rows.rows),
+                    {
+                        "coordinates": prepared.coordinates,
+                        "coefficients": prepared.coefficients[:, first:],
+                        "features": features,
+                        "sums": part.sums,
+                        "state_rows": part.state_origins(layout),
+                        "items": todo_state.items,
+                        "runs": todo_state.runs,
+                        "factors": of_layout.factors,
+                        "prefixes": of_layout.prefixes,
+                        "numerators": numerators,
+                        "denominators": denominators,
+                        "ld": rows.width,
+                        "slots": prepared.coefficients.shape[1],
+                    },
+                    {**self.constants, **of_layout.constants, "ROWS": rows.rows, "TOGETHER": work.TOGETHER},
+                )
+            first += len(of_layout.slots)
+
+
+@lru_cache(maxsize=64)
+def _numbers(kv_heads: Sequence[int], device: torch.device) -> Tensor:
+    """Those of KV heads, on a device."""
+    return torch.tensor(kv_heads, dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=64)
+def _constant(rows: int, columns: int, value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor that is the same everywhere, and in every step: it is only read."""
+    return torch.full((rows, columns), value, dtype=dtype, device=device)

@@ -84,8 +84,6 @@ def _losers(
     pad = torch.where(column < spare, math.inf, -math.inf)
     ranked = torch.where(offset >= 0, priorities[:, row], pad)
     loser = torch.where(offset >= 0, row, -1).expand_as(ranked)
-    if n == 1:  # as below, in far fewer operations: decoding is made of them
-        return loser.gather(2, ranked.sort(dim=-1, stable=True).indices[..., :1])
     far_from = KeptKeys(ranked, Near(), places=most, held=most, new=n).far_from()
     return loser.new_full((*loser.shape[:2], n + 1), -1).scatter_(2, far_from, loser)[..., :n]
 

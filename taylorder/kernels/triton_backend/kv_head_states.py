@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Optional
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import fold_rule
 from ..spec import HeadSpec
 from ..state import TruncatedKvHeads
+from .extents import Extents
 from .far_sums import FarSums
 from .head_tables import HeadTables, head_tables
 from .layout_tables import Kind, LayoutTables, layout_tables
@@ -66,6 +67,11 @@ class KvHeadStates(TruncatedKvHeads):
             layout: layout_tables(layout, d, tuple(of_layout), self.seen.device) for layout, of_layout in kinds.items()
         }
 
+    @cached_property
+    def extents(self) -> Extents:
+        """Where kernels find the pending tokens."""
+        return Extents()
+
     def rows_needed(self, kv_head: int) -> int:
         """Rows of a KV head's features."""
         layout = self.tables.layouts[kv_head]
@@ -79,12 +85,11 @@ class KvHeadStates(TruncatedKvHeads):
     def state_origins(self, layout: Layout) -> Tensor:
         """Row where tile 0 of the layout's tables would lie, per sequence and KV head: int64 ``[B * G]``."""
         of_layout, tables = self.layouts[layout], self.tables
-        origins = [
+        origins = tuple(
             row - of_layout.first_tile(kind) * layout.tile if row is not None and other == layout else 0
             for row, kind, other in zip(self.state_rows, tables.kinds, tables.layouts)
-        ]
-        B, rows, _ = self.features.shape
-        return (torch.arange(B)[:, None] * rows + torch.tensor(origins)).flatten().to(self.features.device)
+        )
+        return _in_every_sequence(origins, *self.features.shape[:2], self.features.device)
 
     def foldable(self) -> list[int]:
         """How many tokens of each KV head to fold now: those far for the last row, once they are worth it.
@@ -103,6 +108,8 @@ class KvHeadStates(TruncatedKvHeads):
 
     def start(self, kv_heads: Sequence[int]) -> None:
         """Make room for the features of KV heads that fold for the first time."""
+        if not kv_heads:
+            return
         total = self.features.shape[1]
         for g in kv_heads:
             self.state_rows[g] = total
@@ -148,3 +155,9 @@ class KvHeadStates(TruncatedKvHeads):
         )
         folded = sum(1 for row in self.state_rows if row is not None) * (d_v + 1) + ranked
         return 2 * B * tokens * (d + d_v) + 4 * (self.features.numel() + self.sums.numel() + B * folded)
+
+
+@lru_cache(maxsize=256)
+def _in_every_sequence(origins: Sequence[int], batch: int, rows: int, device: torch.device) -> Tensor:
+    """Rows of the first sequence, and the same in all others, ``rows`` further on in each: int64 ``[batch * G]``."""
+    return (torch.arange(batch)[:, None] * rows + torch.tensor(origins)).flatten().to(device)

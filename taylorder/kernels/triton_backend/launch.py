@@ -35,10 +35,12 @@ _STATE_KEY = ("HEAD_DIM", "VALUE_DIM", "T", "BASE", "PREFIX")
 _TOKEN_KEY = ("HEAD_DIM", "VALUE_DIM", "LEVELS", "ROWS")
 
 KERNELS = {
+    "take_token": Kernel("preparing_kernels", "COLUMNS", ("HEAD_DIM", "VALUE_DIM")),
+    "prepare_rows": Kernel("preparing_kernels", None, ("HEAD_DIM", "LEVELS", "DEGREES", "SLOTS", "ROWS")),
     "fold_tokens": Kernel("state_kernels", "TOKENS", _STATE_KEY, ("features", "sums")),
     "read_state": Kernel("state_kernels", None, (*_STATE_KEY, "ROWS")),
     "read_pending": Kernel("token_kernels", "COLUMNS", _TOKEN_KEY),
-    "add_near_and_divide": Kernel("token_kernels", "COLUMNS", _TOKEN_KEY),
+    "add_near_and_divide": Kernel("token_kernels", "COLUMNS", _TOKEN_KEY, ("guarded",)),
 }
 
 
@@ -120,7 +122,8 @@ def launch(
     if not programs:
         return
     # Triton launches on the current device, whatever device the tensors are on.
-    with torch.cuda.device_of(arguments["items"]):  # type: ignore[no-untyped-call]  # not typed by torch
+    tensor = next(argument for argument in arguments.values() if isinstance(argument, torch.Tensor))
+    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]  # not typed by torch
         if interpreted() or len(settings) == 1:
             kernel(name)[(programs,)](**arguments, **constants, **_config(name, settings[0]).all_kwargs())
         else:

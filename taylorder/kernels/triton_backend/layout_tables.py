@@ -74,6 +74,13 @@ class LayoutTables:
         return tuple(run for run in self.runs[self.kinds.index(kind)] if run.degree < order)
 
 
+@lru_cache(maxsize=64)
+def slot_table(layouts: Sequence[LayoutTables], device: torch.device) -> Tensor:
+    """Slots of all layouts, one layout's behind another's, int32 ``[slots, 2]``; the first is that of degree 0."""
+    slots = [slot for of_layout in layouts for slot in of_layout.slots] or [CONSTANT]
+    return torch.tensor(slots, dtype=torch.int32, device=device)
+
+
 @lru_cache(maxsize=32)
 def layout_tables(layout: Layout, head_dim: int, kinds: Sequence[Kind], device: torch.device) -> LayoutTables:
     """Lay the tables of all kinds out one after another."""

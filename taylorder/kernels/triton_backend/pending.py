@@ -64,14 +64,11 @@ class PendingTokens(Holder):
             far_from: int32 ``[G, T]``.
             keep: bool ``[B, G, T]``; None keeps all.
             priority: ``[B, G, T]``, read where KV heads keep keys.
-            settled: KV heads that hand tokens on and so need room for few more; others grow by an eighth at a time.
+            settled: as in ``reserve``.
 
         """
         T = k.shape[2]
-        lengths = [length + T for length in self.lengths]
-        if any(start + length > end for start, length, end in zip(self.starts, lengths, self.ends)):
-            rooms = (length + (SPARE if calm else max(SPARE, length // 8)) for length, calm in zip(lengths, settled))
-            self._move([max(room, SPARE) for room in rooms])
+        self.reserve(T, settled)
         rows = self.rows([start + length for start, length in zip(self.starts, self.lengths)], T)
         if keep is not None:
             # A weight of zero does not silence an infinity: what does not count must be zero itself.
@@ -83,7 +80,24 @@ class PendingTokens(Holder):
         self.far_from[:, rows] = far_from.flatten(-2)
         if self.priority is not None and priority is not None:
             self.priority[:, rows] = priority.flatten(1)
-        self.lengths, self.tokens = lengths, self.tokens + T
+        self.count(T)
+
+    def reserve(self, tokens: int, settled: Sequence[bool]) -> None:
+        """Have room for so many more tokens of every KV head.
+
+        Args:
+            tokens: how many.
+            settled: KV heads that hand tokens on and so need room for few more; others grow by an eighth at a time.
+
+        """
+        lengths = [length + tokens for length in self.lengths]
+        if any(start + length > end for start, length, end in zip(self.starts, lengths, self.ends)):
+            rooms = (length + (SPARE if calm else max(SPARE, length // 8)) for length, calm in zip(lengths, settled))
+            self._move([max(room, SPARE) for room in rooms])
+
+    def count(self, tokens: int) -> None:
+        """Know of so many more tokens of every KV head, in the rows behind those in use."""
+        self.lengths, self.tokens = [length + tokens for length in self.lengths], self.tokens + tokens
 
     def drop(self, counts: Sequence[int]) -> None:
         """Forget the first ``counts[g]`` tokens of each KV head."""

@@ -64,13 +64,6 @@ class Rows:
         """Columns of matrices that hold all rows."""
         return -(-self.group * self.pitch // self.rows) * self.rows
 
-    def pack(self, tensor: Tensor) -> Tensor:
-        """``[..., g, n]`` to ``[..., width]``, zero where there is no row."""
-        if self.pitch > self.new:
-            tensor = torch.nn.functional.pad(tensor, (0, self.pitch - self.new))
-        flat = tensor.flatten(-2)
-        return torch.nn.functional.pad(flat, (0, self.width - flat.shape[-1])).contiguous()
-
     def tokens_after(self, first: int) -> int:
         """Query tokens after the last one of the block that starts at that row."""
         return 0 if self.stacked else max(0, self.new - first % self.pitch - self.rows)

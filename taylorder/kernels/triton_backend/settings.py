@@ -67,6 +67,16 @@ class Precision:
         return Precision(torch.float32, "float32", nvidia if machine == "cuda" else "ieee", full)
 
 
+TAKE_TOKEN = (Setting(1024, 4, 1),)
+"""Of ``take_token``."""
+
+PREPARED_ROWS = 16
+"""Rows of a program of ``prepare_rows``: blocks of query rows are multiples of it."""
+
+PREPARE_ROWS = (Setting(0, 4, 1),)
+"""Of ``prepare_rows``."""
+
+
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least 16 and ``number``: what a product's sides are rounded up to."""
     return max(16, 1 << (number - 1).bit_length())

@@ -138,8 +138,14 @@ def add_near_and_divide(
     sink_counts,  # int32 [G], sinks of each KV head
     ranks,  # int32 [B, new], valid tokens of a sequence up to a row
     items,  # int32 [programs, 4]: n, first row, first piece, number of pieces
-    output,  # [N, g, new, d_v], written
-    guarded,  # uint8 [N, g, new], written
+    numbers,  # int32 [G], which of all KV heads these are
+    valid,  # uint8 [B, all_tokens], 0 for padding; only the first is read unless padded
+    output,  # [B, heads, all_tokens, d_v], written; zero for padding
+    guarded,  # int64 [heads], added to: guarded rows
+    heads,  # of all KV heads
+    all_tokens,
+    first_token,  # of the new ones among those
+    padded,  # 1 or 0
     ld,
     slots,
     pitch,
@@ -255,10 +261,15 @@ def add_near_and_divide(
             numerator, denominator, top, score, inside, value, DOT, PRECISION
         )
     result = numerator / tl.where(denominator == 0, 1.0, denominator)[:, None]
-    place = (n * group + head) * new + token
+    of_row = (n // kv_heads * all_tokens + first_token + token) * padded
+    counts = tl.load(valid + of_row, mask=real, other=0) != 0
+    result = tl.where(counts[:, None], result, 0.0)
+    of_all = tl.load(numbers + kv_head) * group + head
+    place = (n // kv_heads * heads + of_all) * all_tokens + first_token + token
     tl.store(
         output + place[:, None] * VALUE_DIM + column[None, :],
         result.to(output.dtype.element_ty),
         mask=real[:, None] & in_values[None, :],
     )
-    tl.store(guarded + place, fallback.to(tl.uint8), mask=real)
+    # Whole numbers: the order in which programs add them changes nothing.
+    tl.atomic_add(guarded + of_all, fallback.to(tl.int64), mask=fallback & counts)
