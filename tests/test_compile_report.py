@@ -85,7 +85,9 @@ def test_json_is_one_document_with_a_row_per_kernel_config_and_target(at_64):
     assert all(row["registers"] > 0 and row["shared_bytes"] > 0 for row in at_64["rows"])
     loops = [loop for row in at_64["rows"] for loop in row["loops"]]
     assert all(loop["ratio"] == loop["tensor_cycles"] / loop["issue_cycles"] for loop in loops)
-    assert all(bool(row["loops"]) == row["target"].startswith("sm_") for row in at_64["rows"])
+    straight = ("take_token", "prepare_rows")  # what they loop over is unrolled
+    looping = [row for row in at_64["rows"] if row["kernel"] not in straight]
+    assert all(bool(row["loops"]) == row["target"].startswith("sm_") for row in looping)
 
 
 def test_no_setting_for_head_dim_64_spills_or_needs_more_shared_memory_than_there_is(at_64):
