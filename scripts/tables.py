@@ -168,7 +168,7 @@ def tasks() -> str:
     return markdown(["", *kinds], rows)
 
 
-def generation() -> str:
+def generation(chosen: Callable[[Row], bool] = lambda row: True) -> str:
     """Bytes and time by context, exact beside configs."""
     rows = [
         [
@@ -180,7 +180,8 @@ def generation() -> str:
             f"{row['milliseconds_per_token']:.0f}",
             f"{row['milliseconds_per_token_over_exact']:.2f}",
         ]
-        for row in results("generation")
+        for row in sorted(results("generation"), key=lambda row: row["length"])
+        if chosen(row)
     ]
     head = ["context", ":", "MiB held", "MiB nominal", "prefill s", "over exact", "ms per token", "over exact"]
     return markdown(head, rows)
@@ -194,6 +195,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "policies-without": without,
     "policies-tasks": tasks,
     "generation": generation,
+    "generation-short": lambda: generation(
+        lambda row: row["length"] > 1024 and row["policy"] in ("exact", "one window, 64 KiB", "budget 64 KiB")
+    ),
 }
 
 
