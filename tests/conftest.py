@@ -15,6 +15,7 @@ import sys
 
 import pytest
 import tiny
+from command_line import WORDS
 
 from taylorder import cli
 from taylorder.adapt.config import OrderConfig
@@ -70,6 +71,14 @@ def keeping_llama(tmp_path_factory):
 def folder(tmp_path, tiny_tokenizer):
     """A tiny Llama and its tokenizer as ``save_pretrained`` writes them."""
     return tiny.saved(tiny.llama(), tiny_tokenizer, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_tokenizer):
+    """A folder with a tiny Llama, its tokenizer and a text; 2 layers of 2 KV heads, 32 bytes a token."""
+    folder = tiny.saved(tiny.llama(), tiny_tokenizer, tmp_path_factory.mktemp("model"))
+    (folder / "words.txt").write_text(WORDS, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture

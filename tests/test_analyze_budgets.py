@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-import tiny
 from command_line import WORDS
 from pages import Page
 
@@ -18,14 +17,6 @@ SMALL = (
     "--levers", "window",
 )  # fmt: skip
 FOLDERS = ["600B", "50percent"]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, tiny_tokenizer):
-    """A folder with a tiny Llama, its tokenizer and a text; 2 layers of 2 KV heads, 32 bytes a token."""
-    folder = tiny.saved(tiny.llama(), tiny_tokenizer, tmp_path_factory.mktemp("model"))
-    (folder / "words.txt").write_text(WORDS, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

@@ -25,14 +25,6 @@ from taylorder.selection.candidates import LEVERS
 SMALL = ("--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, tiny_tokenizer):
-    """A folder with a tiny Llama, its tokenizer and a text; 2 layers of 2 KV heads, 32 bytes a token."""
-    folder = tiny.saved(tiny.llama(), tiny_tokenizer, tmp_path_factory.mktemp("model"))
-    (folder / "words.txt").write_text(WORDS, encoding="utf-8")
-    return folder
-
-
 @pytest.fixture
 def analyze(run, saved, tmp_path, monkeypatch):
     """Call ``taylorder analyze`` on it, into ``tmp_path / "out"``, without fits of alphas."""
