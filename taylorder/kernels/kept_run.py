@@ -18,7 +18,7 @@ from .polynomial import Polynomials
 from .request import Request
 from .state import KeptPart
 from .taylor_run import Slice, Step, TaylorRun
-from .token_buffer import Joined, selection
+from .token_buffer import Joined, of_heads, selection
 
 _ENTRIES = 1 << 24
 """Most scores of one block, of all sequences and query heads."""
@@ -34,7 +34,7 @@ class KeptRun(TaylorRun):
         if request.priority is None:
             raise ValueError("priority is None, but these KV heads keep keys")
         self.before = part.priority.shape[2]
-        priority = request.priority[:, selection(part.kv_heads)]
+        priority = of_heads(request.priority, part.kv_heads)
         if self.keep is not None:
             priority = priority.masked_fill(~self.keep[:, None], -math.inf)
         # Keys kept, keys in the window, new ones: in the order they were made.

@@ -18,7 +18,7 @@ from .kept_keys import BLOCK_ROWS, KeptKeys
 from .near_slots import NearPart, RankedTokens, is_padding
 from .request import Request
 from .spec import Near
-from .token_buffer import selection
+from .token_buffer import of_heads, selection
 
 _ENTRIES = 1 << 24
 """Most scores of one block, of all sequences and query heads."""
@@ -26,14 +26,13 @@ _ENTRIES = 1 << 24
 
 def run(part: NearPart, request: Request) -> None:
     """Attend, write the rows of the part's KV heads and take the new tokens in."""
-    heads, T = selection(part.kv_heads), request.q.shape[2]
-    k, v = request.k[:, heads], request.v[:, heads]
+    T = request.q.shape[2]
+    k, v = (of_heads(tensor, part.kv_heads) for tensor in (request.k, request.v))
+    priority = None if request.priority is None else of_heads(request.priority, part.kv_heads)
     if request.valid is not None:  # a weight of zero does not silence an infinity: padding must be zero itself
         k, v = (tensor.masked_fill(~request.valid[:, None, :, None], 0.0) for tensor in (k, v))
     part.reserve(part.tokens + T)
-    new = RankedTokens(
-        k, v, part.rank(None if request.priority is None else request.priority[:, heads], request.valid, T)
-    )
+    new = RankedTokens(k, v, part.rank(priority, request.valid, T))
     if T == 1:
         part.add(new, padded=request.valid is not None)
         _attend(part, request)
@@ -58,9 +57,8 @@ def _attend(part: NearPart, request: Request) -> None:
     scores.view(len(q), len(part.nears), request.group, -1).masked_fill_(part.layout.others, -math.inf)
     rows = torch.bmm(scores.softmax(-1), part.values.to(part.dtype))
     rows = rows.view(len(q), len(part.nears), request.group, 1, -1)
-    for g, near in enumerate(part.nears):
-        if not near.tokens:
-            rows[:, g] = 0.0
+    for g in part.blind:
+        rows[:, g] = 0.0
     request.write(part.kv_heads, rows, None, slice(None))
 
 

@@ -126,6 +126,7 @@ class NearPart(Part):
         tokens: tokens so far, padding included.
         layout: where the slots lie.
         ranked: whether any KV head keeps keys.
+        blind: KV heads whose near field holds nothing.
         dtype: to compute in.
 
     """
@@ -134,6 +135,7 @@ class NearPart(Part):
         self.kv_heads, self.nears = tuple(kv_heads), tuple(group[0].near for group in specs)
         self.tokens, self.layout = 0, Layout.build(self.nears, 0, k.device)
         self.ranked = any(near.kept for near in self.nears)
+        self.blind = [g for g, near in enumerate(self.nears) if not near.tokens]
         self.dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
         B, G = k.shape[0], len(self.kv_heads)
         self.keys, self.values = k.new_zeros(B, G, k.shape[-1]), v.new_zeros(B, G, v.shape[-1])

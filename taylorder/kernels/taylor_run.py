@@ -28,7 +28,7 @@ from .request import Request
 from .state import TaylorPart
 from .state_products import Chunk, fold
 from .tables import count
-from .token_buffer import Joined, Piece, TokenBuffer, selection
+from .token_buffer import Joined, Piece, TokenBuffer, of_heads, selection
 
 _CHUNK = 512
 """Tokens read or folded at a time."""
@@ -83,8 +83,8 @@ class TaylorRun:
 
     def __init__(self, part: TaylorPart, request: Request) -> None:
         self.part, self.request, self.causal, self.group = part, request, request.causal, request.group
-        self.q, heads = request.q, selection(part.kv_heads)
-        k, v = request.k[:, heads], request.v[:, heads]
+        self.q = request.q
+        k, v = (of_heads(tensor, part.kv_heads) for tensor in (request.k, request.v))
         valid = None if request.valid is None or bool(request.valid.all()) else request.valid
         self.dtype = torch.float64 if self.q.dtype == torch.float64 else torch.float32
         self.earlier = part.recent.length
