@@ -10,7 +10,8 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "tables.py"
 
 
 @pytest.fixture
-def tables():
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = util.spec_from_file_location("tables_script", SCRIPT)
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -33,10 +34,12 @@ def test_every_table_is_on_a_page_and_has_rows(tables):
 
 
 def test_a_changed_result_is_noticed(tables, tmp_path, monkeypatch):
-    document = json.loads((tables.RESULTS / "policies.json").read_text(encoding="utf-8"))
+    from page_tables import table
+
+    document = json.loads((table.RESULTS / "policies.json").read_text(encoding="utf-8"))
     for row in document["rows"]:
         row["nll"] += 0.01
     (tmp_path / "policies.json").write_text(json.dumps(document), encoding="utf-8")
-    before = tables.choices()
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert tables.choices() != before
+    before = tables.TABLES["policies-choices"]()
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    assert tables.TABLES["policies-choices"]() != before

@@ -1,0 +1,23 @@
+"""The tables of README and docs by the names that pages call them, each made from ``benchmarks/results``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from page_tables.claims import claims
+from page_tables.generation import generation
+from page_tables.policies import choices, elsewhere, rules, short, tasks, without
+
+TABLES: dict[str, Callable[[], str]] = {
+    "claims": claims,
+    "policies-short": short,
+    "policies-choices": choices,
+    "policies-elsewhere": elsewhere,
+    "policies-rules": rules,
+    "policies-without": without,
+    "policies-tasks": tasks,
+    "generation": generation,
+    "generation-short": lambda: generation(
+        lambda row: row["length"] > 1024 and row["policy"] in ("exact", "one window, 64 KiB", "budget 64 KiB")
+    ),
+}
