@@ -187,7 +187,8 @@ def _truncated(
         output, guarded = score_space_attention(
             query, key, value, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, guard=run.guard
         )
-    run.counts.add(plan.name, guarded)
+    if layer is None or layer.guards or plan.name not in run.counts.guarded_rows:
+        run.counts.add(plan.name, guarded)
     return output.transpose(1, 2).contiguous()
 
 
@@ -225,7 +226,9 @@ def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> 
     ):  # of images too: time, height and width, perhaps behind the text's
         positions = positions[0] if len(positions) == 4 else None
     # Positions of padded rows jump as well. Where transformers takes note of packing, it makes a mask of it.
-    if mask is None and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
+    if mask is not None or positions is None or positions.shape[-1] == 1:
+        return
+    if bool((positions.diff(dim=-1) != 1).any()):
         raise UsageError(
             f"{name} was given position_ids that do not count up by one (packed sequences?); run them as separate rows "
             "of a batch"

@@ -88,6 +88,8 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             backend=backend,
         )  # fmt: skip
         guarded = self.state.guarded
+        if not self.guards:
+            return output, guarded  # zeros for ever
         return output, guarded.clone() if before is None else guarded - before
 
     @property
