@@ -30,7 +30,8 @@ def test_every_table_is_on_a_page_and_has_rows(tables):
     pages = "".join(path.read_text(encoding="utf-8") for path in tables.PAGES)
     for name, table in tables.TABLES.items():
         assert f"<!-- table {name} -->" in pages, name
-        assert table().count("\n") > 2, name
+        made = table()
+        assert made.count("\n") > 2 if made.startswith("|") else made.strip(), name
 
 
 def test_a_changed_result_is_noticed(tables, tmp_path, monkeypatch):

@@ -18,10 +18,20 @@ def summary(records: Iterable[Record]) -> str:
     return "\n".join([*_table(judged), *_checks(judged), *_failures(judged), *_refusals(judged), *_notes(judged)])
 
 
-def _table(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
+def by_type(records: Iterable[Record]) -> dict[str, str]:
+    """The outcome of every model type, that of its best variant."""
+    return _by_type((record, verdict(record)) for record in records)
+
+
+def _by_type(judged: Iterable[tuple[Record, Verdict]]) -> dict[str, str]:
     best: dict[str, str] = {}
     for record, found in judged:
         best[record["type"]] = min(found.outcome, best.get(record["type"], found.outcome), key=OUTCOMES.index)
+    return best
+
+
+def _table(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
+    best = _by_type(judged)
     yield "| outcome | runs | types, by their best variant |"
     yield "| --- | ---: | ---: |"
     for outcome in OUTCOMES:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from page_tables.architectures import outcomes, sentence
 from page_tables.attention import bars
 from page_tables.claims import claims
-from page_tables.findings import losses, minutes, orders
+from page_tables.findings import commands, losses, minutes, orders
 from page_tables.generation import generation
 from page_tables.policies import choices, elsewhere, rules, short, tasks, without
 
 TABLES: dict[str, Callable[[], str]] = {
+    "models": sentence,
+    "architectures": outcomes,
     "claims": claims,
     "orders": orders,
     "near-field": lambda: losses("near field, judged"),
     "closing": lambda: losses("analyze"),
     "minutes": minutes,
+    "commands": commands,
     "attention": bars,
     "policies-short": short,
     "policies-choices": choices,

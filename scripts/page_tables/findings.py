@@ -37,6 +37,21 @@ def losses(step: str) -> str:
     return markdown(["", "bytes per KV head", "NLL [95 %]:", "to exact:", "to the window:"], rows)
 
 
+SHOWN = {
+    "budget": "who should hold what",
+    "budget, judged": "is that better than one window of the same bytes?",
+    "generate": "read what it writes, with and without",
+}
+
+
+def commands() -> str:
+    """The three commands a newcomer types, with the minutes they take on two cores."""
+    took = {row["task"]: row for row in results("findings", "commands")}
+    lines = [(took[task]["command"], f"{took[task]['minutes']:.0f} min: {said}") for task, said in SHOWN.items()]
+    width = max(len(command) for command, _ in lines)
+    return "".join(f"    {command:{width}}   # {said}\n" for command, said in lines)
+
+
 def minutes() -> str:
     """How long the commands took."""
     rows = [
