@@ -106,8 +106,9 @@ def _(block: Command, width: int) -> Iterator[RenderableType]:
 
 @_rendered.register
 def _(block: Table, width: int) -> Iterator[RenderableType]:
-    made = dense_table() if block.headed else RichTable.grid(padding=(0, 2, 0, 0))
     shown = fold(block, width) if block.folds else block
+    spare = [place for place, column in enumerate(shown.columns) if column.spare]
+    made = dense_table(spare) if block.headed else RichTable.grid(padding=(0, 2, 0, 0))
     for column in shown.columns:
         made.add_column(
             column.title,

@@ -59,12 +59,14 @@ class Command:
 class Column:
     """Title of a column, with a newline where it may be folded; figures are set to the right.
 
-    Cells that do not wrap are never folded: the column goes below the others where it does not fit.
+    Cells that do not wrap are never folded. Where the columns of a table do not fit, ``spare`` ones are left out, the
+    last one first, and named below it; where that is not enough, columns go below the others.
     """
 
     title: str = ""
     figures: bool = False
     wraps: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
