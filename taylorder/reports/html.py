@@ -127,7 +127,6 @@ def render_budgets(report: BudgetsReport, out: Path) -> str:
         title=report.analysis.model.name,
         verdict=budgets.verdict(report),
         facts=header.blocks[0],
-        plot=budgets.plot(report),
         losses=losses,
         runs=report.by_size,
         page=FILES["page"],

@@ -15,9 +15,10 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from taylorder.reports import character_plot
 from taylorder.reports.fitting_tables import dense_table, fold
 from taylorder.reports.head_grids import grid_lines
-from taylorder.reports.sections import Block, Cell, Command, HeadGrid, Legend, Paragraph, Section, Table
+from taylorder.reports.sections import Block, Cell, Command, Drawing, HeadGrid, Legend, Paragraph, Section, Table
 from taylorder.storage.files import replacing
 
 _INDENT = (0, 0, 0, 2)
@@ -130,6 +131,12 @@ def _(block: Legend, width: int) -> Iterator[RenderableType]:
 @_rendered.register
 def _(block: HeadGrid, width: int) -> Iterator[RenderableType]:
     yield from grid_lines(block, width, styled)
+
+
+@_rendered.register
+def _(block: Drawing, width: int) -> Iterator[RenderableType]:
+    for line in character_plot.lines(block.plot, width - 2):
+        yield Padding(Text(line, no_wrap=True), _INDENT, expand=False)
 
 
 def _folded(command: str, width: int) -> str:

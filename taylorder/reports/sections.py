@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from taylorder.claims.claim import Plot
+
 About: TypeAlias = Literal["run", "each head", "all heads", "config", "verdict"]
 Style: TypeAlias = Literal["", "strong", "faint", "caption", "good", "bad", "doubtful"]
 
@@ -153,7 +155,15 @@ class HeadGrid:
     tight: bool = False
 
 
-Block: TypeAlias = Paragraph | Command | Table | Legend | HeadGrid
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plot: of characters in a terminal, lines and points on a page."""
+
+    plot: Plot
+    tight: bool = False
+
+
+Block: TypeAlias = Paragraph | Command | Table | Legend | HeadGrid | Drawing
 
 
 @dataclass(frozen=True, slots=True)
