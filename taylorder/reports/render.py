@@ -102,7 +102,7 @@ def _(block: Paragraph, width: int) -> Iterator[RenderableType]:
 
 @_rendered.register
 def _(block: Command, width: int) -> Iterator[RenderableType]:
-    yield Text(_folded(block.text, width - 6), style="bold", no_wrap=True, overflow="ignore")
+    yield Text(folded(block.text, width - 6), style="bold", no_wrap=True, overflow="ignore")
 
 
 @_rendered.register
@@ -139,7 +139,7 @@ def _(block: Drawing, width: int) -> Iterator[RenderableType]:
         yield Padding(Text(line, no_wrap=True), _INDENT, expand=False)
 
 
-def _folded(command: str, width: int) -> str:
+def folded(command: str, width: int) -> str:
     """A shell command over as many lines as it takes, so that it can still be copied."""
     lines = [""]
     for word in re.split(r" (?=--)", command):
