@@ -69,7 +69,7 @@ CONTRACT = {
         "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--max-kl": None,
         "--out": None, "--seed": 0, "--device": "cpu", "--dtype": "float32", "--format": "human",
     },
-    "show": {"--svg": None, "--format": "human"},
+    "show": {"--section": None, "--svg": None, "--format": "human"},
     "generate": {
         "--config": None, "--prompt-file": None, "--model": None, "--compare": False, "--max-new-tokens": 128,
         "--temperature": 0.0, "--seed": 0, "--device": "cpu", "--dtype": "float32",
@@ -400,6 +400,24 @@ def test_show_json_is_the_report_with_paths(run, directory):
     assert document["files"]["heads"] == str(directory / "heads.csv")
     assert document["heads"] == report["heads"]
     assert document["verdict"]["text"] == report["verdict"]["text"]
+
+
+def test_show_prints_the_sections_that_are_asked_for(run, directory):
+    whole = run("show", directory)[1]
+    code, out, err = run("show", directory, "--section", "summary")
+    assert (code, err) == (0, "")
+    assert whole.startswith(out)
+    assert out.splitlines()[1].split()[:2] == ["what", "runs"]
+    assert "The run" not in out
+    _, both, _ = run("show", directory, "--section", "distance", "--section", "run")
+    assert both.index("The run") < both.index("How far the heads are")
+    assert all(part in whole for part in both.split("\n\n"))
+    code, out, err = run("show", directory, "--section", "heads")
+    assert (code, out) == (2, "")
+    assert "there is no section 'heads' in this report; it has summary, run, orders, errors, by-order," in err
+    code, _, err = run("show", directory, "--section", "run", "--format", "json")
+    assert code == 2
+    assert "leave it out, or --format json" in err
 
 
 def test_show_draws_a_picture(run, directory, tmp_path):

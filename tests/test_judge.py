@@ -284,7 +284,7 @@ def test_rivals_stand_beside_the_config_at_its_bytes(llama, tiny_tokenizer):
     assert not found.exact_everywhere
     assert [(each.length, each.sequences) for each in found.comparisons] == [(16, 6), (48, 2)]
     names = [standing.name for standing in found.comparisons[1].standings]
-    assert names == ["exact", "config", "window", "one order", "alphas", "paper", "paper, raw"]
+    assert names == ["exact", "config", "window", "one order", "alphas", "paper", "unguarded"]
     config, window = (found.comparisons[1].standing(name) for name in ("config", "window"))
     assert config.nominal_bytes - 32 < window.nominal_bytes <= config.nominal_bytes
 
@@ -308,7 +308,7 @@ def test_a_config_that_is_exact_is_not_compared_with_anything_at_equal_bytes(lla
     model, description = llama
     found = evaluated(model, tiny_tokenizer, OrderConfig.uniform(description, "exact"), lengths=(16,))
     assert found.exact_everywhere
-    assert [standing.name for standing in found.comparisons[0].standings] == ["exact", "paper", "paper, raw"]
+    assert [standing.name for standing in found.comparisons[0].standings] == ["exact", "paper", "unguarded"]
 
 
 def test_a_short_text_gives_fewer_sequences_and_too_short_a_one_an_error(llama, tiny_tokenizer):
@@ -331,7 +331,7 @@ def test_the_short_form_runs_few_contenders(llama, tiny_tokenizer):
     (comparison,) = found.comparisons
     assert (comparison.length, comparison.sequences) == (tiny.CONTEXT, 4)
     names = [standing.name for standing in comparison.standings]
-    assert names == ["exact", "config", "order 3", "paper", "paper, raw"]
+    assert names == ["exact", "config", "order 3", "paper", "unguarded"]
     exact = shortly(model, tiny_tokenizer, OrderConfig.uniform(description, "exact"))
     assert exact.comparisons[0].standing("config") is None
     assert exact.exact_everywhere

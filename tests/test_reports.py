@@ -382,7 +382,7 @@ def test_verdict_of_the_alpha_policy_judges_by_the_errors():
 def test_verdict_counts_sliding_heads_apart():
     text = told_of("sliding")
     assert text.startswith("No head of 8 meets 7%")
-    assert "The 16 heads of 4 sliding-window layers stay as they are and are not counted above." in text
+    assert "The 16 heads of 4 sliding-window layers stay as they are and are not counted here." in text
     assert told_of("all sliding").startswith("Every layer attends to a sliding window")
 
 

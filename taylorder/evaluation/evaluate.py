@@ -69,7 +69,7 @@ class Evaluation:
         An interval is three columns (``nll``, ``nll_low``, ``nll_high``); losses by position are left out.
 
         >>> evaluation.to_frame()[["length", "name", "nominal_bytes", "nll", "kl"]].name.tolist()
-        ['exact', 'config', 'window', 'one order', 'alphas', 'paper', 'paper, raw']
+        ['exact', 'config', 'window', 'one order', 'alphas', 'paper', 'unguarded']
         """
         return frame(
             {"length": comparison.length, "sequences": comparison.sequences, **standing.record()}
@@ -123,7 +123,7 @@ def evaluate(
     ...     loaded.model, loaded.tokenizer, config, lengths=[1024], tokens=2048, tasks=False
     ... )
     >>> evaluation
-    <Evaluation at 1,024 tokens: exact, config, window, one order, alphas, paper, paper, raw>
+    <Evaluation at 1,024 tokens: exact, config, window, one order, alphas, paper, unguarded>
     >>> table = evaluation.to_frame()  # one row per contender and length
     >>> exact = evaluation.comparisons[0].standing("exact").nll.estimate  # nats per token
 

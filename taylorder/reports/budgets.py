@@ -109,17 +109,18 @@ def as_document(report: BudgetsReport) -> dict[str, Any]:
 
 def sections(report: BudgetsReport, directory: Path | None = None) -> Iterator[Section]:
     """The report of several budgets; ``directory`` is where they lie, for the last lines."""
-    yield Section(f"taylorder: {report.analysis.model.name}", (facts(_facts(report)),), "run", level=1)
+    words = facts(_facts(report)), paragraph(verdict(report), style="strong")
+    yield Section(f"taylorder: {report.analysis.model.name}", words, "run", level=1, name="summary")
     blocks: tuple[Block, ...] = (losses(report), paragraph(*_legend(report)), Drawing(plot(report)))
-    yield Section("What every budget costs", blocks, "config")
+    yield Section("What every budget costs", blocks, "config", name="loss")
     where = directory or Path("taylorder-out")
-    words = [f"In {where}: {OF_BUDGETS[1]} (the plot, for a browser), {OF_BUDGETS[0]}, and a folder for every run."]
+    files = [f"In {where}: {OF_BUDGETS[1]} (the plot, for a browser), {OF_BUDGETS[0]}, and a folder for every run."]
     blocks = (
         paragraph(verdict(report), style="strong"),
-        paragraph(*([] if directory is None else words), "Next, the report of one of them:"),
+        paragraph(*([] if directory is None else files), "Next, the report of one of them:"),
         Command(show_command(where / report.by_size[-1].folder)),
     )
-    yield Section("Verdict", blocks, "verdict")
+    yield Section("Verdict", blocks, "verdict", name="verdict")
 
 
 def losses(report: BudgetsReport) -> Table:

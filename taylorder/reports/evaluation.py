@@ -69,9 +69,10 @@ def as_document(report: EvalReport) -> dict[str, Any]:
 def short_section(evaluation: Evaluation) -> Section:
     """What ``analyze`` and ``show`` print of the short evaluation."""
     if not evaluation.comparisons:
-        return Section("What the model loses", (paragraph(f"Not measured: {evaluation.reason}."),), "config")
+        words_ = (paragraph(f"Not measured: {evaluation.reason}."),)
+        return Section("What the model loses", words_, "config", name="loss")
     comparison = evaluation.comparisons[0]
-    lines = words.sizes(comparison)
+    lines = [*_columns(comparison), *words.sizes(comparison)]
     if evaluation.exact_everywhere:
         lines.insert(0, "The config keeps every head exact, so it equals exact and was not run.")
     rough = "" if comparison.standings[0].nll is None else f" {_rough(comparison)}"
@@ -80,7 +81,7 @@ def short_section(evaluation: Evaluation) -> Section:
         "bytes and at longer contexts."
     )
     blocks = (*_tables(comparison, tables.differences), paragraph(*lines))
-    return Section(f"What the model loses: {_sequences(comparison)}", blocks, "config")
+    return Section(f"What the model loses: {_sequences(comparison)}", blocks, "config", name="loss")
 
 
 def sections(report: EvalReport) -> Iterator[Section]:
@@ -98,7 +99,7 @@ def sections(report: EvalReport) -> Iterator[Section]:
     for comparison in evaluation.comparisons:
         blocks = _tables(comparison, tables.differences, tables.positions)
         if comparison.standings[0].nll is not None:
-            blocks.append(paragraph(*words.sizes(comparison), _rough(comparison)))
+            blocks.append(paragraph(*_columns(comparison), *words.sizes(comparison), _rough(comparison)))
         yield Section(_sequences(comparison), tuple(blocks))
     if evaluation.continuations is not None:
         yield Section("Greedy generation", (paragraph(words.continued(evaluation.continuations)),))
@@ -191,6 +192,19 @@ def _note(standing: Standing) -> str:
     if standing.failure is None:
         return standing.note
     return f"{standing.note}; no figures: {standing.failure}" if standing.note else f"no figures: {standing.failure}"
+
+
+def _columns(comparison: Comparison) -> list[str]:
+    """What the columns mean that do not say so themselves."""
+    lines = []
+    if any(standing.agreement is not None for standing in comparison.standings):
+        lines.append("Same top token: at how many positions the likeliest next token is that of exact attention.")
+    if tables.needs_guard(comparison):
+        lines.append(
+            "Fell back: query rows whose polynomial weights came to nearly zero or less in sum, so that order 1 took "
+            "their place (the guard)."
+        )
+    return lines
 
 
 def _sequences(comparison: Comparison) -> str:

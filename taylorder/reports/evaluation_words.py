@@ -166,6 +166,13 @@ def judged(difference: Interval) -> Judgement | None:
     return BETTER if difference.high < 0 else WORSE if difference.low > 0 else ALIKE
 
 
+def by_chance(comparison: Comparison) -> str | None:
+    """How often so few sequences all differ in the same direction by chance; None of enough of them."""
+    if comparison.sequences >= ENOUGH:
+        return None
+    return f"So few sequences all agree by chance one time in {2 ** (comparison.sequences - 1)}."
+
+
 def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
     """Every rival in the table, with the config's difference to it and what its interval says."""
     exact, window = comparison.standing(EXACT), comparison.standing(rivals.WINDOW)
@@ -188,9 +195,9 @@ def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
         parts.append(f"{ALIKE} from {_listed(by_verdict[ALIKE])}")
     if parts:
         sentences.append(f"It {_listed(parts)}.")
-    if (by_verdict[BETTER] or by_verdict[WORSE]) and comparison.sequences < ENOUGH:
-        chance = 2 ** (comparison.sequences - 1)
-        sentences.append(f"So few sequences all agree by chance one time in {chance}.")
+    rough = by_chance(comparison)
+    if rough is not None and (by_verdict[BETTER] or by_verdict[WORSE]):
+        sentences.append(rough)
     if by_verdict[None]:
         sentences.append(f"Without an interval, which decides nothing, it differs from {_listed(by_verdict[None])}.")
     return sentences
@@ -198,8 +205,11 @@ def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
 
 def _named(rival: Standing, difference: str) -> str:
     if rival.name != rivals.WINDOW:
-        return f"{rival.name} ({difference})"
+        return f"{_IN_WORDS.get(rival.name, rival.name)} ({difference})"
     return f"sinks and one window of the same bytes ({size(rival.nominal_bytes or 0)} per KV head; {difference})"
+
+
+_IN_WORDS = {rivals.PAPER: "the paper's order 4", rivals.PAPER_RAW: "the paper's order 4 unguarded"}
 
 
 def _difference(difference: Interval, config: Standing) -> str:

@@ -16,7 +16,16 @@ from taylorder.evaluation import rivals
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import savings
-from taylorder.reports.evaluation_words import Judgement, bracket, figure, judged, with_bracket
+from taylorder.reports.evaluation_words import (
+    BETTER,
+    WORSE,
+    Judgement,
+    bracket,
+    by_chance,
+    figure,
+    judged,
+    with_bracket,
+)
 from taylorder.reports.numbers import compact, counted, number, percent, size
 from taylorder.selection.by_tolerance import Selection
 
@@ -37,6 +46,16 @@ class Fact:
     def sentence(self) -> str:
         """What it means, with what the interval says."""
         return ", ".join(filter(None, (self.meaning, self.judgement)))
+
+    @property
+    def line(self) -> str:
+        """All but the name."""
+        return f"{self.value}{' ' if self.meaning.startswith('[') else ': '}{self.sentence}"
+
+    @property
+    def short(self) -> str:
+        """The figure, and what its interval says."""
+        return ", ".join(filter(None, (self.value, self.judgement)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +91,13 @@ class Headline:
         """What runs, what it takes, what that does to the loss, and whether one window would have done as well."""
         return self._what_runs(), self._cache(), self._loss(), self._beside_window()
 
+    @property
+    def caution(self) -> str | None:
+        """How often so few sequences agree by chance, where they decided something."""
+        if self.comparison is None or not any(fact.judgement in {BETTER, WORSE} for fact in self.facts):
+            return None
+        return by_chance(self.comparison)
+
     def _what_runs(self) -> Fact:
         if not self.kv_heads:
             return Fact("what runs", "exact everywhere", "every layer has a sliding window of its own")
@@ -99,7 +125,7 @@ class Headline:
             return Fact("loss", "unchanged", "it is the exact model")
         config, exact = self.standing(rivals.CONFIG), self.standing(EXACT)
         if self.comparison is None or config is None or exact is None:
-            meaning = "on other text; `taylorder eval` measures it"
+            meaning = "`taylorder eval` measures it, on other text"
             if self.kl is not None:
                 meaning += f"; on the calibration text the KL to exact is {figure(self.kl)} nats per token"
             return Fact("loss", "not measured", meaning)

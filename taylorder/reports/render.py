@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 
@@ -117,9 +118,17 @@ def _(block: Table, width: int) -> Iterator[RenderableType]:
             no_wrap=not column.wraps,
             overflow="fold" if column.wraps else "ellipsis",
         )
-    for row in shown.rows:
+    for row in _filled(shown):
         made.add_row(*map(styled, row))
     yield Padding(made, _INDENT, expand=False) if block.indented else made
+
+
+def _filled(shown: Table) -> Iterator[list[Cell]]:
+    """The rows; cells with a colour take the width of their column, so that the colours make a map."""
+    widths = [max(len(cell.text) for cell in column) for column in zip(*shown.rows, strict=True)]
+    for row in shown.rows:
+        pairs = zip(row, widths, strict=True)
+        yield [cell if cell.fill is None else replace(cell, text=cell.text.rjust(width)) for cell, width in pairs]
 
 
 @_rendered.register

@@ -58,23 +58,54 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
         )
     gain = _gain(analysis, selection, counts, evaluation)
     if selection.levers is not None:
-        lines = [_within(selection.levers), gain, *levers.sentences(analysis, selection.levers)]
+        lines = [_within(selection.levers), gain, *levers.sentences(selection.levers)]
     elif analysis.calibration.far_share < LEAST_FAR_SHARE:
         lines = [gain]
+    elif selection.why.bounded:
+        lines = [*_error(analysis, selection, counts), gain, *_near_field(analysis, selection)]
     else:
-        choose = _error if selection.why.bounded else _unbounded
-        lines = choose(analysis, selection, counts, gain)
+        lines = [*_unbounded(analysis, selection, counts), gain]
     if counts.sliding:
-        layers = len(analysis.model.modules) - len(analysis.model.open_modules)
-        lines.append(
-            f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
-            f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
-            f"{'is' if counts.sliding == 1 else 'are'} not counted above."
-        )
-    return (*_cautions(analysis), *lines)
+        lines.append(_sliding(analysis, counts))
+    return (*cautions(analysis), *lines)
 
 
-def _cautions(analysis: Analysis) -> list[str]:
+def why(analysis: Analysis, selection: Selection) -> str:
+    """Why the config is as it is, in a sentence or two."""
+    counts = summary.head_counts(analysis, selection)
+    if not counts.open:
+        return "Every layer attends to a sliding window, so every cache has a constant size already."
+    if selection.levers is not None:
+        first = _least(selection.levers)
+    elif analysis.calibration.far_share < LEAST_FAR_SHARE:
+        first = "Too few of the measured query rows have keys outside of the near field to choose an order by."
+    else:
+        first = (_error if selection.why.bounded else _unbounded)(analysis, selection, counts)[0]
+    return f"{first} {_sliding(analysis, counts)}" if counts.sliding else first
+
+
+def _least(chosen: LeverSummary) -> str:
+    """What the levers were set to make least."""
+    if chosen.budget is None:
+        limit = percent(chosen.tolerance or 0.0, 3)
+        return f"The fewest bytes found whose error, root mean square over KV heads, is within {limit}."
+    least = "KL to exact on the calibration text" if chosen.rounds else f"{chosen.criterion} error"
+    return (
+        f"The least {least} that was found within the budget of {size(chosen.budget)} per KV head on average, "
+        f"{percent(chosen.budget / chosen.exact_bytes)} of what exact attention takes."
+    )
+
+
+def _sliding(analysis: Analysis, counts: summary.HeadCounts) -> str:
+    layers = len(analysis.model.modules) - len(analysis.model.open_modules)
+    return (
+        f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
+        f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
+        f"{'is' if counts.sliding == 1 else 'are'} not counted here."
+    )
+
+
+def cautions(analysis: Analysis) -> list[str]:
     """What makes the figures say less than they seem to."""
     text, cautions = analysis.calibration, []
     if (caution := untrained(text.nll, text.vocabulary)) is not None:
@@ -102,14 +133,14 @@ def _within(chosen: LeverSummary) -> str:
     )
 
 
-def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
+def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts) -> list[str]:
+    """Who meets the tolerance; the first sentence stands by itself."""
     limit = percent(selection.tolerance, 3)
     where = f"at {counted(selection.context, 'token')}"
-    near = _near_field(analysis, selection)
     if counts.adapted:
-        return [_adapted(selection, counts, limit), gain, *near]
+        return [_adapted(selection, counts, limit)]
     if selection.largest_order == 0:
-        return [f"No order pays off {where}, whatever its error: {_too_dear(analysis)}.", gain]
+        return [f"No order pays off {where}, whatever its error: {_too_dear(analysis)}."]
     lines = [
         f"No head of {number(counts.open)} meets {limit} with an order that pays off {where} "
         f"({paying_orders(analysis, selection)})."
@@ -125,7 +156,7 @@ def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts,
         lines.append(
             f"{counted(counts.beyond, 'head')} would meet it at a higher order, which does not pay off {where}."
         )
-    return [*lines, gain, *near]
+    return lines
 
 
 def _adapted(selection: Selection, counts: summary.HeadCounts, limit: str) -> str:
@@ -164,7 +195,8 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[str]:
     ]
 
 
-def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
+def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCounts) -> list[str]:
+    """Who has an order without having to meet the tolerance; the first sentence stands by itself."""
     limit = percent(selection.tolerance, 3)
     chosen = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     errors = [choice.error for choice in chosen if choice.error is not None]
@@ -182,7 +214,6 @@ def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCou
         lines.append(
             f"{counted(unfitted, 'head')} {_verb(unfitted, 'have')} no alpha and {_verb(unfitted, 'stay')} exact."
         )
-    lines.append(gain)
     return lines
 
 
