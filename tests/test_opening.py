@@ -77,8 +77,8 @@ def test_few_sequences_are_said_to_agree_by_chance():
 def test_it_says_why():
     budget = " ".join(printed("summary", WINDOWS).split())
     assert (
-        "The least KL to exact on the calibration text that was found within the budget of 19.5 KiB per KV head on "
-        "average, 0.95% of what exact attention takes." in budget
+        "Of what fits the budget of 19.5 KiB per KV head on average (0.95% of exact attention's), this has the least "
+        "KL to exact on the calibration text that was found." in budget
     )
     assert "No head of 27 meets 7% with an order that pays off at 8,192 tokens (3 or lower)." in printed(
         "summary", EXACT, width=120

@@ -83,7 +83,7 @@ def _page(command: Any, context: Any) -> Iterator[str]:
 
 
 def _examples(commands: Iterable[str], width: int) -> Iterator[str]:
-    from taylorder.reports.render import folded
+    from taylorder.reports.shell_lines import folded
 
     for number, command in enumerate(commands):
         if not number:

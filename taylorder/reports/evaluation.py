@@ -69,8 +69,8 @@ def as_document(report: EvalReport) -> dict[str, Any]:
 def short_section(evaluation: Evaluation) -> Section:
     """What ``analyze`` and ``show`` print of the short evaluation."""
     if not evaluation.comparisons:
-        words_ = (paragraph(f"Not measured: {evaluation.reason}."),)
-        return Section("What the model loses", words_, "config", name="loss")
+        reason = paragraph(f"Not measured: {evaluation.reason}.")
+        return Section("What the model loses", (reason,), "config", name="loss")
     comparison = evaluation.comparisons[0]
     lines = [*_columns(comparison), *words.sizes(comparison)]
     if evaluation.exact_everywhere:
@@ -200,9 +200,10 @@ def _columns(comparison: Comparison) -> list[str]:
     if any(standing.agreement is not None for standing in comparison.standings):
         lines.append("Same top token: at how many positions the likeliest next token is that of exact attention.")
     if tables.needs_guard(comparison):
+        raw = any(standing.name == rivals.PAPER_RAW for standing in comparison.standings)
         lines.append(
-            "Fell back: query rows whose polynomial weights came to nearly zero or less in sum, so that order 1 took "
-            "their place (the guard)."
+            "Needs guard: query rows whose polynomial weights come to nearly zero or less in sum; order 1 takes their "
+            f"place{f', except in {rivals.PAPER_RAW}' if raw else ''}."
         )
     return lines
 

@@ -29,7 +29,7 @@ class Lookup:
     exact_cannot: bool
 
 
-_GUARDED = "fell\nback"
+_GUARDED = "needs\nguard"
 """Share of query rows."""
 
 _BY_POSITION = (EXACT, rivals.CONFIG, rivals.WINDOW)
@@ -56,7 +56,7 @@ def figures(comparison: Comparison) -> Table:
 
 
 def needs_guard(comparison: Comparison) -> bool:
-    """Whether any row of any contender fell back to order 1."""
+    """Whether any row of any contender needed the guard."""
     return any(standing.guarded_share for standing in _ran(comparison))
 
 

@@ -64,7 +64,7 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[Cell]], figures: Seque
 
 
 def _cell(cell: Cell, figure: bool) -> str:
-    style = "" if figure else "text-align: left;"
+    style = f"text-align: {'right' if figure else 'left'}"
     if cell.fill is not None:
-        style += f"background: {cell.fill.ground}; color: {cell.fill.ink};"
-    return f"<td{f' style={chr(34)}{style}{chr(34)}' if style else ''}>{escape(cell.text + cell.mark)}</td>"
+        style += f"; background: {cell.fill.ground}; color: {cell.fill.ink}"
+    return f'<td style="{style}">{escape(cell.text + cell.mark)}</td>'

@@ -38,14 +38,14 @@ def closing(analysis: Analysis, selection: Selection, directory: Path | None, ev
     """The same in a sentence or two, the files, and the next command."""
     made = headline(analysis, selection, evaluation)
     command, reason = verdict.next_command(analysis, selection, directory)
-    told = [*verdict.cautions(analysis), verdict.why(analysis, selection)]
+    told = [verdict.why(analysis, selection)]
     if made.replaced:
         _, *costs = made.facts
         short = "; ".join(f"{fact.name} {fact.short}" for fact in costs)
-        told.append(f"{short[0].upper()}{short[1:]}.")
-        told += [made.caution] if made.caution else []
+        told = [f"{short[0].upper()}{short[1:]}.", *([made.caution] if made.caution else []), *told]
     else:
         told.append("Exact attention runs everywhere: this config changes nothing and saves nothing.")
+    told = [*verdict.cautions(analysis), *told]
     words = [f"Next, {reason}:"]
     if directory is not None:
         words.insert(0, f"In {directory}: {_files(selection)}.")

@@ -20,6 +20,7 @@ from taylorder.reports import character_plot
 from taylorder.reports.fitting_tables import dense_table, fold
 from taylorder.reports.head_grids import grid_lines
 from taylorder.reports.sections import Block, Cell, Command, Drawing, HeadGrid, Legend, Paragraph, Section, Table
+from taylorder.reports.shell_lines import folded
 from taylorder.storage.files import replacing
 
 _INDENT = (0, 0, 0, 2)
@@ -146,14 +147,3 @@ def _(block: HeadGrid, width: int) -> Iterator[RenderableType]:
 def _(block: Drawing, width: int) -> Iterator[RenderableType]:
     for line in character_plot.lines(block.plot, width - 2):
         yield Padding(Text(line, no_wrap=True), _INDENT, expand=False)
-
-
-def folded(command: str, width: int) -> str:
-    """A shell command over as many lines as it takes, so that it can still be copied."""
-    lines = [""]
-    for word in re.split(r" (?=--)", command):
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("  " + word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
-    return " \\\n".join(f"    {line}" for line in lines)

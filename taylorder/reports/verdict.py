@@ -88,11 +88,12 @@ def _least(chosen: LeverSummary) -> str:
     """What the levers were set to make least."""
     if chosen.budget is None:
         limit = percent(chosen.tolerance or 0.0, 3)
-        return f"The fewest bytes found whose error, root mean square over KV heads, is within {limit}."
+        return f"Of what is within {limit}, root mean square over KV heads, this takes the fewest bytes."
     least = "KL to exact on the calibration text" if chosen.rounds else f"{chosen.criterion} error"
     return (
-        f"The least {least} that was found within the budget of {size(chosen.budget)} per KV head on average, "
-        f"{percent(chosen.budget / chosen.exact_bytes)} of what exact attention takes."
+        f"Of what fits the budget of {size(chosen.budget)} per KV head on average "
+        f"({percent(chosen.budget / chosen.exact_bytes)} of exact attention's), this has the least {least} that was "
+        "found."
     )
 
 
