@@ -115,7 +115,7 @@ def test_show_prints_the_same_report(analyze, run, evaluates_on, tmp_path):
     assert "to window" in out.replace("\n  ", " ")
     code, shown, _ = run("show", tmp_path / "out", "--format", "json")
     assert code == 0
-    assert out.index("against one window") < out.index("next ") < out.index("The run")
+    assert out.index("one window ") < out.index("next ") < out.index("The run")
     verdict = json.loads(shown)["verdict"]["text"]
     assert verdict == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["verdict"]["text"]
 

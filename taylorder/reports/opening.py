@@ -11,6 +11,9 @@ from taylorder.reports.headline import headline
 from taylorder.reports.sections import Block, Cell, Command, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
 
+_WINDOW = "one window"
+"""What is held against it; a short name leaves room in a narrow terminal."""
+
 
 def opening(analysis: Analysis, selection: Selection, directory: Path | None, evaluation: Evaluation | None) -> Section:
     """What runs and why, the cache, the loss, that beside one window of the same bytes, and the next command.
@@ -24,7 +27,7 @@ def opening(analysis: Analysis, selection: Selection, directory: Path | None, ev
         runs.name: runs.line,
         "why": verdict.why(analysis, selection),
         **{fact.name: fact.line for fact in costs},
-        window.name: ". ".join(filter(None, (window.line, made.caution))),
+        _WINDOW: ". ".join(filter(None, (window.line, made.caution))),
         "next": f"{reason}:",
     }
     cautions = verdict.cautions(analysis)
