@@ -22,7 +22,16 @@ from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import ModelDescription
 from taylorder.runs import run_files
 from taylorder.runs.document import SCHEMA, ReportDocument, choice_record
-from taylorder.runs.run_files import FILES, LEVERS_FILE, PROBES_FILE, RunDirectoryError, damaged, incomplete, unwritable
+from taylorder.runs.run_files import (
+    FILES,
+    LEVERS_FILE,
+    PROBES_FILE,
+    MissingRunError,
+    RunDirectoryError,
+    damaged,
+    incomplete,
+    unwritable,
+)
 from taylorder.runs.tables import read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.policies import POLICIES
@@ -108,9 +117,9 @@ def read(directory: str | Path) -> tuple[Analysis, Selection]:
     """
     directory = Path(directory)
     if not directory.exists():
-        raise RunDirectoryError(f"{directory} does not exist; `taylorder analyze --out {directory}` makes one")
+        raise MissingRunError(f"{directory} does not exist; `taylorder analyze --out {directory}` makes one")
     if not directory.is_dir():
-        raise RunDirectoryError(f"{directory} is no run, nor a file in one; name what `taylorder analyze --out` wrote")
+        raise MissingRunError(f"{directory} is no run, nor a file in one; name what `taylorder analyze --out` wrote")
     report = _read_report(directory / FILES["report"])
     config = OrderConfig.load(directory / FILES["orders"], report.model)
     candidates = read_rows(directory / FILES["heads"], CandidateRow)
@@ -138,6 +147,14 @@ def read_evaluation(directory: str | Path) -> Evaluation | None:
 
     """
     return _read_report(Path(directory) / FILES["report"]).evaluation
+
+
+def read_model(directory: str | Path) -> ModelDescription | None:
+    """The model that a run is about, as it was loaded; None where there is no whole run."""
+    try:
+        return _read_report(Path(directory) / FILES["report"]).model
+    except TaylorderError:
+        return None
 
 
 def replaces(directory: str | Path, *, model: ModelDescription, **settings: Any) -> str | None:
