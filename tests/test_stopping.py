@@ -224,8 +224,8 @@ def test_an_error_without_a_name_says_too_what_is_kept():
 
 
 def test_a_run_of_other_settings_is_announced_and_the_same_is_not(analyze):
-    assert "holds another run" not in analyze("--no-eval")[2]
-    assert "holds another run" not in analyze("--no-eval")[2]
+    assert "which this one replaces" not in analyze("--no-eval")[2]
+    assert "out holds a run of these settings, which this one replaces" in analyze("--no-eval")[2]
     err = analyze("--no-eval", "--seed", 3, "--max-tokens", 64)[2]
     assert "which this one replaces when it is finished: tokens 96, now 64; seed 0, now 3\n" in err
 
