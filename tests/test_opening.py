@@ -46,7 +46,7 @@ def test_a_report_opens_with_six_lines(chosen, evaluation, width):
     assert named == NAMES
     assert lines[-1].startswith("    ")
     command = " ".join(" ".join(lines).replace("\\ ", " ").split())
-    assert re.search(r"taylorder (eval|analyze) smollm2-135m --", command)
+    assert re.search(r"taylorder (eval|analyze) .*--", command)
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_it_ends_with_the_files_and_the_next_command():
     assert "In out: report.html (for a browser), orders.json, heads.csv, spectral.csv, levers.csv," in " ".join(
         end.split()
     )
-    assert end.splitlines()[-1].strip() == "taylorder eval smollm2-135m --config out/orders.json"
+    assert end.splitlines()[-1].strip() == "taylorder eval --config out"

@@ -85,7 +85,11 @@ def analyze(
     ] = DEFAULTS.lever_length,
     fresh: Annotated[
         bool,
-        options.flag("--fresh", "Measure levers anew instead of going on from an interrupted run.", options.BUDGET),
+        options.flag(
+            "--fresh",
+            "Measure levers anew instead of going on from an earlier run, which may be of other settings.",
+            options.BUDGET,
+        ),
     ] = False,
     tolerance: Annotated[
         str,
@@ -205,7 +209,7 @@ def analyze(
             _refuse_the_same([one for one, _ in runs], description)
         tokens = tokenise(loaded.tokenizer, words)
         for one, directory in runs:
-            _announce(one, description, tokens, directory, progress)
+            _announce(one, description, tokens, directory, progress, fresh)
         heads = description.modules[0].heads
         progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
         measured = Measured(
@@ -281,16 +285,25 @@ def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
 
 
 def _announce(
-    settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
+    settings: AnalyzeSettings,
+    description: ModelDescription,
+    tokens: Tokens,
+    out: Path,
+    progress: StderrProgress,
+    fresh: bool,
 ) -> None:
-    """Say which run this one will replace."""
+    """Say which run this one will replace; refuse to lose measurements of levers without having been told so."""
     from taylorder.runs import run_directory
 
     expected = settings.in_report(description)
     used = tokens.first(expected["sequence_length"], settings.max_tokens).numel()
     earlier = run_directory.replaces(out, model=description, text_sha256=tokens.text.sha256, tokens=used, **expected)
-    if earlier:
-        progress.say(earlier)
+    if earlier is None:
+        return
+    if earlier.lost and not fresh:
+        more = ", or add --fresh to replace it" if settings.with_levers else ", or delete this one"
+        raise UsageError(f"{earlier.sentence}; to measure it again takes long: name another --out{more}")
+    progress.say(earlier.sentence)
 
 
 def _parse_levers(text: str) -> frozenset[Lever]:
