@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taylorder.evaluation.evaluate import evaluate
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
+    from taylorder.reports.report import report
     from taylorder.selection.budget import budget
     from taylorder.selection.by_tolerance import select
 
@@ -35,6 +36,7 @@ _HOMES = {
     "evaluate": "taylorder.evaluation.evaluate",
     "judge_claims": "taylorder.claims.registry",
     "load": "taylorder.models.loading",
+    "report": "taylorder.reports.report",
     "select": "taylorder.selection.by_tolerance",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate",
     "judge_claims",
     "load",
+    "report",
     "select",
 ]
 

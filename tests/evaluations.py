@@ -53,7 +53,7 @@ def comparison(config=3.7, *standings, length=4096, sequences=8, window=3.75, co
             standing("config", config_bytes, config, window=window),
             standing("window", min(config_bytes, 1024 * KIB), window, config=config),
             standing("paper", 12_455_300, 14.3, window=window, config=config),
-            standing("paper, raw", 12_455_300, 2000.0, window=window, config=config),
+            standing("unguarded", 12_455_300, 2000.0, window=window, config=config),
             Standing("alphas", "", None, failure="no alpha could be fitted"),
             *standings,
         ),

@@ -66,16 +66,17 @@ CONTRACT = {
         "--format": "human",
     },
     "eval": {
-        "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--max-kl": None,
-        "--out": None, "--seed": 0, "--device": "cpu", "--dtype": "float32", "--format": "human",
+        "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--rivals": False,
+        "--max-kl": None,
+        "--out": None, "--seed": 0, "--device": "cpu", "--dtype": None, "--format": "human",
     },
-    "show": {"--svg": None, "--format": "human"},
+    "show": {"--section": None, "--svg": None, "--format": "human"},
     "generate": {
         "--config": None, "--prompt-file": None, "--model": None, "--compare": False, "--max-new-tokens": 128,
-        "--temperature": 0.0, "--seed": 0, "--device": "cpu", "--dtype": "float32",
+        "--temperature": 0.0, "--seed": 0, "--device": "cpu", "--dtype": None,
     },
     "bench": {
-        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": "float32",
+        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": None,
         "--format": "human",
     },
     "compile-report": {
@@ -87,11 +88,46 @@ CONTRACT = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_the_contract_is_there_and_explained(run, command):
     found = options(command)
-    assert [name for name, option in found.items() if option.required] == ["--config"] * (command == "generate")
+    assert not any(option.required for option in found.values())
     assert {name: option.default for name, option in found.items()} == CONTRACT[command]
     code, out, _ = run(command, "--help")
     assert code == 0
-    assert "Example: taylorder" in out
+    assert re.search(r"^Examples\n    taylorder ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+@pytest.mark.parametrize("command", [None, *COMMANDS, "claims"])
+def test_help_is_whole_at_every_width(run, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, err = run(*([] if command is None else [command]), "--help")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= width
+    assert not re.search(r"<\w+>|\[bold]|x>=", out)
+    lines = [line.strip() for line in out.splitlines()]
+    for name in options(command) if command is not None else COMMANDS:
+        assert any(re.match(rf"{name}( |$)", line) for line in lines), name
+
+
+def test_help_of_analyze_begins_with_the_budget(run):
+    lines = run("analyze", "-h")[1].splitlines()
+    headings = [line for line in lines if line and line[0].isupper() and not line.endswith(".")]
+    groups = ["Choose by budget", "Choose by tolerance", "Calibration", "Output and machine", "Options"]
+    assert [line for line in headings if line in groups] == groups
+    assert lines[lines.index("Choose by budget") + 1].startswith("  --budget SIZE|PERCENT|…  ")
+
+
+def test_commands_stand_in_the_order_of_use_below_three_examples(run):
+    out = run("--help")[1]
+    assert len(re.findall("^    taylorder ", out, re.MULTILINE)) == 3
+    named = re.findall(r"^  ([a-z-]+)  ", out, re.MULTILINE)
+    assert named[:5] == ["analyze", "eval", "generate", "show", "bench"]
+    assert out.index("\nResearch\n") < out.index("\n  claims ") < out.index("\n  compile-report ")
+
+
+def test_no_arguments_print_the_help_and_are_a_usage_error(run):
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert out == run("--help")[1]
 
 
 def test_progress_without_a_terminal_is_a_few_lines(capsys):
@@ -137,13 +173,13 @@ def test_version_names_the_stack():
         (["--tolerance", "1.5"], "error: tolerance is '1.5', expected a number between 0 and 1"),
         (["--text", "/no/such/file"], "error: --text /no/such/file is not a file; name an existing text file"),
         (["--max-tokens", "100"], "error: --max-tokens is 100, fewer than one sequence of 1024"),
-        (["--max-order", "9"], "Invalid value for '--max-order'"),
-        (["--max-order", "0"], "Invalid value for '--max-order'"),
-        (["--window", "-1"], "Invalid value for '--window'"),
-        (["--context", "0"], "Invalid value for '--context'"),
-        (["--policy", "luck"], "Invalid value for '--policy'"),
-        (["--format", "xml"], "Invalid value for '--format'"),
-        (["--nonsense"], "No such option"),
+        (["--max-order", "9"], "error: invalid value for '--max-order'"),
+        (["--max-order", "0"], "error: invalid value for '--max-order'"),
+        (["--window", "-1"], "error: invalid value for '--window'"),
+        (["--context", "0"], "error: invalid value for '--context'"),
+        (["--policy", "luck"], "error: invalid value for '--policy'"),
+        (["--format", "xml"], "error: invalid value for '--format'"),
+        (["--nonsense"], "error: no such option: --nonsense"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(run, tiny_model, tmp_path, arguments, message):
@@ -251,7 +287,7 @@ def test_eval_compares_at_every_length(run, tiny_model, held_out, orders, tmp_pa
     assert max(map(len, out.splitlines())) <= 80
     assert out.index("4 sequences of 24 tokens") < out.index("2 sequences of 48 tokens") < out.index("Verdict")
     assert "\x1b" not in out + err
-    assert "runs of 48 tokens: 14 of 14" in err
+    assert "runs of 48 tokens: 10 of 10" in err
     assert "spectra of the layers: 2 of 2" in err
     written = json.loads(document.read_text(encoding="utf-8"))
     assert [each["length"] for each in written["comparisons"]] == [24, 48]
@@ -300,7 +336,7 @@ def test_eval_reads_the_alphas_of_the_run_beside_the_config(run, tiny_model, hel
     options = ("--lengths", 32, "--tokens", 64, "--no-tasks", "--format", "json")
     code, out, err = run("eval", "--config", tmp_path / "orders.json", *options)
     assert code == 0, err
-    assert len(json.loads(out)["comparisons"][0]["standings"]) == 7
+    assert len(json.loads(out)["comparisons"][0]["standings"]) == 5
 
 
 @pytest.mark.parametrize(
@@ -313,7 +349,7 @@ def test_eval_reads_the_alphas_of_the_run_beside_the_config(run, tiny_model, hel
         (["--max-kl", "nan"], "error: --max-kl is nan, expected a number of nats from 0 on"),
         (["--text", "/no/such/file"], "error: --text /no/such/file is not a file"),
         (["--out", "/"], "error: --out / is a directory; name a file"),
-        (["--tokens", "1"], "Invalid value for '--tokens'"),
+        (["--tokens", "1"], "error: invalid value for '--tokens'"),
     ],
 )
 def test_bad_options_of_eval_are_refused_before_anything_is_loaded(run, tiny_model, orders, arguments, message):
@@ -325,10 +361,9 @@ def test_bad_options_of_eval_are_refused_before_anything_is_loaded(run, tiny_mod
 
 
 def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, loads, held_out, orders, tmp_path):
-    assert run("eval")[0] == 2
     code, _, err = run("eval", "--config", tmp_path / "none.json")
     assert (code, err.splitlines()[-1]) == (
-        1,
+        2,
         f"error: {tmp_path}/none.json does not exist; `taylorder analyze` writes one",
     )
     assert tiny_model == []
@@ -348,9 +383,17 @@ def test_eval_refuses_what_the_model_does_not_allow(run, tiny_model, loads, held
     assert "--max-kl is 1, but bert predicts no next token, so there is no KL; leave it out" in err
 
 
-def test_show_of_nothing_is_one_line_and_1(run, tmp_path):
+@pytest.mark.parametrize("arguments", [["eval"], ["bench"], ["generate", "hi"], ["show"], ["claims"]])
+def test_where_nothing_is_named_the_default_run_is_asked_for(run, nothing_loads, monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert re.search("error: .*taylorder-out.*; `taylorder analyze|there is no taylorder-out here: `taylorder ana", err)
+
+
+def test_show_of_nothing_is_one_line_and_2(run, tmp_path):
     code, out, err = run("show", tmp_path)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert err == (
         f"error: {tmp_path} has no report.json, so no run was finished there; `taylorder analyze --out {tmp_path}` "
         "makes one\n"
@@ -365,6 +408,24 @@ def test_show_json_is_the_report_with_paths(run, directory):
     assert document["files"]["heads"] == str(directory / "heads.csv")
     assert document["heads"] == report["heads"]
     assert document["verdict"]["text"] == report["verdict"]["text"]
+
+
+def test_show_prints_the_sections_that_are_asked_for(run, directory):
+    whole = run("show", directory)[1]
+    code, out, err = run("show", directory, "--section", "summary")
+    assert (code, err) == (0, "")
+    assert whole.startswith(out)
+    assert out.splitlines()[1].split()[:2] == ["what", "runs"]
+    assert "The run" not in out
+    _, both, _ = run("show", directory, "--section", "distance", "--section", "run")
+    assert both.index("The run") < both.index("How far the heads are")
+    assert all(part in whole for part in both.split("\n\n"))
+    code, out, err = run("show", directory, "--section", "heads")
+    assert (code, out) == (2, "")
+    assert "there is no section 'heads' in this report; it has summary, run, orders, errors, by-order," in err
+    code, _, err = run("show", directory, "--section", "run", "--format", "json")
+    assert code == 2
+    assert "leave it out, or --format json" in err
 
 
 def test_show_draws_a_picture(run, directory, tmp_path):

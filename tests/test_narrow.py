@@ -1,4 +1,4 @@
-"""Narrow terminals: columns that do not fit come below, none is left out, and what is left out is said."""
+"""Narrow terminals: columns that do not fit come below, and what is left out is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from taylorder.reports.fitting_tables import FittingTable, dense_table
 from taylorder.reports.render import plain_text
-from taylorder.reports.sections import Section
+from taylorder.reports.sections import Column, Section
+from taylorder.reports.sections import table as rows_of
 
 TITLES = [f"column {place}" for place in range(7)]
 
@@ -63,15 +64,30 @@ def test_a_long_heading_is_wrapped():
     assert plain_text([Section("short", ())], 20).strip().startswith("short \u2500")
 
 
-@pytest.mark.parametrize("width", [30, 40, 60])
-def test_the_report_of_an_analysis_loses_no_column(width):
+@pytest.mark.parametrize(("width", "left_out"), [(40, {3, 5}), (50, {5}), (80, set()), (16, {3, 5})])
+def test_columns_that_can_be_spared_are_left_out_last_first_and_named(width, left_out):
+    columns = [Column(f"column\n{place}", figures=True, spare=place in {3, 5}) for place in range(7)]
+    cells = [f"cell {place}" for place in range(7)]
+    text = plain_text([Section("", (rows_of(columns, [cells]),))], width)
+    assert max(map(len, text.splitlines()[:-2])) <= width
+    words = " ".join(text.split())
+    for place in range(7):
+        assert (f"cell {place}" in words) == (place not in left_out)
+    named = ", ".join(f"column {place}" for place in sorted(left_out))
+    assert words.endswith(f"Too narrow for: {named}.") if left_out else "Too narrow" not in words
+
+
+@pytest.mark.parametrize("width", [30, 40, 50, 60])
+def test_the_report_of_an_analysis_loses_no_column_without_a_word(width):
     measured = synthetic.analysis(layers=3)
     chosen = synthetic.selection(measured)
     wide, narrow = (synthetic.report(measured, chosen, width=each) for each in (100, width))
     for title_ in ("zero", "centre", "mean", "breaks", "lowest", "highest", "needs order"):
         assert title_ in wide
         assert title_ in narrow
+    assert ("Too narrow for: breaks even at, pays off." in " ".join(narrow.split())) == (width < 60)
     assert "Too narrow" not in wide
+    assert "\u2026" not in narrow
     console = Console(width=width)
     assert console.width == width
     assert max(map(len, narrow.splitlines()[:-6])) <= width  # commands are not folded, so that they can be copied

@@ -382,7 +382,7 @@ def test_verdict_of_the_alpha_policy_judges_by_the_errors():
 def test_verdict_counts_sliding_heads_apart():
     text = told_of("sliding")
     assert text.startswith("No head of 8 meets 7%")
-    assert "The 16 heads of 4 sliding-window layers stay as they are and are not counted above." in text
+    assert "The 16 heads of 4 sliding-window layers stay as they are and are not counted here." in text
     assert told_of("all sliding").startswith("Every layer attends to a sliding window")
 
 
@@ -414,19 +414,21 @@ def test_tolerances_are_placed_among_the_tiers(tolerance, words):
     assert words in verdict.tier(tolerance)
 
 
+BUDGETED = "taylorder analyze smollm2-135m --context 1024 --budget 25% --out taylorder-out-25percent"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("built-in", {}, "taylorder analyze smollm2-135m --window 64 --sinks 4 --out taylorder-out-window-64"),
-        ("window", {}, "taylorder analyze smollm2-135m --window 256 --sinks 4 --out taylorder-out-window-256"),
-        ("some", {}, "taylorder eval smollm2-135m --config taylorder-out/orders.json"),
+        ("built-in", {}, BUDGETED),
+        ("window", {}, BUDGETED),
+        ("some", {}, BUDGETED),
         ("built-in", {"policy": "alpha"}, "taylorder analyze smollm2-135m --out taylorder-out"),
         ("all sliding", {}, "taylorder show taylorder-out"),
         (
             "built-in",
             {"tolerance": 0.01, "context": 4096},
-            "taylorder analyze smollm2-135m --tolerance 0.01 --window 64 --sinks 4 --context 4096 "
-            "--out taylorder-out-window-64",
+            "taylorder analyze smollm2-135m --tolerance 0.01 --context 4096 --budget 25% --out taylorder-out-25percent",
         ),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import claims_cases
 import pandas
@@ -16,6 +17,7 @@ from rich.pretty import pretty_repr
 import taylorder
 from taylorder.claims.verdicts.degree import degree_claim
 from taylorder.commands._shared import write_run
+from taylorder.errors import UsageError
 from taylorder.evaluation.comparison import Comparison, Standing
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.evaluation.intervals import Interval
@@ -58,9 +60,9 @@ def test_a_repr_is_one_short_line():
 
 
 def test_the_lines_say_what_it_is():
-    assert repr(MEASURED) == "<Analysis of smollm2-135m: 30 layers x 9 heads, orders 1 to 8>"
+    assert repr(MEASURED) == "<Analysis of smollm2-135m: 30 layers x 9 heads, 8 x 1,024 tokens, orders 1 to 8>"
     near = synthetic.analysis(layers=2, window=64, sinks=4)
-    assert repr(near) == "<Analysis of smollm2-135m: 2 layers x 9 heads, orders 1 to 8, window 64 and 4 sinks>"
+    assert repr(near).endswith("2 layers x 9 heads, 8 x 1,024 tokens, orders 1 to 8, window 64 and 4 sinks>")
     uniform = taylorder.OrderConfig.uniform(MEASURED.model, 3, "mean", 64, 4)
     assert repr(uniform) == "<OrderConfig for smollm2-135m: 30 layers x 9 heads; 270 order 3>"
     assert pretty_repr([uniform], max_width=100) == repr([uniform])  # what rich prints
@@ -80,6 +82,37 @@ def test_a_notebook_shows_the_line_and_a_few_rows(name):
     assert html.escape(repr(value)) in page
     assert page.count("<tr") <= 12
     assert len(page) < 10_000
+
+
+def test_a_notebook_shows_the_summary_and_a_map_of_the_heads_of_a_report():
+    made = taylorder.report(MEASURED)
+    assert repr(made).startswith("<Report on smollm2-135m: summary, run, orders, errors,")
+    assert str(made) == synthetic.report(MEASURED, synthetic.selection(MEASURED))
+    page = made._repr_html_()
+    ElementTree.fromstring(page)  # each element is closed, and names are escaped
+    assert "exact everywhere" in page
+    assert page.count("<td") > 270
+    coloured = taylorder.report(MEASURED, CHOSEN)._repr_html_()
+    assert "Order of every head" in coloured
+    assert coloured.count("background: #") == sum(head.choice.spec.runs == "taylor" for head in CHOSEN.heads)
+    small = synthetic.analysis(layers=3)
+    keeping = taylorder.report(small, synthetic.keeping_selection(small))._repr_html_()
+    assert "What every KV head keeps" in keeping
+    assert "4/64/188" in keeping
+
+
+def test_a_report_of_a_run_directory_is_that_of_its_run(tmp_path):
+    small = synthetic.analysis(layers=2)
+    write_run(tmp_path, small, synthetic.selection(small), EVALUATION)
+    made = taylorder.report(tmp_path)
+    assert made.evaluation == EVALUATION
+    assert f"In {tmp_path}: report.html" in " ".join(str(made).split())
+    made.save(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
+    with pytest.raises(UsageError, match="has a selection of its own"):
+        taylorder.report(tmp_path, CHOSEN)
 
 
 def test_tables_of_an_analysis_are_those_of_its_files(tmp_path):

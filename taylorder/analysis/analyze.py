@@ -99,7 +99,7 @@ def analyze(
     >>> loaded = taylorder.load()
     >>> analysis = taylorder.analyze(loaded.model, loaded.tokenizer)
     >>> analysis
-    <Analysis of smollm2-135m: ... layers x ... heads, orders 1 to 8>
+    <Analysis of smollm2-135m: ... layers x ... heads, ... tokens, orders 1 to 8>
     >>> row = analysis.candidates[0]  # as in heads.csv
     >>> row.head, row.order, row.expansion
     (0, 1, 'zero')

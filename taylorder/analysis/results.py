@@ -151,7 +151,8 @@ class Analysis:
     def __repr__(self) -> str:
         """One line; the tables are those of :meth:`to_frame` and :meth:`spectral_frame`."""
         near = f", window {self.window} and {self.sinks} sinks" if self.window or self.sinks else ""
-        return f"<Analysis of {self.model.name}: {self.model.shape}, orders 1 to {self.max_order}{near}>"
+        text = f"{self.calibration.sequences} x {self.calibration.sequence_length:,} tokens"
+        return f"<Analysis of {self.model.name}: {self.model.shape}, {text}, orders 1 to {self.max_order}{near}>"
 
     def _repr_html_(self) -> str:
         return as_html(self)

@@ -18,6 +18,7 @@ from taylorder.commands._shared import (
     write_budgets,
 )
 from taylorder.errors import UsageError
+from taylorder.runs import run_files
 from taylorder.selection.settings import (
     DEFAULT_TIER,
     DEFAULTS,
@@ -41,40 +42,6 @@ if TYPE_CHECKING:
 
 def analyze(
     model: options.Model = None,
-    text: Annotated[
-        list[Path] | None,
-        options.path(
-            "Calibrate on this UTF-8 file; repeat for several.",
-            "--text",
-            default="the English that Python ships, and for levers its source code too",
-        ),
-    ] = None,
-    max_tokens: Annotated[int, options.number("Use so many tokens of the text.", 2)] = DEFAULTS.max_tokens,
-    sequence_length: Annotated[int, options.number("Cut them into sequences of N.", 2)] = DEFAULTS.sequence_length,
-    rows: Annotated[str, options.value("Measure N random query rows of each sequence.", "N|all")] = str(DEFAULTS.rows),
-    tolerance: Annotated[
-        str,
-        options.value(
-            "Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of about that "
-            "precision.",
-            "TIER|X",
-        ),
-    ] = DEFAULT_TIER,
-    max_order: Annotated[int, options.number("Measure orders 1 to N.", 1, max=8)] = DEFAULTS.max_order,
-    window: Annotated[int, options.number("Keep the true exponential for the last N keys.", 0)] = DEFAULTS.window,
-    sinks: Annotated[int, options.number("Keep the true exponential for the first N keys.", 0)] = DEFAULTS.sinks,
-    policy: Annotated[
-        PolicyName, options.value("Choose by measured error, or, to compare, by the alphas alone.")
-    ] = DEFAULTS.policy,
-    context: Annotated[
-        int | None,
-        options.number(
-            "Choose only orders whose state is no larger than the KV cache at N tokens.",
-            1,
-            "the model's maximum",
-            max=2**31,
-        ),
-    ] = DEFAULTS.context,
     budget: Annotated[
         str | None,
         options.value(
@@ -83,8 +50,20 @@ def analyze(
             "implies --levers all. Several with commas between them share what is measured and get a folder each.",
             "SIZE|PERCENT|…",
             False,
+            options.BUDGET,
         ),
     ] = None,
+    context: Annotated[
+        int | None,
+        options.number(
+            "Count cache bytes at N tokens; without --budget and --levers, choose only orders whose state is no larger "
+            "there than the KV cache.",
+            1,
+            "the model's maximum",
+            options.BUDGET,
+            max=2**31,
+        ),
+    ] = DEFAULTS.context,
     levers: Annotated[
         str | None,
         options.value(
@@ -92,39 +71,95 @@ def analyze(
             "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
             "all|LEVER,…",
             False,
+            options.BUDGET,
         ),
     ] = None,
     lever_length: Annotated[
         int | None,
-        options.number("Cut the text into sequences of N where levers are measured.", 2, "the context, 4096 at most"),
+        options.number(
+            "Cut the text into sequences of N where levers are measured.",
+            2,
+            "the context, 4096 at most",
+            options.BUDGET,
+        ),
     ] = DEFAULTS.lever_length,
     fresh: Annotated[
-        bool, options.flag("--fresh", "Measure levers anew instead of going on from an interrupted run.")
+        bool,
+        options.flag(
+            "--fresh",
+            "Measure levers anew instead of going on from an earlier run, which may be of other settings.",
+            options.BUDGET,
+        ),
     ] = False,
+    tolerance: Annotated[
+        str,
+        options.value(
+            "Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of about that "
+            "precision.",
+            "TIER|X",
+            group=options.TOLERANCE,
+        ),
+    ] = DEFAULT_TIER,
+    max_order: Annotated[
+        int, options.number("Measure orders 1 to N, 8 at most.", 1, group=options.TOLERANCE, max=8)
+    ] = DEFAULTS.max_order,
+    window: Annotated[
+        int, options.number("Keep the true exponential for the last N keys.", 0, group=options.TOLERANCE)
+    ] = DEFAULTS.window,
+    sinks: Annotated[
+        int, options.number("Keep the true exponential for the first N keys.", 0, group=options.TOLERANCE)
+    ] = DEFAULTS.sinks,
+    policy: Annotated[
+        PolicyName,
+        options.value("Choose by measured error, or, to compare, by the alphas alone.", group=options.TOLERANCE),
+    ] = DEFAULTS.policy,
+    text: Annotated[
+        list[Path] | None,
+        options.path(
+            "Calibrate on this UTF-8 file; repeat for several.",
+            "--text",
+            default="the English that Python ships, and for levers its source code too",
+            group=options.CALIBRATION,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, options.number("Use so many tokens of the text.", 2, group=options.CALIBRATION)
+    ] = DEFAULTS.max_tokens,
+    sequence_length: Annotated[
+        int, options.number("Cut them into sequences of N.", 2, group=options.CALIBRATION)
+    ] = DEFAULTS.sequence_length,
+    rows: Annotated[
+        str,
+        options.value("Measure N random query rows of each sequence.", "N|all", group=options.CALIBRATION),
+    ] = str(DEFAULTS.rows),
+    seed: Annotated[int, options.seed(options.CALIBRATION)] = DEFAULTS.seed,
     out: Annotated[
-        Path, options.path("Write orders.json, heads.csv, spectral.csv and report.json here.", "--out", "DIR")
-    ] = Path("taylorder-out"),
-    seed: options.Seed = DEFAULTS.seed,
-    per_head_alpha: Annotated[
-        bool, options.flag("--per-head-alpha", "Fit alpha to every head's slice too: noisy, and slow.")
-    ] = DEFAULTS.per_head_alpha,
-    no_eval: Annotated[
-        bool, options.flag("--no-eval", "Do not measure what the config does to the model's loss.")
-    ] = False,
+        Path,
+        options.path("Write the run here: config, report, page and tables.", "--out", "DIR", group=options.MACHINE),
+    ] = run_files.DEFAULT,
+    output: options.Format = "human",
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
-    output: options.Format = "human",
+    no_eval: Annotated[
+        bool,
+        options.flag("--no-eval", "Do not measure what the config does to the model's loss.", options.MACHINE),
+    ] = False,
+    per_head_alpha: Annotated[
+        bool,
+        options.flag("--per-head-alpha", "Fit alpha to every head's slice too: noisy, and slow.", options.MACHINE),
+    ] = DEFAULTS.per_head_alpha,
 ) -> None:
-    """Measure a model, choose an order for every attention head, write the config and report.
+    """Measure a model, choose what every attention head runs, and write the config and a report.
 
-    With --budget or --levers it chooses among all ways to run a KV head, sinks and windows included, and takes a while;
-    an interrupted run goes on where it was. Ends with the losses of a few sequences of held-out text.
+    With --budget it chooses among all ways to run a KV head, for the cache you can spare. Without, it gives heads the
+    orders that keep to a tolerance, which on most models few heads do. Ends with the losses of a few sequences of
+    held-out text; an interrupted run with --budget goes on where it was.
 
-    Example: [bold]taylorder analyze gpt2 --window 64 --sinks 4 --out gpt2-out[/bold]
+    Example: taylorder analyze --budget 25% --context 1024
 
-    Example: [bold]taylorder analyze gpt2 --budget 64KiB --context 1024 --out gpt2-out[/bold]
+    Example: taylorder analyze gpt2 --budget 10%,25%,50% --context 1024 --out gpt2-budgets
 
-    Example: [bold]taylorder analyze gpt2 --budget 10%,25%,50% --context 1024 --out gpt2-budgets[/bold]
+    Example: taylorder analyze gpt2 --window 64 --sinks 4 --out gpt2-out
     """
     files, budgets = text or [], parse_budgets(budget) if budget is not None else ()
     several = len(budgets) > 1
@@ -174,7 +209,7 @@ def analyze(
             _refuse_the_same([one for one, _ in runs], description)
         tokens = tokenise(loaded.tokenizer, words)
         for one, directory in runs:
-            _announce(one, description, tokens, directory, progress)
+            _announce(one, description, tokens, directory, progress, fresh)
         heads = description.modules[0].heads
         progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
         measured = Measured(
@@ -250,16 +285,25 @@ def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
 
 
 def _announce(
-    settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
+    settings: AnalyzeSettings,
+    description: ModelDescription,
+    tokens: Tokens,
+    out: Path,
+    progress: StderrProgress,
+    fresh: bool,
 ) -> None:
-    """Say which run this one will replace."""
+    """Say which run this one will replace; refuse to lose measurements of levers without having been told so."""
     from taylorder.runs import run_directory
 
     expected = settings.in_report(description)
     used = tokens.first(expected["sequence_length"], settings.max_tokens).numel()
     earlier = run_directory.replaces(out, model=description, text_sha256=tokens.text.sha256, tokens=used, **expected)
-    if earlier:
-        progress.say(earlier)
+    if earlier is None:
+        return
+    if earlier.lost and not fresh:
+        more = ", or add --fresh to replace it" if settings.with_levers else ", or delete this one"
+        raise UsageError(f"{earlier.sentence}; to measure it again takes long: name another --out{more}")
+    progress.say(earlier.sentence)
 
 
 def _parse_levers(text: str) -> frozenset[Lever]:

@@ -15,7 +15,7 @@ from taylorder.kernels.spec import MAX_ORDER, SINKS, Dropped, Exact, HeadSpec, N
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.storage.progress import Progress
 
-CONFIG, WINDOW, ONE_ORDER, ALPHAS, PAPER, PAPER_RAW = "config", "window", "one order", "alphas", "paper", "paper, raw"
+CONFIG, WINDOW, ONE_ORDER, ALPHAS, PAPER, PAPER_RAW = "config", "window", "one order", "alphas", "paper", "unguarded"
 """Names of contenders."""
 
 
@@ -158,7 +158,7 @@ def paper(model: ModelDescription) -> list[Contender]:
     note = "order 4 for every head around zero, as arXiv 2602.00294 recommends"
     return [
         Contender(PAPER, config, f"{note}, guarded"),
-        Contender(PAPER_RAW, config, "the same without the guard", guard=False, optional=True),
+        Contender(PAPER_RAW, config, "the paper's order 4 without the guard", guard=False, optional=True),
     ]
 
 

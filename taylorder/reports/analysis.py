@@ -7,10 +7,10 @@ from pathlib import Path
 from taylorder.adapt import cost
 from taylorder.analysis.results import Analysis
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.reports import alphas, grids, levers, savings, summary, tables, verdict
+from taylorder.reports import alphas, grids, levers, opening, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
-from taylorder.reports.sections import Block, Command, Section, facts, paragraph
+from taylorder.reports.sections import Block, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.cache_size import CacheSize
 
@@ -18,7 +18,7 @@ from taylorder.selection.cache_size import CacheSize
 def sections(
     analysis: Analysis, selection: Selection, directory: Path | None = None, evaluation: Evaluation | None = None
 ) -> tuple[Section, ...]:
-    """The report of an analysis.
+    """The report of an analysis: what it came to, the tables behind that, and again what it came to.
 
     Args:
         analysis: the measurements.
@@ -27,7 +27,7 @@ def sections(
         evaluation: the short evaluation, None if it was skipped.
 
     """
-    report = [_header(analysis, selection)]
+    report = [opening.opening(analysis, selection, directory, evaluation), _run(analysis, selection)]
     if selection.levers is not None:
         report.append(levers.section(analysis, selection, selection.levers))
     report.append(_orders(analysis, selection))
@@ -36,17 +36,18 @@ def sections(
         report += _near_field(analysis, selection)
     if (grid := alphas.of_heads(analysis)) is not None:
         words = "Lowest, median and highest of a layer's heads. Noisy: a head's slice has few eigenvalues to fit."
-        report.append(Section("Alphas of single heads", (grid, paragraph(words, tight=True)), "each head"))
+        blocks = (grid, paragraph(words, tight=True))
+        report.append(Section("Alphas of single heads", blocks, "each head", name="alphas"))
     report.append(_savings(analysis, selection))
     if evaluation is not None:
         report.append(short_section(evaluation))
     else:
         words = "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them."
-        report.append(Section("What the model loses", (paragraph(words),), "config"))
-    return (*report, _verdict(analysis, selection, directory, evaluation))
+        report.append(Section("What the model loses", (paragraph(words),), "config", name="loss"))
+    return (*report, opening.closing(analysis, selection, directory, evaluation))
 
 
-def _header(analysis: Analysis, selection: Selection) -> Section:
+def _run(analysis: Analysis, selection: Selection) -> Section:
     model, text = analysis.model, analysis.calibration
     first = model.modules[0]
     names = layer_names([module.name for module in model.modules])
@@ -91,7 +92,7 @@ def _header(analysis: Analysis, selection: Selection) -> Section:
     weights += [f"run in {model.dtype}"] if model.dtype != "float32" else []
     if weights:
         named["weights"] = "; ".join(weights)
-    return Section(f"taylorder: {model.name}", (facts(named),), "run", level=1)
+    return Section("The run", (facts(named),), "run", name="run")
 
 
 def _orders(analysis: Analysis, selection: Selection) -> Section:
@@ -100,7 +101,7 @@ def _orders(analysis: Analysis, selection: Selection) -> Section:
         grids.order_legend(selection),
         paragraph(alphas.legend(analysis)),
     )
-    return Section("Order of every head, and the alphas of its layer", blocks, "each head")
+    return Section("Order of every head, and the alphas of its layer", blocks, "each head", name="orders")
 
 
 def _errors(analysis: Analysis, selection: Selection) -> Section:
@@ -109,7 +110,7 @@ def _errors(analysis: Analysis, selection: Selection) -> Section:
         f"Last column: the layer's median with expansion zero, the plain Taylor series."
     )
     title = f"Error at order {grids.grid_order(analysis)}, in percent"
-    return Section(title, (grids.error_grid(analysis, selection), paragraph(words)), "each head")
+    return Section(title, (grids.error_grid(analysis, selection), paragraph(words)), "each head", name="errors")
 
 
 def _by_order(analysis: Analysis, selection: Selection) -> Section:
@@ -130,7 +131,7 @@ def _by_order(analysis: Analysis, selection: Selection) -> Section:
     else:
         words += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
     title = f"Error by order, in percent: the median of {heads}{seeing}"
-    return Section(title, (tables.error_by_order(analysis, selection), paragraph(words)))
+    return Section(title, (tables.error_by_order(analysis, selection), paragraph(words)), name="by-order")
 
 
 def _distance(analysis: Analysis, selection: Selection) -> Section:
@@ -149,7 +150,7 @@ def _distance(analysis: Analysis, selection: Selection) -> Section:
         state = f", a state of {size(need.predicted_bytes)} per KV head" if analysis.model.causal else ""
         predicted = f"{spread} order {need.predicted}{state}."
     title = f"How far the heads are from {percent(selection.tolerance, 3)}, and what it would take"
-    return Section(title, (*blocks, paragraph(words, predicted)))
+    return Section(title, (*blocks, paragraph(words, predicted)), name="distance")
 
 
 def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
@@ -164,7 +165,8 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
         f"{counted(analysis.calibration.sequence_length, 'token')}: over longer ones they are a smaller share of the "
         "keys. Even orders count here whether or not a row needed the guard."
     )
-    return [Section("What a near field changes: the median head, expansion mean", (table, paragraph(words)))]
+    title = "What a near field changes: the median head, expansion mean"
+    return [Section(title, (table, paragraph(words)), name="near-field")]
 
 
 def _savings(analysis: Analysis, selection: Selection) -> Section:
@@ -177,23 +179,5 @@ def _savings(analysis: Analysis, selection: Selection) -> Section:
         words = f"Nothing. {what}: {before} with every head exact, and as much with this config."
     else:
         words = f"{what}: {before} with every head exact, {after} with this config."
-    return Section(f"What this config saves at {counted(selection.context, 'token')}", (paragraph(words),), "config")
-
-
-def _verdict(
-    analysis: Analysis, selection: Selection, directory: Path | None, evaluation: Evaluation | None
-) -> Section:
-    command, reason = verdict.next_command(analysis, selection, directory)
-    words = [f"Next, {reason}:"]
-    if directory is not None:
-        more = "" if selection.levers is None else ", levers.csv"
-        more += ", probes.csv" if selection.levers is not None and selection.levers.probes is not None else ""
-        words.insert(
-            0, f"In {directory}: report.html (for a browser), orders.json, heads.csv, spectral.csv{more}, report.json."
-        )
-    blocks = (
-        paragraph(" ".join(verdict.sentences(analysis, selection, evaluation)), style="strong"),
-        paragraph(*words),
-        Command(command),
-    )
-    return Section("Verdict", blocks, "verdict")
+    title = f"What this config saves at {counted(selection.context, 'token')}"
+    return Section(title, (paragraph(words),), "config", name="savings")

@@ -19,7 +19,7 @@ from taylorder.evaluation.intervals import Interval
 from taylorder.reports.evaluation_words import figure, with_bracket
 from taylorder.reports.numbers import counted, percent, size
 from taylorder.reports.reproduce import show_command
-from taylorder.reports.sections import Block, Cell, Column, Command, Section, Table, facts, paragraph, table
+from taylorder.reports.sections import Block, Cell, Column, Command, Drawing, Section, Table, facts, paragraph, table
 from taylorder.runs.run_files import OF_BUDGETS
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.cache_size import CacheSize
@@ -109,14 +109,18 @@ def as_document(report: BudgetsReport) -> dict[str, Any]:
 
 def sections(report: BudgetsReport, directory: Path | None = None) -> Iterator[Section]:
     """The report of several budgets; ``directory`` is where they lie, for the last lines."""
-    yield Section(f"taylorder: {report.analysis.model.name}", (facts(_facts(report)),), "run", level=1)
-    yield Section("What every budget costs", (losses(report), paragraph(*_legend(report))), "config")
+    words = facts(_facts(report)), paragraph(verdict(report), style="strong")
+    yield Section(f"taylorder: {report.analysis.model.name}", words, "run", level=1, name="summary")
+    blocks: tuple[Block, ...] = (losses(report), paragraph(*_legend(report)), Drawing(plot(report)))
+    yield Section("What every budget costs", blocks, "config", name="loss")
     where = directory or Path("taylorder-out")
-    words = [f"In {where}: {OF_BUDGETS[1]} (the plot, for a browser), {OF_BUDGETS[0]}, and a folder for every run."]
-    blocks: list[Block] = [paragraph(verdict(report), style="strong")]
-    blocks.append(paragraph(*([] if directory is None else words), "Next, the report of one of them:"))
-    blocks.append(Command(show_command(where / report.by_size[-1].folder)))
-    yield Section("Verdict", tuple(blocks), "verdict")
+    files = [f"In {where}: {OF_BUDGETS[1]} (the plot, for a browser), {OF_BUDGETS[0]}, and a folder for every run."]
+    blocks = (
+        paragraph(verdict(report), style="strong"),
+        paragraph(*([] if directory is None else files), "Next, the report of one of them:"),
+        Command(show_command(where / report.by_size[-1].folder)),
+    )
+    yield Section("Verdict", blocks, "verdict", name="verdict")
 
 
 def losses(report: BudgetsReport) -> Table:

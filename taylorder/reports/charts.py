@@ -93,7 +93,7 @@ def chart(plot: Plot) -> Chart:
     y = Axis.around(chain(*((*series.y, *series.low, *series.high) for series in plot.series)), plot.log_y, BOTTOM, TOP)
     if x is None or y is None:
         return Chart(plot, [], [], [], 0)
-    drawn = [(series.name, _marks(series, x, y)) for series in plot.series]
+    drawn = [(series.name, marks(series, x, y)) for series in plot.series]
     return Chart(plot, x.ticks(5), y.ticks(6), drawn, sum(marks.count(None) for _, marks in drawn))
 
 
@@ -103,15 +103,16 @@ def across(orders: int) -> list[tuple[float | None, str]]:
     return [] if axis is None else [(axis.place(order), str(order)) for order in range(1, orders + 1)]
 
 
-def _marks(series: Series, x: Axis, y: Axis) -> list[Mark | None]:
-    marks: list[Mark | None] = []
+def marks(series: Series, x: Axis, y: Axis) -> list[Mark | None]:
+    """Where the points of a series lie between two axes, None for those that cannot be shown."""
+    made: list[Mark | None] = []
     for along, value, low, high in zip_longest(series.x, series.y, series.low, series.high):
         at, up, foot, top = x.place(along), y.place(value), y.place(low), y.place(high)
         if at is None or up is None:
-            marks.append(None)
+            made.append(None)
         else:
-            marks.append(Mark(at, up, BOTTOM if foot is None else foot, top, f"{cell(along)}, {cell(value)}"))
-    return marks
+            made.append(Mark(at, up, y.start if foot is None else foot, top, f"{cell(along)}, {cell(value)}"))
+    return made
 
 
 def _scaled(figure: float | None, log: bool) -> float | None:

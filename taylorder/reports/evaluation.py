@@ -19,7 +19,8 @@ from taylorder.reports import evaluation_words as words
 from taylorder.reports import near_words
 from taylorder.reports.evaluation_tables import Lookup
 from taylorder.reports.numbers import counted, number, percent
-from taylorder.reports.sections import Block, Section, Table, facts, paragraph
+from taylorder.reports.reproduce import generate_command
+from taylorder.reports.sections import Block, Command, Section, Table, facts, paragraph
 from taylorder.storage.finite_json import stamped
 
 SCHEMA = "taylorder/eval@1"
@@ -69,9 +70,10 @@ def as_document(report: EvalReport) -> dict[str, Any]:
 def short_section(evaluation: Evaluation) -> Section:
     """What ``analyze`` and ``show`` print of the short evaluation."""
     if not evaluation.comparisons:
-        return Section("What the model loses", (paragraph(f"Not measured: {evaluation.reason}."),), "config")
+        reason = paragraph(f"Not measured: {evaluation.reason}.")
+        return Section("What the model loses", (reason,), "config", name="loss")
     comparison = evaluation.comparisons[0]
-    lines = words.sizes(comparison)
+    lines = [*_columns(comparison), *words.sizes(comparison)]
     if evaluation.exact_everywhere:
         lines.insert(0, "The config keeps every head exact, so it equals exact and was not run.")
     rough = "" if comparison.standings[0].nll is None else f" {_rough(comparison)}"
@@ -80,7 +82,7 @@ def short_section(evaluation: Evaluation) -> Section:
         "bytes and at longer contexts."
     )
     blocks = (*_tables(comparison, tables.differences), paragraph(*lines))
-    return Section(f"What the model loses: {_sequences(comparison)}", blocks, "config")
+    return Section(f"What the model loses: {_sequences(comparison)}", blocks, "config", name="loss")
 
 
 def sections(report: EvalReport) -> Iterator[Section]:
@@ -88,17 +90,12 @@ def sections(report: EvalReport) -> Iterator[Section]:
     evaluation = report.evaluation
     blocks: list[Block] = [facts(_facts(report))]
     if evaluation.exact_everywhere:
-        blocks.append(
-            paragraph(
-                f"{words.EQUALS_EXACT} There is nothing to compare at equal bytes; the paper's order 4 is shown beside "
-                "it."
-            )
-        )
+        blocks.append(paragraph(f"{words.EQUALS_EXACT} There is nothing to compare at equal bytes."))
     yield Section(f"taylorder eval: {report.model.name}", tuple(blocks), level=1)
     for comparison in evaluation.comparisons:
         blocks = _tables(comparison, tables.differences, tables.positions)
         if comparison.standings[0].nll is not None:
-            blocks.append(paragraph(*words.sizes(comparison), _rough(comparison)))
+            blocks.append(paragraph(*_columns(comparison), *words.sizes(comparison), _rough(comparison)))
         yield Section(_sequences(comparison), tuple(blocks))
     if evaluation.continuations is not None:
         yield Section("Greedy generation", (paragraph(words.continued(evaluation.continuations)),))
@@ -111,6 +108,9 @@ def sections(report: EvalReport) -> Iterator[Section]:
         missed = words.missed(evaluation, report.max_kl)
         verdict = f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}."
         blocks.append(paragraph(verdict))
+    if report.model.causal and not evaluation.exact_everywhere:
+        blocks += [paragraph("Next, what it writes beside the exact model, going on from a text of yours in FILE:")]
+        blocks += [Command(generate_command(report.config_path))]
     yield Section("Verdict", tuple(blocks))
 
 
@@ -191,6 +191,20 @@ def _note(standing: Standing) -> str:
     if standing.failure is None:
         return standing.note
     return f"{standing.note}; no figures: {standing.failure}" if standing.note else f"no figures: {standing.failure}"
+
+
+def _columns(comparison: Comparison) -> list[str]:
+    """What the columns mean that do not say so themselves."""
+    lines = []
+    if any(standing.agreement is not None for standing in comparison.standings):
+        lines.append("Same top token: at how many positions the likeliest next token is that of exact attention.")
+    if tables.needs_guard(comparison):
+        raw = any(standing.name == rivals.PAPER_RAW for standing in comparison.standings)
+        lines.append(
+            "Needs guard: query rows whose polynomial weights come to nearly zero or less in sum; order 1 takes their "
+            f"place{f', except in {rivals.PAPER_RAW}' if raw else ''}."
+        )
+    return lines
 
 
 def _sequences(comparison: Comparison) -> str:

@@ -29,32 +29,35 @@ class Lookup:
     exact_cannot: bool
 
 
+_GUARDED = "needs\nguard"
+"""Share of query rows."""
+
 _BY_POSITION = (EXACT, rivals.CONFIG, rivals.WINDOW)
 
 
 def figures(comparison: Comparison) -> Table:
     """Losses of every contender that ran, with intervals."""
-    titles = (
-        "bytes per\nKV head",
-        "NLL, nats per token\n[95% interval]",
-        "perplexity",
-        "mean KL\nto exact",
-        "top-1\nagrees",
-        "needs\nguard",
-    )
+    titles = ["bytes per\nKV head", "NLL, nats per token\n[95% interval]"]
+    spare = ["mean KL\nto exact", "same\ntop\ntoken", "perplexity"]
+    guarded = needs_guard(comparison)
     rows = [
         (
             standing.name,
             "-" if standing.nominal_bytes is None else size(standing.nominal_bytes),
             _interval(standing.nll),
-            "-" if standing.perplexity is None else perplexity(standing.perplexity),
             "-" if standing.kl is None else figure(standing.kl.estimate),
             _share(standing.agreement),
-            _share(standing.guarded_share),
+            "-" if standing.perplexity is None else perplexity(standing.perplexity),
+            *([_share(standing.guarded_share)] if guarded else []),
         )
         for standing in _ran(comparison)
     ]
-    return _table("", titles, rows)
+    return _table("", titles, rows, spare=[*spare, *([_GUARDED] if guarded else [])])
+
+
+def needs_guard(comparison: Comparison) -> bool:
+    """Whether any row of any contender needed the guard."""
+    return any(standing.guarded_share for standing in _ran(comparison))
 
 
 def differences(comparison: Comparison) -> Table | None:
@@ -84,15 +87,18 @@ def positions(comparison: Comparison) -> Table | None:
 def hidden(comparison: Comparison) -> Table:
     """Distances of final hidden states, for models without next-token losses."""
     causal = any(standing.nominal_bytes is not None for standing in comparison.standings)
-    titles = ["relative L2\nto exact", "mean cosine\nto exact", "needs\nguard"]
+    titles = ["relative L2\nto exact", "mean cosine\nto exact"]
+    guarded = needs_guard(comparison)
     rows = []
     for standing in _ran(comparison):
         distances = (percent(standing.hidden_relative_l2 or 0.0), f"{standing.hidden_cosine:.4f}")
-        rows.append([*(("-", "-") if standing.name == EXACT else distances), _share(standing.guarded_share)])
+        rows.append([*(("-", "-") if standing.name == EXACT else distances)])
+        rows[-1] += [_share(standing.guarded_share)] if guarded else []
         if causal:
             rows[-1].insert(0, "-" if standing.nominal_bytes is None else size(standing.nominal_bytes))
         rows[-1].insert(0, standing.name)
-    return _table("final hidden states", ["bytes per\nKV head", *titles] if causal else titles, rows)
+    titles = ["bytes per\nKV head", *titles] if causal else titles
+    return _table("final hidden states", titles, rows, spare=[_GUARDED] if guarded else [])
 
 
 def tasks(results: Sequence[TaskResults]) -> Table:
@@ -170,9 +176,10 @@ def perplexity(value: float) -> str:
     return compact(round(value)) if value < 1e300 else "over 1e300"
 
 
-def _table(first: str, titles: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Names, and figures beside them."""
-    return table([Column(first), *(Column(title, figures=True) for title in titles)], rows)
+def _table(first: str, titles: Iterable[str], rows: Iterable[Sequence[str]], spare: Iterable[str] = ()) -> Table:
+    """Names, and figures beside them, those that can be ``spare``d behind the others."""
+    columns = [Column(title, figures=True) for title in titles]
+    return table([Column(first), *columns, *(Column(title, figures=True, spare=True) for title in spare)], rows)
 
 
 def _at(

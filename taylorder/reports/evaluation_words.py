@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final, Literal, TypeAlias
 
 from taylorder.analysis.losses import EXACT, looks_untrained
 from taylorder.evaluation import rivals
@@ -14,6 +15,11 @@ from taylorder.reports.numbers import counted, percent, size
 
 ENOUGH = 6
 """With fewer sequences, all of them differ in the same direction by chance more often than one time in twenty."""
+
+Judgement: TypeAlias = Literal["better", "worse", "cannot be told apart here"]
+BETTER: Final = "better"
+WORSE: Final = "worse"
+ALIKE: Final = "cannot be told apart here"
 
 EQUALS_EXACT = "The config keeps every head exact: it is the exact model, with the same loss and the same bytes."
 
@@ -149,18 +155,22 @@ def _verdict(comparison: Comparison) -> str:
 def _beside_exact(change: Interval) -> str:
     """The difference to exact attention, with what its whole interval says."""
     sentence = f"{with_bracket(change, signed=True)} beside exact"
-    verdict = _judged(change)
-    return sentence if verdict is None else f"{sentence}, {'from which it ' if verdict == _ALIKE else ''}{verdict}"
+    verdict = judged(change)
+    return sentence if verdict is None else f"{sentence}, {'from which it ' if verdict == ALIKE else ''}{verdict}"
 
 
-_BETTER, _WORSE, _ALIKE = "better", "worse", "cannot be told apart here"
-
-
-def _judged(difference: Interval) -> str | None:
+def judged(difference: Interval) -> Judgement | None:
     """What the whole interval of a difference says, a negative one being better; None where there is no interval."""
     if not difference.bounded:
         return None
-    return _BETTER if difference.high < 0 else _WORSE if difference.low > 0 else _ALIKE
+    return BETTER if difference.high < 0 else WORSE if difference.low > 0 else ALIKE
+
+
+def by_chance(comparison: Comparison) -> str | None:
+    """How often so few sequences all differ in the same direction by chance; None of enough of them."""
+    if comparison.sequences >= ENOUGH:
+        return None
+    return f"So few sequences all agree by chance one time in {2 ** (comparison.sequences - 1)}."
 
 
 def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
@@ -169,7 +179,7 @@ def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
     sentences: list[str] = []
     if window is not None and window.failure is not None:
         sentences.append(f"There is no window to compare it with: {window.failure}.")
-    by_verdict: dict[str | None, list[str]] = {_BETTER: [], _WORSE: [], _ALIKE: [], None: []}
+    by_verdict: dict[Judgement | None, list[str]] = {BETTER: [], WORSE: [], ALIKE: [], None: []}
     for rival in comparison.standings:
         if rival.config_less is None:  # exact, the config itself, and what broke down
             continue
@@ -179,17 +189,15 @@ def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
                 "exact attention is the better use of them."
             )
             continue
-        by_verdict[_judged(rival.config_less)].append(_named(rival, _difference(rival.config_less, config)))
-    parts = [
-        f"is {verdict} than {_listed(by_verdict[verdict])}" for verdict in (_BETTER, _WORSE) if by_verdict[verdict]
-    ]
-    if by_verdict[_ALIKE]:
-        parts.append(f"{_ALIKE} from {_listed(by_verdict[_ALIKE])}")
+        by_verdict[judged(rival.config_less)].append(_named(rival, _difference(rival.config_less, config)))
+    parts = [f"is {verdict} than {_listed(by_verdict[verdict])}" for verdict in (BETTER, WORSE) if by_verdict[verdict]]
+    if by_verdict[ALIKE]:
+        parts.append(f"{ALIKE} from {_listed(by_verdict[ALIKE])}")
     if parts:
         sentences.append(f"It {_listed(parts)}.")
-    if (by_verdict[_BETTER] or by_verdict[_WORSE]) and comparison.sequences < ENOUGH:
-        chance = 2 ** (comparison.sequences - 1)
-        sentences.append(f"So few sequences all agree by chance one time in {chance}.")
+    rough = by_chance(comparison)
+    if rough is not None and (by_verdict[BETTER] or by_verdict[WORSE]):
+        sentences.append(rough)
     if by_verdict[None]:
         sentences.append(f"Without an interval, which decides nothing, it differs from {_listed(by_verdict[None])}.")
     return sentences
@@ -197,8 +205,11 @@ def _against_rivals(config: Standing, comparison: Comparison) -> list[str]:
 
 def _named(rival: Standing, difference: str) -> str:
     if rival.name != rivals.WINDOW:
-        return f"{rival.name} ({difference})"
+        return f"{_IN_WORDS.get(rival.name, rival.name)} ({difference})"
     return f"sinks and one window of the same bytes ({size(rival.nominal_bytes or 0)} per KV head; {difference})"
+
+
+_IN_WORDS = {rivals.PAPER: "the paper's order 4", rivals.PAPER_RAW: "the paper's order 4 unguarded"}
 
 
 def _difference(difference: Interval, config: Standing) -> str:

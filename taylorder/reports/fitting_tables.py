@@ -1,4 +1,4 @@
-"""Tables and headings that lose nothing where the terminal is narrow: they take more lines instead."""
+"""Tables where the terminal is narrow: columns that can be spared are left out and named, others go below."""
 
 from __future__ import annotations
 
@@ -25,27 +25,45 @@ _LOOK: dict[str, Any] = {
 
 
 class FittingTable(Table):
-    """A table that comes in pieces, one below the other, where its columns do not fit side by side.
+    """A table that leaves out what can be spared where its columns do not fit side by side, and says what.
 
-    Each piece begins with the first column. Rich would leave out the last columns without a word.
+    If the others still do not fit, they come in pieces, one below the other, each of which begins with the first
+    column. Rich would squeeze the columns, and leave out the last ones without a word.
+
+    Attributes:
+        spare: places of the columns that can be spared.
+
     """
 
+    spare: tuple[int, ...] = ()
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table, or its pieces."""
+        """Yield the table, or its pieces, and what was left out."""
         room = options.max_width
         wide = options.update(width=_WIDE)
         if len(self.columns) < 3 or self._needs(self.columns, console, wide) <= room:
             yield from super().__rich_console__(console, options)
             return
-        first, *left = self.columns
+        left_out = 0
+        while left_out < len(self.spare) and self._needs(self._without(left_out), console, wide) > room:
+            left_out += 1
+        first, *left = shown = self._without(left_out)
         while left:
             taken = 1
             while taken < len(left) and self._needs([first, *left[: taken + 1]], console, wide) <= room:
                 taken += 1
-            if len(left) < len(self.columns) - 1:
+            if len(left) < len(shown) - 1:
                 yield Text()
             yield self._piece([first, *left[:taken]])
             left = left[taken:]
+        if left_out:
+            names = [" ".join(str(self.columns[place].header).split()) for place in self.spare[-left_out:]]
+            yield Text(f"Too narrow for: {', '.join(names)}.")
+
+    def _without(self, count: int) -> list[Column]:
+        """The columns but the last ``count`` that can be spared."""
+        left_out = self.spare[len(self.spare) - count :]
+        return [column for place, column in enumerate(self.columns) if place not in left_out]
 
     def _needs(self, columns: Sequence[Column], console: Console, wide: ConsoleOptions) -> int:
         """Characters below which a column that is not to be wrapped would be cut."""
@@ -65,9 +83,14 @@ class FittingTable(Table):
         return piece
 
 
-def dense_table() -> FittingTable:
-    """A table of figures as reports have them: a rule below the titles, no frame, one space between columns."""
-    return FittingTable(**_LOOK)
+def dense_table(spare: Sequence[int] = ()) -> FittingTable:
+    """A table of figures as reports have them: a rule below the titles, no frame, one space between columns.
+
+    ``spare`` are the places of columns that are left out first where they do not fit.
+    """
+    made = FittingTable(**_LOOK)
+    made.spare = tuple(spare)
+    return made
 
 
 def fold(narrow: sections.Table, width: int) -> sections.Table:

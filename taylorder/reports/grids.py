@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
-from taylorder.kernels.spec import Dropped, Exact, Taylor
+from taylorder.kernels.spec import MAX_ORDER, Dropped, Exact, Taylor
 from taylorder.reports import alphas, near_words, summary
 from taylorder.reports.numbers import counted, layer_labels, percent_cell
 from taylorder.reports.sections import Beside, Cell, Column, Fill, GridLayout, GridRow, HeadGrid, Key, Legend
@@ -68,7 +68,7 @@ def error_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
         ((4, " "), (4, "")),
         (Column("lowest"), Column("median"), Column("highest")),
         (Beside("zero", 5),),
-        (GridLayout((0,)),),
+        (GridLayout((0,)), GridLayout((), "Too narrow for the medians with expansion zero.")),
         figures=True,
     )
 
@@ -87,7 +87,7 @@ def order_legend(selection: Selection) -> Legend:
     orders = sorted({choice.spec.far.order for choice in choices if isinstance(choice.spec.far, Taylor)})
     if orders:
         chosen = sum(isinstance(choice.spec.far, Taylor) for choice in choices)
-        marks = tuple(Cell(str(order), style="strong", fill=LIGHTEST) for order in orders)
+        marks = tuple(_order_mark(order) for order in orders)
         keys.append(Key(marks, f"the order chosen ({counted(chosen, 'head')})"))
     for mark, meaning in near_words.MEANINGS.items():
         if alone[mark]:
@@ -112,8 +112,13 @@ def shade(error: float, tolerance: float) -> Fill | None:
     if not error < 1:
         return None
     share = math.log(error) / math.log(tolerance)  # 0 at 100 %, 1 at the tolerance
-    step = min(int(share * 4), 3)
-    return Fill(_RAMP[step], "#000000" if step == 3 else "#ffffff")
+    return tint(share * 4 / 5)
+
+
+def tint(share: float) -> Fill:
+    """From the darkest step at 0 to the lightest at 1, with black or white on it."""
+    step = max(0, min(int(share * len(_RAMP)), len(_RAMP) - 1))
+    return Fill(_RAMP[step], "#000000" if step >= 3 else "#ffffff")
 
 
 def error_cell(error: float, tolerance: float) -> Cell:
@@ -129,7 +134,11 @@ def _order_cell(head: HeadOrder) -> Cell:
         case Dropped():
             return Cell(near_words.mark(head.spec.near), style="strong", fill=LIGHTEST)
         case Taylor(order=order):
-            return Cell(str(order), style="strong", fill=LIGHTEST)
+            return _order_mark(order)
+
+
+def _order_mark(order: int) -> Cell:
+    return Cell(str(order), style="strong", fill=tint(1 - (order - 1) / MAX_ORDER))
 
 
 def _counts(heads: Sequence[HeadOrder]) -> tuple[Cell, ...]:

@@ -46,7 +46,8 @@ def render(
         directory: where the files of this run lie, for the commands.
 
     """
-    header, *sections = report_sections(analysis, selection, directory, evaluation)
+    sections = report_sections(analysis, selection, directory, evaluation)
+    run = next(section for section in sections if section.about == "run")
     exact, adapted = savings.saved(analysis, selection)
     command, reason = verdict.next_command(analysis, selection, directory)
     return fill(
@@ -56,7 +57,7 @@ def render(
         verdict=" ".join(verdict.sentences(analysis, selection, evaluation)),
         data=html_data.as_data(analysis, selection),
         model=analysis.model,
-        facts=header.blocks[0],
+        facts=run.blocks[0],
         counts=summary.head_counts(analysis, selection),
         alphas_note=alphas.legend(analysis),
         overall=[section for section in sections if section.about == "all heads"],
@@ -88,7 +89,7 @@ def _commands(
     ]
     if summary.head_counts(analysis, selection).adapted:
         does = "measures what the config costs in loss, beside simpler uses of the same bytes"
-        commands.append((eval_command(analysis, directory), does))
+        commands.append((eval_command(directory), does))
     return commands
 
 
@@ -127,7 +128,6 @@ def render_budgets(report: BudgetsReport, out: Path) -> str:
         title=report.analysis.model.name,
         verdict=budgets.verdict(report),
         facts=header.blocks[0],
-        plot=budgets.plot(report),
         losses=losses,
         runs=report.by_size,
         page=FILES["page"],

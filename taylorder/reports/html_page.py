@@ -8,7 +8,7 @@ from typing import Any
 
 from taylorder.reports import charts, claims
 from taylorder.reports.fitting_tables import fold
-from taylorder.reports.sections import Paragraph, Table
+from taylorder.reports.sections import Drawing, Paragraph, Table
 
 _FOLDER = Path(__file__).parent / "page"
 _WIDTH = 80
@@ -37,6 +37,7 @@ def fill(template: str, scripts: Sequence[str], *, title: str, verdict: str, **v
         lstrip_blocks=True,
     )
     environment.tests["table"] = lambda block: isinstance(block, Table)
+    environment.tests["drawing"] = lambda block: isinstance(block, Drawing)
     environment.tests["paragraph"] = lambda block: isinstance(block, Paragraph)
     environment.filters["folded"] = lambda block: fold(block, _WIDTH) if block.folds else block
     environment.filters |= {"chart": charts.chart, "effects": claims.effects, "figures": claims.figures}

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from itertools import accumulate, groupby
 
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
 from taylorder.kernels.spec import Exact, Taylor
-from taylorder.reports import near_words
+from taylorder.reports import grids, near_words
 from taylorder.reports.claims import cell
 from taylorder.reports.evaluation_words import figure
-from taylorder.reports.numbers import LayerNames, compact, counted, layer_labels, layer_names, number, percent, size
+from taylorder.reports.numbers import compact, counted, layer_labels, number, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.cache_size import CacheSize
 from taylorder.selection.lever_summary import LeverSummary
 from taylorder.selection.probe_report import ProbeReport
-
-_NAMED = 6
-"""KV heads named in a sentence before it says how many others there are."""
 
 
 def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
@@ -27,24 +24,33 @@ def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
     modules = analysis.model.modules
     by_module = {layer.module: layer.heads for layer in selection.config.layers}
     parts = near_words.keeps(selection.config)
-    most = max(head.spec.near.tokens for heads in by_module.values() for head in heads)
+    nears = [head.spec.near.tokens for heads in by_module.values() for head in heads if head.spec.runs != "exact"]
+    ends = min(nears, default=1), max(nears, default=1)
     rows = [
-        (Cell(label.text + label.mark), *(_kept(head, parts, most) for head in by_module[module.name][:: module.group]))
+        (
+            Cell(label.text + label.mark),
+            *(_kept(head, parts, *ends) for head in by_module[module.name][:: module.group]),
+        )
         for module, label in layer_labels(modules)
     ]
     titles = ("layer", *(f"KV {kv_head}" for kv_head in range(modules[0].kv_heads)))
     return table([Column(title, figures=True) for title in titles], rows, folds=True, indented=True)
 
 
-def _kept(head: HeadOrder, parts: bool, most: int) -> Cell:
-    """What a KV head keeps; its bar has the shares of sinks, window and kept keys in what any KV head keeps at most."""
+def _kept(head: HeadOrder, parts: bool, least: int, most: int) -> Cell:
+    """What a KV head keeps, the darker the more of what any KV head keeps at least and at most.
+
+    Its bar has the shares of sinks, window and kept keys in the most.
+    """
     near, far = head.spec.near, head.spec.far
     if isinstance(far, Exact):
         return Cell("all")
     text = near_words.tokens(near, parts=parts)
     if isinstance(far, Taylor):
         text += f" +P{far.order}{'r' if far.ranks is not None else ''}"
-    return Cell(text, bar=tuple(tokens / max(most, 1) for tokens in (near.sinks, near.window, near.kept)))
+    share = math.log(max(near.tokens, 1) / max(least, 1)) / math.log(most / max(least, 1)) if least < most else 0.0
+    bar = tuple(tokens / max(most, 1) for tokens in (near.sinks, near.window, near.kept))
+    return Cell(text, fill=grids.tint(1 - share), bar=bar)
 
 
 def kinds_of_bars(selection: Selection) -> tuple[str, ...]:
@@ -103,7 +109,7 @@ def legend(summary: LeverSummary, parts: bool) -> str:
     """What the grid says."""
     near = "sinks/window/keys kept by priority" if parts else f"window and {counted(4, 'sink')} or more"
     return (
-        f"Tokens with the true exponential, {near}; +P1 adds a polynomial of order 1 "
+        f"Tokens with the true exponential, the more the darker, {near}; +P1 adds a polynomial of order 1 "
         "for all others (r: with low ranks), without it they are dropped; all is exact. Measured on "
         f"{counted(summary.sequences, 'sequence')} of {counted(summary.sequence_length, 'token')}."
     )
@@ -161,30 +167,25 @@ def program(summary: LeverSummary) -> str:
     )
 
 
-def sentences(analysis: Analysis, summary: LeverSummary) -> list[str]:
-    """Whether Taylor terms serve any KV head better than the same bytes of window, and which."""
-    names = layer_names([module.name for module in analysis.model.modules])
-    kv_heads = [(module.name, kv_head) for module in analysis.model.modules for kv_head in range(module.kv_heads)]
-    by_order = []
-    for order in sorted({beside.order for beside in summary.beside_window}):
-        served = {head for beside in summary.beside_window if beside.order == order for head in beside.better}
-        better = [head for head in kv_heads if head in served]
-        total = summary.kv_heads
-        if better:
-            by_order.append(f"order {order} on {len(better)} of {total} KV heads (layer {_named(better, names)})")
-        else:
-            by_order.append(f"order {order} on none")
-    if not by_order:
+def sentences(summary: LeverSummary) -> list[str]:
+    """On how many KV heads Taylor terms are the better use of their bytes, and what the config makes of it."""
+    better: dict[int, set[tuple[str, int]]] = {}
+    for beside in summary.beside_window:
+        better.setdefault(beside.order, set()).update(beside.better)
+    if not better:
         return ["No polynomial was among the candidates."]
+    on = [f"at order {order} on {len(heads) or 'none'}" for order, heads in sorted(better.items())]
     first = (
-        f"Served better by Taylor terms than by the same bytes of {_rival(summary)}, by gradient-weighted error and at "
-        f"any {_rival(summary)} measured: {'; '.join(by_order)}."
+        f"By gradient-weighted error a polynomial is the better use of its bytes than a {_rival(summary)} of the same "
+        f"size {', '.join(on)} of {counted(summary.kv_heads, 'KV head')} (levers.csv has all of them)."
     )
     chosen = len(summary.chosen_better) + len(summary.chosen_worse)
     if not chosen:
         return [first, "The config gives no KV head a polynomial."]
-    second = f"Of the {counted(chosen, 'KV head')} with a polynomial in this config, {len(summary.chosen_better)} are."
-    return [first, second]
+    return [
+        first,
+        f"The config gives one to {counted(chosen, 'KV head')}, of which {len(summary.chosen_better)} are among these.",
+    ]
 
 
 def probe_words(probes: ProbeReport) -> str:
@@ -198,11 +199,6 @@ def probe_words(probes: ProbeReport) -> str:
     )
 
 
-def _named(heads: Sequence[tuple[str, int]], names: LayerNames) -> str:
-    shown = [f"{names.labels[module]}.{kv_head}" for module, kv_head in heads[:_NAMED]]
-    return ", ".join(shown) + (f" and {counted(len(heads) - _NAMED, 'other')}" if len(heads) > _NAMED else "")
-
-
 def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> Section:
     """What every KV head keeps, and what polynomials are worth beside windows."""
     judged = None if summary.probes is None else probe_words(summary.probes)
@@ -212,7 +208,7 @@ def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> 
         paragraph(legend(summary, near_words.keeps(selection.config)), *probe, program(summary)),
         counts(summary),
     ]
-    lines = sentences(analysis, summary)
+    lines = sentences(summary)
     if summary.beside_window:
         blocks.append(beside_windows(summary))
         lines.insert(
@@ -221,4 +217,4 @@ def section(analysis: Analysis, selection: Selection, summary: LeverSummary) -> 
             f"of {summary.kv_heads} KV heads the polynomial is better by gradient-weighted error, never needing the "
             "guard.",
         )
-    return Section("What every KV head keeps", (*blocks, paragraph(*lines)), "config")
+    return Section("What every KV head keeps", (*blocks, paragraph(*lines)), "config", name="keeps")

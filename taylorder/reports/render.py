@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from taylorder.reports import character_plot
 from taylorder.reports.fitting_tables import dense_table, fold
 from taylorder.reports.head_grids import grid_lines
-from taylorder.reports.sections import Block, Cell, Command, HeadGrid, Legend, Paragraph, Section, Table
+from taylorder.reports.sections import Block, Cell, Command, Drawing, HeadGrid, Legend, Paragraph, Section, Table
+from taylorder.reports.shell_lines import folded
 from taylorder.storage.files import replacing
 
 _INDENT = (0, 0, 0, 2)
@@ -101,13 +104,14 @@ def _(block: Paragraph, width: int) -> Iterator[RenderableType]:
 
 @_rendered.register
 def _(block: Command, width: int) -> Iterator[RenderableType]:
-    yield Text(_folded(block.text, width - 6), style="bold", no_wrap=True, overflow="ignore")
+    yield Text(folded(block.text, width - 6), style="bold", no_wrap=True, overflow="ignore")
 
 
 @_rendered.register
 def _(block: Table, width: int) -> Iterator[RenderableType]:
-    made = dense_table() if block.headed else RichTable.grid(padding=(0, 2, 0, 0))
     shown = fold(block, width) if block.folds else block
+    spare = [place for place, column in enumerate(shown.columns) if column.spare]
+    made = dense_table(spare) if block.headed else RichTable.grid(padding=(0, 2, 0, 0))
     for column in shown.columns:
         made.add_column(
             column.title,
@@ -115,9 +119,17 @@ def _(block: Table, width: int) -> Iterator[RenderableType]:
             no_wrap=not column.wraps,
             overflow="fold" if column.wraps else "ellipsis",
         )
-    for row in shown.rows:
+    for row in _filled(shown):
         made.add_row(*map(styled, row))
     yield Padding(made, _INDENT, expand=False) if block.indented else made
+
+
+def _filled(shown: Table) -> Iterator[list[Cell]]:
+    """The rows; cells with a colour take the width of their column, so that the colours make a map."""
+    widths = [max(len(cell.text) for cell in column) for column in zip(*shown.rows, strict=True)]
+    for row in shown.rows:
+        pairs = zip(row, widths, strict=True)
+        yield [cell if cell.fill is None else replace(cell, text=cell.text.rjust(width)) for cell, width in pairs]
 
 
 @_rendered.register
@@ -131,12 +143,7 @@ def _(block: HeadGrid, width: int) -> Iterator[RenderableType]:
     yield from grid_lines(block, width, styled)
 
 
-def _folded(command: str, width: int) -> str:
-    """A shell command over as many lines as it takes, so that it can still be copied."""
-    lines = [""]
-    for word in re.split(r" (?=--)", command):
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("  " + word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
-    return " \\\n".join(f"    {line}" for line in lines)
+@_rendered.register
+def _(block: Drawing, width: int) -> Iterator[RenderableType]:
+    for line in character_plot.lines(block.plot, width - 2):
+        yield Padding(Text(line, no_wrap=True), _INDENT, expand=False)

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from taylorder.claims.claim import Plot
+from taylorder.errors import UsageError
+
 About: TypeAlias = Literal["run", "each head", "all heads", "config", "verdict"]
 Style: TypeAlias = Literal["", "strong", "faint", "caption", "good", "bad", "doubtful"]
 
@@ -59,12 +62,14 @@ class Command:
 class Column:
     """Title of a column, with a newline where it may be folded; figures are set to the right.
 
-    Cells that do not wrap are never folded: the column goes below the others where it does not fit.
+    Cells that do not wrap are never folded. Where the columns of a table do not fit, ``spare`` ones are left out, the
+    last one first, and named below it; where that is not enough, columns go below the others.
     """
 
     title: str = ""
     figures: bool = False
     wraps: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,15 @@ class HeadGrid:
     tight: bool = False
 
 
-Block: TypeAlias = Paragraph | Command | Table | Legend | HeadGrid
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plot: of characters in a terminal, lines and points on a page."""
+
+    plot: Plot
+    tight: bool = False
+
+
+Block: TypeAlias = Paragraph | Command | Table | Legend | HeadGrid | Drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +173,7 @@ class Section:
 
     ``about`` decides where a section stands on the page. A ``level`` of 1 is the title of a whole report, 2 a heading
     with a rule, 3 a line above what belongs to it. Without a title the blocks follow those of the section before.
-    ``badge`` is a word behind such a line.
+    ``badge`` is a word behind such a line. By its ``name`` a section can be asked for.
     """
 
     title: str
@@ -168,6 +181,22 @@ class Section:
     about: About = "all heads"
     level: Literal[1, 2, 3] = 2
     badge: Cell | None = None
+    name: str = ""
+
+
+def named(sections: Iterable[Section], names: Sequence[str]) -> list[Section]:
+    """The sections of these names, in the order of the report.
+
+    Raises:
+        UsageError: there is no such section.
+
+    """
+    sections = list(sections)
+    known = [section.name for section in sections]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no section {name!r} in this report; it has {', '.join(known)}")
+    return [section for section in sections if section.name in names]
 
 
 def paragraph(*lines: str, style: Style = "", tight: bool = False) -> Paragraph:

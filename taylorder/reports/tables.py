@@ -18,8 +18,8 @@ def error_by_order(analysis: Analysis, selection: Selection) -> Table:
         *(Column(expansion, figures=True, wraps=True) for expansion in EXPANSIONS),
         Column("heads\nwithin", figures=True),
         Column("state per\nKV head" if causal else "features\nper head", figures=True),
-        Column("breaks\neven at", figures=True),
-        Column("pays\noff", figures=True),
+        Column("breaks\neven at", figures=True, spare=True),
+        Column("pays\noff", figures=True, spare=True),
     )
     return table(
         columns,
@@ -47,7 +47,10 @@ def distances(analysis: Analysis, selection: Selection) -> Table:
     largest = min(selection.largest_order, analysis.max_order)
     lines = ((f"order {_span(largest)} (pays off)", paying), (f"order {_span(analysis.max_order)}", anyhow))
     return table(
-        (Column("least error of a head", wraps=True), *(Column(title, figures=True) for title in titles)),
+        (
+            Column("least error of a head", wraps=True),
+            *(Column(title, figures=True, spare=title.endswith("%")) for title in titles),
+        ),
         [
             (label, *(_error(summary.quantile(errors, share)) for share in summary.QUANTILES))
             for label, errors in lines

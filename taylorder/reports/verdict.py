@@ -8,16 +8,18 @@ from typing import Any
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.kernels.spec import SINKS, Exact
+from taylorder.kernels.spec import Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.reproduce import analyze_command, eval_command, show_command
+from taylorder.runs.run_files import DEFAULT
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
-from taylorder.selection.settings import DEFAULTS, TIERS
+from taylorder.selection.settings import DEFAULTS, TIERS, Budget
 
-_ADVISED_WINDOW = 64
+_ADVISED_BUDGET, _ADVISED_CONTEXT = "25%", 1024
+"""What the next command asks for after a run by tolerance; a longer context takes hours where this takes minutes."""
 
 
 def tier(tolerance: float) -> str:
@@ -58,23 +60,55 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
         )
     gain = _gain(analysis, selection, counts, evaluation)
     if selection.levers is not None:
-        lines = [_within(selection.levers), gain, *levers.sentences(analysis, selection.levers)]
+        lines = [_within(selection.levers), gain, *levers.sentences(selection.levers)]
     elif analysis.calibration.far_share < LEAST_FAR_SHARE:
         lines = [gain]
+    elif selection.why.bounded:
+        lines = [*_error(analysis, selection, counts), gain, *_near_field(analysis, selection)]
     else:
-        choose = _error if selection.why.bounded else _unbounded
-        lines = choose(analysis, selection, counts, gain)
+        lines = [*_unbounded(analysis, selection, counts), gain]
     if counts.sliding:
-        layers = len(analysis.model.modules) - len(analysis.model.open_modules)
-        lines.append(
-            f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
-            f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
-            f"{'is' if counts.sliding == 1 else 'are'} not counted above."
-        )
-    return (*_cautions(analysis), *lines)
+        lines.append(_sliding(analysis, counts))
+    return (*cautions(analysis), *lines)
 
 
-def _cautions(analysis: Analysis) -> list[str]:
+def why(analysis: Analysis, selection: Selection) -> str:
+    """Why the config is as it is, in a sentence or two."""
+    counts = summary.head_counts(analysis, selection)
+    if not counts.open:
+        return "Every layer attends to a sliding window, so every cache has a constant size already."
+    if selection.levers is not None:
+        first = _least(selection.levers)
+    elif analysis.calibration.far_share < LEAST_FAR_SHARE:
+        first = "Too few of the measured query rows have keys outside of the near field to choose an order by."
+    else:
+        first = (_error if selection.why.bounded else _unbounded)(analysis, selection, counts)[0]
+    return f"{first} {_sliding(analysis, counts)}" if counts.sliding else first
+
+
+def _least(chosen: LeverSummary) -> str:
+    """What the levers were set to make least."""
+    if chosen.budget is None:
+        limit = percent(chosen.tolerance or 0.0, 3)
+        return f"Of what is within {limit}, root mean square over KV heads, this takes the fewest bytes."
+    least = "KL to exact on the calibration text" if chosen.rounds else f"{chosen.criterion} error"
+    return (
+        f"Of what fits the budget of {size(chosen.budget)} per KV head on average "
+        f"({percent(chosen.budget / chosen.exact_bytes)} of exact attention's), this has the least {least} that was "
+        "found."
+    )
+
+
+def _sliding(analysis: Analysis, counts: summary.HeadCounts) -> str:
+    layers = len(analysis.model.modules) - len(analysis.model.open_modules)
+    return (
+        f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
+        f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
+        f"{'is' if counts.sliding == 1 else 'are'} not counted here."
+    )
+
+
+def cautions(analysis: Analysis) -> list[str]:
     """What makes the figures say less than they seem to."""
     text, cautions = analysis.calibration, []
     if (caution := untrained(text.nll, text.vocabulary)) is not None:
@@ -102,14 +136,14 @@ def _within(chosen: LeverSummary) -> str:
     )
 
 
-def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
+def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts) -> list[str]:
+    """Who meets the tolerance; the first sentence stands by itself."""
     limit = percent(selection.tolerance, 3)
     where = f"at {counted(selection.context, 'token')}"
-    near = _near_field(analysis, selection)
     if counts.adapted:
-        return [_adapted(selection, counts, limit), gain, *near]
+        return [_adapted(selection, counts, limit)]
     if selection.largest_order == 0:
-        return [f"No order pays off {where}, whatever its error: {_too_dear(analysis)}.", gain]
+        return [f"No order pays off {where}, whatever its error: {_too_dear(analysis)}."]
     lines = [
         f"No head of {number(counts.open)} meets {limit} with an order that pays off {where} "
         f"({paying_orders(analysis, selection)})."
@@ -125,7 +159,7 @@ def _error(analysis: Analysis, selection: Selection, counts: summary.HeadCounts,
         lines.append(
             f"{counted(counts.beyond, 'head')} would meet it at a higher order, which does not pay off {where}."
         )
-    return [*lines, gain, *near]
+    return lines
 
 
 def _adapted(selection: Selection, counts: summary.HeadCounts, limit: str) -> str:
@@ -164,7 +198,8 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[str]:
     ]
 
 
-def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, gain: str) -> list[str]:
+def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCounts) -> list[str]:
+    """Who has an order without having to meet the tolerance; the first sentence stands by itself."""
     limit = percent(selection.tolerance, 3)
     chosen = [head.choice for head in selection.heads if not isinstance(head.choice.spec.far, Exact)]
     errors = [choice.error for choice in chosen if choice.error is not None]
@@ -182,7 +217,6 @@ def _unbounded(analysis: Analysis, selection: Selection, counts: summary.HeadCou
         lines.append(
             f"{counted(unfitted, 'head')} {_verb(unfitted, 'have')} no alpha and {_verb(unfitted, 'stay')} exact."
         )
-    lines.append(gain)
     return lines
 
 
@@ -250,29 +284,19 @@ def _verb(count: int, verb: str) -> str:
 def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
     """What to type next, and why: ``(command, reason)``."""
     counts = summary.head_counts(analysis, selection)
-    show = show_command(directory), "this report again, without measuring"
-    evaluate = (
-        eval_command(analysis, directory),
-        "what this config costs in loss, beside simpler uses of the same bytes",
-    )
+    evaluate = eval_command(directory), "what this config costs in loss, beside simpler uses of the same bytes"
     if not counts.open:
-        return show
+        return show_command(directory), "this report again, without measuring"
     if selection.levers is not None:
         return evaluate
     if not selection.why.bounded:
         return _analyze(analysis, selection, policy="error"), "what the measured errors would choose, to compare"
-    if selection.largest_order == 0:
-        if selection.context >= analysis.model.max_context:
-            return show
-        return _analyze(analysis, selection, context=analysis.model.max_context), "the same at the longest context"
-    if analysis.calibration.far_share < LEAST_FAR_SHARE:
-        command = _analyze(analysis, selection, window=analysis.calibration.sequence_length // 4)
-        return command, "the same with a near field that leaves most rows something to truncate"
-    window = 4 * analysis.window or _ADVISED_WINDOW
-    sinks = analysis.sinks or SINKS
-    if not counts.adapted and analysis.model.causal and window <= analysis.calibration.sequence_length // 2:
-        command = _analyze(analysis, selection, window=window, sinks=sinks)
-        return command, f"the same with the last {window} and the first {sinks} keys kept exact"
+    if analysis.model.causal:
+        longest = analysis.model.max_context
+        context = min(_ADVISED_CONTEXT, longest) if selection.context == longest else selection.context
+        budget = {"budget": _ADVISED_BUDGET, "context": context, "window": DEFAULTS.window, "sinks": DEFAULTS.sinks}
+        command = _analyze(analysis, selection, **budget)
+        return command, f"the least loss for {_ADVISED_BUDGET} of the cache, by whatever each KV head can run"
     if counts.adapted:
         return evaluate
     return _analyze(analysis, selection, policy="alpha"), "what the alphas alone would choose, to compare"
@@ -280,6 +304,8 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
 
 def _analyze(analysis: Analysis, selection: Selection, **changes: Any) -> str:
     """The command that measures the same model and text, with something changed and results of its own."""
-    window, policy = changes.get("window", analysis.window), changes.get("policy", selection.policy)
-    suffix = (f"-window-{window}" if window else "") + ("" if policy == DEFAULTS.policy else f"-{policy}")
-    return analyze_command(analysis, selection, out=f"taylorder-out{suffix}", **changes)
+    policy, budget = changes.get("policy", selection.policy), changes.get("budget")
+    suffix = ("" if policy == DEFAULTS.policy else f"-{policy}") + (
+        "" if budget is None else f"-{Budget.parse(budget).folder}"
+    )
+    return analyze_command(analysis, selection, out=f"{DEFAULT}{suffix}", **changes)
