@@ -244,6 +244,14 @@ def evaluate_shortly(
     return Evaluation(exact, (compared,))
 
 
+def _own_context(config: OrderConfig, description: ModelDescription) -> int | None:
+    """The context that a config was chosen for; the model's longest is a choice only where KV heads differ."""
+    own, longest = config.criterion.get("context"), description.max_context
+    if isinstance(own, int) and (own < longest or config.criterion.get("policy") == "levers"):
+        return min(own, longest)
+    return None
+
+
 def _contenders(
     description: ModelDescription,
     config: OrderConfig,
@@ -348,14 +356,6 @@ def _under(
         done += len(chosen)
         progress(done, len(tasks))
     return [known[identity(outcome)] for outcome in exact]
-
-
-def _own_context(config: OrderConfig, description: ModelDescription) -> int | None:
-    """The context that a config was chosen for; None for the model's longest, which is a choice only within a budget."""
-    own, longest = config.criterion.get("context"), description.max_context
-    if isinstance(own, int) and (own < longest or config.criterion.get("policy") == "levers"):
-        return min(own, longest)
-    return None
 
 
 def _lengths(asked: Sequence[int] | None, max_context: int, tokens: int) -> tuple[int, ...]:
