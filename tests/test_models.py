@@ -127,7 +127,7 @@ def test_an_unreachable_hub_id_is_an_error_at_once(monkeypatch, tmp_path):
         TaylorderError, match="nobody/nothing is neither a folder here nor .* cannot be reached"
     ) as caught:
         load("nobody/nothing")
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(("proxy", "resolves"), [("", False), ("http://proxy:3128", True)])
