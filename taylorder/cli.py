@@ -23,6 +23,7 @@ from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
 from taylorder.commands.claims import claims
 from taylorder.commands.compile_report import compile_report
+from taylorder.commands.doctor import doctor
 from taylorder.commands.evaluate import evaluate
 from taylorder.commands.generate import generate
 from taylorder.commands.show import show
@@ -73,6 +74,7 @@ app.command()(generate)
 app.command()(bench)
 app.command()(claims)
 app.command("compile-report")(compile_report)
+app.command()(doctor)
 
 
 def main() -> None:
