@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from taylorder.commands._help import CommandWithHelp, GroupWithHelp
 from taylorder.commands._stopping import (
     INTERRUPTED,
     drop_output,
@@ -27,15 +28,15 @@ from taylorder.commands.doctor import doctor
 from taylorder.commands.evaluate import evaluate
 from taylorder.commands.generate import generate
 from taylorder.commands.show import show
-from taylorder.errors import TaylorderError
+from taylorder.errors import TaylorderError, UsageError
 from taylorder.storage.provenance import software_versions
 
+_NAME = "taylorder"
 _WAY_OUT = "send it to a terminal, a pipe, a file with room or /dev/null"
 
 app = typer.Typer(
-    name="taylorder",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+    cls=GroupWithHelp,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -50,6 +51,7 @@ def _print_versions(asked: bool) -> None:
 
 @app.callback()
 def taylorder(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -60,21 +62,33 @@ def taylorder(
         ),
     ] = False,
 ) -> None:
-    """Measure how many Taylor terms of the softmax exponential each attention head of a model needs, and choose.
+    """Run a language model with a smaller KV cache, and know what it costs, head by head.
 
-    Standard output is data, progress goes to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 unsupported
-    model, 4 a bound that was asked for was missed.
+    `analyze` measures a model and writes a config into a folder, taylorder-out unless told otherwise; the other
+    commands read it from there. Standard output is data, progress goes to standard error. Exit codes: 0 done,
+    1 failed, 2 usage or input that is not there, 3 unsupported model, 4 a bound that was asked for was missed.
+
+    Example: taylorder analyze --budget 25% --context 1024
+
+    Example: taylorder eval
+
+    Example: taylorder generate --prompt-file story.txt --compare
     """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
-app.command()(analyze)
-app.command()(show)
-app.command("eval")(evaluate)
-app.command()(generate)
-app.command()(bench)
-app.command()(claims)
-app.command("compile-report")(compile_report)
-app.command()(doctor)
+_RESEARCH = "Research"
+
+app.command(cls=CommandWithHelp)(analyze)
+app.command("eval", cls=CommandWithHelp)(evaluate)
+app.command(cls=CommandWithHelp)(generate)
+app.command(cls=CommandWithHelp)(show)
+app.command(cls=CommandWithHelp)(bench)
+app.command(cls=CommandWithHelp)(doctor)
+app.command(cls=CommandWithHelp, rich_help_panel=_RESEARCH)(claims)
+app.command("compile-report", cls=CommandWithHelp, rich_help_panel=_RESEARCH)(compile_report)
 
 
 def main() -> None:
@@ -104,7 +118,7 @@ def main() -> None:
 
 def _run() -> NoReturn:
     try:
-        app()
+        app(prog_name=_NAME)
     except SystemExit as stop:
         # Inside a command typer turns the interrupt into this code without a word.
         if stop.code == INTERRUPTED:

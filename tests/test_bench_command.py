@@ -79,8 +79,8 @@ def test_a_config_that_is_exact_everywhere_is_called_that(run, loaded, orders):
     [
         (["--lengths", "0"], "error: --lengths is '0', expected whole numbers from 1 on with commas between them"),
         (["--lengths", "16,,32"], "error: --lengths is '16,,32', expected whole numbers"),
-        (["--new-tokens", "0"], "Invalid value for '--new-tokens'"),
-        (["--format", "xml"], "Invalid value for '--format'"),
+        (["--new-tokens", "0"], "error: invalid value for '--new-tokens'"),
+        (["--format", "xml"], "error: invalid value for '--format'"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(run, loaded, arguments, message):

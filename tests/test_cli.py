@@ -61,9 +61,8 @@ CONTRACT = {
         "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
         "--budget": None, "--levers": None, "--lever-length": None, "--fresh": False,
-        "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--device": "cpu",
-        "--dtype": "float32",
-        "--format": "human",
+        "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--dry-run": False,
+        "--device": "cpu", "--dtype": "float32", "--format": "human",
     },
     "eval": {
         "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--max-kl": None,
@@ -92,13 +91,48 @@ def test_every_option_of_the_contract_is_there_and_explained(run, command):
     assert {name: option.default for name, option in found.items()} == CONTRACT[command]
     code, out, _ = run(command, "--help")
     assert code == 0
-    assert "Example: taylorder" in out
+    assert re.search(r"^Examples\n    taylorder ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+@pytest.mark.parametrize("command", [None, *COMMANDS, "claims"])
+def test_help_is_whole_at_every_width(run, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, err = run(*([] if command is None else [command]), "--help")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= width
+    assert not re.search(r"<\w+>|\[bold]|x>=", out)
+    lines = [line.strip() for line in out.splitlines()]
+    for name in options(command) if command is not None else COMMANDS:
+        assert any(re.match(rf"{name}( |$)", line) for line in lines), name
+
+
+def test_help_of_analyze_begins_with_the_budget(run):
+    lines = run("analyze", "-h")[1].splitlines()
+    headings = [line for line in lines if line and line[0].isupper() and not line.endswith(".")]
+    groups = ["Choose by budget", "Choose by tolerance", "Calibration", "Output and machine", "Options"]
+    assert [line for line in headings if line in groups] == groups
+    assert lines[lines.index("Choose by budget") + 1].startswith("  --budget SIZE|PERCENT|…  ")
+
+
+def test_commands_stand_in_the_order_of_use_below_three_examples(run):
+    out = run("--help")[1]
+    assert len(re.findall("^    taylorder ", out, re.MULTILINE)) == 3
+    named = re.findall(r"^  ([a-z-]+)  ", out, re.MULTILINE)
+    assert named[:5] == ["analyze", "eval", "generate", "show", "bench"]
+    assert out.index("\nResearch\n") < out.index("\n  claims ") < out.index("\n  compile-report ")
+
+
+def test_no_arguments_print_the_help_and_are_a_usage_error(run):
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert out == run("--help")[1]
 
 
 def test_progress_without_a_terminal_is_a_few_lines(capsys):
     with StderrProgress() as progress:
         for layer in range(1, 101):
-            progress("heads", layer, 100)
+            progress("heads of the layers", layer, 100)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
@@ -112,8 +146,8 @@ def test_progress_on_a_terminal_is_a_bar_per_stage(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     with StderrProgress() as progress:
-        progress("alpha", 2, 30)
-        progress("heads", 1, 30)
+        progress("spectra of the layers", 2, 30)
+        progress("heads of the layers", 1, 30)
     out, err = capsys.readouterr()
     assert out == ""
     assert "2/30" in err
@@ -138,13 +172,13 @@ def test_version_names_the_stack():
         (["--tolerance", "1.5"], "error: tolerance is '1.5', expected a number between 0 and 1"),
         (["--text", "/no/such/file"], "error: --text /no/such/file is not a file; name an existing text file"),
         (["--max-tokens", "100"], "error: --max-tokens is 100, fewer than one sequence of 1024"),
-        (["--max-order", "9"], "Invalid value for '--max-order'"),
-        (["--max-order", "0"], "Invalid value for '--max-order'"),
-        (["--window", "-1"], "Invalid value for '--window'"),
-        (["--context", "0"], "Invalid value for '--context'"),
-        (["--policy", "luck"], "Invalid value for '--policy'"),
-        (["--format", "xml"], "Invalid value for '--format'"),
-        (["--nonsense"], "No such option"),
+        (["--max-order", "9"], "error: invalid value for '--max-order'"),
+        (["--max-order", "0"], "error: invalid value for '--max-order'"),
+        (["--window", "-1"], "error: invalid value for '--window'"),
+        (["--context", "0"], "error: invalid value for '--context'"),
+        (["--policy", "luck"], "error: invalid value for '--policy'"),
+        (["--format", "xml"], "error: invalid value for '--format'"),
+        (["--nonsense"], "error: no such option: --nonsense; `taylorder analyze --help` lists what there is"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(run, tiny_model, tmp_path, arguments, message):
@@ -314,7 +348,7 @@ def test_eval_reads_the_alphas_of_the_run_beside_the_config(run, tiny_model, hel
         (["--max-kl", "nan"], "error: --max-kl is nan, expected a number of nats from 0 on"),
         (["--text", "/no/such/file"], "error: --text /no/such/file is not a file"),
         (["--out", "/"], "error: --out / is a directory; name a file"),
-        (["--tokens", "1"], "Invalid value for '--tokens'"),
+        (["--tokens", "1"], "error: invalid value for '--tokens'"),
     ],
 )
 def test_bad_options_of_eval_are_refused_before_anything_is_loaded(run, tiny_model, orders, arguments, message):

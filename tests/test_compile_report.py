@@ -276,8 +276,8 @@ def test_targets_and_head_dims_are_those_of_the_kernels():
             ["--head-dim", "72"],
             "error: --head-dim is 72, expected one of 16, 32, 64, 80, 96, 128, 256; heads in between run as the next",
         ),
-        (["--dtype", "float64"], "Invalid value for '--dtype'"),
-        (["--format", "xml"], "Invalid value for '--format'"),
+        (["--dtype", "float64"], "error: invalid value for '--dtype'"),
+        (["--format", "xml"], "error: invalid value for '--format'"),
         ([], "error: TRITON_INTERPRET is '1', with which Triton interprets and compiles nothing; unset it"),
     ],
 )

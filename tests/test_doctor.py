@@ -129,7 +129,7 @@ def test_the_report_fits_narrow_terminals(columns):
 def test_help_is_answered_at_once():
     heavy, code, out = heavy_imports("doctor", "--help")
     assert (heavy, code) == ([], 0)
-    assert "Example: taylorder doctor" in out
+    assert "Examples\n    taylorder doctor" in out
 
 
 def test_memory_is_what_the_container_leaves_of_what_the_system_has(tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_sampling_is_seeded(run, model, orders):
             "error: --max-new-tokens is 5, with 60 of the prompt 65, but the model sees 64 at most; ask for 4 or fewer",
         ),
         ("", ["--max-new-tokens", "5"], "error: the prompt has no tokens; write at least one word"),
-        ("x", ["--max-new-tokens", "0"], "Invalid value for '--max-new-tokens'"),
+        ("x", ["--max-new-tokens", "0"], "error: invalid value for '--max-new-tokens'"),
         ("x", ["--temperature", "-1"], "error: --temperature is -1.0, expected 0"),
         ("x", ["--temperature", "nan"], "error: --temperature is nan, expected 0"),
     ],

@@ -134,14 +134,14 @@ def test_a_loop_of_links_is_refused_before_any_work(run, nothing_loads, tmp_path
     ("arguments", "message"),
     [
         (["analyze", "--rows", "9" * 5000], "--rows is '9999"),
-        (["analyze", "--context", 10**30], "Invalid value for '--context'"),
+        (["analyze", "--context", 10**30], "error: invalid value for '--context'"),
         (["analyze", "--levers", ""], "--levers has ''"),
         (["analyze", "--lever-length", 16], "--lever-length is about levers"),
         (["analyze", "--fresh"], "--fresh is about levers"),
         (["eval", "--lengths", "9" * 5000], "--lengths is '9999"),
         (["bench", "--lengths", "9" * 5000], "--lengths is '9999"),
-        (["bench", "--seed", 2**64], "Invalid value for '--seed'"),
-        (["generate", "hi", "--config", "a", "--seed", 2**64], "Invalid value for '--seed'"),
+        (["bench", "--seed", 2**64], "error: invalid value for '--seed'"),
+        (["generate", "hi", "--config", "a", "--seed", 2**64], "error: invalid value for '--seed'"),
     ],
 )  # fmt: skip
 def test_numbers_beyond_all_use_and_options_without_one_are_refused_first(

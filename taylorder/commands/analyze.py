@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from taylorder.commands import options
 from taylorder.commands._choosing import Measured
+from taylorder.commands._planning import print_plan, timed
 from taylorder.commands._shared import (
     check_kind,
     check_texts,
@@ -18,6 +19,7 @@ from taylorder.commands._shared import (
     write_budgets,
 )
 from taylorder.errors import UsageError
+from taylorder.runs import run_files
 from taylorder.selection.settings import (
     DEFAULT_TIER,
     DEFAULTS,
@@ -33,48 +35,16 @@ if TYPE_CHECKING:
     from taylorder.analysis.tokens import Tokens
     from taylorder.evaluation.evaluate import Evaluation
     from taylorder.models.description import ModelDescription
+    from taylorder.models.loading import LoadedModel
     from taylorder.reports.budgets import BudgetsReport
     from taylorder.reports.progress import StderrProgress
     from taylorder.selection.by_tolerance import Selection
     from taylorder.selection.candidates import Lever
+    from taylorder.storage.stages import Plan
 
 
 def analyze(
     model: options.Model = None,
-    text: Annotated[
-        list[Path] | None,
-        options.path(
-            "Calibrate on this UTF-8 file; repeat for several.",
-            "--text",
-            default="the English that Python ships, and for levers its source code too",
-        ),
-    ] = None,
-    max_tokens: Annotated[int, options.number("Use so many tokens of the text.", 2)] = DEFAULTS.max_tokens,
-    sequence_length: Annotated[int, options.number("Cut them into sequences of N.", 2)] = DEFAULTS.sequence_length,
-    rows: Annotated[str, options.value("Measure N random query rows of each sequence.", "N|all")] = str(DEFAULTS.rows),
-    tolerance: Annotated[
-        str,
-        options.value(
-            "Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of about that "
-            "precision.",
-            "TIER|X",
-        ),
-    ] = DEFAULT_TIER,
-    max_order: Annotated[int, options.number("Measure orders 1 to N.", 1, max=8)] = DEFAULTS.max_order,
-    window: Annotated[int, options.number("Keep the true exponential for the last N keys.", 0)] = DEFAULTS.window,
-    sinks: Annotated[int, options.number("Keep the true exponential for the first N keys.", 0)] = DEFAULTS.sinks,
-    policy: Annotated[
-        PolicyName, options.value("Choose by measured error, or, to compare, by the alphas alone.")
-    ] = DEFAULTS.policy,
-    context: Annotated[
-        int | None,
-        options.number(
-            "Choose only orders whose state is no larger than the KV cache at N tokens.",
-            1,
-            "the model's maximum",
-            max=2**31,
-        ),
-    ] = DEFAULTS.context,
     budget: Annotated[
         str | None,
         options.value(
@@ -83,8 +53,20 @@ def analyze(
             "implies --levers all. Several with commas between them share what is measured and get a folder each.",
             "SIZE|PERCENT|…",
             False,
+            options.BUDGET,
         ),
     ] = None,
+    context: Annotated[
+        int | None,
+        options.number(
+            "Count cache bytes at N tokens; without --budget and --levers, choose only orders whose state is no larger "
+            "there than the KV cache.",
+            1,
+            "the model's maximum",
+            options.BUDGET,
+            max=2**31,
+        ),
+    ] = DEFAULTS.context,
     levers: Annotated[
         str | None,
         options.value(
@@ -92,39 +74,95 @@ def analyze(
             "--budget, the fewest bytes whose relative L2 error (root mean square over KV heads) meets --tolerance.",
             "all|LEVER,…",
             False,
+            options.BUDGET,
         ),
     ] = None,
     lever_length: Annotated[
         int | None,
-        options.number("Cut the text into sequences of N where levers are measured.", 2, "the context, 4096 at most"),
+        options.number(
+            "Cut the text into sequences of N where levers are measured.",
+            2,
+            "the context, 4096 at most",
+            options.BUDGET,
+        ),
     ] = DEFAULTS.lever_length,
     fresh: Annotated[
-        bool, options.flag("--fresh", "Measure levers anew instead of going on from an interrupted run.")
+        bool,
+        options.flag("--fresh", "Measure levers anew instead of going on from an interrupted run.", options.BUDGET),
     ] = False,
+    tolerance: Annotated[
+        str,
+        options.value(
+            "Allow this relative L2 error of a head's output: a number, or fp16, bf16 or int4 for one of about that "
+            "precision.",
+            "TIER|X",
+            group=options.TOLERANCE,
+        ),
+    ] = DEFAULT_TIER,
+    max_order: Annotated[
+        int, options.number("Measure orders 1 to N, 8 at most.", 1, group=options.TOLERANCE, max=8)
+    ] = DEFAULTS.max_order,
+    window: Annotated[
+        int, options.number("Keep the true exponential for the last N keys.", 0, group=options.TOLERANCE)
+    ] = DEFAULTS.window,
+    sinks: Annotated[
+        int, options.number("Keep the true exponential for the first N keys.", 0, group=options.TOLERANCE)
+    ] = DEFAULTS.sinks,
+    policy: Annotated[
+        PolicyName,
+        options.value("Choose by measured error, or, to compare, by the alphas alone.", group=options.TOLERANCE),
+    ] = DEFAULTS.policy,
+    text: Annotated[
+        list[Path] | None,
+        options.path(
+            "Calibrate on this UTF-8 file; repeat for several.",
+            "--text",
+            default="the English that Python ships, and for levers its source code too",
+            group=options.CALIBRATION,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, options.number("Use so many tokens of the text.", 2, group=options.CALIBRATION)
+    ] = DEFAULTS.max_tokens,
+    sequence_length: Annotated[
+        int, options.number("Cut them into sequences of N.", 2, group=options.CALIBRATION)
+    ] = DEFAULTS.sequence_length,
+    rows: Annotated[
+        str,
+        options.value("Measure N random query rows of each sequence.", "N|all", group=options.CALIBRATION),
+    ] = str(DEFAULTS.rows),
+    seed: Annotated[int, options.seed(options.CALIBRATION)] = DEFAULTS.seed,
     out: Annotated[
-        Path, options.path("Write orders.json, heads.csv, spectral.csv and report.json here.", "--out", "DIR")
-    ] = Path("taylorder-out"),
-    seed: options.Seed = DEFAULTS.seed,
-    per_head_alpha: Annotated[
-        bool, options.flag("--per-head-alpha", "Fit alpha to every head's slice too: noisy, and slow.")
-    ] = DEFAULTS.per_head_alpha,
-    no_eval: Annotated[
-        bool, options.flag("--no-eval", "Do not measure what the config does to the model's loss.")
-    ] = False,
+        Path,
+        options.path("Write the run here: config, report, page and tables.", "--out", "DIR", group=options.MACHINE),
+    ] = run_files.DEFAULT,
+    output: options.Format = "human",
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
-    output: options.Format = "human",
+    no_eval: Annotated[
+        bool,
+        options.flag("--no-eval", "Do not measure what the config does to the model's loss.", options.MACHINE),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        options.flag("--dry-run", "Print the stages of this run and what they would take.", options.MACHINE),
+    ] = False,
+    per_head_alpha: Annotated[
+        bool,
+        options.flag("--per-head-alpha", "Fit alpha to every head's slice too: noisy, and slow.", options.MACHINE),
+    ] = DEFAULTS.per_head_alpha,
 ) -> None:
-    """Measure a model, choose an order for every attention head, write the config and report.
+    """Measure a model, choose what every attention head runs, and write the config and a report.
 
-    With --budget or --levers it chooses among all ways to run a KV head, sinks and windows included, and takes a while;
-    an interrupted run goes on where it was. Ends with the losses of a few sequences of held-out text.
+    With --budget it chooses among all ways to run a KV head, for the cache you can spare. Without, it gives heads the
+    orders that keep to a tolerance, which on most models few heads do. Ends with the losses of a few sequences of
+    held-out text; an interrupted run with --budget goes on where it was.
 
-    Example: [bold]taylorder analyze gpt2 --window 64 --sinks 4 --out gpt2-out[/bold]
+    Example: taylorder analyze --budget 25% --context 1024
 
-    Example: [bold]taylorder analyze gpt2 --budget 64KiB --context 1024 --out gpt2-out[/bold]
+    Example: taylorder analyze gpt2 --budget 10%,25%,50% --context 1024 --out gpt2-budgets
 
-    Example: [bold]taylorder analyze gpt2 --budget 10%,25%,50% --context 1024 --out gpt2-budgets[/bold]
+    Example: taylorder analyze gpt2 --window 64 --sinks 4 --out gpt2-out
     """
     files, budgets = text or [], parse_budgets(budget) if budget is not None else ()
     several = len(budgets) > 1
@@ -175,6 +213,14 @@ def analyze(
         tokens = tokenise(loaded.tokenizer, words)
         for one, directory in runs:
             _announce(one, description, tokens, directory, progress)
+        plan = _plan([one for one, _ in runs], loaded, description, tokens, evaluated=not no_eval)
+        if dry_run:
+            progress.say("timing the model")
+            estimate = timed(plan, loaded.model, description, out)
+            progress.stop()
+            print_plan(estimate, description, output)
+            return
+        progress.follow(plan)
         heads = description.modules[0].heads
         progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
         measured = Measured(
@@ -197,6 +243,7 @@ def analyze(
         for number, (chosen_by, directory) in enumerate(runs):
             if several:
                 progress.say(f"budget {budgets[number].given}, {number + 1} of {len(runs)}")
+                progress.begin(budgets[number].given)
             again = fresh and number == 0  # the others go on from what the first one measured
             made.append(
                 measured.choose(chosen_by, directory, records=out / "records", fresh=again, evaluated=not no_eval)
@@ -208,6 +255,22 @@ def analyze(
         print_budgets(report, out, output)
     else:
         print_analysis(measured.analysis, *made[0], out, output)
+
+
+def _plan(
+    settings: Sequence[AnalyzeSettings],
+    loaded: LoadedModel,
+    description: ModelDescription,
+    tokens: Tokens,
+    *,
+    evaluated: bool,
+) -> Plan:
+    """The stages of this very run."""
+    from taylorder.selection.choice_text import kinds
+    from taylorder.selection.plan import Subject, analysis_plan
+
+    subject = Subject(loaded.model, description, len(tokens.ids), kinds(tokens.text))
+    return analysis_plan(subject, settings, evaluated=evaluated)
 
 
 def _report(

@@ -39,7 +39,7 @@ def bench(
 ) -> None:
     """Measure cache bytes and time per token, exact against adapted, by context length, on one thread.
 
-    Example: [bold]taylorder bench --config taylorder-out/orders.json --lengths 256,1024[/bold]
+    Example: taylorder bench --config taylorder-out/orders.json --lengths 256,1024
     """
     asked = options.parse_numbers("--lengths", lengths, 1)
 

@@ -12,13 +12,14 @@ from taylorder.commands._paths import named_by, path_of, run_folder
 from taylorder.commands._shared import check_writable, print_report
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
+from taylorder.runs import run_files
 
 if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
     from taylorder.claims.evidence import ModelEvidence
     from taylorder.reports.progress import StderrProgress
 
-_DEFAULT = Path("taylorder-out")
+_DEFAULT = run_files.DEFAULT
 _POOLED = Path("taylorder-claims")
 
 
@@ -26,9 +27,9 @@ def claims(
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[DIR]…",
+            metavar="DIR",
             show_default=str(_DEFAULT),
-            help="What `taylorder analyze --out` wrote, for each model, or a file in it.",
+            help=f"A run for each model: {options.A_RUN}.",
             parser=path_of("DIR"),
         ),
     ] = None,
@@ -62,9 +63,9 @@ def claims(
     Runs each model again for what its analysis does not hold, some minutes; what is finished is kept in DIR.
     Several models are pooled.
 
-    Example: [bold]taylorder claims taylorder-out[/bold]
+    Example: taylorder claims taylorder-out
 
-    Example: [bold]taylorder claims smollm2-out gemma-out minilm-out[/bold]
+    Example: taylorder claims smollm2-out gemma-out
     """
     chosen = [run_folder(directory) for directory in directories or [_DEFAULT]]
     if model is not None and len(chosen) > 1:

@@ -53,7 +53,7 @@ def compile_report(
 ) -> None:
     """Compile the Triton kernels without a GPU, and report registers, spills, shared memory and inner loops.
 
-    Example: [bold]taylorder compile-report --target sm_90 --head-dim 64[/bold]
+    Example: taylorder compile-report --target sm_90 --head-dim 64
     """
     chosen = _targets(targets)
     sizes = _head_dims(head_dims)

@@ -12,7 +12,7 @@ def doctor(output: options.Format = "human") -> None:
 
     Ends with exit code 1 only where something is broken that every command needs.
 
-    Example: [bold]taylorder doctor[/bold]
+    Example: taylorder doctor
     """
     from taylorder.commands._diagnosis import findings
     from taylorder.reports import doctor as report

@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Measure what a config costs in loss, beside exact attention and simpler uses of the same bytes.
 
-    Example: [bold]taylorder eval gpt2 --config gpt2-out/orders.json --lengths 1024[/bold]
+    Example: taylorder eval gpt2 --config gpt2-out/orders.json --lengths 1024
     """
     files = text or []
     asked = options.parse_numbers("--lengths", lengths, 2)

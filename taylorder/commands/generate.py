@@ -28,7 +28,7 @@ def generate(
     ],
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT|-]", help="Go on from this text; - reads standard input.", show_default=False),
+        typer.Argument(metavar="PROMPT|-", help="Go on from this text; - reads standard input.", show_default=False),
     ] = None,
     prompt_file: Annotated[
         Path | None, options.path("Go on from the text in this UTF-8 file, as it is.", "--prompt-file", default=False)
@@ -45,7 +45,7 @@ def generate(
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
 
-    Example: [bold]taylorder generate --prompt-file story.txt --config taylorder-out --compare[/bold]
+    Example: taylorder generate --prompt-file story.txt --config taylorder-out --compare
     """
     if not 0 <= temperature < math.inf:
         raise UsageError(f"--temperature is {temperature}, expected 0 (the likeliest token) or a positive number")

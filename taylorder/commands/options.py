@@ -14,24 +14,39 @@ _SHOWN = 60
 """Characters of an argument that a message repeats."""
 
 
-def value(text: str, metavar: str | None = None, default: str | bool = True, **more: Any) -> Any:
-    """An option, with what its help says of it and of its default."""
-    return typer.Option(help=text, metavar=metavar, show_default=default, **more)
+BUDGET, TOLERANCE = "Choose by budget", "Choose by tolerance"
+CALIBRATION, MACHINE = "Calibration", "Output and machine"
+"""Headings of options in the help."""
+
+A_RUN = "the folder that `taylorder analyze --out` wrote, or a file in it"
+"""What a run is, in the help of whatever takes one."""
 
 
-def flag(name: str, text: str) -> Any:
+def value(
+    text: str, metavar: str | None = None, default: str | bool = True, group: str | None = None, **more: Any
+) -> Any:
+    """An option, with what its help says of it and of its default, and under which heading."""
+    return typer.Option(help=text, metavar=metavar, show_default=default, rich_help_panel=group, **more)
+
+
+def flag(name: str, text: str, group: str | None = None) -> Any:
     """An option that is given or not."""
-    return typer.Option(name, help=text)
+    return typer.Option(name, help=text, rich_help_panel=group)
 
 
-def number(text: str, least: int, default: str | bool = True, **more: Any) -> Any:
+def number(text: str, least: int, default: str | bool = True, group: str | None = None, **more: Any) -> Any:
     """An option that is a whole number from ``least`` on."""
-    return value(text, "N", default, min=least, **more)
+    return value(text, "N", default, group, min=least, **more)
 
 
-def path(text: str, name: str, metavar: str = "FILE", default: str | bool = True) -> Any:
+def path(text: str, name: str, metavar: str = "FILE", default: str | bool = True, group: str | None = None) -> Any:
     """An option that is a path, or several; ``name`` is what messages call it."""
-    return value(text, metavar, default, parser=path_of(name))
+    return value(text, metavar, default, group, parser=path_of(name))
+
+
+def seed(group: str | None = None) -> Any:
+    """The seed."""
+    return number("Seed whatever is drawn: rows, sequences, tasks, tokens.", 0, group=group, max=2**32 - 1)
 
 
 _MODEL = {
@@ -41,12 +56,13 @@ _MODEL = {
 }
 Model = Annotated[str | None, typer.Argument(**_MODEL)]
 ModelOption = Annotated[str | None, typer.Option(**_MODEL)]
-Seed = Annotated[int, number("Seed whatever is drawn: rows, sequences, tasks, tokens.", 0, max=2**32 - 1)]
-Device = Annotated[str, value("Run on this torch device, such as cpu or cuda.", "NAME")]
+Seed = Annotated[int, seed()]
+Device = Annotated[str, value("Run on this torch device, such as cpu or cuda.", "NAME", group=MACHINE)]
 DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
-Dtype = Annotated[DtypeName, value("Hold weights and compute in this dtype; auto is the checkpoint's.")]
+Dtype = Annotated[DtypeName, value("Hold weights and compute in this dtype; auto is the checkpoint's.", group=MACHINE)]
 Format = Annotated[
-    Literal["human", "json"], typer.Option("--format", help="Print a report, or one JSON document and nothing else.")
+    Literal["human", "json"],
+    typer.Option("--format", help="Print a report, or one JSON document and nothing else.", rich_help_panel=MACHINE),
 ]
 
 

@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 def show(
     directory: Annotated[
         Path,
-        typer.Argument(
-            metavar="[DIR]", help="What `taylorder analyze --out` wrote, or a file in it.", parser=path_of("DIR")
-        ),
-    ] = Path("taylorder-out"),
+        typer.Argument(metavar="DIR", help=f"A run: {options.A_RUN}.", parser=path_of("DIR")),
+    ] = run_files.DEFAULT,
     svg: Annotated[Path | None, options.path("Draw the report into this SVG file instead.", "--svg")] = None,
     output: options.Format = "human",
 ) -> None:
     """Show the report of an earlier run again, without measuring.
 
-    Example: [bold]taylorder show taylorder-out[/bold]
+    Example: taylorder show taylorder-out
     """
     from taylorder.reports.analysis import sections
     from taylorder.runs import run_directory

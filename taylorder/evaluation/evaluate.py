@@ -30,6 +30,9 @@ from taylorder.storage.progress import Progress, silent
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TASKS = "tasks"
+"""A stage, as progress is told."""
+
 LENGTHS = (1024, 4096, 8192)
 """Tokens of a sequence unless asked for otherwise, those that the model allows."""
 
@@ -155,7 +158,7 @@ def evaluate(
     config.check(description)
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected a number from 0 on")
-    wanted = _lengths(lengths, description.max_context, tokens)
+    wanted = lengths_of(lengths, description.max_context, tokens)
     report = progress or silent
     exact = rivals.exact_everywhere(config)
     if alphas is None:
@@ -272,7 +275,7 @@ def evaluate_tasks(
     done, total = 0, len(tasks) * (1 + len(states))
 
     def report(now: int, _: int) -> None:
-        progress("tasks", done + now, total)
+        progress(TASKS, done + now, total)
 
     exact = run_tasks(model, tasks, report)
     results = [] if states else [TaskResults("exact", "the model as it is", summarise(exact, exact, seed))]
@@ -321,7 +324,7 @@ def _under(
     return [known[identity(outcome)] for outcome in exact]
 
 
-def _lengths(asked: Sequence[int] | None, max_context: int, tokens: int) -> tuple[int, ...]:
+def lengths_of(asked: Sequence[int] | None, max_context: int, tokens: int) -> tuple[int, ...]:
     """The lengths asked for, or those of the default that model and tokens allow, or the longest there is."""
     if asked is None:
         longest = min(max_context, tokens)

@@ -101,7 +101,7 @@ def _(block: Paragraph, width: int) -> Iterator[RenderableType]:
 
 @_rendered.register
 def _(block: Command, width: int) -> Iterator[RenderableType]:
-    yield Text(_folded(block.text, width - 6), style="bold", no_wrap=True, overflow="ignore")
+    yield Text(folded(block.text, width - 6), style="bold", no_wrap=True, overflow="ignore")
 
 
 @_rendered.register
@@ -131,7 +131,7 @@ def _(block: HeadGrid, width: int) -> Iterator[RenderableType]:
     yield from grid_lines(block, width, styled)
 
 
-def _folded(command: str, width: int) -> str:
+def folded(command: str, width: int) -> str:
     """A shell command over as many lines as it takes, so that it can still be copied."""
     lines = [""]
     for word in re.split(r" (?=--)", command):

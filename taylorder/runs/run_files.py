@@ -10,6 +10,9 @@ from pathlib import Path
 
 from taylorder.errors import TaylorderError
 
+DEFAULT = Path("taylorder-out")
+"""Where `taylorder analyze` writes a run, and where other commands look for one, unless told otherwise."""
+
 FILES = {
     "orders": "orders.json",
     "heads": "heads.csv",
