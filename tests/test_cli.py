@@ -46,7 +46,7 @@ def held_out(evaluates_on):
 SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
 
 
-COMMANDS = ("analyze", "show", "eval", "generate", "bench", "compile-report", "doctor")
+COMMANDS = ("analyze", "show", "eval", "generate", "bench", "compile-report", "check", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"], []])
@@ -80,6 +80,7 @@ CONTRACT = {
     "compile-report": {
         "--target": None, "--head-dim": None, "--dtype": "bfloat16", "--all-settings": False, "--format": "human",
     },
+    "check": {"--context": None, "--format": "human", "--device": "cpu", "--dtype": "float32"},
     "doctor": {"--format": "human"},
 }  # fmt: skip
 

@@ -30,6 +30,9 @@ from taylorder.storage.progress import Progress, silent
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TOKENS = 16384
+"""Used at every length unless asked for otherwise."""
+
 TASKS = "tasks"
 """A stage, as progress is told."""
 
@@ -107,7 +110,7 @@ def evaluate(
     description: ModelDescription | None = None,
     text: Text | str | None = None,
     lengths: Sequence[int] | None = None,
-    tokens: int = 16384,
+    tokens: int = TOKENS,
     alphas: Mapping[str, float | None] | None = None,
     tasks: bool = True,
     seed: int = 0,

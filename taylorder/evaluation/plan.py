@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taylorder.evaluation import continuations
+from taylorder.evaluation import continuations, task_prompts
 from taylorder.evaluation.comparison import stage_of
-from taylorder.evaluation.evaluate import TASKS, lengths_of
+from taylorder.evaluation.evaluate import TASKS, TOKENS, lengths_of
 from taylorder.models.description import ModelDescription
 from taylorder.storage.stages import Plan, Stage, Work, together
 
-CONTENDERS, ADAPTED = 7, 6
-"""What ``eval`` compares at most, and how many of them do not attend exactly."""
+ADAPTED = 6
+"""What ``eval`` compares the exact model with, at most."""
+
+_CASES = 4
+"""Prompts of every kind and length."""
+
+_LOGITS = 2**25
+"""Bytes of a block of logits, of each contender."""
 
 ADAPTED_NEAR = 2.0
 """Attention of a model that runs adapted, in passes of a near field over its scores."""
@@ -52,31 +58,33 @@ def comparison_stage(
     return Stage(stage_of(length), about, work, budget, most)
 
 
-def eval_plan(
-    description: ModelDescription, *, lengths: Sequence[int] | None, tokens: int, task_tokens: int, logits: int
-) -> Plan:
-    """The stages of ``taylorder eval``.
+def eval_plan(description: ModelDescription, *, lengths: Sequence[int] | None = None) -> Plan:
+    """The stages of ``taylorder eval`` on as many tokens as it takes unless told otherwise.
 
     Args:
         description: the model.
         lengths: as asked for, None for the default.
-        tokens: used at every length.
-        task_tokens: of the prompts of all tasks together; 0 leaves tasks and continuations out.
-        logits: bytes of the logits of one token.
 
     """
-    wanted = lengths_of(lengths, description.max_context, tokens)
-    stages = [comparison_stage(description, length, max(1, tokens // length), ADAPTED) for length in wanted]
-    if task_tokens:
-        made = continuations.PROMPTS * (continuations.PROMPT_TOKENS + continuations.NEW_TOKENS)
-        both = together(
-            exact_run(made, continuations.PROMPT_TOKENS), adapted_run(description, made, continuations.PROMPT_TOKENS)
-        )
-        about = f"{continuations.NEW_TOKENS} tokens after each of {continuations.PROMPTS} prompts, exact and adapted"
-        stages.append(Stage(continuations.STAGE, about, together(both, {"step": 2 * continuations.NEW_TOKENS})))
-        tried = together(exact_run(task_tokens, 1), together(adapted_run(description, task_tokens, 1), times=2))
-        stages.append(Stage(TASKS, "lookup, copy and recall, exact, with the config and with one window", tried))
-    return Plan(tuple(stages), states_bytes(description, max(wanted)) + 2**23 * 4 * CONTENDERS + logits)
+    wanted = lengths_of(lengths, description.max_context, TOKENS)
+    adapted = ADAPTED if description.causal else 3  # what the paper has, twice, and the config
+    stages = [comparison_stage(description, length, max(1, TOKENS // length), adapted) for length in wanted]
+    if description.causal:
+        prompt, new = continuations.PROMPT_TOKENS, continuations.NEW_TOKENS
+        read = continuations.PROMPTS * prompt
+        both = together(exact_run(read, prompt), adapted_run(description, read, prompt))
+        about = f"{new} tokens after each of {continuations.PROMPTS} prompts, exact and adapted"
+        # Tokens of all prompts are made together; each costs little more than that of one.
+        stages.append(Stage(continuations.STAGE, about, together(both, {"step": 2 * 2 * new})))
+        tried = [
+            together(exact_run(tokens, length), together(adapted_run(description, tokens, length), times=2))
+            for length in task_prompts.LENGTHS
+            if length <= description.max_context
+            for tokens in (length * len(task_prompts.KINDS) * _CASES,)
+        ]
+        if tried:
+            stages.append(Stage(TASKS, "lookup, copy and recall: exact, the config, one window", together(*tried)))
+    return Plan(tuple(stages), states_bytes(description, max(wanted)) + _LOGITS * (1 + adapted))
 
 
 def generate_plan(description: ModelDescription, *, prompt: int, new_tokens: int) -> Plan:
