@@ -99,12 +99,12 @@ def test_more_work_takes_longer(planned):
 
 def test_what_the_machine_lacks_is_said_with_a_way_out(analyze, monkeypatch):
     monkeypatch.setattr("taylorder.selection.speed.speed", lambda *_: SPEED)
-    monkeypatch.setattr(Machine, "here", lambda *_: Machine(2, 2**20, 2**10))
+    monkeypatch.setattr(Machine, "here", lambda *_: Machine(2, 2**10, 2**10))
     code, out, _ = analyze("--dry-run")
     words = " ".join(out.split())
     assert code == 0
     assert "lower --max-tokens" in words
-    assert "1 MiB are available" in words
+    assert "1 KiB are available" in words
     assert "name another disk with --out" in words
 
 

@@ -20,7 +20,7 @@ CAUTION = (
     "factor of two."
 )
 
-PROCESS_BYTES = 700 * 2**20
+PROCESS_BYTES = 900 * 2**20
 """Python, torch, transformers and WeightWatcher, loaded."""
 
 

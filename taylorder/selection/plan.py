@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from taylorder.adapt.probe import probe_width
 from taylorder.analysis import analyze
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.truncation import BLOCK_ELEMENTS, BLOCK_ROWS
@@ -31,13 +32,13 @@ from taylorder.storage.stages import Plan, Stage, Work, together
 BOTH_WAYS = 2.0
 """Forward and backward to the inputs alone, in forward passes."""
 
-LOSS_GRADIENT, KL_GRADIENT = 2.1, 2.8
+LOSS_GRADIENT, KL_GRADIENT = 2.5, 3.3
 """What the gradient of a loss costs, in losses."""
 
-IN_REACH = 0.35
-"""Share of the candidates that a config tried is compared with."""
+IN_REACH = 0.1
+"""Share of the candidates that a config tried is compared with: those in reach that no other was measured to beat."""
 
-ADAPTED_BOTH_WAYS = 4.0
+ADAPTED_BOTH_WAYS = 3.0
 """Attention of an adapted model, forward and backward, in passes of a near field over its scores."""
 
 _COPIES = 24
@@ -145,10 +146,13 @@ def _records(subject: Subject, settings: AnalyzeSettings) -> int:
     if not settings.with_levers:
         return 0
     keep = any(candidate.spec.near.kept for candidate in offer(subject.description, settings)[0])
-    widths = [module.head_dim + module.value_dim + 3 for module in subject.description.open_modules]
-    sequences = probes.FITTED if keep else 0
-    kv_heads = sum(module.kv_heads for module in subject.description.open_modules)
-    return kv_heads * (2**15 + 4 * max(widths) ** 2) + sequences * 8 * kv_heads * max(widths) ** 2
+    modules, sequences = subject.description.open_modules, probes.FITTED if keep else 0
+    return sum(
+        # Rows and rounds; two rotations in float32; the moment of the probe's features in float64.
+        module.kv_heads
+        * (2**14 + 8 * module.head_dim**2 + sequences * 8 * probe_width(module.head_dim, module.value_dim) ** 2)
+        for module in modules
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.future_attention import Reach, log_use
 from taylorder.analysis.losses import EXACT, has_language_model_head, language_model_head, token_losses
 from taylorder.analysis.truncation import Sweep, key_centres, measure
+from taylorder.errors import UnsupportedModelError
 from taylorder.kernels.spec import EXPANSIONS, MAX_ORDER, SINKS
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.running import leaving_no_trace, run_base
@@ -85,8 +86,13 @@ _Timed = Callable[[Callable[[], object]], float]
 def _loss(model: Any, ids: torch.Tensor, timed: _Timed) -> float:
     if not has_language_model_head(model):
         return 0.0
-    head, hidden = language_model_head(model), run_base(model, ids)[0]
-    return timed(lambda: token_losses(head, ids[0], {EXACT: hidden})) / TOKENS
+    try:
+        head = language_model_head(model)
+    except UnsupportedModelError:  # no losses are measured there
+        return 0.0
+    ids = ids.repeat(1, LENGTH // TOKENS)[0]
+    hidden = run_base(model, ids[None, :TOKENS])[0].repeat(LENGTH // TOKENS, 1)
+    return timed(lambda: token_losses(head, ids, {EXACT: hidden})) / LENGTH
 
 
 def _attend(layer: LayerTensors) -> torch.Tensor:
