@@ -45,6 +45,10 @@ class ConfigError(TaylorderError):
     """An ``orders.json`` is malformed, or does not belong to the model at hand."""
 
 
+class MissingConfigError(ConfigError, UsageError):
+    """The ``orders.json`` that was named is not there."""
+
+
 class NonFiniteError(TaylorderError):
     """A model has or makes NaN or infinities: in its weights, queries, keys, values, logits or losses."""
 

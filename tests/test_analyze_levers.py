@@ -222,9 +222,30 @@ def test_sequences_shorter_than_every_window_are_refused(analyze):
 def test_no_window_is_offered_that_hides_the_far_keys_of_a_longer_context(analyze, tmp_path):
     """On sequences of 48 tokens a near field of over 24 leaves too few rows with far keys to speak for 64 tokens."""
     for context, largest in ((48, 32), (64, 16)):
-        code, _, err = analyze("--budget", "1200B", "--context", context)
+        code, _, err = analyze("--budget", "1200B", "--context", context, "--fresh")
         assert code == 0, err
         assert max(int(row["window"]) + int(row["sinks"]) for row in lever_rows(tmp_path / "out")) == largest
+
+
+def test_a_run_within_a_budget_is_not_lost_unasked(analyze, tmp_path):
+    assert analyze("--budget", "700B")[0] == 0
+    code, _, err = analyze("--budget", "0.75KiB")
+    assert code == 0, err
+    assert "which this one replaces when it is finished: budget 700, now 768\n" in err
+    config = tmp_path / "out" / "orders.json"
+    before = config.read_bytes()
+    lost = f"error: {tmp_path}/out holds another run, which this one replaces when it is finished: "
+    code, out, err = analyze("--budget", "0.75KiB", "--seed", 3)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        f"{lost}seed 0, now 3; to measure it again takes long: name another --out, or add --fresh to replace it"
+    )
+    code, out, err = analyze()
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith("takes long: name another --out, or delete this one")
+    assert "policy levers, now error" in err
+    assert config.read_bytes() == before
+    assert analyze("--budget", "0.75KiB", "--seed", 3, "--fresh")[0] == 0
 
 
 def test_an_interrupted_run_goes_on_and_fresh_starts_over(analyze, tmp_path, monkeypatch):

@@ -49,11 +49,14 @@ def test_json_is_one_document_on_stdout(run, loads, tmp_path):
     assert err.splitlines()[0] == "loading some/model"
 
 
-def test_the_report_says_which_config_it_took_when_none_was_given(run, loaded):
+def test_the_config_is_that_of_the_default_run_when_none_is_named(run, loaded, orders, tmp_path, monkeypatch):
+    orders(2, expansion="mean", window=64, sinks=4).parent.rename(tmp_path / "taylorder-out")
+    monkeypatch.chdir(tmp_path)
     code, out, err = run("bench", "--lengths", "8,40", "--new-tokens", 2)
     assert code == 0, err
     assert out.startswith("taylorder bench: tiny\n")
-    assert "order 2 around the mean, window 64, 4 sinks for every head (no --config)" in " ".join(out.split())
+    assert "config    taylorder-out/orders.json" in out
+    assert loaded == ["tiny"], "the config names its model"
     assert "dequantised from Q4_0" in out
     assert "more than the 64 the model sees" in " ".join(out.split())
     assert "smaller at none in nominal bytes" in " ".join(out.split())
@@ -90,16 +93,19 @@ def test_bad_options_are_refused_before_anything_is_loaded(run, loaded, argument
     assert loaded == []
 
 
-def test_what_the_model_does_not_allow_is_refused(run, loaded, loads, tmp_path):
+def test_what_the_model_does_not_allow_is_refused(run, loaded, loads, orders, tmp_path, monkeypatch):
+    orders(2).parent.rename(tmp_path / "taylorder-out")
+    monkeypatch.chdir(tmp_path)
     code, out, err = run("bench", "--lengths", "64", "--new-tokens", 1)
     assert (code, out) == (2, "")
     assert "--lengths has 64, with 1 new tokens 65, but the model sees 64 at most; lower it to 63 or less" in err
     assert run("bench", "--new-tokens", 64)[0] == 2
     code, out, err = run("bench", "--config", tmp_path / "none.json")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "none.json does not exist" in err
     loads(tiny.bert(), name="bert")
-    code, out, err = run("bench", "--lengths", "8")
+    OrderConfig.uniform(describe(tiny.bert(), "bert"), 2).save(tmp_path / "bert" / "orders.json")
+    code, out, err = run("bench", "bert", "--lengths", "8")
     assert (code, out) == (3, "")
     assert "error: bert generates no text" in err
 
@@ -153,7 +159,7 @@ def test_the_words_admit_what_is_slower():
     config = OrderConfig.uniform(description, 2)
 
     def text(*rows, predicted=70):
-        report = generation.BenchReport(description, config, None, "note", Bench(rows, 16, predicted))
+        report = generation.BenchReport(description, config, "orders.json", Bench(rows, 16, predicted))
         return " ".join(generation.sentences(report))
 
     slow = text(row(8, 1.0, 3.0), row(16, 2.0, 3.0))

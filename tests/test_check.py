@@ -40,7 +40,7 @@ def test_a_supported_model_has_its_cache_and_every_command(run, checked, saved):
         "bytes_per_token": 128, "context": 50, "bytes": 6400, "sliding_bytes": 0, "kv_heads": 4,
     }  # fmt: skip
     plans = {command["command"].split()[0]: command for command in document["commands"]}
-    assert list(plans) == ["analyze", "eval", "generate,"]
+    assert list(plans) == ["analyze", "eval,", "generate,"]
     assert all(command["seconds"] > 0 for command in document["commands"])
     assert plans["analyze"]["disk_bytes"] > 0
     assert document["commands"][1]["command"] == f"analyze {saved} --budget 25% --context {tiny.CONTEXT}"

@@ -202,7 +202,7 @@ def test_a_prompt_may_fill_the_context(run, model, orders):
 
 def test_configs_that_are_missing_or_of_other_models_are_refused(run, model, loads, tmp_path, tiny_tokenizer):
     code, out, err = run("generate", "x", "--config", tmp_path / "none.json")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "none.json does not exist" in err
     assert model.loaded == []
     OrderConfig.uniform(describe(tiny.qwen3(), "other"), 2).save(tmp_path / "other.json")

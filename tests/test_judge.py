@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -280,13 +281,51 @@ def evaluated(model, tokenizer, config, **options):
 
 def test_rivals_stand_beside_the_config_at_its_bytes(llama, tiny_tokenizer):
     model, description = llama
-    found = evaluated(model, tiny_tokenizer, OrderConfig.uniform(description, 2, "mean", 8, 2))
+    config = OrderConfig.uniform(description, 2, "mean", 8, 2)
+    found = evaluated(model, tiny_tokenizer, config, every_rival=True)
     assert not found.exact_everywhere
     assert [(each.length, each.sequences) for each in found.comparisons] == [(16, 6), (48, 2)]
     names = [standing.name for standing in found.comparisons[1].standings]
     assert names == ["exact", "config", "window", "one order", "alphas", "paper", "paper, raw"]
     config, window = (found.comparisons[1].standing(name) for name in ("config", "window"))
     assert config.nominal_bytes - 32 < window.nominal_bytes <= config.nominal_bytes
+
+
+def test_what_runs_and_how_long_it_takes_is_said_first(llama, tiny_tokenizer):
+    model, description = llama
+    config, told, stages = OrderConfig.uniform(description, 2, "mean", 8, 2), [], []
+
+    def progress(stage, done, total):
+        stages.append((stage, done, total, len(told)))
+
+    found = evaluated(model, tiny_tokenizer, config, progress=progress, say=told.append)
+    assert [standing.name for standing in found.comparisons[0].standings] == [
+        "exact", "config", "window", "one order", "alphas"
+    ]  # fmt: skip
+    assert told[0] == (
+        "to run: exact, config, window, one order, alphas; each on sequences of the text, 6 of 16 tokens and 2 of 48 "
+        "tokens"
+    )
+    assert re.fullmatch(r"that takes about \d+ s in all, by the first sequence", told[1])
+    assert len(told) == 2
+    first = stages.index(("runs of 16 tokens", 5, 30, 1))
+    assert stages[first + 1][3] == 2, "after the first sequence"
+
+
+@pytest.mark.parametrize(
+    ("criterion", "lengths"),
+    [
+        ({"policy": "levers", "context": 64}, [64]),
+        ({"policy": "error", "context": 24}, [24]),
+        ({"policy": "error", "context": 64}, [64]),
+        ({"policy": "levers", "context": 4096}, [64]),
+    ],
+)
+def test_the_length_is_the_context_that_the_config_was_chosen_for(llama, tiny_tokenizer, criterion, lengths):
+    model, description = llama
+    config = OrderConfig.uniform(description, 2, "mean", 8, 2).model_copy(update={"criterion": criterion})
+    found = evaluated(model, tiny_tokenizer, config, lengths=None)
+    assert [comparison.length for comparison in found.comparisons] == lengths
 
 
 @pytest.mark.parametrize(
@@ -306,7 +345,7 @@ def test_nonsense_is_refused(llama, tiny_tokenizer, options, words):
 
 def test_a_config_that_is_exact_is_not_compared_with_anything_at_equal_bytes(llama, tiny_tokenizer):
     model, description = llama
-    found = evaluated(model, tiny_tokenizer, OrderConfig.uniform(description, "exact"), lengths=(16,))
+    found = evaluated(model, tiny_tokenizer, OrderConfig.uniform(description, "exact"), lengths=(16,), every_rival=True)
     assert found.exact_everywhere
     assert [standing.name for standing in found.comparisons[0].standings] == ["exact", "paper", "paper, raw"]
 

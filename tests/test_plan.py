@@ -12,7 +12,7 @@ from taylorder.commands import _planning
 from taylorder.reports.plan import Estimate, duration
 from taylorder.reports.progress import StderrProgress
 from taylorder.storage.machine import Machine
-from taylorder.storage.stages import Plan, Stage, together
+from taylorder.storage.stages import Stage, StagePlan, together
 
 SMALL = ("--max-tokens", 96, "--sequence-length", 32, "--rows", 4, "--max-order", 2)
 BUDGET = ("--lever-length", 48, "--budget", "600B")
@@ -112,7 +112,7 @@ def test_options_that_do_not_fit_are_refused_by_a_dry_run_too(analyze):
     assert analyze("--dry-run", "--budget", "1B", "--lever-length", 48)[0] == 2
 
 
-PLAN = Plan((Stage("one", "", {"token": 2}), Stage("two", "", {"pair": 3}, "a"), Stage("two", "", {}, "b")), 0)
+PLAN = StagePlan((Stage("one", "", {"token": 2}), Stage("two", "", {"pair": 3}, "a"), Stage("two", "", {}, "b")), 0)
 
 
 def test_stages_that_have_nothing_to_do_are_passed_over(capsys):

@@ -414,19 +414,21 @@ def test_tolerances_are_placed_among_the_tiers(tolerance, words):
     assert words in verdict.tier(tolerance)
 
 
+BUDGETED = "taylorder analyze smollm2-135m --context 1024 --budget 25% --out taylorder-out-25percent"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("built-in", {}, "taylorder analyze smollm2-135m --window 64 --sinks 4 --out taylorder-out-window-64"),
-        ("window", {}, "taylorder analyze smollm2-135m --window 256 --sinks 4 --out taylorder-out-window-256"),
-        ("some", {}, "taylorder eval smollm2-135m --config taylorder-out/orders.json"),
+        ("built-in", {}, BUDGETED),
+        ("window", {}, BUDGETED),
+        ("some", {}, BUDGETED),
         ("built-in", {"policy": "alpha"}, "taylorder analyze smollm2-135m --out taylorder-out"),
         ("all sliding", {}, "taylorder show taylorder-out"),
         (
             "built-in",
             {"tolerance": 0.01, "context": 4096},
-            "taylorder analyze smollm2-135m --tolerance 0.01 --window 64 --sinks 4 --context 4096 "
-            "--out taylorder-out-window-64",
+            "taylorder analyze smollm2-135m --tolerance 0.01 --context 4096 --budget 25% --out taylorder-out-25percent",
         ),
     ],
 )

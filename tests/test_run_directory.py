@@ -205,18 +205,20 @@ def test_a_run_of_other_settings_is_announced(written):
         "text_sha256": measured.calibration.text_sha256, "tokens": measured.calibration.tokens, "seed": 0, "window": 0,
         "policy": "error", "context": chosen.context, "budget": None,
     }  # fmt: skip
-    assert run_directory.replaces(written, model=measured.model, **settings) is None
+    same = run_directory.replaces(written, model=measured.model, **settings)
+    assert same.sentence == f"{written} holds a run of these settings, which this one replaces when it is finished"
     assert run_directory.replaces(written / "none", model=measured.model, **settings) is None
     (written / "heads.csv").unlink()
-    assert run_directory.replaces(written, model=measured.model, **settings | {"seed": 7, "budget": 4096}) == (
+    assert run_directory.replaces(written, model=measured.model, **settings | {"seed": 7, "budget": 4096}).sentence == (
         f"{written} holds another run, which this one replaces when it is finished: seed 0, now 7; budget none, now "
         "4096"
     )
     other = synthetic.replaced(measured.model, name="other", fingerprint="sha256:89")
     told = run_directory.replaces(written, model=other, **settings)
-    assert told.endswith(": of smollm2-135m (sha256:0123456789abcdef), not other (sha256:89)")
+    assert not told.lost, "it was measured in minutes"
+    assert told.sentence.endswith(": of smollm2-135m (sha256:0123456789abcdef), not other (sha256:89)")
     (written / "report.json").write_text("{")
-    assert "report.json is damaged (" in run_directory.replaces(written, model=other, **settings)
+    assert "report.json is damaged (" in run_directory.replaces(written, model=other, **settings).sentence
 
 
 def drop_last_line(path):
@@ -296,8 +298,9 @@ def test_a_run_of_another_version_is_announced_before_it_is_replaced(written):
     path = written / "report.json"
     path.write_text(path.read_text(encoding="utf-8").replace("report@2", "report@1"), encoding="utf-8")
     said = run_directory.replaces(written, model=small()[0].model)
-    assert said is not None
-    assert said.startswith(f"{written} holds another run, which this one replaces when it is finished: {path} has sch")
+    assert said.sentence.startswith(
+        f"{written} holds another run, which this one replaces when it is finished: {path} has sch"
+    )
 
 
 def test_what_is_no_run_is_called_what_it_is(tmp_path):

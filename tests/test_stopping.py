@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -223,8 +224,8 @@ def test_an_error_without_a_name_says_too_what_is_kept():
 
 
 def test_a_run_of_other_settings_is_announced_and_the_same_is_not(analyze):
-    assert "holds another run" not in analyze("--no-eval")[2]
-    assert "holds another run" not in analyze("--no-eval")[2]
+    assert "which this one replaces" not in analyze("--no-eval")[2]
+    assert "out holds a run of these settings, which this one replaces" in analyze("--no-eval")[2]
     err = analyze("--no-eval", "--seed", 3, "--max-tokens", 64)[2]
     assert "which this one replaces when it is finished: tokens 96, now 64; seed 0, now 3\n" in err
 
@@ -242,11 +243,12 @@ def test_sigterm_ends_a_command_as_ctrl_c_does():
 
 def test_a_run_stands_where_a_model_does(analyze, run, tmp_path, monkeypatch):
     assert analyze("some/model", "--no-eval", "--policy", "alpha")[0] == 0
-    names = []
+    names, dtypes = [], []
     substitute = loading.load  # what the fixture put there
 
     def loaded(name, **options):
         names.append(name)
+        dtypes.append(options["dtype"])
         return substitute(name, **options)
 
     monkeypatch.setattr("taylorder.models.loading.load", loaded)
@@ -257,10 +259,32 @@ def test_a_run_stands_where_a_model_does(analyze, run, tmp_path, monkeypatch):
     assert [code for code, _, _ in whole] == [0] * 4
     assert len({printed for _, printed, _ in whole}) == 1
     assert run("bench", out / "heads.csv", "--lengths", 8, "--new-tokens", 1)[0] == 0
-    assert names == ["some/model"] * 5
+    assert run("bench", out, "--lengths", 8, "--new-tokens", 1, "--dtype", "float16")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "taylorder-out")
+    assert run("bench", "--lengths", 8, "--new-tokens", 1)[0] == 0
+    assert names == ["some/model"] * 7
+    assert dtypes == ["float32"] * 5 + ["float16", "float32"]
     code, _, err = run("eval", "--config", tmp_path)
     assert (code, err) == (2, f"error: {tmp_path} has no orders.json; name a config file, or what `taylorder analyze "
                               "--out` wrote\n")  # fmt: skip
+
+
+def test_a_run_is_read_from_anywhere_with_the_model_and_dtype_of_its_analysis(run, saved, monkeypatch, tmp_path):
+    monkeypatch.setattr("taylorder.analysis.analyze.fit_spectra", lambda *_, **__: [])
+    monkeypatch.chdir(saved.parent)
+    small = ("--text", saved / "words.txt", "--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 2)
+    code, _, err = run("analyze", saved.name, *small, "--dtype", "bfloat16", "--no-eval", "--out", tmp_path / "out")
+    assert code == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    options = ("--lengths", 8, "--new-tokens", 1, "--format", "json")
+    code, out, err = run("bench", "--config", "../out", *options)
+    assert code == 0, err
+    assert json.loads(out)["dtype"] == "bfloat16"
+    assert err.splitlines()[0] == f"loading {saved}"
+    monkeypatch.chdir(saved.parent)
+    assert run("bench", tmp_path / "out", *options)[2].splitlines()[0] == f"loading {saved.name}"
 
 
 def test_a_model_that_only_the_run_knows_is_asked_for(analyze, run, tmp_path, monkeypatch):

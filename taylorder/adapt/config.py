@@ -36,7 +36,7 @@ from taylorder.adapt.decisions import (
     check_ranks,
 )
 from taylorder.adapt.probe import probe_width
-from taylorder.errors import ConfigError
+from taylorder.errors import ConfigError, MissingConfigError
 from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_group, grouped, keeps_keys
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule, ModelDescription
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 __all__ = ["HeadOrder", "LayerOrders", "ModelIdentity", "OrderConfig", "described"]
+
+_SHOWN = len("sha256:") + 12
+"""Characters of a fingerprint that a message repeats."""
 
 
 class OrderConfig(Strict):
@@ -277,7 +280,7 @@ class OrderConfig(Strict):
         try:
             document = read_json(path)
         except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist; `taylorder analyze` writes one") from None
+            raise MissingConfigError(f"{path} does not exist; `taylorder analyze` writes one") from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error.strerror}); name an orders.json") from error
         except ValueError as error:
@@ -373,8 +376,8 @@ class OrderConfig(Strict):
         if self.model.fingerprint != there.fingerprint:
             remedy = way_out_of_rounding(self.calibration.get("dtype"), model.dtype)
             raise ConfigError(
-                f"the config was made for weights {self.model.fingerprint} ({self.model.name}), the model has "
-                f"{there.fingerprint} ({there.name}); "
+                f"the config was made for weights {self.model.fingerprint[:_SHOWN]} ({self.model.name}), the model has "
+                f"{there.fingerprint[:_SHOWN]} ({there.name}); "
                 f"{remedy or 'name the model it was made for, or run `taylorder analyze` on this model'}"
             )
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from taylorder.errors import TaylorderError, UsageError
+from taylorder.errors import UsageError
 from taylorder.runs import run_files
 
-_CONFIG = run_files.FILES["orders"]
+CONFIG = run_files.FILES["orders"]
 
 _LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 """What may be wrong with a path that is looked into later, or made."""
@@ -52,40 +51,10 @@ def run_folder(path: Path) -> Path:
 def config_file(path: Path) -> Path:
     """The config that a path means: the file itself, or the config of the run that it is or is a file of."""
     folder = run_folder(path)
-    if not folder.is_dir() or path.name == _CONFIG:
+    if not folder.is_dir() or path.name == CONFIG:
         return path
-    if not (folder / _CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         if (sentence := run_files.several_runs(folder)) is not None:
             raise UsageError(sentence)
-        raise UsageError(f"{folder} has no {_CONFIG}; name a config file, or what `taylorder analyze --out` wrote")
-    return folder / _CONFIG
-
-
-def run_and_config(model: str | None, config: Path | None) -> tuple[Path | None, Path | None]:
-    """The run that stands where MODEL does, by its folder or a file in it, and the config that it or --config means.
-
-    None for what there is not: MODEL is a model, or there is no config.
-    """
-    run = path_of("MODEL")(model) if model is not None and config is None else None
-    if run is not None and not (run_folder(run) / _CONFIG).is_file():
-        run = None
-    meant = config or run
-    return run, None if meant is None else config_file(meant)
-
-
-def model_of_run(run: Path, named: str) -> str:
-    """The model that a run is about: its own folder if it lies in one, else the one its config names."""
-    folder = run_folder(run)
-    return str(folder) if (folder / "config.json").is_file() else named
-
-
-@contextmanager
-def named_by(run: Path | None, name: str | None, way_out: str) -> Iterator[None]:
-    """Where the model that a run names is not to be found, say who named it and what to do; nothing without a run."""
-    try:
-        yield
-    except TaylorderError as error:
-        if run is not None and name is not None and not Path(name).expanduser().exists():
-            sentence = str(error).removesuffix(".")
-            error.args = (f"{sentence}; {run} names it so, perhaps as seen from another folder: {way_out}",)
-        raise
+        raise UsageError(f"{folder} has no {CONFIG}; name a config file, or what `taylorder analyze --out` wrote")
+    return folder / CONFIG

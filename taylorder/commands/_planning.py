@@ -10,10 +10,10 @@ from taylorder.commands._shared import print_report
 if TYPE_CHECKING:
     from taylorder.models.description import ModelDescription
     from taylorder.reports.plan import Estimate
-    from taylorder.storage.stages import Plan
+    from taylorder.storage.stages import StagePlan
 
 
-def timed(plan: Plan, model: Any, description: ModelDescription, out: Path) -> Estimate:
+def timed(plan: StagePlan, model: Any, description: ModelDescription, out: Path) -> Estimate:
     """Time the model for a few seconds, and say what a plan will take on this machine."""
     from taylorder.models.running import weights_bytes
     from taylorder.reports.plan import Estimate

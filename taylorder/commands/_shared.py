@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taylorder.commands._paths import named_by
+from taylorder.commands._subject import ToLoad, named_by
 from taylorder.errors import UsageError
 from taylorder.runs import run_files
 
@@ -25,17 +25,15 @@ if TYPE_CHECKING:
     from taylorder.selection.run_levers import LeverRun
 
 
-def load_described(
-    model: str | None, device: str, dtype: str, progress: StderrProgress, run: Path | None = None
-) -> tuple[LoadedModel, ModelDescription]:
-    """Load a model, the built-in one for None, and describe it; ``run`` is the run that named it, if one did."""
-    progress.say(f"loading {model or 'the built-in model'}")
+def load_described(to_load: ToLoad, device: str, progress: StderrProgress) -> tuple[LoadedModel, ModelDescription]:
+    """Load a model, the built-in one for None, and describe it."""
+    progress.say(f"loading {to_load.model or 'the built-in model'}")
 
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
 
-    with named_by(run, model, "name the model itself, and the run with --config"):
-        loaded = load(model, device=device, dtype=dtype)
+    with named_by(to_load.named_by, to_load.model, "name the model itself, and the run with --config"):
+        loaded = load(to_load.model, device=device, dtype=to_load.dtype, revision=to_load.revision)
     return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
 
 

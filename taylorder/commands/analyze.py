@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from taylorder.reports.progress import StderrProgress
     from taylorder.selection.by_tolerance import Selection
     from taylorder.selection.candidates import Lever
-    from taylorder.storage.stages import Plan
+    from taylorder.storage.stages import StagePlan
 
 
 def analyze(
@@ -88,7 +88,11 @@ def analyze(
     ] = DEFAULTS.lever_length,
     fresh: Annotated[
         bool,
-        options.flag("--fresh", "Measure levers anew instead of going on from an interrupted run.", options.BUDGET),
+        options.flag(
+            "--fresh",
+            "Measure levers anew instead of going on from an earlier run, which may be of other settings.",
+            options.BUDGET,
+        ),
     ] = False,
     tolerance: Annotated[
         str,
@@ -212,7 +216,7 @@ def analyze(
             _refuse_the_same([one for one, _ in runs], description)
         tokens = tokenise(loaded.tokenizer, words)
         for one, directory in runs:
-            _announce(one, description, tokens, directory, progress)
+            _announce(one, description, tokens, directory, progress, fresh)
         plan = _plan([one for one, _ in runs], loaded, description, tokens, evaluated=not no_eval)
         if dry_run:
             progress.say("timing the model")
@@ -264,12 +268,12 @@ def _plan(
     tokens: Tokens,
     *,
     evaluated: bool,
-) -> Plan:
+) -> StagePlan:
     """The stages of this very run."""
     from taylorder.selection.choice_text import kinds
-    from taylorder.selection.plan import Subject, analysis_plan
+    from taylorder.selection.plan import ModelAndText, analysis_plan
 
-    subject = Subject(loaded.model, description, len(tokens.ids), kinds(tokens.text))
+    subject = ModelAndText(loaded.model, description, len(tokens.ids), kinds(tokens.text))
     return analysis_plan(subject, settings, evaluated=evaluated)
 
 
@@ -313,16 +317,25 @@ def _refuse_unfit(settings: AnalyzeSettings, fresh: bool) -> None:
 
 
 def _announce(
-    settings: AnalyzeSettings, description: ModelDescription, tokens: Tokens, out: Path, progress: StderrProgress
+    settings: AnalyzeSettings,
+    description: ModelDescription,
+    tokens: Tokens,
+    out: Path,
+    progress: StderrProgress,
+    fresh: bool,
 ) -> None:
-    """Say which run this one will replace."""
+    """Say which run this one will replace; refuse to lose measurements of levers without having been told so."""
     from taylorder.runs import run_directory
 
     expected = settings.in_report(description)
     used = tokens.first(expected["sequence_length"], settings.max_tokens).numel()
     earlier = run_directory.replaces(out, model=description, text_sha256=tokens.text.sha256, tokens=used, **expected)
-    if earlier:
-        progress.say(earlier)
+    if earlier is None:
+        return
+    if earlier.lost and not fresh:
+        more = ", or add --fresh to replace it" if settings.with_levers else ", or delete this one"
+        raise UsageError(f"{earlier.sentence}; to measure it again takes long: name another --out{more}")
+    progress.say(earlier.sentence)
 
 
 def _parse_levers(text: str) -> frozenset[Lever]:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from taylorder.commands import options
-from taylorder.commands._paths import model_of_run, run_and_config
 from taylorder.commands._shared import load_described, print_report
+from taylorder.commands._subject import subject
 from taylorder.errors import UsageError
 
 _LENGTHS = (256, 1024, 4096)
-_ORDER, _WINDOW, _SINKS = 2, 64, 4
 
 
 def bench(
-    model: options.Model = None,
-    config: Annotated[
-        Path | None,
-        options.path(
-            "Run with this orders.json, or that of a run; MODEL may be a run instead.",
-            "--config",
-            "FILE|DIR",
-            f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks",
-        ),
-    ] = None,
+    model: options.ModelOfRun = None,
+    config: options.Config = None,
     lengths: Annotated[
         str | None,
         options.value(
@@ -34,40 +24,30 @@ def bench(
     new_tokens: Annotated[int, options.number("Feed N tokens one by one after each context.", 1)] = 16,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOfRun = None,
     output: options.Format = "human",
 ) -> None:
     """Measure cache bytes and time per token, exact against adapted, by context length, on one thread.
 
-    Example: taylorder bench --config taylorder-out/orders.json --lengths 256,1024
+    Example: taylorder bench --lengths 256,1024
     """
     asked = options.parse_numbers("--lengths", lengths, 1)
 
-    from taylorder.adapt.config import OrderConfig
-
-    run, path = run_and_config(model, config)
-    chosen = None if path is None else OrderConfig.load(path)
-    if run is not None and chosen is not None:
-        model = model_of_run(run, chosen.model.name)
+    about = subject(model, config, dtype)
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(model, device, dtype, progress, run)
+        loaded, description = load_described(about.to_load, device, progress)
+        about.config.check(description)
 
         from taylorder.evaluation.timing import bench as measure
         from taylorder.reports import generation
 
-        if chosen is None:
-            chosen = OrderConfig.uniform(description, _ORDER, "mean", _WINDOW, _SINKS)
-            note = f"order {_ORDER} around the mean, window {_WINDOW}, {_SINKS} sinks for every head (no --config)"
-        else:
-            chosen.check(description)
-            note = "--config" if run is None else str(path)
         measured = measure(
             loaded.model,
             description,
-            chosen,
+            about.config,
             lengths=_lengths(asked, description.max_context, new_tokens),
             new_tokens=new_tokens,
             seed=seed,
@@ -75,9 +55,8 @@ def bench(
         )
         report = generation.BenchReport(
             model=description,
-            config=chosen,
-            config_path=None if path is None else str(path),
-            note=note,
+            config=about.config,
+            config_path=str(about.path),
             bench=measured,
             seed=seed,
             device=device,

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from taylorder.commands import options
 from taylorder.commands._shared import load_described, print_report
+from taylorder.commands._subject import ToLoad
 from taylorder.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from taylorder.models.description import ModelDescription
     from taylorder.models.loading import LoadedModel
-    from taylorder.reports.check import CheckReport, Command
+    from taylorder.reports.check import CheckReport, CommandPlan
 
 BUDGET = "25%"
 """What ``analyze --budget`` is estimated for."""
@@ -62,7 +63,7 @@ def _checked(model: str | None, context: int | None, device: str, dtype: str) ->
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(model, device, dtype, progress)
+        loaded, description = load_described(ToLoad(model, dtype), device, progress)
         progress.say("timing the model")
 
         from taylorder.models.running import weights_bytes
@@ -81,19 +82,19 @@ def _checked(model: str | None, context: int | None, device: str, dtype: str) ->
         )
 
 
-def _commands(loaded: LoadedModel, description: ModelDescription) -> list[Command]:
+def _commands(loaded: LoadedModel, description: ModelDescription) -> list[CommandPlan]:
     """Every command with its plan, or why it is not for this model."""
     from taylorder.analysis.text import calibration_text
     from taylorder.analysis.tokens import tokenise
     from taylorder.evaluation.plan import eval_plan, generate_plan
     from taylorder.models.sources import BUILTIN
-    from taylorder.reports.check import Command
+    from taylorder.reports.check import CommandPlan
     from taylorder.selection.choice_text import kinds
-    from taylorder.selection.plan import Subject, analysis_plan
+    from taylorder.selection.plan import ModelAndText, analysis_plan
     from taylorder.selection.settings import AnalyzeSettings, Budget
 
     tokens = tokenise(loaded.tokenizer, calibration_text())
-    subject = Subject(loaded.model, description, len(tokens.ids), kinds(tokens.text))
+    subject = ModelAndText(loaded.model, description, len(tokens.ids), kinds(tokens.text))
     context = min(CONTEXT, description.max_context)
     prompt = min(PROMPT, description.max_context // 2)
     new_tokens = min(NEW_TOKENS, description.max_context // 2)
@@ -112,16 +113,15 @@ def _commands(loaded: LoadedModel, description: ModelDescription) -> list[Comman
     plans = {
         f"analyze{name}": lambda: analysis_plan(subject, [AnalyzeSettings()], evaluated=True),
         f"analyze{name} --budget {BUDGET} --context {context}": budgeted,
-        "eval": lambda: eval_plan(description),
-        f"eval --lengths {context}": lambda: eval_plan(description, lengths=[context]),
+        f"eval, at {context} tokens": lambda: eval_plan(description, [context]),
         f"generate, {new_tokens} tokens after {prompt}": generated,
     }
     commands = []
     for command, plan in plans.items():
         try:
-            commands.append(Command(command, plan()))
+            commands.append(CommandPlan(command, plan()))
         except (UnsupportedModelError, UsageError) as error:
-            commands.append(Command(command, None, str(error)))
+            commands.append(CommandPlan(command, None, str(error)))
     return commands
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands import options
-from taylorder.commands._paths import named_by, path_of, run_folder
+from taylorder.commands._paths import path_of, run_folder
 from taylorder.commands._shared import check_writable, print_report
 from taylorder.commands._stopping import kept
+from taylorder.commands._subject import ToLoad, model_of_run, named_by
 from taylorder.errors import UsageError
 from taylorder.runs import run_files
 
@@ -38,7 +39,7 @@ def claims(
         options.value(
             "Load the model of the one DIR from here: Hub id, model folder or .gguf file.",
             "MODEL",
-            "the name in the report",
+            "the run's",
         ),
     ] = None,
     out: Annotated[
@@ -53,9 +54,7 @@ def claims(
     tables: Annotated[bool, options.flag("--tables", "Also print the rules and the tables behind them.")] = False,
     fresh: Annotated[bool, options.flag("--fresh", "Measure anew instead of reading what was measured.")] = False,
     device: options.Device = "cpu",
-    dtype: Annotated[
-        options.DtypeName | None, options.value("Hold weights and compute in this dtype.", default="the analysis's")
-    ] = None,
+    dtype: options.DtypeOfRun = None,
     output: options.Format = "human",
 ) -> None:
     """Test what is said about truncated attention on models that were analysed: a verdict each, with its evidence.
@@ -136,16 +135,19 @@ def _evidence(
     from taylorder.claims.measure import measure, measured_before
 
     records = directory / "records-claims"
-    used = dtype or analysis.model.dtype
+    if model is None:
+        to_load = model_of_run(directory, analysis.model.name, analysis.model, dtype)
+    else:
+        to_load = ToLoad(model, dtype or analysis.model.dtype)
+    used = to_load.dtype
     evidence = None if fresh or used == "auto" else measured_before(analysis, records, device, used, label=label)
     if evidence is None:
         from taylorder.models.loading import load
 
-        source = model or analysis.model.name
-        progress.say(f"loading {source}")
+        progress.say(f"loading {to_load.model}")
         way_out = f"name the model with --model, of several runs first for `taylorder claims {directory}` alone"
-        with named_by(directory if model is None else None, source, way_out):
-            loaded = load(source, device=device, dtype=used)
+        with named_by(to_load.named_by, to_load.model, way_out):
+            loaded = load(to_load.model, device=device, dtype=used, revision=to_load.revision)
         progress.say(f"measuring {label} for the claims (an interrupted run goes on where it was)")
         with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
             evidence = measure(analysis, loaded, records, label=label, fresh=fresh, progress=progress)

@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taylorder.commands import options
-from taylorder.commands._paths import config_file
 from taylorder.commands._shared import load_described
+from taylorder.commands._subject import subject
 from taylorder.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
+    from taylorder.adapt.config import OrderConfig
     from taylorder.adapt.generate import Generated
     from taylorder.models.description import ModelDescription
     from taylorder.models.loading import LoadedModel
 
 
 def generate(
-    config: Annotated[
-        Path, options.path("Run with this orders.json, or that of a run.", "--config", "FILE|DIR", default=False)
-    ],
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT|-", help="Go on from this text; - reads standard input.", show_default=False),
@@ -33,7 +31,8 @@ def generate(
     prompt_file: Annotated[
         Path | None, options.path("Go on from the text in this UTF-8 file, as it is.", "--prompt-file", default=False)
     ] = None,
-    model: options.ModelOption = None,
+    config: options.Config = None,
+    model: options.ModelOfRunOption = None,
     compare: Annotated[
         bool, options.flag("--compare", "Also run the model as it is, and show where the two texts part.")
     ] = False,
@@ -41,28 +40,28 @@ def generate(
     temperature: Annotated[float, options.value("Draw tokens at this temperature; 0 takes the likeliest.", "X")] = 0.0,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOfRun = None,
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
 
-    Example: taylorder generate --prompt-file story.txt --config taylorder-out --compare
+    Example: taylorder generate --prompt-file story.txt --compare
     """
     if not 0 <= temperature < math.inf:
         raise UsageError(f"--temperature is {temperature}, expected 0 (the likeliest token) or a positive number")
 
     prompt = _read(prompt, prompt_file)
 
-    from taylorder.adapt.config import OrderConfig
-
-    chosen = OrderConfig.load(config_file(config))
+    about = subject(model, config, dtype)
+    chosen = about.config
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(model, device, dtype, progress)
+        loaded, description = load_described(about.to_load, device, progress)
         chosen.check(description)
         _refuse(loaded, description, prompt, max_new_tokens)
 
+        from taylorder.adapt.config import OrderConfig
         from taylorder.adapt.cost import config_bytes
         from taylorder.adapt.generate import compared, stream
         from taylorder.adapt.left_out import left_out

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from taylorder.commands._paths import path_of
 from taylorder.errors import UsageError
+from taylorder.runs.run_files import DEFAULT
 
 _DIGITS = 18
 _SHOWN = 60
@@ -54,12 +56,25 @@ _MODEL = {
     "show_default": "the built-in smollm2-135m",
     "help": "Hub id, model folder or .gguf file.",
 }
+_MODEL_OF_RUN = {
+    "metavar": "MODEL",
+    "show_default": "the config's, loaded as its run loaded it",
+    "help": "Hub id, model folder or .gguf file; or a run, in the place of --config.",
+}
 Model = Annotated[str | None, typer.Argument(**_MODEL)]
-ModelOption = Annotated[str | None, typer.Option(**_MODEL)]
+ModelOfRun = Annotated[str | None, typer.Argument(**_MODEL_OF_RUN)]
+ModelOfRunOption = Annotated[str | None, typer.Option(**_MODEL_OF_RUN)]
+Config = Annotated[
+    Path | None, path(f"Take this config: an orders.json, or a run ({A_RUN}).", "--config", "FILE|DIR", str(DEFAULT))
+]
 Seed = Annotated[int, seed()]
 Device = Annotated[str, value("Run on this torch device, such as cpu or cuda.", "NAME", group=MACHINE)]
 DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
 Dtype = Annotated[DtypeName, value("Hold weights and compute in this dtype; auto is the checkpoint's.", group=MACHINE)]
+DtypeOfRun = Annotated[
+    DtypeName | None,
+    value("Hold weights and compute in this dtype; auto is the checkpoint's.", default="the run's", group=MACHINE),
+]
 Format = Annotated[
     Literal["human", "json"],
     typer.Option("--format", help="Print a report, or one JSON document and nothing else.", rich_help_panel=MACHINE),

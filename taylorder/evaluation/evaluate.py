@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import prepare
-from taylorder.analysis.losses import has_language_model_head
+from taylorder.analysis.losses import EXACT, has_language_model_head
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import NonFiniteError, TaylorderError, UnsupportedModelError, UsageError
@@ -18,8 +18,9 @@ from taylorder.evaluation import rivals
 from taylorder.evaluation.comparison import Comparison, compare
 from taylorder.evaluation.continuations import Continuations, continued, drawn
 from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.evaluation.forecast import Forecast
 from taylorder.evaluation.rivals import Contender
-from taylorder.evaluation.task_prompts import make_tasks
+from taylorder.evaluation.task_prompts import make_tasks, prompt_tokens
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, identity, run_tasks, summarise
 from taylorder.kernels.spec import SINKS
 from taylorder.models.describe import describe
@@ -75,7 +76,7 @@ class Evaluation:
         An interval is three columns (``nll``, ``nll_low``, ``nll_high``); losses by position are left out.
 
         >>> evaluation.to_frame()[["length", "name", "nominal_bytes", "nll", "kl"]].name.tolist()
-        ['exact', 'config', 'window', 'one order', 'alphas', 'paper', 'paper, raw']
+        ['exact', 'config', 'window', 'one order', 'alphas']
         """
         return frame(
             {"length": comparison.length, "sequences": comparison.sequences, **standing.record()}
@@ -113,14 +114,17 @@ def evaluate(
     tokens: int = TOKENS,
     alphas: Mapping[str, float | None] | None = None,
     tasks: bool = True,
+    every_rival: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> WholeEvaluation:
     """Measure what a config costs, beside exact attention and simpler uses of the same bytes, as ``taylorder eval``.
 
     Losses are negative log-likelihoods in nats per token, with 95 % intervals over sequences; every contender reads the
     same tokens. What it is compared with: sinks and one window of the config's bytes (StreamingLLM, arXiv 2309.17453),
-    one order for all heads, orders by alpha, and order 4 for all heads around zero, as arXiv 2602.00294 has it.
+    one order for all heads, and orders by alpha; on request also order 4 for all heads around zero, as arXiv 2602.00294
+    has it, whose state is far larger than the cache of a small model.
 
     >>> import taylorder
     >>> loaded = taylorder.load()
@@ -129,7 +133,7 @@ def evaluate(
     ...     loaded.model, loaded.tokenizer, config, lengths=[1024], tokens=2048, tasks=False
     ... )
     >>> evaluation
-    <Evaluation at 1,024 tokens: exact, config, window, one order, alphas, paper, paper, raw>
+    <Evaluation at 1,024 tokens: exact, config, window, one order, alphas>
     >>> table = evaluation.to_frame()  # one row per contender and length
     >>> exact = evaluation.comparisons[0].standing("exact").nll.estimate  # nats per token
 
@@ -139,12 +143,15 @@ def evaluate(
         config: what is judged.
         description: ``taylorder.describe(model)``, if it was made already.
         text: held-out text, default the docstrings of numpy and scipy; never that of the calibration.
-        lengths: tokens per sequence; default 1,024, 4,096 and 8,192, those that the model and ``tokens`` allow.
+        lengths: tokens per sequence; default the context that the config was chosen for, or where it was chosen for
+            none 1,024, 4,096 and 8,192, those that the model and ``tokens`` allow.
         tokens: tokens used at every length, at least one sequence.
         alphas: alpha of every layer by its module's name, default fitted now; only the rival ``alphas`` reads them.
         tasks: also score lookup, copy and recall, and compare greedy continuations of prompts of the text.
+        every_rival: also compare with order 4 around zero, with the guard and raw.
         seed: of the draw of sequences, prompts and tasks.
         progress: called with a stage, what is done of it, and its size.
+        say: called with what will run, and after the first sequence with how long that takes.
 
     Returns:
         One comparison per length; a model without a language-model head has relative L2 errors and cosines of its
@@ -161,7 +168,7 @@ def evaluate(
     config.check(description)
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected a number from 0 on")
-    wanted = lengths_of(lengths, description.max_context, tokens)
+    wanted = _lengths(lengths, description, tokens, config)
     report = progress or silent
     exact = rivals.exact_everywhere(config)
     if alphas is None:
@@ -169,15 +176,20 @@ def evaluate(
     unseen = tokenise(tokenizer, evaluation_text() if text is None else Text.of(text))
     # All drawn before anything runs: a text too short for the longest is found out at once.
     samples = [drawn(unseen, length, max(1, tokens // length), seed) for length in wanted]
-    comparisons = []
-    for length, sequences in zip(wanted, samples, strict=True):
-        contenders = [] if exact else [Contender(rivals.CONFIG, config)]
-        if description.causal and not exact:
-            contenders += rivals.at_equal_bytes(description, config, alphas, length)
-        contenders += rivals.paper(description) if description.open_modules else []
-        comparisons.append(
-            compare(model, description, sequences, contenders, tokens=unseen, seed=seed, progress=report)
-        )
+    by_length = [_contenders(description, config, alphas, length, every_rival) for length in wanted]
+    scored = tasks and description.causal and has_language_model_head(model)
+    forecast = Forecast(
+        samples,
+        [EXACT, *(contender.name for contender in by_length[0])],
+        task_tokens=prompt_tokens(description.max_context) if scored else 0,
+        task_states=1 if exact else 3,
+        progress=report,
+        say=say,
+    )
+    comparisons = [
+        compare(model, description, sequences, contenders, tokens=unseen, seed=seed, progress=forecast)
+        for contenders, sequences in zip(by_length, samples, strict=True)
+    ]
     continuations, reason = None, None
     results: tuple[TaskResults, ...] = ()
     if tasks and description.causal and not exact and getattr(model, "can_generate", lambda: False)():
@@ -234,6 +246,21 @@ def evaluate_shortly(
     except (UsageError, UnsupportedModelError) as error:
         return Evaluation(exact, (), str(error))
     return Evaluation(exact, (compared,))
+
+
+def _contenders(
+    description: ModelDescription,
+    config: OrderConfig,
+    alphas: Mapping[str, float | None],
+    length: int,
+    every_rival: bool,
+) -> list[Contender]:
+    """What runs beside the exact model at a length."""
+    exact = rivals.exact_everywhere(config)
+    contenders = [] if exact else [Contender(rivals.CONFIG, config)]
+    if description.causal and not exact:
+        contenders += rivals.at_equal_bytes(description, config, alphas, length)
+    return contenders + (rivals.paper(description) if every_rival and description.open_modules else [])
 
 
 def _simple_rivals(description: ModelDescription) -> list[Contender]:
@@ -327,10 +354,15 @@ def _under(
     return [known[identity(outcome)] for outcome in exact]
 
 
-def lengths_of(asked: Sequence[int] | None, max_context: int, tokens: int) -> tuple[int, ...]:
-    """The lengths asked for, or those of the default that model and tokens allow, or the longest there is."""
+def _lengths(
+    asked: Sequence[int] | None, description: ModelDescription, tokens: int, config: OrderConfig
+) -> tuple[int, ...]:
+    """The lengths asked for, or the context that the config was chosen for, or those that model and tokens allow."""
+    max_context = description.max_context
     if asked is None:
-        longest = min(max_context, tokens)
+        longest, own = min(max_context, tokens), config.criterion.get("context")
+        if isinstance(own, int) and (own < max_context or config.criterion.get("policy") == "levers"):
+            return (min(own, longest),)
         return tuple(length for length in LENGTHS if length <= longest) or (longest,)
     if not isinstance(asked, Sequence) or not asked or any(not isinstance(n, int) or n < 2 for n in asked):
         raise UsageError(f"lengths is {asked}, expected a list of numbers of tokens from 2 on; or leave it out")

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 from taylorder.evaluation import continuations, task_prompts
 from taylorder.evaluation.comparison import stage_of
-from taylorder.evaluation.evaluate import TASKS, TOKENS, lengths_of
+from taylorder.evaluation.evaluate import TASKS, TOKENS
+from taylorder.evaluation.task_prompts import prompt_tokens
 from taylorder.models.description import ModelDescription
-from taylorder.storage.stages import Plan, Stage, Work, together
+from taylorder.storage.stages import Stage, StagePlan, Work, together
 
-ADAPTED = 6
-"""What ``eval`` compares the exact model with, at most."""
-
-_CASES = 4
-"""Prompts of every kind and length."""
+ADAPTED = 4
+"""What ``eval`` compares the exact model with unless asked for every rival."""
 
 _LOGITS = 2**25
 """Bytes of a block of logits, of each contender."""
@@ -58,17 +56,10 @@ def comparison_stage(
     return Stage(stage_of(length), about, work, budget, most)
 
 
-def eval_plan(description: ModelDescription, *, lengths: Sequence[int] | None = None) -> Plan:
-    """The stages of ``taylorder eval`` on as many tokens as it takes unless told otherwise.
-
-    Args:
-        description: the model.
-        lengths: as asked for, None for the default.
-
-    """
-    wanted = lengths_of(lengths, description.max_context, TOKENS)
-    adapted = ADAPTED if description.causal else 3  # what the paper has, twice, and the config
-    stages = [comparison_stage(description, length, max(1, TOKENS // length), adapted) for length in wanted]
+def eval_plan(description: ModelDescription, lengths: Sequence[int]) -> StagePlan:
+    """The stages of ``taylorder eval`` with sequences of these lengths, on as many tokens as it takes by default."""
+    adapted = ADAPTED if description.causal else 1
+    stages = [comparison_stage(description, length, max(1, TOKENS // length), adapted) for length in lengths]
     if description.causal:
         prompt, new = continuations.PROMPT_TOKENS, continuations.NEW_TOKENS
         read = continuations.PROMPTS * prompt
@@ -76,22 +67,17 @@ def eval_plan(description: ModelDescription, *, lengths: Sequence[int] | None = 
         about = f"{new} tokens after each of {continuations.PROMPTS} prompts, exact and adapted"
         # Tokens of all prompts are made together; each costs little more than that of one.
         stages.append(Stage(continuations.STAGE, about, together(both, {"step": 2 * 2 * new})))
-        tried = [
-            together(exact_run(tokens, length), together(adapted_run(description, tokens, length), times=2))
-            for length in task_prompts.LENGTHS
-            if length <= description.max_context
-            for tokens in (length * len(task_prompts.KINDS) * _CASES,)
-        ]
-        if tried:
-            stages.append(Stage(TASKS, "lookup, copy and recall: exact, the config, one window", together(*tried)))
-    return Plan(tuple(stages), states_bytes(description, max(wanted)) + _LOGITS * (1 + adapted))
+        prompts, longest = prompt_tokens(description.max_context), max(task_prompts.LENGTHS)
+        tried = together(exact_run(prompts, longest), together(adapted_run(description, prompts, longest), times=2))
+        stages.append(Stage(TASKS, "lookup, copy and recall: exact, the config, one window", tried))
+    return StagePlan(tuple(stages), states_bytes(description, max(lengths)) + _LOGITS * (1 + adapted))
 
 
-def generate_plan(description: ModelDescription, *, prompt: int, new_tokens: int) -> Plan:
+def generate_plan(description: ModelDescription, *, prompt: int, new_tokens: int) -> StagePlan:
     """The one stage of ``taylorder generate``: a prompt of so many tokens, and the tokens after it one by one."""
     work = together(adapted_run(description, prompt, prompt), {"step": new_tokens})
     about = f"{new_tokens} tokens after a prompt of {prompt}"
-    return Plan((Stage("generate", about, work),), states_bytes(description, prompt + new_tokens))
+    return StagePlan((Stage("generate", about, work),), states_bytes(description, prompt + new_tokens))
 
 
 def states_bytes(description: ModelDescription, length: int) -> int:

@@ -30,6 +30,7 @@ from taylorder.evaluation.tasks import Question, Task
 
 KINDS = ("lookup", "list", "copy", "needle")
 LENGTHS = (256, 512, 1024)
+CASES = 4
 
 _MOST_SCORED = 256  # answers scored per copy, evenly spaced, which bounds the memory of their logits
 _COMMON = 700  # words are drawn from this many of the most common ones, or from as many as are needed
@@ -49,12 +50,17 @@ _NEEDLES = (
 )
 
 
+def prompt_tokens(max_context: int) -> int:
+    """About how many tokens all prompts have together, unless asked for others."""
+    return len(KINDS) * CASES * sum(length for length in LENGTHS if length <= max_context)
+
+
 def make_tasks(
     tokenizer: Any,
     *,
     lengths: Sequence[int] = LENGTHS,
     kinds: Sequence[str] = KINDS,
-    cases: int = 4,
+    cases: int = CASES,
     depths: int = 5,
     seed: int = 0,
     max_context: int | None = None,

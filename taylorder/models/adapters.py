@@ -37,11 +37,11 @@ def refuse_adapter_weights(keys: Iterable[str], name: str) -> None:
             _refuse(name, f"it has weights {key}")
 
 
-def refuse_adapter_files(folder: str, name: str, *, local: bool) -> None:
+def refuse_adapter_files(folder: str, name: str, *, local: bool, revision: str | None = None) -> None:
     """Refuse a folder or Hub id that holds an adapter, alone or beside the weights it is for."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    file = find_adapter_config_file(folder, local_files_only=local)
+    file = find_adapter_config_file(folder, local_files_only=local, revision=revision)
     for path in (*([Path(file)] if file else []), *sorted(Path(folder).glob("adapter_model.*"))):
         _refuse(name, f"it holds {path.name}")
 

@@ -37,7 +37,7 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     refuse_adapters(model, name or type(model).__name__)
     refuse_class(model)
     config: Any = model.config
-    loaded_as, note = getattr(model, "loaded_as", ("", None))
+    loaded_as, note, origin = getattr(model, "loaded_as", ("", None, None))
     name = name or loaded_as or getattr(config, "name_or_path", "") or type(model).__name__
     refuse_config(config, name)
     refuse_weights(model, name)
@@ -49,9 +49,16 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
         refuse_projections(call.name, call.module)
     _refuse_mixture(modules, name)
     refuse_other_numbers(model, name, modules, hidden)
-    dtype = dtype_name(model)
-    note = weights_note or note
-    return ModelDescription(name, type(model).__name__, modules, max_context, fingerprint(model), note, dtype)
+    return ModelDescription(
+        name=name,
+        architecture=type(model).__name__,
+        modules=modules,
+        max_context=max_context,
+        fingerprint=fingerprint(model),
+        weights_note=weights_note or note,
+        dtype=dtype_name(model),
+        origin=origin,
+    )
 
 
 def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tensor]:

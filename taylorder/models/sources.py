@@ -31,6 +31,11 @@ class Source:
     gguf: str | None = None
     local: bool = True
 
+    @property
+    def on_the_hub(self) -> bool:
+        """Whether the name is a Hub id, and nothing on this machine."""
+        return self.folder == self.name and not Path(self.folder).expanduser().exists()
+
 
 def locate(name: str) -> Source:
     """Find what ``name`` means: the built-in model, a GGUF file, a model folder, else a Hub id.
@@ -145,9 +150,9 @@ def explained(source: Source) -> Iterator[None]:
             raise UnsupportedModelError(
                 f"{source.name} is of a kind that this transformers cannot load: {first_line(error)}"
             ) from error
-        if isinstance(error, OSError) and source.folder == source.name and not Path(source.folder).exists():
+        if isinstance(error, OSError) and source.on_the_hub:
             why = "the Hub cannot be reached and its cache lacks the model" if source.local else first_line(error)
-            raise TaylorderError(
+            raise UsageError(
                 f"{source.name} is neither a folder here nor to be had from the Hugging Face Hub ({why}): "
                 f"check the spelling and the connection, or name a folder, a .gguf file or {BUILTIN}."
             ) from error

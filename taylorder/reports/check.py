@@ -14,7 +14,7 @@ from taylorder.reports.sections import Cell, Column, Section, facts, paragraph, 
 from taylorder.selection.cache_size import CacheSize
 from taylorder.storage.finite_json import stamped
 from taylorder.storage.machine import Machine
-from taylorder.storage.stages import Plan, Speed
+from taylorder.storage.stages import Speed, StagePlan
 
 SCHEMA = "taylorder/check@1"
 
@@ -22,11 +22,11 @@ _UNKNOWN = "not stated"
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandPlan:
     """A command without its program, and its plan; where there is none, ``reason`` says why."""
 
     text: str
-    plan: Plan | None
+    plan: StagePlan | None
     reason: str = ""
 
 
@@ -39,9 +39,9 @@ class CheckReport:
     speed: Speed
     weights: int
     machine: Machine
-    commands: tuple[Command, ...]
+    commands: tuple[CommandPlan, ...]
 
-    def estimate(self, plan: Plan) -> Estimate:
+    def estimate(self, plan: StagePlan) -> Estimate:
         """What a plan will take."""
         return Estimate(plan, self.speed, self.weights, self.machine)
 

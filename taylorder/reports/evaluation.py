@@ -19,7 +19,8 @@ from taylorder.reports import evaluation_words as words
 from taylorder.reports import near_words
 from taylorder.reports.evaluation_tables import Lookup
 from taylorder.reports.numbers import counted, number, percent
-from taylorder.reports.sections import Block, Section, Table, facts, paragraph
+from taylorder.reports.reproduce import generate_command
+from taylorder.reports.sections import Block, Command, Section, Table, facts, paragraph
 from taylorder.storage.finite_json import stamped
 
 SCHEMA = "taylorder/eval@1"
@@ -88,12 +89,7 @@ def sections(report: EvalReport) -> Iterator[Section]:
     evaluation = report.evaluation
     blocks: list[Block] = [facts(_facts(report))]
     if evaluation.exact_everywhere:
-        blocks.append(
-            paragraph(
-                f"{words.EQUALS_EXACT} There is nothing to compare at equal bytes; the paper's order 4 is shown beside "
-                "it."
-            )
-        )
+        blocks.append(paragraph(f"{words.EQUALS_EXACT} There is nothing to compare at equal bytes."))
     yield Section(f"taylorder eval: {report.model.name}", tuple(blocks), level=1)
     for comparison in evaluation.comparisons:
         blocks = _tables(comparison, tables.differences, tables.positions)
@@ -111,6 +107,9 @@ def sections(report: EvalReport) -> Iterator[Section]:
         missed = words.missed(evaluation, report.max_kl)
         verdict = f"Bound missed: {missed}." if missed else f"Bound met: mean KL at most {report.max_kl:g}."
         blocks.append(paragraph(verdict))
+    if report.model.causal and not evaluation.exact_everywhere:
+        blocks += [paragraph("Next, what it writes beside the exact model, going on from a text of yours in FILE:")]
+        blocks += [Command(generate_command(report.config_path))]
     yield Section("Verdict", tuple(blocks))
 
 

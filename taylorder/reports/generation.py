@@ -112,12 +112,11 @@ def _onward(made: Generated, start: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """Everything ``bench`` says; ``config_path`` is None for a config that nobody asked for, which ``note`` names."""
+    """Everything ``bench`` says."""
 
     model: ModelDescription
     config: OrderConfig
-    config_path: str | None
-    note: str
+    config_path: str
     bench: Bench
     seed: int = 0
     device: str = "cpu"
@@ -130,7 +129,6 @@ def as_document(report: BenchReport) -> dict[str, Any]:
         "model": ModelIdentity.of(report.model).model_dump() | {"weights_note": report.model.weights_note},
         "config": {
             "path": report.config_path,
-            "note": report.note,
             "exact_everywhere": exact_everywhere(report.config),
             "criterion": report.config.criterion,
         },
@@ -214,7 +212,7 @@ def _contexts(ratios: Sequence[tuple[Row, float]]) -> str:
 
 def _facts(report: BenchReport) -> dict[str, str]:
     facts = {
-        "config": report.note if report.config_path is None else report.config_path,
+        "config": report.config_path,
         "measured": f"{report.device}, {report.dtype}, one thread; median of {report.bench.new_tokens} tokens fed one "
         "by one",
     }

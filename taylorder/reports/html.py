@@ -88,7 +88,7 @@ def _commands(
     ]
     if summary.head_counts(analysis, selection).adapted:
         does = "measures what the config costs in loss, beside simpler uses of the same bytes"
-        commands.append((eval_command(analysis, directory), does))
+        commands.append((eval_command(directory), does))
     return commands
 
 

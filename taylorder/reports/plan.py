@@ -11,7 +11,7 @@ from taylorder.reports.numbers import size
 from taylorder.reports.sections import Cell, Column, Paragraph, Section, facts, paragraph, table
 from taylorder.storage.finite_json import stamped
 from taylorder.storage.machine import Machine
-from taylorder.storage.stages import Plan, Speed
+from taylorder.storage.stages import Speed, StagePlan
 
 SCHEMA = "taylorder/plan@1"
 
@@ -28,7 +28,7 @@ PROCESS_BYTES = 900 * 2**20
 class Estimate:
     """A plan, how fast the machine is, the bytes of the model's weights, and what the machine has."""
 
-    plan: Plan
+    plan: StagePlan
     speed: Speed
     weights: int
     machine: Machine

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from taylorder.storage.stages import Plan
+from taylorder.storage.stages import StagePlan
 
 
 class StderrProgress:
@@ -39,7 +39,7 @@ class StderrProgress:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-        self._plan: Plan | None = None
+        self._plan: StagePlan | None = None
         self._at = 0
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
@@ -51,7 +51,7 @@ class StderrProgress:
         else:
             self.console.print(message, markup=False)
 
-    def follow(self, plan: Plan) -> None:
+    def follow(self, plan: StagePlan) -> None:
         """Number the stages as a plan does, from its first one on."""
         self._plan, self._at = plan, 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from taylorder.analysis.results import Analysis, Calibration
 from taylorder.analysis.text import CALIBRATION_SOURCE
+from taylorder.runs.run_files import DEFAULT
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.settings import DEFAULTS, LONGEST_LEVER_SEQUENCE
 
@@ -47,7 +48,7 @@ def analyze_command(
         ("--dtype", analysis.model.dtype, "float32"),
     ]
     if levers is None:
-        options.append(("--policy", settings["policy"], DEFAULTS.policy))
+        options += [("--policy", settings["policy"], DEFAULTS.policy), ("--budget", settings["budget"], None)]
     else:
         options += [
             ("--levers", ",".join(levers.levers), None),
@@ -62,13 +63,17 @@ def analyze_command(
 
 def show_command(directory: Path | None) -> str:
     """`taylorder show` of a run."""
-    return shlex.join(["taylorder", "show", str(directory or "taylorder-out")])
+    return shlex.join(["taylorder", "show", str(directory or DEFAULT)])
 
 
-def eval_command(analysis: Analysis, directory: Path | None) -> str:
-    """`taylorder eval` with the config of a run."""
-    config = (directory or Path("taylorder-out")) / "orders.json"
-    return shlex.join(["taylorder", "eval", analysis.model.name, "--config", str(config)])
+def eval_command(directory: Path | None) -> str:
+    """`taylorder eval` of a run, which knows its model."""
+    return shlex.join(["taylorder", "eval", "--config", str(directory or DEFAULT)])
+
+
+def generate_command(config: str) -> str:
+    """`taylorder generate` with a config, beside the model as it is."""
+    return shlex.join(["taylorder", "generate", "--prompt-file", "FILE", "--config", config, "--compare"])
 
 
 def _rows(calibration: Calibration) -> str:

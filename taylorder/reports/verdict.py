@@ -8,16 +8,18 @@ from typing import Any
 from taylorder.analysis.results import LEAST_FAR_SHARE, Analysis
 from taylorder.analysis.tokens import MOST_UNKNOWN
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.kernels.spec import SINKS, Exact
+from taylorder.kernels.spec import Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
 from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
 from taylorder.reports.reproduce import analyze_command, eval_command, show_command
+from taylorder.runs.run_files import DEFAULT
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.lever_summary import LeverSummary
-from taylorder.selection.settings import DEFAULTS, TIERS
+from taylorder.selection.settings import DEFAULTS, TIERS, Budget
 
-_ADVISED_WINDOW = 64
+_ADVISED_BUDGET, _ADVISED_CONTEXT = "25%", 1024
+"""What the next command asks for after a run by tolerance; a longer context takes hours where this takes minutes."""
 
 
 def tier(tolerance: float) -> str:
@@ -250,29 +252,19 @@ def _verb(count: int, verb: str) -> str:
 def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
     """What to type next, and why: ``(command, reason)``."""
     counts = summary.head_counts(analysis, selection)
-    show = show_command(directory), "this report again, without measuring"
-    evaluate = (
-        eval_command(analysis, directory),
-        "what this config costs in loss, beside simpler uses of the same bytes",
-    )
+    evaluate = eval_command(directory), "what this config costs in loss, beside simpler uses of the same bytes"
     if not counts.open:
-        return show
+        return show_command(directory), "this report again, without measuring"
     if selection.levers is not None:
         return evaluate
     if not selection.why.bounded:
         return _analyze(analysis, selection, policy="error"), "what the measured errors would choose, to compare"
-    if selection.largest_order == 0:
-        if selection.context >= analysis.model.max_context:
-            return show
-        return _analyze(analysis, selection, context=analysis.model.max_context), "the same at the longest context"
-    if analysis.calibration.far_share < LEAST_FAR_SHARE:
-        command = _analyze(analysis, selection, window=analysis.calibration.sequence_length // 4)
-        return command, "the same with a near field that leaves most rows something to truncate"
-    window = 4 * analysis.window or _ADVISED_WINDOW
-    sinks = analysis.sinks or SINKS
-    if not counts.adapted and analysis.model.causal and window <= analysis.calibration.sequence_length // 2:
-        command = _analyze(analysis, selection, window=window, sinks=sinks)
-        return command, f"the same with the last {window} and the first {sinks} keys kept exact"
+    if analysis.model.causal:
+        longest = analysis.model.max_context
+        context = min(_ADVISED_CONTEXT, longest) if selection.context == longest else selection.context
+        budget = {"budget": _ADVISED_BUDGET, "context": context, "window": DEFAULTS.window, "sinks": DEFAULTS.sinks}
+        command = _analyze(analysis, selection, **budget)
+        return command, f"the least loss for {_ADVISED_BUDGET} of the cache, by whatever each KV head can run"
     if counts.adapted:
         return evaluate
     return _analyze(analysis, selection, policy="alpha"), "what the alphas alone would choose, to compare"
@@ -280,6 +272,8 @@ def next_command(analysis: Analysis, selection: Selection, directory: Path | Non
 
 def _analyze(analysis: Analysis, selection: Selection, **changes: Any) -> str:
     """The command that measures the same model and text, with something changed and results of its own."""
-    window, policy = changes.get("window", analysis.window), changes.get("policy", selection.policy)
-    suffix = (f"-window-{window}" if window else "") + ("" if policy == DEFAULTS.policy else f"-{policy}")
-    return analyze_command(analysis, selection, out=f"taylorder-out{suffix}", **changes)
+    policy, budget = changes.get("policy", selection.policy), changes.get("budget")
+    suffix = ("" if policy == DEFAULTS.policy else f"-{policy}") + (
+        "" if budget is None else f"-{Budget.parse(budget).folder}"
+    )
+    return analyze_command(analysis, selection, out=f"{DEFAULT}{suffix}", **changes)

@@ -8,7 +8,7 @@ handed in.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from taylorder.kernels.spec import EXPANSIONS
 from taylorder.models.description import ModelDescription
 from taylorder.runs import run_files
 from taylorder.runs.document import SCHEMA, ReportDocument, choice_record
-from taylorder.runs.run_files import FILES, LEVERS_FILE, PROBES_FILE, RunDirectoryError, damaged, incomplete, unwritable
+from taylorder.runs.run_files import (
+    FILES,
+    LEVERS_FILE,
+    PROBES_FILE,
+    MissingRunError,
+    RunDirectoryError,
+    damaged,
+    incomplete,
+    unwritable,
+)
 from taylorder.runs.tables import read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.policies import POLICIES
@@ -31,6 +40,9 @@ from taylorder.selection.run_levers import LeverRun
 from taylorder.storage.files import replacing_together
 from taylorder.storage.finite_json import as_json
 from taylorder.storage.strict_json import brief, explain, read_json
+
+_OF_THE_CHOICE = {"budget", "tolerance", "rows_per_sequence", "max_order"}
+"""Settings in which runs may differ that go on from the same measurements of levers."""
 
 
 def write(
@@ -108,9 +120,9 @@ def read(directory: str | Path) -> tuple[Analysis, Selection]:
     """
     directory = Path(directory)
     if not directory.exists():
-        raise RunDirectoryError(f"{directory} does not exist; `taylorder analyze --out {directory}` makes one")
+        raise MissingRunError(f"{directory} does not exist; `taylorder analyze --out {directory}` makes one")
     if not directory.is_dir():
-        raise RunDirectoryError(f"{directory} is no run, nor a file in one; name what `taylorder analyze --out` wrote")
+        raise MissingRunError(f"{directory} is no run, nor a file in one; name what `taylorder analyze --out` wrote")
     report = _read_report(directory / FILES["report"])
     config = OrderConfig.load(directory / FILES["orders"], report.model)
     candidates = read_rows(directory / FILES["heads"], CandidateRow)
@@ -140,16 +152,32 @@ def read_evaluation(directory: str | Path) -> Evaluation | None:
     return _read_report(Path(directory) / FILES["report"]).evaluation
 
 
-def replaces(directory: str | Path, *, model: ModelDescription, **settings: Any) -> str | None:
-    """What a run that is about to be measured will replace: another model's, or one of other settings.
+def read_model(directory: str | Path) -> ModelDescription | None:
+    """The model that a run is about, as it was loaded; None where there is no whole run."""
+    try:
+        return _read_report(Path(directory) / FILES["report"]).model
+    except TaylorderError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A finished run in the place of which another is to be written.
+
+    ``lost``: it was chosen within a budget or by levers, from measurements that the other one cannot go on from.
+    """
+
+    sentence: str
+    lost: bool = False
+
+
+def replaces(directory: str | Path, *, model: ModelDescription, **settings: Any) -> Replaced | None:
+    """What a run that is about to be measured will replace, and in what that differs; None where there is no run.
 
     Args:
         directory: where it will be written.
         model: what it is about.
         settings: how, by the names that report.json gives them.
-
-    Returns:
-        None where there is no run, or one that these settings would give again.
 
     """
     path = Path(directory) / FILES["report"]
@@ -159,24 +187,29 @@ def replaces(directory: str | Path, *, model: ModelDescription, **settings: Any)
     try:
         report = _read_report(path)
     except TaylorderError as error:
-        return f"{replaced}: {str(error).partition(';')[0]}"
+        return Replaced(f"{replaced}: {str(error).partition(';')[0]}")
     there = {f.name: getattr(part, f.name) for part in (report.calibration, report.settings) for f in fields(part)}
-    there["budget"] = None if report.levers is None else report.levers.budget
-    names = {"text_sha256": "text"}
+    levers = report.levers
+    there |= {"budget": levers and levers.budget, "levers": levers and levers.levers}
+    there |= {"lever_length": levers and levers.sequence_length, "dtype": report.model.dtype}
+    names = {"text_sha256": "text", "lever_length": "lever length"}
+    changed = {name: value for name, value in (settings | {"dtype": model.dtype}).items() if there[name] != value}
     changes = [
-        f"{names.get(name, name)} {_shortly(there[name])}, now {_shortly(value)}"
-        for name, value in settings.items()
-        if there[name] != value
+        f"{names.get(name, name)} {_shortly(there[name])}, now {_shortly(value)}" for name, value in changed.items()
     ]
-    if report.model.fingerprint != model.fingerprint:
+    other = report.model.fingerprint != model.fingerprint
+    if other:
         what = f"of {report.model.name} ({report.model.fingerprint}), not {model.name} ({model.fingerprint})"
         changes.insert(0, what)
     if not changes:
-        return None
-    return f"{replaced}: {'; '.join(changes)}"
+        return Replaced(f"{directory} holds a run of these settings, which this one replaces when it is finished")
+    lost = levers is not None and (other or not changed.keys() <= _OF_THE_CHOICE)
+    return Replaced(f"{replaced}: {'; '.join(changes)}", lost)
 
 
 def _shortly(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
     return "none" if value is None else str(value)[:12]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from taylorder.errors import TaylorderError
+from taylorder.errors import TaylorderError, UsageError
 
 DEFAULT = Path("taylorder-out")
 """Where `taylorder analyze` writes a run, and where other commands look for one, unless told otherwise."""
@@ -44,6 +44,10 @@ class RunDirectoryError(TaylorderError):
     """A directory is not a complete run of ``taylorder analyze``."""
 
 
+class MissingRunError(RunDirectoryError, UsageError):
+    """There is no run, or no whole one, where one was named."""
+
+
 def unwritable(directory: Path, error: OSError) -> RunDirectoryError:
     """What to say where files of a directory could not be replaced."""
     reason = error.strerror or str(error)
@@ -52,13 +56,13 @@ def unwritable(directory: Path, error: OSError) -> RunDirectoryError:
     return RunDirectoryError(f"{directory} cannot be written ({reason}) and keeps what it had; name another with --out")
 
 
-def incomplete(path: Path) -> RunDirectoryError:
+def incomplete(path: Path) -> MissingRunError:
     """A file is not there: no run was finished."""
     if (path.parent / "config.json").is_file():
-        return RunDirectoryError(f"{path.parent} is a model, not a run; `taylorder analyze {path.parent}` makes a run")
+        return MissingRunError(f"{path.parent} is a model, not a run; `taylorder analyze {path.parent}` makes a run")
     if (sentence := several_runs(path.parent)) is not None:
-        return RunDirectoryError(sentence)
-    return RunDirectoryError(
+        return MissingRunError(sentence)
+    return MissingRunError(
         f"{path.parent} has no {path.name}, so no run was finished there; "
         f"`taylorder analyze --out {path.parent}` makes one"
     )

@@ -22,12 +22,13 @@ from taylorder.evaluation.evaluate import (
 from taylorder.evaluation.plan import adapted_run, comparison_stage, exact_run, module_bytes, query_heads
 from taylorder.kernels.spec import EXPANSIONS, Dropped, Exact, Taylor
 from taylorder.models.description import ModelDescription
+from taylorder.models.positions import token_embeddings
 from taylorder.selection import lever_table, probe_report, probes, refine, under_limit
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.near_sizes import kept_share
 from taylorder.selection.run_levers import offer, probe_tokens, sequence_count
 from taylorder.selection.settings import AnalyzeSettings
-from taylorder.storage.stages import Plan, Stage, Work, together
+from taylorder.storage.stages import Stage, StagePlan, Work, together
 
 BOTH_WAYS = 2.0
 """Forward and backward to the inputs alone, in forward passes."""
@@ -49,7 +50,7 @@ ROW_BYTES, RUN_BYTES = 270, 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ModelAndText:
     """What a plan is about: a model, and the tokens of the calibration text.
 
     ``kinds`` of text are there beside each other where levers are measured.
@@ -61,7 +62,7 @@ class Subject:
     kinds: int = 1
 
 
-def analysis_plan(subject: Subject, settings: Sequence[AnalyzeSettings], *, evaluated: bool) -> Plan:
+def analysis_plan(subject: ModelAndText, settings: Sequence[AnalyzeSettings], *, evaluated: bool) -> StagePlan:
     """The stages of an analysis, one after the other as they will run, for one budget or several.
 
     Args:
@@ -91,10 +92,10 @@ def analysis_plan(subject: Subject, settings: Sequence[AnalyzeSettings], *, eval
             most = LEVER_SECONDS if first.with_levers else SHORT_SECONDS
             stages.append(comparison_stage(description, length, SHORT_SEQUENCES, adapted, budget=name, most=most))
     rows = sum(module.heads for module in description.modules) * len(EXPANSIONS) * first.max_order
-    return Plan(tuple(stages), memory, len(settings) * (rows * ROW_BYTES + RUN_BYTES) + _records(subject, first))
+    return StagePlan(tuple(stages), memory, len(settings) * (rows * ROW_BYTES + RUN_BYTES) + _records(subject, first))
 
 
-def _spectra(subject: Subject, settings: AnalyzeSettings) -> Stage:
+def _spectra(subject: ModelAndText, settings: AnalyzeSettings) -> Stage:
     modules = subject.description.modules
     weights = projection_weights(subject.model, modules[0].name)
     matrices = list(weights.values())
@@ -107,7 +108,7 @@ def _spectra(subject: Subject, settings: AnalyzeSettings) -> Stage:
     return Stage(analyze.SPECTRA, about, {"spectrum": float(len(modules) * work)})
 
 
-def _heads(subject: Subject, settings: AnalyzeSettings) -> Stage:
+def _heads(subject: ModelAndText, settings: AnalyzeSettings) -> Stage:
     description = subject.description
     length, sequences = _sequences(subject, settings)
     rows = min(settings.rows or length, length)
@@ -121,12 +122,12 @@ def _heads(subject: Subject, settings: AnalyzeSettings) -> Stage:
     return Stage(analyze.HEADS, about, work)
 
 
-def _sequences(subject: Subject, settings: AnalyzeSettings) -> tuple[int, int]:
+def _sequences(subject: ModelAndText, settings: AnalyzeSettings) -> tuple[int, int]:
     length = min(settings.sequence_length, subject.description.max_context)
     return length, max(1, min(settings.max_tokens, subject.tokens) // length)
 
 
-def _heads_memory(subject: Subject, settings: AnalyzeSettings) -> int:
+def _heads_memory(subject: ModelAndText, settings: AnalyzeSettings) -> int:
     """All sequences run at once: some copies of what a layer makes of a token, beside blocks of scores."""
     length, sequences = _sequences(subject, settings)
     scores = min(BLOCK_ELEMENTS, BLOCK_ROWS * subject.description.modules[0].heads * length)
@@ -135,13 +136,13 @@ def _heads_memory(subject: Subject, settings: AnalyzeSettings) -> int:
 
 def _widest(model: Any) -> int:
     """Numbers that a layer makes of one token at its widest place."""
-    config = model.config.get_text_config()
-    hidden = int(config.hidden_size)
-    inner = getattr(config, "intermediate_size", None)
+    table = token_embeddings(model)
+    hidden = 1024 if table is None else int(table.shape[-1])
+    inner = getattr(model.config.get_text_config(), "intermediate_size", None)
     return 8 * hidden + 3 * (inner if isinstance(inner, int) else 4 * hidden)
 
 
-def _records(subject: Subject, settings: AnalyzeSettings) -> int:
+def _records(subject: ModelAndText, settings: AnalyzeSettings) -> int:
     """Finished pieces: what probes are solved from, per sequence, is by far the most."""
     if not settings.with_levers:
         return 0
@@ -159,14 +160,14 @@ def _records(subject: Subject, settings: AnalyzeSettings) -> int:
 class _Levers:
     """The part of a run that levers ask for."""
 
-    subject: Subject
+    subject: ModelAndText
     settings: AnalyzeSettings
     offered: tuple[Candidate, ...]
     length: int
     sequences: int
 
     @classmethod
-    def of(cls, subject: Subject, settings: AnalyzeSettings) -> _Levers:
+    def of(cls, subject: ModelAndText, settings: AnalyzeSettings) -> _Levers:
         offered, length = offer(subject.description, settings)
         return cls(subject, settings, offered, length, sequence_count(settings, length))
 

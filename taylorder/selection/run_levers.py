@@ -25,7 +25,7 @@ from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.probe_report import ProbeReport, report_probes
 from taylorder.selection.probes import Probes, fit_probes, probe_sequences
-from taylorder.selection.settings import LONGEST_LEVER_SEQUENCE, AnalyzeSettings, Budget, Limit
+from taylorder.selection.settings import AnalyzeSettings, Budget, Limit
 from taylorder.selection.under_limit import Chosen, choose
 from taylorder.storage.frames import frame
 from taylorder.storage.progress import Progress, silent
@@ -199,7 +199,7 @@ def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tup
     """
     lever_table.refuse_unsupported(description)
     limit, first = settings.limit(description), description.modules[0]
-    length = min(settings.lever_length or min(limit.context, LONGEST_LEVER_SEQUENCE), description.max_context)
+    length = settings.length_for_levers(description)
     levers = LEVERS if settings.levers is None else settings.levers
     near = settings.near or (length // 64, SINKS)
     offered = candidates(levers, first.head_dim, length, near, first.value_dim)

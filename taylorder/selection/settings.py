@@ -181,7 +181,21 @@ class AnalyzeSettings(MeasureSettings):
             "tolerance": self.tolerance,
             "context": self.context or model.max_context,
             "budget": self.limit(model).budget,
+            **self._levers_in_report(model),
         }
+
+    def _levers_in_report(self, model: ModelDescription) -> dict[str, Any]:
+        if not self.with_levers:
+            return {"levers": None, "lever_length": None}
+        from taylorder.selection.candidates import LEVERS
+
+        used = tuple(lever for lever in LEVERS if self.levers is None or lever in self.levers)
+        return {"levers": used, "lever_length": self.length_for_levers(model)}
+
+    def length_for_levers(self, model: ModelDescription) -> int:
+        """Tokens of a sequence that levers are measured on."""
+        asked = self.lever_length or min(self.context or model.max_context, LONGEST_LEVER_SEQUENCE)
+        return min(asked, model.max_context)
 
 
 DEFAULTS = AnalyzeSettings()

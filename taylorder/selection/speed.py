@@ -22,7 +22,7 @@ from taylorder.analysis.truncation import Sweep, key_centres, measure
 from taylorder.errors import UnsupportedModelError
 from taylorder.kernels.spec import EXPANSIONS, MAX_ORDER, SINKS
 from taylorder.models.description import AttentionModule, ModelDescription
-from taylorder.models.running import leaving_no_trace, run_base
+from taylorder.models.running import input_device, leaving_no_trace, run_base
 from taylorder.selection.candidates import LEVERS, Candidate, candidates
 from taylorder.selection.gradients import Observed
 from taylorder.selection.lever_errors import measure_levers
@@ -46,12 +46,15 @@ def speed(model: Any, description: ModelDescription, clock: Callable[[], float] 
         clock: seconds, from whatever beginning.
 
     """
+    device = input_device(model)
 
     def timed(work: Callable[[], object]) -> float:
         taken = []
         for _ in range(2):
             began = clock()
             work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             taken.append(clock() - began)
         return min(taken)
 
@@ -59,7 +62,8 @@ def speed(model: Any, description: ModelDescription, clock: Callable[[], float] 
     attending = replace(module, kv_heads=1, heads=module.group)
     with leaving_no_trace(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer = _layer(module)
+        # With a KV head for every query head, as where a model repeats its KV heads.
+        layer = _layer(replace(module, kv_heads=module.heads), device)
         pair = timed(lambda: _attend(layer)) * len(description.modules) / LENGTH**2
         ids = torch.randint(16, 16 + TOKENS, (1, TOKENS)) % int(model.config.get_text_config().vocab_size)
         whole = timed(lambda: run_base(model, ids))
@@ -76,7 +80,7 @@ def speed(model: Any, description: ModelDescription, clock: Callable[[], float] 
             "polynomial": 0.0,
         }
         if description.causal:
-            found |= _near(attending, timed)
+            found |= _near(attending, device, timed)
     return found
 
 
@@ -97,7 +101,7 @@ def _loss(model: Any, ids: torch.Tensor, timed: _Timed) -> float:
 
 def _attend(layer: LayerTensors) -> torch.Tensor:
     return torch.nn.functional.scaled_dot_product_attention(
-        layer.q, layer.k, layer.v, is_causal=layer.causal, scale=layer.scaling, enable_gqa=True
+        layer.q, layer.k, layer.v, is_causal=layer.causal, scale=layer.scaling
     )
 
 
@@ -114,9 +118,9 @@ def _term(module: AttentionModule, timed: _Timed) -> float:
     return seconds / (seen * module.heads * len(EXPANSIONS) * MAX_ORDER)
 
 
-def _near(module: AttentionModule, timed: _Timed) -> dict[Unit, float]:
-    layer, scores = _layer(module), module.heads * LENGTH**2
-    gradient = torch.randn(module.heads, LENGTH, module.value_dim)
+def _near(module: AttentionModule, device: torch.device, timed: _Timed) -> dict[Unit, float]:
+    layer, scores = _layer(module, device), module.heads * LENGTH**2
+    gradient = torch.randn(module.heads, LENGTH, module.value_dim).to(device)
     observed = Observed(layer.q[0], layer.k[0], layer.v[0], torch.randn_like(gradient), gradient, module.scaling)
     probe = torch.randn(1, probe_width(module.head_dim, module.value_dim))
     offered = candidates(LEVERS, module.head_dim, LENGTH, (LENGTH // 64, SINKS), module.value_dim)
@@ -135,9 +139,10 @@ def _near(module: AttentionModule, timed: _Timed) -> dict[Unit, float]:
     }
 
 
-def _layer(module: AttentionModule) -> LayerTensors:
+def _layer(module: AttentionModule, device: torch.device | str = "cpu") -> LayerTensors:
     """One sequence of random numbers whose scores spread about as those of trained heads."""
     q = torch.randn(1, module.heads, LENGTH, module.head_dim) * 2 / (module.scaling * module.head_dim**0.5)
     k = torch.randn(1, module.kv_heads, LENGTH, module.head_dim)
     v = torch.randn(1, module.kv_heads, LENGTH, module.value_dim)
+    q, k, v = (tensor.to(device) for tensor in (q, k, v))
     return LayerTensors(q, k, v, None, module.scaling, module.causal)

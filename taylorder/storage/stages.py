@@ -52,7 +52,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StagePlan:
     """The stages of a command in the order of the run, and the bytes of memory and disk that it takes at most.
 
     ``memory`` is what comes on top of a process that holds the model.
