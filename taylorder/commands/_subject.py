@@ -30,7 +30,7 @@ class ToLoad:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ConfigAndModel:
     """A config, where it was found, and its model."""
 
     config: OrderConfig
@@ -38,7 +38,7 @@ class Subject:
     to_load: ToLoad
 
 
-def subject(model: str | None, config: Path | None, dtype: str | None) -> Subject:
+def subject(model: str | None, config: Path | None, dtype: str | None) -> ConfigAndModel:
     """The config that is meant, and its model.
 
     Args:
@@ -71,7 +71,7 @@ def subject(model: str | None, config: Path | None, dtype: str | None) -> Subjec
         to_load = model_of_run(path.parent, chosen.model.name, there, dtype)
     else:
         to_load = ToLoad(model, dtype or (_UNLESS_ASKED if there is None else there.dtype))
-    return Subject(chosen, path, to_load)
+    return ConfigAndModel(chosen, path, to_load)
 
 
 def model_of_run(folder: Path, name: str, there: ModelDescription | None, dtype: str | None) -> ToLoad:

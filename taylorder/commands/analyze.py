@@ -162,6 +162,9 @@ def analyze(
     orders that keep to a tolerance, which on most models few heads do. Ends with the losses of a few sequences of
     held-out text; an interrupted run with --budget goes on where it was.
 
+    The built-in model takes some minutes without --budget; with one, a quarter of an hour or more at 1,024 tokens, on
+    two cores.
+
     Example: taylorder analyze --budget 25% --context 1024
 
     Example: taylorder analyze gpt2 --budget 10%,25%,50% --context 1024 --out gpt2-budgets

@@ -29,6 +29,8 @@ def bench(
 ) -> None:
     """Measure cache bytes and time per token, exact against adapted, by context length, on one thread.
 
+    The built-in model takes a few minutes at the default lengths.
+
     Example: taylorder bench --lengths 256,1024
     """
     asked = options.parse_numbers("--lengths", lengths, 1)

@@ -59,8 +59,8 @@ def claims(
 ) -> None:
     """Test what is said about truncated attention on models that were analysed: a verdict each, with its evidence.
 
-    Runs each model again for what its analysis does not hold, some minutes; what is finished is kept in DIR.
-    Several models are pooled.
+    Runs each model again for what its analysis does not hold, half an hour for the built-in one on two cores; what is
+    finished is kept in DIR. Several models are pooled.
 
     Example: taylorder claims taylorder-out
 

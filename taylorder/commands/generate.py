@@ -44,6 +44,8 @@ def generate(
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
 
+    The built-in model makes some five tokens a second on two cores.
+
     Example: taylorder generate --prompt-file story.txt --compare
     """
     if not 0 <= temperature < math.inf:

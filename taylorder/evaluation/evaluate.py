@@ -165,10 +165,12 @@ def evaluate(
 
     """
     description = description or describe(model)
+    if lengths is None and (own := _own_context(config, description)) is not None:
+        lengths = (min(own, tokens),)
     config.check(description)
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected a number from 0 on")
-    wanted = _lengths(lengths, description, tokens, config)
+    wanted = _lengths(lengths, description.max_context, tokens)
     report = progress or silent
     exact = rivals.exact_everywhere(config)
     if alphas is None:
@@ -246,6 +248,14 @@ def evaluate_shortly(
     except (UsageError, UnsupportedModelError) as error:
         return Evaluation(exact, (), str(error))
     return Evaluation(exact, (compared,))
+
+
+def _own_context(config: OrderConfig, description: ModelDescription) -> int | None:
+    """The context that a config was chosen for; the model's longest is a choice only where KV heads differ."""
+    own, longest = config.criterion.get("context"), description.max_context
+    if isinstance(own, int) and (own < longest or config.criterion.get("policy") == "levers"):
+        return min(own, longest)
+    return None
 
 
 def _contenders(
@@ -354,15 +364,10 @@ def _under(
     return [known[identity(outcome)] for outcome in exact]
 
 
-def _lengths(
-    asked: Sequence[int] | None, description: ModelDescription, tokens: int, config: OrderConfig
-) -> tuple[int, ...]:
-    """The lengths asked for, or the context that the config was chosen for, or those that model and tokens allow."""
-    max_context = description.max_context
+def _lengths(asked: Sequence[int] | None, max_context: int, tokens: int) -> tuple[int, ...]:
+    """The lengths asked for, or those of the default that model and tokens allow, or the longest there is."""
     if asked is None:
-        longest, own = min(max_context, tokens), config.criterion.get("context")
-        if isinstance(own, int) and (own < max_context or config.criterion.get("policy") == "levers"):
-            return (min(own, longest),)
+        longest = min(max_context, tokens)
         return tuple(length for length in LENGTHS if length <= longest) or (longest,)
     if not isinstance(asked, Sequence) or not asked or any(not isinstance(n, int) or n < 2 for n in asked):
         raise UsageError(f"lengths is {asked}, expected a list of numbers of tokens from 2 on; or leave it out")
