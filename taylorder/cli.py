@@ -22,8 +22,10 @@ from taylorder.commands._stopping import (
 )
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
+from taylorder.commands.check import check
 from taylorder.commands.claims import claims
 from taylorder.commands.compile_report import compile_report
+from taylorder.commands.doctor import doctor
 from taylorder.commands.evaluate import evaluate
 from taylorder.commands.generate import generate
 from taylorder.commands.show import show
@@ -85,6 +87,8 @@ app.command("eval", cls=CommandWithHelp)(evaluate)
 app.command(cls=CommandWithHelp)(generate)
 app.command(cls=CommandWithHelp)(show)
 app.command(cls=CommandWithHelp)(bench)
+app.command(cls=CommandWithHelp)(check)
+app.command(cls=CommandWithHelp)(doctor)
 app.command(cls=CommandWithHelp, rich_help_panel=_RESEARCH)(claims)
 app.command("compile-report", cls=CommandWithHelp, rich_help_panel=_RESEARCH)(compile_report)
 

@@ -46,7 +46,7 @@ def held_out(evaluates_on):
 SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
 
 
-COMMANDS = ("analyze", "show", "eval", "generate", "bench", "compile-report")
+COMMANDS = ("analyze", "show", "eval", "generate", "bench", "compile-report", "check", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"], []])
@@ -61,9 +61,8 @@ CONTRACT = {
         "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
         "--budget": None, "--levers": None, "--lever-length": None, "--fresh": False,
-        "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--device": "cpu",
-        "--dtype": "float32",
-        "--format": "human",
+        "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--dry-run": False,
+        "--device": "cpu", "--dtype": "float32", "--format": "human",
     },
     "eval": {
         "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--rivals": False,
@@ -82,6 +81,8 @@ CONTRACT = {
     "compile-report": {
         "--target": None, "--head-dim": None, "--dtype": "bfloat16", "--all-settings": False, "--format": "human",
     },
+    "check": {"--context": None, "--format": "human", "--device": "cpu", "--dtype": "float32"},
+    "doctor": {"--format": "human"},
 }  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def test_no_arguments_print_the_help_and_are_a_usage_error(run):
 def test_progress_without_a_terminal_is_a_few_lines(capsys):
     with StderrProgress() as progress:
         for layer in range(1, 101):
-            progress("heads", layer, 100)
+            progress("heads of the layers", layer, 100)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
@@ -147,8 +148,8 @@ def test_progress_on_a_terminal_is_a_bar_per_stage(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     with StderrProgress() as progress:
-        progress("alpha", 2, 30)
-        progress("heads", 1, 30)
+        progress("spectra of the layers", 2, 30)
+        progress("heads of the layers", 1, 30)
     out, err = capsys.readouterr()
     assert out == ""
     assert "2/30" in err

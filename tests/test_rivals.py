@@ -162,5 +162,5 @@ def test_alphas_are_those_of_q_and_k_of_the_layers_that_see_everything():
     module = tiny_model.get_submodule(name)
     rows = fit_spectra([Matrix(name, "q", module.q_proj.weight), Matrix(name, "k", module.k_proj.weight)])
     assert alphas[name] == pytest.approx(sum(row.alpha for row in rows) / 2)
-    assert seen == [("alpha", 1, 1)]
+    assert seen == [("spectra of the layers", 1, 1)]
     assert rivals.alpha_policy(described, alphas, 4000, 4096) is not None

@@ -33,7 +33,9 @@ from taylorder.selection.under_limit import (
     STARTS,
     TRIAL_ROUNDS,
     _from_where_it_leads,
+    _Steps,
     choose,
+    most_rounds,
     near_fields_alone,
     uniform_starts,
     windows_alone,
@@ -117,11 +119,16 @@ def test_a_start_is_judged_by_its_best_round_and_no_round_is_measured_twice(bett
     kls[better][2] = 0.01
     asked = []
 
-    def run(start, name, rounds=ROUNDS):
+    def run(start, name, progress, rounds=ROUNDS):
         asked.append((name, rounds))
+        for done in range(rounds + 1):
+            progress("moving", done, rounds)
         return tuple(Round(tuple(start), kl) for kl in kls[start[0]][:rounds])
 
-    found = _from_where_it_leads(run, [[0], [1]], "near")
+    told = []
+    found = _from_where_it_leads(run, [[0], [1]], "near", _Steps(lambda *about: told.append(about), 12))
+    assert told[-1] == ("moving", most_rounds(2, more=False), 12)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told), "never set back"
     assert asked == [("near-0", TRIAL_ROUNDS), ("near-1", TRIAL_ROUNDS), (f"near-{better}", ROUNDS)]
     assert [(each.choice[0], each.kl) for each in found] == [
         *((1 - better, kl) for kl in kls[1 - better][:TRIAL_ROUNDS]),

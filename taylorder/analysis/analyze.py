@@ -41,6 +41,9 @@ from taylorder.models.description import ModelDescription
 from taylorder.models.running import refuse_foreign_ids
 from taylorder.storage.progress import Progress, silent
 
+SPECTRA, HEADS = "spectra of the layers", "heads of the layers"
+"""Stages, as progress is told."""
+
 LOSS_TOKENS = 256
 """Tokens that the model's own loss is taken over, to tell whether it was trained at all."""
 
@@ -120,7 +123,7 @@ def analyze(
         sinks: near field: the first keys.
         seed: of the draw of query rows.
         per_head_alpha: also fit alpha to each head's slice of q, k, v and o (noisy: few eigenvalues).
-        progress: called with the stage (``alpha`` or ``heads``), what is done of it, and its size.
+        progress: called with a stage, what is done of it, and its size.
 
     Returns:
         Plain values; ``candidates`` are the rows of ``heads.csv``, ``spectral`` those of ``spectral.csv``,
@@ -213,7 +216,7 @@ def _measure_heads(
         for preview in sums[1:]:
             errors = relative(preview.squared["guarded"][0], scores.output_squared)
             heads.previews[module_name] = tuple(map(tuple, errors.T.tolist()))
-        report("heads", len(heads.candidates), len(modules))
+        report(HEADS, len(heads.candidates), len(modules))
 
     run_layers(model, sample.input_ids, consume)
     return heads
@@ -278,5 +281,5 @@ def _spectra(model: Any, description: ModelDescription, per_head: bool, report: 
             ]
         rows += fit_spectra(matrices)
         rows += [SpectralRow(module.name, name) for name in get_args(Projection) if name not in weights]
-        report("alpha", done, len(description.modules))
+        report(SPECTRA, done, len(description.modules))
     return tuple(rows)

@@ -21,10 +21,10 @@ from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.threads import each_on_one_thread
 from taylorder.kernels.spec import EXPANSIONS, GUARD, Expansion, Near
 
-_BLOCK_ROWS = 32
+BLOCK_ROWS = 32
 """Query rows of a block: few, so that causal blocks skip most of the keys they may not attend."""
 
-_BLOCK_ELEMENTS = 1 << 21
+BLOCK_ELEMENTS = 1 << 21
 """Most scores of a block, over all heads: bounds memory when sequences are long or heads many."""
 
 
@@ -196,7 +196,7 @@ def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) ->
     keys = layer.k[sequence].double() - centres[:, None]
     values = torch.cat([layer.v[sequence].double(), torch.ones(G, T, 1, dtype=torch.float64, device=keys.device)], -1)
     nth = valid.cumsum(0)
-    for part in torch.split(rows, max(1, min(_BLOCK_ROWS, _BLOCK_ELEMENTS // (H * T)))):
+    for part in torch.split(rows, max(1, min(BLOCK_ROWS, BLOCK_ELEMENTS // (H * T)))):
         limit = int(part[-1]) + 1 if layer.causal else T
         queries = layer.q[sequence, :, part].double() * layer.scaling
         grouped = queries.view(G, -1, d)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from taylorder.commands import options
 from taylorder.commands._choosing import Measured
+from taylorder.commands._planning import print_plan, timed
 from taylorder.commands._shared import (
     check_kind,
     check_texts,
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
     from taylorder.analysis.tokens import Tokens
     from taylorder.evaluation.evaluate import Evaluation
     from taylorder.models.description import ModelDescription
+    from taylorder.models.loading import LoadedModel
     from taylorder.reports.budgets import BudgetsReport
     from taylorder.reports.progress import StderrProgress
     from taylorder.selection.by_tolerance import Selection
     from taylorder.selection.candidates import Lever
+    from taylorder.storage.stages import StagePlan
 
 
 def analyze(
@@ -144,6 +147,10 @@ def analyze(
         bool,
         options.flag("--no-eval", "Do not measure what the config does to the model's loss.", options.MACHINE),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        options.flag("--dry-run", "Print the stages of this run and what they would take.", options.MACHINE),
+    ] = False,
     per_head_alpha: Annotated[
         bool,
         options.flag("--per-head-alpha", "Fit alpha to every head's slice too: noisy, and slow.", options.MACHINE),
@@ -213,6 +220,14 @@ def analyze(
         tokens = tokenise(loaded.tokenizer, words)
         for one, directory in runs:
             _announce(one, description, tokens, directory, progress, fresh)
+        plan = _plan([one for one, _ in runs], loaded, description, tokens, evaluated=not no_eval)
+        if dry_run:
+            progress.say("timing the model")
+            estimate = timed(plan, loaded.model, description, out)
+            progress.stop()
+            print_plan(estimate, description, output)
+            return
+        progress.follow(plan)
         heads = description.modules[0].heads
         progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
         measured = Measured(
@@ -235,6 +250,7 @@ def analyze(
         for number, (chosen_by, directory) in enumerate(runs):
             if several:
                 progress.say(f"budget {budgets[number].given}, {number + 1} of {len(runs)}")
+                progress.begin(budgets[number].given)
             again = fresh and number == 0  # the others go on from what the first one measured
             made.append(
                 measured.choose(chosen_by, directory, records=out / "records", fresh=again, evaluated=not no_eval)
@@ -246,6 +262,22 @@ def analyze(
         print_budgets(report, out, output)
     else:
         print_analysis(measured.analysis, *made[0], out, output)
+
+
+def _plan(
+    settings: Sequence[AnalyzeSettings],
+    loaded: LoadedModel,
+    description: ModelDescription,
+    tokens: Tokens,
+    *,
+    evaluated: bool,
+) -> StagePlan:
+    """The stages of this very run."""
+    from taylorder.selection.choice_text import kinds
+    from taylorder.selection.plan import ModelAndText, analysis_plan
+
+    subject = ModelAndText(loaded.model, description, len(tokens.ids), kinds(tokens.text))
+    return analysis_plan(subject, settings, evaluated=evaluated)
 
 
 def _report(

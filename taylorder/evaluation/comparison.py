@@ -129,7 +129,7 @@ def compare(
         UnsupportedModelError: the model's losses cannot be computed.
 
     """
-    stage = f"runs of {sequences.shape[1]:,} tokens"
+    stage = stage_of(sequences.shape[1])
     head = language_model_head(model) if description.causal and has_language_model_head(model) else None
     results = {
         contender.name: _Result(contender) for contender in (Contender(EXACT, None, "the model as it is"), *contenders)
@@ -168,6 +168,11 @@ def compare(
     return Comparison(
         sequences.shape[1], len(sequences), text.source, text.sha256, seed, standings, tokens.bos, vocabulary
     )
+
+
+def stage_of(length: int) -> str:
+    """The stage, as progress is told."""
+    return f"runs of {length:,} tokens"
 
 
 def losses_of_states(

@@ -19,6 +19,8 @@ from taylorder.models.description import ModelDescription
 from taylorder.models.running import next_logits
 from taylorder.storage.progress import Progress
 
+STAGE = "greedy continuations"
+
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 512, 64
 """What is continued greedily, exactly and with the config: prompts of the text, their tokens, and tokens made."""
 
@@ -53,15 +55,15 @@ def continued(
     prompts = drawn(tokens, length, PROMPTS, seed)
     count = len(prompts)
     prepared = prepare(model, config, description)
-    progress("greedy continuations", 0, 2)
+    progress(STAGE, 0, 2)
     exact = _greedy(model, prompts, DynamicCache(config=model.config), new_tokens)
-    progress("greedy continuations", 1, 2)
+    progress(STAGE, 1, 2)
     try:
         with attach(model, prepared) as handle:
             made = _greedy(model, prompts, handle.new_cache(), new_tokens)
     except TaylorderError as error:
         return Continuations(count, length, new_tokens, failure=str(error))
-    progress("greedy continuations", 2, 2)
+    progress(STAGE, 2, 2)
     agreed = [_agreed(one, other) for one, other in zip(exact, made, strict=True)]
     return Continuations(
         count,

@@ -31,6 +31,12 @@ from taylorder.storage.progress import Progress, silent
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TOKENS = 16384
+"""Used at every length unless asked for otherwise."""
+
+TASKS = "tasks"
+"""A stage, as progress is told."""
+
 LENGTHS = (1024, 4096, 8192)
 """Tokens of a sequence unless asked for otherwise, those that the model allows."""
 
@@ -105,7 +111,7 @@ def evaluate(
     description: ModelDescription | None = None,
     text: Text | str | None = None,
     lengths: Sequence[int] | None = None,
-    tokens: int = 16384,
+    tokens: int = TOKENS,
     alphas: Mapping[str, float | None] | None = None,
     tasks: bool = True,
     every_rival: bool = False,
@@ -309,7 +315,7 @@ def evaluate_tasks(
     done, total = 0, len(tasks) * (1 + len(states))
 
     def report(now: int, _: int) -> None:
-        progress("tasks", done + now, total)
+        progress(TASKS, done + now, total)
 
     exact = run_tasks(model, tasks, report)
     results = [] if states else [TaskResults("exact", "the model as it is", summarise(exact, exact, seed))]

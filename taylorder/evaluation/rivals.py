@@ -9,6 +9,7 @@ from typing import Any
 from taylorder.adapt import cost
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
+from taylorder.analysis.analyze import SPECTRA
 from taylorder.analysis.projections import projection_weights
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.kernels.spec import MAX_ORDER, SINKS, Dropped, Exact, HeadSpec, Near, Taylor
@@ -188,7 +189,7 @@ def fitted_alphas(model: Any, description: ModelDescription, progress: Progress)
         weights = projection_weights(model, module.name)
         rows = fit_spectra([Matrix(module.name, name, weights[name]) for name in ("q", "k") if name in weights])
         alphas[module.name] = layer_alpha(rows, module.name)
-        progress("alpha", done, len(modules))
+        progress(SPECTRA, done, len(modules))
     return alphas
 
 

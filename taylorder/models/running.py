@@ -55,6 +55,11 @@ def device_of(module: nn.Module, model: Any) -> torch.device:
     return next((weight.device for weight in module.parameters()), input_device(model))
 
 
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def probe_ids(model: Any) -> Tensor:
     """Two rows ``[2, 8]`` that differ in their last token."""
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 2**15))

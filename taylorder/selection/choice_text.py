@@ -16,6 +16,11 @@ from taylorder.analysis.text import CALIBRATION_SOURCE, Text, source_code
 from taylorder.analysis.tokens import Tokens, tokenise
 
 
+def kinds(text: Text) -> int:
+    """How many kinds of text a choice is made on where this one is the calibration text."""
+    return 2 if text.source == CALIBRATION_SOURCE else 1
+
+
 @dataclass(frozen=True)
 class ChoiceText:
     """Texts of one or two kinds, in tokens, and both of them one after the other."""
@@ -26,7 +31,7 @@ class ChoiceText:
     @classmethod
     def of(cls, tokenizer: Any, tokens: Tokens) -> ChoiceText:
         """The default calibration text with source code beside it; any other text alone."""
-        if tokens.text.source != CALIBRATION_SOURCE:
+        if kinds(tokens.text) == 1:
             return cls((tokens,), tokens)
         code = source_code()
         both = Text(f"{tokens.text.source} and {code.source}", f"{tokens.text.content}\n{code.content}")

@@ -19,6 +19,9 @@ from taylorder.selection.probes import Probes
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
+BACKWARD, LEVERS = "backward pass", "levers"
+"""Stages, as progress is told."""
+
 
 @dataclass(frozen=True)
 class LeverTable:
@@ -115,10 +118,10 @@ def measure(
         head = language_model_head(model)
         observed: list[dict[str, Observed]] = []
         for done, sequence in enumerate(sequences):
-            progress("backward pass", done, len(sequences))
+            progress(BACKWARD, done, len(sequences))
             observed.append(observe_sequence(model, sequence, partial(nll_gradient, head, sequence))[1])
         for done, module in enumerate(modules):
-            progress("levers", done, len(modules))
+            progress(LEVERS, done, len(modules))
             of_module = [modules_observed.pop(module.name) for modules_observed in observed]
             if layers[done] is None:
                 probe = None if probes is None else probes.weights[module.name]
@@ -126,7 +129,7 @@ def measure(
                 layer = measure_levers(module.name, of_module, candidates, windows, probe=probe, seed=seed)
                 _write(records, layer)
                 layers[done] = layer
-    progress("levers", len(modules), len(modules))
+    progress(LEVERS, len(modules), len(modules))
     measured = tuple(layer for layer in layers if layer is not None)
     return LeverTable(description, tuple(candidates), measured, None if probes is None else probes.about)
 

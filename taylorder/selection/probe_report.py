@@ -24,6 +24,8 @@ from taylorder.storage.records import Records
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+STAGE = "probes held out"
+
 PARTS = 8
 """A sequence is cut into so many parts, and keys are ranked at the end of each but the last."""
 
@@ -133,7 +135,7 @@ def report_probes(
         probes: fitted to other sequences.
         sequences: :func:`~taylorder.selection.probes.probe_sequences` has some.
         records: keeps the figures of each sequence.
-        progress: called with ``"probes held out"``, the sequences done, and how many there are.
+        progress: called with the stage, the sequences done, and how many there are.
 
     Raises:
         UsageError: the sequences are too short.
@@ -142,13 +144,13 @@ def report_probes(
     """
     judged = []
     for done, sequence in enumerate(sequences):
-        progress("probes held out", done, len(sequences))
+        progress(STAGE, done, len(sequences))
         name = f"probes-held-out-{digest(sequence, *probes.weights.values())}"
         if records.get(name) is None:
             rows = _judge_sequence(model, description, probes, sequence)
             records.put(name, [asdict(row) for row in rows])
         judged.append([ProbeRow(**row) for row in records.get(name)])
-    progress("probes held out", len(sequences), len(sequences))
+    progress(STAGE, len(sequences), len(sequences))
     return ProbeReport(tuple(_mean(rows) for rows in zip(*judged, strict=True)))
 
 

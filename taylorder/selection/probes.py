@@ -31,6 +31,8 @@ LENGTH = 2048
 FITTED, HELD_OUT = 6, 2
 """Sequences that probes are fitted to, and those that they are judged on."""
 
+STAGE = "probes"
+
 RIDGE = 1e-3
 """Share of the mean diagonal of the features' moment that is added to it."""
 
@@ -112,14 +114,19 @@ def probe_sequences(
 
     """
     available = len(tokens.ids) if most is None else min(most, len(tokens.ids))
-    length = max(LEAST_TOKENS, min(LENGTH, description.max_context, available // 2))
+    length, count, judged = probe_sizes(available, description)
     whole = tokens.first(length, len(tokens.ids))
-    count = max(1, min(FITTED + HELD_OUT, available // length))
     spread = whole[[len(whole) * place // count for place in range(count)]]
-    judged = min(HELD_OUT, max(1, count // 4)) if count > 1 else 0
     held_out = [count * (2 * place + 1) // (2 * judged) for place in range(judged)]
     fitted = [place for place in range(count) if place not in held_out]
     return spread[fitted], spread[held_out] if held_out else None
+
+
+def probe_sizes(available: int, description: ModelDescription) -> tuple[int, int, int]:
+    """The length of a sequence, how many there are, and how many of them probes are judged on."""
+    length = max(LEAST_TOKENS, min(LENGTH, description.max_context, available // 2))
+    count = max(1, min(FITTED + HELD_OUT, available // length))
+    return length, count, min(HELD_OUT, max(1, count // 4)) if count > 1 else 0
 
 
 def sequence_equations(model: Any, description: ModelDescription, sequence: Tensor) -> dict[str, NormalEquations]:
@@ -162,7 +169,7 @@ def fit_probes(
         sequences: ``[N, T]`` (:func:`probe_sequences`).
         text: where they are from.
         records: keeps what is summed over each sequence.
-        progress: called with ``"probes"``, the sequences done, and how many there are.
+        progress: called with the stage, the sequences done, and how many there are.
 
     Raises:
         UsageError: the sequences are too short.
@@ -171,12 +178,12 @@ def fit_probes(
     """
     equations = []
     for done, sequence in enumerate(sequences):
-        progress("probes", done, len(sequences))
+        progress(STAGE, done, len(sequences))
         name = f"probes-{digest(sequence)}"
         if records.get(name) is None:
             _write(records, name, sequence_equations(model, description, sequence))
         equations.append(_read(records, name))
-    progress("probes", len(sequences), len(sequences))
+    progress(STAGE, len(sequences), len(sequences))
     weights = {module: reduce(add, (of[module] for of in equations)).solve() for module in equations[0]}
     return Probes(weights, text.source, sequences.numel(), text.sha256)
 

@@ -32,6 +32,9 @@ from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
+MOVING = "moving bytes"
+"""A stage, as progress is told."""
+
 REACH = 2.0
 """A step changes the bytes of a KV head by no more than this factor."""
 
@@ -129,7 +132,7 @@ def refine(
     step = Round(tuple(start), math.nan)
     price = 1.0
     for number in range(rounds):
-        progress(f"moving bytes, {name}", number, rounds)
+        progress(MOVING, number, rounds)
         record = records.get(f"{name}-{number}")
         if record is None or tuple(record["round"]["choice"]) != step.choice:
             kl, slopes = measure_slopes(whole, table, sizes, step.choice)
@@ -151,7 +154,7 @@ def refine(
             step = _best_step(around.promises(of_heads, price), sizes, budget, price)
         if price > _MOST_PRICE or (step.promised or 0.0) > -_WORTHWHILE * best.kl:
             break
-    progress(f"moving bytes, {name}", rounds, rounds)
+    progress(MOVING, rounds, rounds)
     return tuple(done)
 
 

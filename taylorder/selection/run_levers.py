@@ -109,9 +109,7 @@ def run_levers(
     tokens = Tokens.of(tokenizer, text)
     report = progress or silent
     words = ChoiceText.of(tokenizer, tokens)
-    # The model runs forward and backward on them for every config tried: half of the tokens, in two sequences at least.
-    most = min(settings.max_tokens, max(2 * length, settings.max_tokens // 2))
-    sequences = words.sequences(length, max(1, most // length))
+    sequences = words.sequences(length, sequence_count(settings, length))
     measured_under = {
         "model": description.fingerprint,
         "dtype": description.dtype,
@@ -129,7 +127,7 @@ def run_levers(
             say(sentence)
         probes = judged = None
         if any(candidate.spec.near.kept for candidate in offered):
-            probes, judged = _probes(model, description, words.joined, settings.max_tokens, pieces, report)
+            probes, judged = _probes(model, description, words.joined, probe_tokens(settings), pieces, report)
         table = lever_table.measure(
             model,
             description,
@@ -168,12 +166,27 @@ def _probes(
     model: Any, description: ModelDescription, tokens: Tokens, most: int, records: Records, progress: Progress
 ) -> tuple[Probes, ProbeReport | None]:
     """Probes fitted to the text, and how they do on another part of it, where it is long enough."""
-    # Twice as many tokens as levers are measured on: these run forward only, which costs a third of forward and back.
-    fitted_to, held_out = probe_sequences(tokens, description, 2 * most)
+    fitted_to, held_out = probe_sequences(tokens, description, most)
     probes = fit_probes(model, description, fitted_to, text=tokens.text, records=records, progress=progress)
     if held_out is None:
         return probes, None
     return probes, report_probes(model, description, probes, held_out, records=records, progress=progress)
+
+
+def sequence_count(settings: AnalyzeSettings, length: int) -> int:
+    """How many sequences levers are measured on: the model runs forward and backward on them for every config tried.
+
+    They have half of the tokens, and are two at least.
+    """
+    return max(1, min(settings.max_tokens, max(2 * length, settings.max_tokens // 2)) // length)
+
+
+def probe_tokens(settings: AnalyzeSettings) -> int:
+    """The most tokens that probes may see.
+
+    Twice as many as levers are measured on: these run forward only, which costs a third of forward and back.
+    """
+    return 2 * settings.max_tokens
 
 
 def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tuple[Candidate, ...], int]:

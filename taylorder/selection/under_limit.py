@@ -18,11 +18,14 @@ from taylorder.selection.criteria import RELATIVE_L2, Criterion, eligible, optio
 from taylorder.selection.knapsack import Allocation, allocate, allocate_within
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.near_sizes import kept_share
-from taylorder.selection.refine import MORE_ROUNDS, Among, Round, best_of, refine
+from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, Among, Round, best_of, refine
 from taylorder.selection.settings import Limit
 from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
+
+UNIFORM = "near fields for all"
+"""A stage, as progress is told."""
 
 ITERATIVE = "iterative"
 """Name of the scheme that ships: the least loss on unseen text in benchmarks/policies.py (docs/choosing.md)."""
@@ -159,41 +162,70 @@ def _by_stages(
     Polynomials promise more than they keep (docs/notebook/2026-11-choosing.md): offered from the beginning they led to
     worse configs than windows alone do.
     """
-    run = partial(refine, whole, budget=budget * len(sizes), records=records, progress=progress)
+    run = partial(refine, whole, budget=budget * len(sizes), records=records)
     near = near_fields_alone(table.candidates)
+    more = len(near) < len(table.candidates)
     near_table, near_sizes = table.restricted_to(near), [[size[index] for index in near] for size in sizes]
     starts = uniform_starts(near_table, near_sizes, budget)
     if not starts:  # no near field is that small
-        return run(table, sizes, start=uniform_start(table, sizes, budget), name=f"{label}-all")
+        return run(table, sizes, start=uniform_start(table, sizes, budget), name=f"{label}-all", progress=progress)
     among: Among = "windows" if near == windows_alone(table.candidates) else "near fields"
     uniform: tuple[Round, ...] = ()
     if len(starts) > 1:
         uniform = _measured(whole, near_table, starts, f"{label}-uniform", records, progress)
         starts = [list(measured.choice) for measured in sorted(uniform, key=lambda measured: measured.kl)[:STARTS]]
-    moved = _from_where_it_leads(partial(run, near_table, near_sizes), starts, f"{label}-{among.replace(' ', '-')}")
+    steps = _Steps(progress, most_rounds(len(starts), more=more))
+    near_run = partial(run, near_table, near_sizes)
+    moved = _from_where_it_leads(near_run, starts, f"{label}-{among.replace(' ', '-')}", steps)
     rounds = tuple(
         replace(measured, choice=tuple(near[index] for index in measured.choice))
         for measured in (*uniform, *(replace(measured, among=among) for measured in moved))
     )
-    if len(near) < len(table.candidates):
+    if more:
         start = best_of(rounds).choice
         # Its first round is the start once more, for the slopes of the other candidates.
-        rounds += run(table, sizes, start=start, name=f"{label}-all", rounds=MORE_ROUNDS + 1)[1:]
+        last = steps.after(most_rounds(len(starts), more=False))
+        rounds += run(table, sizes, start=start, name=f"{label}-all", rounds=MORE_ROUNDS + 1, progress=last)[1:]
     return rounds
 
 
+def most_rounds(starts: int, *, more: bool) -> int:
+    """Configs that the scheme measures at most from so many starts; ``more`` where all candidates join afterwards."""
+    return (starts - 1) * TRIAL_ROUNDS + ROUNDS + (MORE_ROUNDS + 1) * more
+
+
+class _Steps:
+    """One count of all configs, in whatever parts they are measured; what is read once more does not set it back."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.reached = progress, total, 0
+
+    def after(self, before: int) -> Progress:
+        """The progress of a part that comes after so many configs."""
+
+        def report(stage: str, done: int, _size: int) -> None:
+            self.reached = max(self.reached, before + done)
+            self.progress(stage, self.reached, self.total)
+
+        return report
+
+
 def _from_where_it_leads(
-    run: Callable[..., tuple[Round, ...]], starts: Sequence[Sequence[int]], name: str
+    run: Callable[..., tuple[Round, ...]], starts: Sequence[Sequence[int]], name: str, steps: _Steps
 ) -> tuple[Round, ...]:
     """A few rounds from every start, and the rest from the one that these took furthest down, which comes last.
 
     Its own KL does not tell where a start leads: a KV head changes its share of kept keys only where its slope promises
     something (docs/notebook/2026-11-keeping-keys.md).
     """
-    led = [run(start=start, name=f"{name}-{number}", rounds=TRIAL_ROUNDS) for number, start in enumerate(starts)]
+    led = [
+        run(start=start, name=f"{name}-{number}", rounds=TRIAL_ROUNDS, progress=steps.after(number * TRIAL_ROUNDS))
+        for number, start in enumerate(starts)
+    ]
     best = min(range(len(starts)), key=lambda number: best_of(led[number]).kl)
     others = [measured for number, rounds in enumerate(led) if number != best for measured in rounds]
-    return (*others, *run(start=starts[best], name=f"{name}-{best}"))
+    last = steps.after((len(starts) - 1) * TRIAL_ROUNDS)
+    return (*others, *run(start=starts[best], name=f"{name}-{best}", progress=last))
 
 
 def _measured(
@@ -205,12 +237,12 @@ def _measured(
     progress: Progress,
 ) -> tuple[Round, ...]:
     """A round of every choice that begins a stage, measured without what other choices would change."""
-    progress("near fields for all", 0, len(starts))
+    progress(UNIFORM, 0, len(starts))
     kls = records.get(name)
     if kls is None:
         kls = whole.kls(table, starts)
         records.put(name, kls)
-    progress("near fields for all", len(starts), len(starts))
+    progress(UNIFORM, len(starts), len(starts))
     return tuple(Round(tuple(start), kl, among="uniform") for start, kl in zip(starts, kls, strict=True))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taylorder.analysis.analyze import HEADS
 from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.text import calibration_text, query_rows
 from taylorder.analysis.truncation import ScoreBlock, blocks, key_centres
@@ -131,7 +132,7 @@ def measure_heads(
             by_module[name] = asdict(_measure(layer, rows))
             records.put(f"heads-{name}", by_module[name])
             done += 1
-            progress("heads", done, len(names))
+            progress(HEADS, done, len(names))
 
     if done < len(names):
         run_layers(model, input_ids, consume)
