@@ -22,6 +22,7 @@ from taylorder.commands._stopping import (
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
 from taylorder.commands.claims import claims
+from taylorder.commands.compare import compare
 from taylorder.commands.compile_report import compile_report
 from taylorder.commands.evaluate import evaluate
 from taylorder.commands.generate import generate
@@ -69,6 +70,7 @@ def taylorder(
 app.command()(analyze)
 app.command()(show)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(generate)
 app.command()(bench)
 app.command()(claims)
