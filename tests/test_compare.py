@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -90,11 +91,18 @@ def test_the_report_says_it_in_five_lines_first(run, saved_pair, nothing_loads):
 @pytest.mark.parametrize("width", [50, 80, 120])
 def test_it_is_readable_at_every_width(width):
     made = pair(config(*A), config(*B), measured=measured(interval(-0.1)))
-    text = plain_text(run_pair.sections(made, "taylorder compare a b --eval"), width)
+    text = plain_text(run_pair.sections(made, ""), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     for part in ("4/6/0 +P2 mean", "B is better", "A holds at least twice as many tokens (1 KV head)"):
         assert part in " ".join(text.split())
+
+
+def test_a_command_with_long_paths_can_still_be_copied():
+    words = ["taylorder", "compare", "a/folder/of/some/depth", "another folder/of some/depth and more", "--eval"]
+    text = plain_text(run_pair.sections(pair(config(*A), config(*B)), shlex.join(words)), 50)
+    assert max(map(len, text.splitlines())) <= 50
+    assert shlex.split(text[text.index("taylorder compare a/folder") :]) == words
 
 
 def test_probes_that_differ_make_kv_heads_differ(run, saved_pair, nothing_loads):
@@ -132,6 +140,14 @@ def test_the_model_is_loaded_where_no_file_says_its_shape(run, loads, saved_pair
     assert {kv_head["module"] for kv_head in document["kv_heads"] if kv_head["same"]} == sliding
     assert run("compare", *saved_pair(a, b), "--model", "elsewhere")[0] == 0
     assert asked[1:] == ["elsewhere"]
+
+
+def test_a_model_that_is_not_found_is_named_with_the_way_out(run, saved_pair):
+    uniform = OrderConfig.uniform(describe(tiny.llama(), "./gone/tiny"), 2)
+    a, b = saved_pair(uniform, uniform)
+    code, _, err = run("compare", a, b)
+    assert code == 2
+    assert f"; {a}/orders.json names it so, perhaps as seen from another folder: name the model with --model" in err
 
 
 def test_configs_of_two_models_are_refused_and_both_named(run, saved_pair, nothing_loads):

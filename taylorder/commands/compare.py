@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands import options
-from taylorder.commands._paths import config_file, model_of_run, path_of
+from taylorder.commands._paths import config_file, model_of_run, named_by, path_of
 from taylorder.commands._shared import check_texts, check_writable, load_described, print_report
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.runs import run_files
@@ -90,7 +90,8 @@ def compare(
 
         def load() -> tuple[LoadedModel, ModelDescription]:
             source = model or model_of_run(a.path, a.config.model.name)
-            loaded, description = load_described(source, device, dtype, progress, None if model else a.path)
+            with named_by(None if model else a.path, source, "name the model with --model"):
+                loaded, description = load_described(source, device, dtype, progress)
             for side in (a, b):
                 side.config.check(description)
             return loaded, description

@@ -58,7 +58,8 @@ def moves(report: RunPair, most: int | None = None) -> Section:
     """The KV heads that differ, largest difference in bytes first, no more than ``most``."""
     differing = report.configs.differing
     shown, labels = differing[:most], _labels(report)
-    columns = [Column("KV head"), Column(A), Column(B), Column("tokens", figures=True), Column("bytes", figures=True)]
+    columns = [Column("KV\nhead"), Column(A, wraps=True), Column(B, wraps=True)]
+    columns += [Column(title, figures=True) for title in ("tokens", "bytes")]
     rows = table(columns, [_move(pair, labels[pair.module]) for pair in shown])
     lines = [
         "layer.KV head; sinks/window/keys kept by priority of A and of B, and +P the orders of a polynomial for all "
@@ -66,12 +67,12 @@ def moves(report: RunPair, most: int | None = None) -> Section:
     ]
     if tensors := sorted({kind for pair in differing for kind in pair.tensors}):
         lines.append(f"Where both run the same, this was calibrated otherwise: {', '.join(tensors)}.")
-    title = "The KV heads that differ" if len(shown) == len(differing) else "The largest moves"
+    blocks: list[Block] = [paragraph(*lines), rows]
     if rest := len(differing) - len(shown):
-        lines.append(
-            f"{counted(rest, 'more KV head')} differ{'s' if rest == 1 else ''}; --format json has all of them."
-        )
-    return Section(title, (rows, paragraph(*lines)), "each head")
+        more = f"{counted(rest, 'more KV head')} differ{'s' if rest == 1 else ''}; --format json has all of them."
+        blocks.append(paragraph(more))
+    title = "The largest moves" if rest else "The KV heads that differ"
+    return Section(title, tuple(blocks), "each head")
 
 
 def losses(report: RunPair) -> Iterator[Section]:

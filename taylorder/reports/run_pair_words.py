@@ -55,7 +55,7 @@ def cache(configs: ConfigPair) -> str:
     a, b = (size(configs.per_kv_head(total)) for total in (configs.bytes_a, configs.bytes_b))
     shares = (percent(total / configs.exact_bytes) for total in (configs.bytes_a, configs.bytes_b))
     return (
-        f"A {a}, B {b} per KV head at {counted(configs.context, 'token')} ({' and '.join(shares)} of exact in all): "
+        f"A {a}, B {b} per KV head at {counted(configs.context, 'token')} ({' and '.join(shares)} of exact): "
         f"{more_bytes(configs)}"
     )
 
