@@ -102,7 +102,7 @@ def test_a_command_with_long_paths_can_still_be_copied():
     words = ["taylorder", "compare", "a/folder/of/some/depth", "another folder/of some/depth and more", "--eval"]
     text = plain_text(run_pair.sections(pair(config(*A), config(*B)), shlex.join(words)), 50)
     assert max(map(len, text.splitlines())) <= 50
-    assert shlex.split(text[text.index("taylorder compare a/folder") :]) == words
+    assert shlex.split(text[text.index("taylorder compare a/folder") :].replace("\\\n", "")) == words
 
 
 def test_probes_that_differ_make_kv_heads_differ(run, saved_pair, nothing_loads):
