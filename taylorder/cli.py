@@ -24,6 +24,7 @@ from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
 from taylorder.commands.check import check
 from taylorder.commands.claims import claims
+from taylorder.commands.compare import compare
 from taylorder.commands.compile_report import compile_report
 from taylorder.commands.doctor import doctor
 from taylorder.commands.evaluate import evaluate
@@ -86,6 +87,7 @@ app.command(cls=CommandWithHelp)(analyze)
 app.command("eval", cls=CommandWithHelp)(evaluate)
 app.command(cls=CommandWithHelp)(generate)
 app.command(cls=CommandWithHelp)(show)
+app.command(cls=CommandWithHelp)(compare)
 app.command(cls=CommandWithHelp)(bench)
 app.command(cls=CommandWithHelp)(check)
 app.command(cls=CommandWithHelp)(doctor)

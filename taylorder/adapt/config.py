@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from torch import nn
 
-from taylorder.adapt.config_file import SCHEMA, as_text, document_of, fields_of
+from taylorder.adapt.config_file import SCHEMA, as_text, context_of, document_of, fields_of
 from taylorder.adapt.config_tensors import (
     checked_centre,
     checked_probe,
@@ -106,6 +106,11 @@ class OrderConfig(Strict):
         return vars(self) == vars(other) and _equal(self.tensors(), other.tensors())
 
     __hash__ = None  # type: ignore[assignment]  # provenance is a dict
+
+    @property
+    def context(self) -> int | None:
+        """The tokens that the config was chosen for and its bytes are counted at; None if nothing says so."""
+        return context_of(self.criterion)
 
     def tensors(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """Everything beside the decisions that changes what the model computes, by module and kind."""

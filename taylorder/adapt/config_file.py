@@ -191,7 +191,7 @@ class OrdersFile(Strict):
                         f"layer {layer.module}, KV head {index} lists {len(kv_head.heads)} heads, expected "
                         f"{model.heads / model.kv_heads:g}"
                     )
-        if self.context is not None and self.context != _context(self.criterion):
+        if self.context is not None and self.context != context_of(self.criterion):
             raise ValueError(
                 f"context is {self.context} and criterion.context is {brief(self.criterion.get('context'))}; "
                 "expected the same twice, or no context"
@@ -261,9 +261,9 @@ def document_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> dict[str
     )
     file = OrdersFile(
         schema=SCHEMA,
-        context=_context(criterion),
+        context=context_of(criterion),
         probe=fields["probe"],
-        summary=_summary(model, _context(criterion), layers),
+        summary=_summary(model, context_of(criterion), layers),
         model=model,
         files=dict(files),
         calibration=fields["calibration"],
@@ -294,7 +294,7 @@ def _runs(heads: Sequence[HeadEntry]) -> Runs:
     return "window" if all(head.order is None for head in heads) else "taylor"
 
 
-def _context(criterion: Mapping[str, Any]) -> int | None:
+def context_of(criterion: Mapping[str, Any]) -> int | None:
     """The tokens that bytes were counted at, where whatever chose the config says so."""
     context = criterion.get("context")
     return context if type(context) is int and 1 <= context <= 2**31 else None

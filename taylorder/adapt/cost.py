@@ -9,17 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from taylorder.kernels.spec import MAX_ORDER, Exact, HeadSpec, Near, deepest
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
-    from taylorder.models.description import AttentionModule, ModelDescription
+    from taylorder.models.description import ModelDescription
 
 KV_BYTES = 2
 STATE_BYTES = 4
 PRIORITY_BYTES = 4
+
+
+class KvShape(Protocol):
+    """What the bytes of a KV head depend on, as an attention module has it."""
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a key."""
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers of a value."""
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that the module sees, None for the whole context."""
 
 
 def features(head_dim: int, order: int, ranks: Sequence[int] | None = None) -> int:
@@ -73,11 +89,11 @@ def break_even_flops(head_dim: int, value_dim: int, order: int, group: int = 1) 
     return math.ceil(per_query_head / (head_dim + value_dim))
 
 
-def kv_head_bytes(group: Sequence[HeadSpec], module: AttentionModule, tokens: int) -> int:
+def kv_head_bytes(group: Sequence[HeadSpec], shape: KvShape, tokens: int) -> int:
     """Nominal bytes of the cache and state of one KV head after ``tokens`` tokens, whose query heads run ``group``."""
-    d, d_v = module.head_dim, module.value_dim
+    d, d_v = shape.head_dim, shape.value_dim
     if isinstance(group[0].far, Exact):
-        return kv_bytes(d, d_v, min(tokens, module.sliding_window or tokens))
+        return kv_bytes(d, d_v, min(tokens, shape.sliding_window or tokens))
     polynomial = deepest(group)
     state = 0 if polynomial is None else state_bytes(d, d_v, polynomial.order, polynomial.ranks)
     return near_bytes(group[0].near, d, d_v, tokens) + state

@@ -115,13 +115,14 @@ def compare(
     seed: int,
     progress: Progress = silent,
     seconds: float | None = None,
+    judged: str = rivals.CONFIG,
 ) -> Comparison:
     """Run every contender over the same sequences ``[N, T]``: losses, or hidden states without a language-model head.
 
     The exact model comes first and need not be among the contenders. A contender that breaks down (overflow) is
     reported as failed, and the others go on. All contenders see the same sequences, fewer than N only if ``seconds``
     are over before the last; optional contenders are left out if they would cost a sequence. ``tokens`` are those that
-    the sequences were cut from.
+    the sequences were cut from, and ``judged`` is the contender whose figures all others are compared with.
 
     Raises:
         ConfigError: a contender's config does not belong to the model.
@@ -162,7 +163,7 @@ def compare(
             for name, losses in token_losses(head, sequence, hidden).items():
                 results[name].add_losses(losses)
         _refuse_broken(results[EXACT], description)
-    standings = tuple(_standing(result, description, sequences, results) for result in results.values())
+    standings = tuple(_standing(result, description, sequences, results, judged) for result in results.values())
     vocabulary = None if head is None else head(hidden[EXACT][:1]).shape[-1]
     text = tokens.text
     return Comparison(
@@ -258,7 +259,9 @@ def _refuse_broken(exact: _Result, model: ModelDescription) -> None:
         )
 
 
-def _standing(result: _Result, model: ModelDescription, sequences: Tensor, results: Mapping[str, _Result]) -> Standing:
+def _standing(
+    result: _Result, model: ModelDescription, sequences: Tensor, results: Mapping[str, _Result], judged: str
+) -> Standing:
     contender, length, exact = result.contender, sequences.shape[1], results[EXACT]
     size = rivals.bytes_per_kv_head(contender.config, model, length) if model.causal else None
     if result.failure is not None:
@@ -268,7 +271,7 @@ def _standing(result: _Result, model: ModelDescription, sequences: Tensor, resul
         name=contender.name,
         note=_note(contender, length),
         nominal_bytes=size,
-        config_less=None if result is exact else _difference(results.get(rivals.CONFIG), result),
+        config_less=None if result is exact else _difference(results.get(judged), result),
         guarded_share=None if contender.config is None else _guarded_share(result, model, sequences),
     )
     if result.distances:

@@ -16,13 +16,27 @@ from typing import get_args
 from taylorder.analysis.results import Analysis
 from taylorder.claims.claim import Claim, Verdict
 from taylorder.evaluation.evaluate import Evaluation
-from taylorder.reports import alphas, budgets, example_text, html_data, levers, savings, summary, verdict
+from taylorder.reports import (
+    alphas,
+    budgets,
+    example_text,
+    html_data,
+    levers,
+    run_pair,
+    run_pair_grid,
+    run_pair_words,
+    savings,
+    summary,
+    verdict,
+)
 from taylorder.reports.analysis import sections as report_sections
 from taylorder.reports.budgets import BudgetsReport
 from taylorder.reports.claims import ClaimsReport
 from taylorder.reports.html_page import fill
+from taylorder.reports.numbers import counted
 from taylorder.reports.reproduce import analyze_command, eval_command, show_command
 from taylorder.runs.run_files import FILES
+from taylorder.runs.run_pair import RunPair
 from taylorder.selection.by_tolerance import Selection
 from taylorder.storage.provenance import software_versions
 
@@ -133,5 +147,29 @@ def render_budgets(report: BudgetsReport, out: Path) -> str:
         page=FILES["page"],
         command=command,
         fingerprint=report.analysis.model.fingerprint,
+        software=software_versions(),
+    )
+
+
+def render_pair(report: RunPair, command: str) -> str:
+    """The page of two configs side by side as one string; ``command`` measures both on the same sequences."""
+    header, *_ = run_pair.sections(report, command)
+    named, summary_lines = header.blocks
+    return fill(
+        "pair.html.j2",
+        ("theme.js",),
+        title=f"{report.configs.model.name}: A and B",
+        verdict=run_pair_words.verdict(report),
+        named=named,
+        summary=summary_lines,
+        map=run_pair_grid.differences(report.configs),
+        across=range(report.configs.model.kv_heads),
+        means=run_pair_grid.MEANS,
+        legend=run_pair_grid.legend(report.configs),
+        context=counted(report.configs.context, "token"),
+        moves=run_pair.moves(report) if report.configs.differing else None,
+        losses=list(run_pair.losses(report)),
+        command=command,
+        fingerprint=report.configs.model.fingerprint,
         software=software_versions(),
     )

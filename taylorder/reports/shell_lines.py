@@ -8,7 +8,9 @@ import re
 def folded(command: str, width: int) -> str:
     """A shell command over as many lines as it takes, so that it can still be copied."""
     lines = [""]
-    for word in re.split(r" (?=--)", command):
+    begin, *asked = re.split(r" (?=--)", command)
+    operands = re.findall(r"(?:'[^']*'|[^ '])+", begin)  # a quoted one may hold blanks
+    for word in (*operands, *asked):
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
             lines.append("  " + word)
         else:
