@@ -21,6 +21,7 @@ from taylorder.commands._stopping import (
 )
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
+from taylorder.commands.chat import chat
 from taylorder.commands.claims import claims
 from taylorder.commands.compile_report import compile_report
 from taylorder.commands.evaluate import evaluate
@@ -70,6 +71,7 @@ app.command()(analyze)
 app.command()(show)
 app.command("eval")(evaluate)
 app.command()(generate)
+app.command()(chat)
 app.command()(bench)
 app.command()(claims)
 app.command("compile-report")(compile_report)
