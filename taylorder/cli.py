@@ -22,6 +22,7 @@ from taylorder.commands._stopping import (
 )
 from taylorder.commands.analyze import analyze
 from taylorder.commands.bench import bench
+from taylorder.commands.chat import chat
 from taylorder.commands.check import check
 from taylorder.commands.claims import claims
 from taylorder.commands.compare import compare
@@ -86,6 +87,7 @@ _RESEARCH = "Research"
 app.command(cls=CommandWithHelp)(analyze)
 app.command("eval", cls=CommandWithHelp)(evaluate)
 app.command(cls=CommandWithHelp)(generate)
+app.command(cls=CommandWithHelp)(chat)
 app.command(cls=CommandWithHelp)(show)
 app.command(cls=CommandWithHelp)(compare)
 app.command(cls=CommandWithHelp)(bench)

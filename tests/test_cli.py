@@ -46,7 +46,7 @@ def held_out(evaluates_on):
 SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
 
 
-COMMANDS = ("analyze", "show", "eval", "generate", "bench", "compile-report", "check", "doctor")
+COMMANDS = ("analyze", "show", "eval", "generate", "chat", "bench", "compile-report", "check", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"], []])
@@ -73,6 +73,10 @@ CONTRACT = {
     "generate": {
         "--config": None, "--prompt-file": None, "--model": None, "--compare": False, "--max-new-tokens": 128,
         "--temperature": 0.0, "--seed": 0, "--device": "cpu", "--dtype": None,
+    },
+    "chat": {
+        "--config": None, "--system": None, "--max-new-tokens": 512, "--temperature": 0.0, "--seed": 0,
+        "--device": "cpu", "--dtype": None,
     },
     "bench": {
         "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": None,

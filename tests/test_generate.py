@@ -16,7 +16,8 @@ import taylorder
 from taylorder.adapt.cache import TaylorCache, nominal_cache_bytes
 from taylorder.adapt.cache_layer import TaylorCacheLayer
 from taylorder.adapt.config import OrderConfig
-from taylorder.adapt.generate import _chosen, compared, stream
+from taylorder.adapt.continuation import _chosen
+from taylorder.adapt.generate import compared, stream
 from taylorder.adapt.text_pieces import TextPieces
 from taylorder.analysis.text import calibration_text
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError

@@ -13,8 +13,9 @@ from mixed_orders import mixed_config
 
 import taylorder
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.continuation import Generated
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.generate import Generated, GeneratedPair, stream
+from taylorder.adapt.generate import GeneratedPair, stream
 from taylorder.adapt.left_out import LeftOut, left_out
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise

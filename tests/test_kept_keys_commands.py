@@ -39,7 +39,7 @@ def test_generate_streams_and_compares_a_config_that_keeps_keys(run, loads, keep
     loads(model, tiny_tokenizer)
     config = OrderConfig.load(keeping)
     expected = generated(stream(model, tiny_tokenizer, PROMPT, config, max_new_tokens=20))
-    monkeypatch.setattr("taylorder.adapt.generate.PROMPT_CHUNK", 5)
+    monkeypatch.setattr("taylorder.adapt.continuation.PROMPT_CHUNK", 5)
     code, out, err = run("generate", PROMPT, "--config", keeping, "--compare", "--max-new-tokens", 20)
     assert code == 0, err
     assert out.startswith(f"adapted:\n{expected.text}\n")

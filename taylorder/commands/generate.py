@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +12,12 @@ import typer
 from taylorder.commands import options
 from taylorder.commands._shared import load_described
 from taylorder.commands._subject import subject
+from taylorder.commands._texts import refuse_no_text, streamed
 from taylorder.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
-    from taylorder.adapt.generate import Generated
+    from taylorder.adapt.continuation import Generated
     from taylorder.models.description import ModelDescription
     from taylorder.models.loading import LoadedModel
 
@@ -72,7 +71,7 @@ def generate(
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
 
     def run(config: OrderConfig | None, heading: str) -> Generated:
-        return _streamed(stream(loaded.model, loaded.tokenizer, prompt, config, **sampling), heading)
+        return streamed(stream(loaded.model, loaded.tokenizer, prompt, config, **sampling), heading)
 
     made = run(chosen, "adapted:\n" if compare else "")
     tokens_held = made.prompt_tokens + made.steps  # the last one made is not run
@@ -106,8 +105,7 @@ def _read(prompt: str | None, file: Path | None) -> str:
         except UnicodeDecodeError as error:
             raise UsageError(f"standard input is no {error.encoding} text ({error.reason}); convert it") from error
     text = prompt or ""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # what Python makes of bytes that are no text
-        raise UsageError("the prompt is no UTF-8 text; convert it")
+    refuse_no_text(text, "the prompt")
     return text
 
 
@@ -125,31 +123,6 @@ def _refuse(loaded: LoadedModel, description: ModelDescription, prompt: str, max
             f"--max-new-tokens is {max_new_tokens}, with {tokens} of the prompt {tokens + max_new_tokens}, but the "
             f"model sees {room} at most; ask for {room - tokens} or fewer"
         )
-
-
-def _streamed(pieces: Generator[str, None, Generated], heading: str) -> Generated:
-    """Write every piece as it comes, below a heading, and end the line, also where generation is interrupted.
-
-    The heading waits for the first piece: what is refused before that leaves standard output empty.
-    """
-    begun = False
-    with closing(pieces):
-        try:
-            while True:
-                piece = next(pieces)
-                sys.stdout.write(piece if begun else heading + piece)
-                sys.stdout.flush()
-                begun = True
-        except StopIteration as end:
-            if not begun:
-                sys.stdout.write(heading)
-            begun = True
-            result: Generated = end.value
-            return result
-        finally:
-            if begun:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
 
 
 def _say(line: str) -> None:

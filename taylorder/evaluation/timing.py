@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.continuation import PROMPT_CHUNK
 from taylorder.adapt.cost import config_bytes
-from taylorder.adapt.generate import PROMPT_CHUNK
 from taylorder.adapt.handle import attach
 from taylorder.adapt.prepared import prepare
 from taylorder.errors import UnsupportedModelError, UsageError

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from taylorder.adapt.config import ModelIdentity, OrderConfig
-from taylorder.adapt.generate import Generated, GeneratedPair
+from taylorder.adapt.continuation import Generated
+from taylorder.adapt.generate import GeneratedPair
 from taylorder.adapt.left_out import LeftOut
 from taylorder.evaluation.rivals import exact_everywhere
 from taylorder.evaluation.timing import Bench, Row
