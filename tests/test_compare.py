@@ -147,7 +147,7 @@ def test_a_model_that_is_not_found_is_named_with_the_way_out(run, saved_pair):
     a, b = saved_pair(uniform, uniform)
     code, _, err = run("compare", a, b)
     assert code == 2
-    assert f"; {a}/orders.json names it so, perhaps as seen from another folder: name the model with --model" in err
+    assert f"; {a} names it so, perhaps as seen from another folder: name the model with --model" in err
 
 
 def test_configs_of_two_models_are_refused_and_both_named(run, saved_pair, nothing_loads):

@@ -9,8 +9,9 @@ import pytest
 from command_line import WORDS
 
 from taylorder.commands import _planning
-from taylorder.reports.plan import Estimate, duration
+from taylorder.reports.plan import Estimate
 from taylorder.reports.progress import StderrProgress
+from taylorder.storage.durations import duration
 from taylorder.storage.machine import Machine
 from taylorder.storage.stages import Stage, StagePlan, together
 

@@ -25,14 +25,19 @@ if TYPE_CHECKING:
     from taylorder.selection.run_levers import LeverRun
 
 
-def load_described(to_load: ToLoad, device: str, progress: StderrProgress) -> tuple[LoadedModel, ModelDescription]:
-    """Load a model, the built-in one for None, and describe it."""
+def load_described(
+    to_load: ToLoad,
+    device: str,
+    progress: StderrProgress,
+    way_out: str = "name the model itself, and the run with --config",
+) -> tuple[LoadedModel, ModelDescription]:
+    """Load a model, the built-in one for None, and describe it; the way out is from a run that names no model here."""
     progress.say(f"loading {to_load.model or 'the built-in model'}")
 
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
 
-    with named_by(to_load.named_by, to_load.model, "name the model itself, and the run with --config"):
+    with named_by(to_load.named_by, to_load.model, way_out):
         loaded = load(to_load.model, device=device, dtype=to_load.dtype, revision=to_load.revision)
     return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands import options
-from taylorder.commands._paths import config_file, model_of_run, named_by, path_of
+from taylorder.commands._paths import config_file, path_of
 from taylorder.commands._shared import check_texts, check_writable, load_described, print_report
+from taylorder.commands._subject import ToLoad, model_of_run
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.runs import run_files
 
@@ -64,14 +65,14 @@ def compare(
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOfRun = None,
     output: options.Format = "human",
 ) -> None:
     """Show two configs of one model side by side: what differs per KV head, bytes, and with --eval paired losses.
 
     Reads two files and runs nothing, unless --eval asks for it.
 
-    Example: [bold]taylorder compare small-out large-out --eval[/bold]
+    Example: taylorder compare small-out large-out --eval
     """
     given = [option for option, value in (("--text", text), ("--sequences", sequences)) if value is not None]
     if given and not measure:
@@ -89,9 +90,10 @@ def compare(
     with StderrProgress() as progress:
 
         def load() -> tuple[LoadedModel, ModelDescription]:
-            source = model or model_of_run(a.path, a.config.model.name)
-            with named_by(None if model else a.path, source, "name the model with --model"):
-                loaded, description = load_described(source, device, dtype, progress)
+            to_load = model_of_run(a.path.parent, a.config.model.name, a.model, dtype)
+            if model is not None:
+                to_load = ToLoad(model, to_load.dtype)
+            loaded, description = load_described(to_load, device, progress, "name the model with --model")
             for side in (a, b):
                 side.config.check(description)
             return loaded, description

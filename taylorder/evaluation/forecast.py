@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from taylorder.storage.durations import duration
 from taylorder.storage.progress import Progress
 
 
@@ -49,10 +50,4 @@ class Forecast:
         if self._began is not None and done >= self._runs:
             seconds = (time.monotonic() - self._began) * self._total / self._first
             self._began = None
-            self._say(f"that takes about {_spoken(seconds)} in all, by the first sequence")
-
-
-def _spoken(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+            self._say(f"that takes about {duration(seconds)} in all, by the first sequence")

@@ -9,6 +9,7 @@ from typing import Any
 from taylorder.models.description import ModelDescription
 from taylorder.reports.numbers import size
 from taylorder.reports.sections import Cell, Column, Paragraph, Section, facts, paragraph, table
+from taylorder.storage.durations import duration
 from taylorder.storage.finite_json import stamped
 from taylorder.storage.machine import Machine
 from taylorder.storage.stages import Speed, StagePlan
@@ -114,12 +115,3 @@ def warned(estimate: Estimate) -> tuple[Paragraph, ...]:
 def duration_cell(seconds: float) -> Cell:
     """A time as a cell."""
     return Cell(duration(seconds), seconds)
-
-
-def duration(seconds: float) -> str:
-    """A rough time: seconds up to a minute and a half, minutes up to an hour and a half, else hours."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 10 * 3600 else f"{round(seconds / 3600):,} h"
