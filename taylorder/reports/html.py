@@ -24,6 +24,7 @@ from taylorder.reports.html_page import fill
 from taylorder.reports.reproduce import analyze_command, eval_command, show_command
 from taylorder.runs.run_files import FILES
 from taylorder.selection.by_tolerance import Selection
+from taylorder.selection.lever_costs import LeverCost
 from taylorder.storage.provenance import software_versions
 
 _SCRIPTS = ("theme.js", "element.js", "chart.js", "views.js", "heatmap.js", "detail.js", "report.js")
@@ -35,6 +36,7 @@ def render(
     evaluation: Evaluation | None = None,
     claims: Sequence[Claim] | None = None,
     directory: Path | None = None,
+    costs: Sequence[LeverCost] = (),
 ) -> str:
     """The whole page as one string.
 
@@ -44,6 +46,7 @@ def render(
         evaluation: the short evaluation, None if it was skipped.
         claims: claims judged on this model alone, None if none were.
         directory: where the files of this run lie, for the commands.
+        costs: what every candidate of every KV head takes and loses, where levers were measured.
 
     """
     header, *sections = report_sections(analysis, selection, directory, evaluation)
