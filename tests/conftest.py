@@ -44,6 +44,22 @@ def builtin():
 
 
 @pytest.fixture(scope="session")
+def browser_folder(tmp_path_factory):
+    """Where the browser keeps its profile and what it downloads."""
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="session")
+def chromium(browser_folder):
+    """A browser without a window, for tests that are skipped where there is none."""
+    from browsing import started
+
+    driver = started(browser_folder)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer():
     """One token per character of ASCII text, 104 in all; ids below 4 are special."""
     return tiny.tokenizer(r"[\s\S]", string.printable)

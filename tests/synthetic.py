@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from taylorder.adapt.attention_shares import HeadShares
 from taylorder.adapt.config import HeadOrder, LayerOrders
 from taylorder.adapt.near_example import NearExample, NearTokens
 from taylorder.adapt.probe import probe_width
@@ -20,6 +21,8 @@ from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.reports.analysis import sections
 from taylorder.reports.render import plain_text
 from taylorder.selection.by_tolerance import Selection, select
+from taylorder.selection.candidates import Candidate
+from taylorder.selection.lever_costs import LeverCost
 from taylorder.selection.lever_summary import BesideWindow, LeverSummary, MeasuredRound
 
 NOTE = "weights dequantised from Q4_1 (GGUF): alphas differ from the original checkpoint's"
@@ -227,6 +230,36 @@ def lever_selection(measured):
     return chosen.with_levers(chosen.config.model_copy(update={"layers": layers}), summary)
 
 
+def shares(measured, chosen):
+    """Half of the attention of every head that is not exact goes to its window, a tenth is left out."""
+    return tuple(
+        HeadShares(layer.module, head, 0.25, 0.5 + 0.01 * head, 0.15, 0.1 - 0.01 * head)
+        for layer in chosen.config.layers
+        for head, choice in enumerate(layer.heads)
+        if choice.spec.runs != "exact"
+    )
+
+
+CANDIDATES = (
+    Candidate(HeadSpec(Exact())),
+    Candidate(HeadSpec(Dropped(), Near(60, 4))),
+    Candidate(HeadSpec(Dropped(), Near(64, 4, 188))),
+    Candidate(HeadSpec(Taylor(2, "mean", (64, 64)), Near(28, 4))),
+)
+
+
+def costs(measured, chosen):
+    """Every candidate of every KV head; more bytes, less error."""
+    made = []
+    for module, layer in zip(measured.model.modules, chosen.config.layers, strict=True):
+        for kv_head, heads in enumerate(module.groups(layer.heads)):
+            for place, candidate in enumerate(CANDIDATES):
+                size, error = (2 << 20, 16 << 10, 64 << 10, 99 << 10)[place], (0.0, 0.5, 0.2, 0.3)[place]
+                taken = candidate.spec == heads[0].spec
+                made.append(LeverCost(module.name, kv_head, candidate, size, error, 0.0, taken))
+    return tuple(made)
+
+
 def keeping_selection(measured, kept=188):
     """Every KV head of the last layers keeps keys, the first one has a polynomial, one of the second layer is exact."""
     chosen = lever_selection(measured)
@@ -246,4 +279,5 @@ def keeping_selection(measured, kept=188):
         for kv_head in (1, 2)
     )
     example = NearExample("the end of a fable", tuple(f" word{place}" for place in range(1024)), held)
+    example = replaced(example, shares=shares(measured, chosen.with_levers(config, chosen.levers)))
     return chosen.with_levers(config, replaced(chosen.levers, example=example))

@@ -12,7 +12,8 @@ import taylorder
 from taylorder.adapt.cost import config_bytes
 from taylorder.errors import UsageError
 from taylorder.models.describe import describe
-from taylorder.runs.tables import write_levers
+from taylorder.runs.run_files import RunDirectoryError
+from taylorder.runs.tables import read_levers, write_levers
 from taylorder.selection.run_levers import run_levers
 from taylorder.selection.settings import AnalyzeSettings, Budget
 
@@ -78,7 +79,19 @@ def test_the_table_of_levers_is_that_of_the_file(tiny_tokenizer, tmp_path):
     table.order = table.order.map(str)
     table.ranks = table.ranks.map(lambda ranks: " ".join(map(str, ranks)), na_action="ignore")
     assert_frame_equal(table, written, check_dtype=False, check_exact=True)
+    assert read_levers(tmp_path / "levers.csv") == run.costs()
+    assert [one.candidate for one in run.costs()] == [*run.table.candidates] * 4
     assert table.groupby(["module", "kv_head"]).chosen.sum().tolist() == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("module\na\n", "column kv_head is missing"), ("module,kv_head\na,b\n", "line 2: invalid literal")],
+)
+def test_a_damaged_table_of_levers_is_refused(tmp_path, text, message):
+    (tmp_path / "levers.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match=f"damaged.*{message}"):
+        read_levers(tmp_path / "levers.csv")
 
 
 @pytest.mark.parametrize(("most", "expected"), [(96, 2), (192, 2), (480, 5), (50, 1)])

@@ -14,7 +14,7 @@ from synthetic import lever_selection, replaced
 from tiny import tokens
 
 import taylorder
-from taylorder.adapt.near_example import NearExample, NearTokens, near_example, near_tokens
+from taylorder.adapt.near_example import NearExample, NearTokens, near_example, seen_near
 from taylorder.adapt.probe import priorities
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
@@ -50,11 +50,42 @@ def test_the_tokens_are_those_that_the_running_model_keeps(seed):
     model = MODELS["llama"]().double()
     config = keeping_config(model, seed)
     ids = tokens(1, LENGTH)[0]
-    found = near_tokens(model, config, ids)
+    found = seen_near(model, config, ids)[0]
     assert found == expected_tokens(model, config, ids)
     assert any(held.kept != tuple(range(held.sinks, held.sinks + len(held.kept))) for held in found)
     other = config.with_probes({name: -probe for name, probe in config.probes.items()}, PROBE_TEXT)
-    assert near_tokens(model, other, ids) != found
+    assert seen_near(model, other, ids)[0] != found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shares_of_attention_are_those_of_exact_weights(seed):
+    model = MODELS["llama"]().double()
+    config = keeping_config(model, seed)
+    ids, seen = tokens(1, LENGTH)[0], {}
+    with torch.no_grad(), taylorder.adapted(model, config, observe=lambda name, *call: seen.update({name: call})):
+        model(ids[None])
+    shares = {(one.module, one.head): one for one in seen_near(model, config, ids)[1]}
+    specs = {(layer.module, head): made.spec for layer in config.layers for head, made in enumerate(layer.heads)}
+    assert set(shares) == {key for key, spec in specs.items() if spec.runs != "exact"}
+    assert any(one.kept > 0.01 for one in shares.values())
+    for (name, head), one in shares.items():
+        query, key, value, _, scaling = seen[name]
+        near, kv_head = specs[name, head].near, head * key.shape[1] // query.shape[1]
+        ranking = priorities(config.probes[name], key, value)[0, kv_head]
+        sums = dict.fromkeys(("sinks", "window", "kept", "rest"), 0.0)
+        for row in range(LENGTH):
+            weights = (key[0, kv_head, : row + 1] @ query[0, head, row] * scaling).softmax(0)
+            beyond = range(near.sinks, row + 1 - near.window)
+            best = sorted(beyond, key=lambda place: (-float(ranking[place]), -place))[: near.kept]
+            for place, weight in enumerate(weights.tolist()):
+                part = (
+                    "sinks" if place < near.sinks
+                    else "window" if place > row - near.window
+                    else "kept" if place in best
+                    else "rest"
+                )  # fmt: skip
+                sums[part] += weight / LENGTH
+        assert [one.sinks, one.window, one.kept, one.rest] == pytest.approx(list(sums.values()), abs=1e-6)
 
 
 def test_an_example_is_the_end_of_a_text_by_token(tiny_tokenizer):
@@ -66,7 +97,7 @@ def test_an_example_is_the_end_of_a_text_by_token(tiny_tokenizer):
     assert len(example.pieces) == LENGTH
     assert example.source == "the end of a fable"
     ids = torch.tensor(tiny_tokenizer(words[-LENGTH:], add_special_tokens=False).input_ids)
-    assert example.kv_heads == near_tokens(model, config, ids)
+    assert (example.kv_heads, example.shares) == seen_near(model, config, ids)
     short = near_example(model, tiny_tokenizer, config, tokenise(tiny_tokenizer, Text("a word", "abcdefghijklmnop")))
     assert "".join(short.pieces) == "abcdefghijklmnop"
 

@@ -1,4 +1,4 @@
-"""Which tokens of a text are near after its last one, for every KV head that keeps keys: seen while the model runs."""
+"""Which tokens of a text are near, and how much attention goes to them: seen while a model runs with a config."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taylorder.adapt.attention_shares import HeadShares, group_shares
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
 from taylorder.adapt.probe import priorities
@@ -14,7 +15,7 @@ from taylorder.adapt.text_pieces import TextPieces
 from taylorder.analysis.losses import hidden_states
 from taylorder.analysis.tokens import Tokens
 from taylorder.kernels.kept_keys import far_from
-from taylorder.kernels.spec import Near, grouped
+from taylorder.kernels.spec import Exact, Near, grouped
 
 TOKENS = 1024
 """Of an example: several times what a KV head of a small budget holds, and few enough to be read."""
@@ -33,15 +34,20 @@ class NearTokens:
 
 @dataclass(frozen=True, slots=True)
 class NearExample:
-    """A text by token, where it is from, and what every KV head that keeps keys holds at its end."""
+    """A text by token, where it is from, and what happens to it in a model that runs with a config.
+
+    ``kv_heads`` says what every KV head that keeps keys holds at its end, and ``shares`` where the attention of every
+    query head goes whose near field is not everything.
+    """
 
     source: str
     pieces: tuple[str, ...]
     kv_heads: tuple[NearTokens, ...]
+    shares: tuple[HeadShares, ...] = ()
 
 
 def near_example(model: Any, tokenizer: Any, config: OrderConfig, tokens: Tokens, length: int = TOKENS) -> NearExample:
-    """Run a model with a config on the last ``length`` tokens of a text, and see which are near after the last one.
+    """Run a model with a config on the last ``length`` tokens of a text, and see what is near.
 
     Raises:
         ConfigError: the config does not belong to the model.
@@ -51,11 +57,11 @@ def near_example(model: Any, tokenizer: Any, config: OrderConfig, tokens: Tokens
     text = TextPieces(tokenizer)
     pieces = [text.add(int(token)) for token in ids]
     pieces[-1] += text.rest()
-    return NearExample(f"the end of {tokens.text.source}", tuple(pieces), near_tokens(model, config, ids))
+    return NearExample(f"the end of {tokens.text.source}", tuple(pieces), *seen_near(model, config, ids))
 
 
-def near_tokens(model: Any, config: OrderConfig, ids: Tensor) -> tuple[NearTokens, ...]:
-    """Which of the tokens ``ids`` ``[T]`` are near after the last one, for every KV head that keeps keys.
+def seen_near(model: Any, config: OrderConfig, ids: Tensor) -> tuple[tuple[NearTokens, ...], tuple[HeadShares, ...]]:
+    """What is near after the last of the tokens ``ids`` ``[T]``, and how much of the attention of all rows was near.
 
     Raises:
         ConfigError: the config does not belong to the model.
@@ -63,24 +69,31 @@ def near_tokens(model: Any, config: OrderConfig, ids: Tensor) -> tuple[NearToken
     """
     heads = {layer.module: [head.spec for head in layer.heads] for layer in config.layers}
     held: list[NearTokens] = []
+    shares: list[HeadShares] = []
 
     def note(name: str, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
-        nears = [group[0].near for group in grouped(heads[name], key.shape[1])]
-        if any(near.kept for near in nears):
+        groups = grouped(heads[name], key.shape[1])
+        ranking = None
+        if any(group[0].near.kept for group in groups):
             ranking = priorities(config.probes[name].to(key.device), key, value)
-            held.extend(
-                NearTokens(name, kv_head, near.sinks, near.window, _kept(ranking[:, kv_head : kv_head + 1], near))
-                for kv_head, near in enumerate(nears)
-                if near.kept
-            )
+        for kv_head, group in enumerate(groups):
+            if isinstance(group[0].far, Exact):
+                continue
+            near, first = group[0].near, kv_head * len(group)
+            far_rows = None
+            if near.kept and ranking is not None:
+                far_rows = far_from(ranking[:, kv_head : kv_head + 1], None, near)[0, 0]
+                held.append(NearTokens(name, kv_head, near.sinks, near.window, _kept(far_rows, near)))
+            of_group = group_shares(query[0, first : first + len(group)], key[0, kv_head], near, far_rows, scaling)
+            shares.extend(HeadShares(name, first + at, *parts) for at, parts in enumerate(of_group.tolist()))
 
     with attach(model, config, observe=note):
         hidden_states(model, ids)
-    return tuple(held)
+    return tuple(held), tuple(shares)
 
 
-def _kept(priority: Tensor, near: Near) -> tuple[int, ...]:
-    """Places of the tokens that are near by their priority ``[1, 1, T]`` alone."""
-    T = priority.shape[2]
-    places: list[int] = (far_from(priority, None, near)[0, 0] == T).nonzero()[:, 0].tolist()
+def _kept(far_rows: Tensor, near: Near) -> tuple[int, ...]:
+    """Places of the tokens that are near after the last one by their priority alone."""
+    T = len(far_rows)
+    places: list[int] = (far_rows == T).nonzero()[:, 0].tolist()
     return tuple(place for place in places if near.sinks <= place < T - near.window)

@@ -55,7 +55,7 @@ class Measured:
         return selection, evaluation
 
     def _levers(self, settings: AnalyzeSettings, records: Path, fresh: bool) -> LeverRun:
-        """What every KV head runs, and which tokens of a text KV heads keep, where any keeps keys."""
+        """What every KV head runs, and what of a text is near to it."""
         from taylorder.adapt.near_example import TOKENS, near_example
         from taylorder.selection.run_levers import run_levers
 
@@ -71,11 +71,8 @@ class Measured:
             progress=self.progress,
             say=self.progress.say,
         )
-        config = run.chosen.config
-        if config.probe is None:
-            return run
         length = min(TOKENS, description.max_context)
-        example = near_example(model, tokenizer, config, self.tokens, length)
+        example = near_example(model, tokenizer, run.chosen.config, self.tokens, length)
         return replace(run, summary=replace(run.summary, example=example))
 
     def _evaluation(self, selection: Selection, run: LeverRun | None, seed: int) -> Evaluation:

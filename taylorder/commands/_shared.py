@@ -125,7 +125,7 @@ def write_run(
         analysis,
         selection,
         levers,
-        page=html.render(analysis, selection, evaluation, None, directory),
+        page=html.render(analysis, selection, evaluation, None, directory, () if levers is None else levers.costs()),
         document=as_document(analysis, selection, None, evaluation),
     )
 

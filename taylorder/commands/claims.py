@@ -93,7 +93,9 @@ def claims(
         document = report.as_document(made)
         if [target] == chosen:
             evaluation = run_directory.read_evaluation(target)
-            page = html.render(*run_directory.read(target), evaluation, made.claims, target)
+            page = html.render(
+                *run_directory.read(target), evaluation, made.claims, target, run_directory.read_levers(target)
+            )
             run_directory.write_document(target, CLAIMS_FILE, document, FILES["page"], page)
         else:
             page = html.render_claims(made, chosen, target)

@@ -17,6 +17,7 @@ from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
 from taylorder.reports import alphas, charts, grids, heat_map, near_words, summary
 from taylorder.reports.claims import cell
 from taylorder.reports.numbers import counted, layer_labels, percent, size
+from taylorder.reports.scales import palette
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.reasons import explained
 
@@ -27,6 +28,9 @@ def as_data(analysis: Analysis, selection: Selection) -> dict[str, Any]:
     """Everything the script needs, JSON-ready."""
     preview = analysis.preview
     return {
+        "noun": "head",
+        "column": "",
+        "start_view": "error",
         "tolerance": {"value": selection.tolerance, "text": percent(selection.tolerance, 3)},
         "orders": list(range(1, analysis.max_order + 1)),
         "start_order": grids.grid_order(analysis),
@@ -34,7 +38,7 @@ def as_data(analysis: Analysis, selection: Selection) -> dict[str, Any]:
         "projections": heat_map.PROJECTIONS,
         "near": None if preview is None else f"mean, window {preview.window}, sinks {preview.sinks}",
         "views": heat_map.views(analysis, selection),
-        "palette": [astuple(fill) for fill in heat_map.palette()],
+        "palette": [astuple(fill) for fill in palette()],
         "start": _start(analysis, selection),
         "layers": _layers(analysis, selection),
         "count": counted(len(selection.heads), "head"),
@@ -66,7 +70,6 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
         if fit.head is not None:
             fits.setdefault((fit.module, fit.head), []).append(fit)
     verdicts = {(head.module, head.head): head for head in selection.heads}
-    probes = _probes(selection)
     deviation, of_layers = heat_map.of_deviation(analysis), heat_map.of_alphas(analysis)
     layers = []
     for module, label in layer_labels(analysis.model.modules):
@@ -78,8 +81,6 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             facts["alpha, layer"] = ", ".join(
                 f"{name} {of_layers[module.name][projection][1]}" for projection, name in heat_map.PROJECTIONS.items()
             )
-            if (probe := probes.get((module.name, first.kv_head))) is not None:
-                facts["probe"] = probe
             if key in fits:
                 cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
                 facts["alpha, head"] = ", ".join(f"{name} {alpha.text}{alpha.mark}" for name, alpha in cells.items())
@@ -87,7 +88,6 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
                 {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}
                 | _errors(analysis, selection, candidates[key])
                 | _decided(analysis, selection, verdicts[key])
-                | heat_map.of_near(selection, verdicts[key])
             )
         layers.append(
             {
@@ -101,17 +101,6 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
             }
         )
     return layers
-
-
-def _probes(selection: Selection) -> dict[_HeadKey, str]:
-    """How well the probe of a KV head does, by module and KV head."""
-    judged = None if selection.levers is None else selection.levers.probes
-    return {
-        (row.module, row.kv_head): f"rank correlation {cell(row.rank_correlation)}; its best eighth receives "
-        f"{percent(row.kept_share)} of later attention (H2O {percent(row.h2o_share)}, at most "
-        f"{percent(row.oracle_share)})"
-        for row in (() if judged is None else judged.rows)
-    }
 
 
 def _errors(analysis: Analysis, selection: Selection, rows: Sequence[CandidateRow]) -> dict[str, Any]:
@@ -165,24 +154,9 @@ def _decided(analysis: Analysis, selection: Selection, head: HeadVerdict) -> dic
         sentence = f"Stays {words}."
     else:
         mark = str(far.order) if isinstance(far, Taylor) else near_words.mark(choice.spec.near)
-        words = _kept(choice)
+        words = near_words.spec_words(choice.spec)
         sentence = f"Chosen: {words}. {_why(analysis, selection, choice)}"
     return {"choice": sentence} | heat_map.of_choice(analysis, head, mark, words)
-
-
-def _kept(choice: HeadOrder) -> str:
-    far = choice.spec.far
-    near = f"{near_words.words(choice.spec.near)} exact"
-    if not isinstance(far, Taylor):
-        return f"{near}, all others dropped"
-    words = f"order {far.order}, expansion {far.expansion}"
-    if choice.spec.near.tokens:
-        words += f", {near}"
-    if far.ranks is not None:
-        words += f", ranks {', '.join(map(str, far.ranks))}"
-    if far.coefficients is not None:
-        words += f", coefficients {', '.join(f'{value:.3g}' for value in far.coefficients)}"
-    return words
 
 
 def _why(analysis: Analysis, selection: Selection, choice: HeadOrder) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taylorder.adapt.config import OrderConfig
-from taylorder.kernels.spec import Near, keeps_keys
+from taylorder.kernels.spec import HeadSpec, Near, Taylor, keeps_keys
 from taylorder.reports.numbers import counted, number
 
 WINDOW_MARK, KEPT_MARK = "w", "k"
@@ -33,6 +33,19 @@ def words(near: Near) -> str:
     """Which keys are near."""
     last, first = f"the last {counted(near.window, 'key')}", f"the first {number(near.sinks)}"
     return f"{last}, {first} and the {number(near.kept)} of highest priority" if near.kept else f"{last} and {first}"
+
+
+def spec_words(spec: HeadSpec) -> str:
+    """What a head runs that is not exact: its polynomial, if it has one, and which keys are near."""
+    near, far = f"{words(spec.near)} exact", spec.far
+    if not isinstance(far, Taylor):
+        return f"{near}, all others dropped"
+    parts = [f"order {far.order}, expansion {far.expansion}"]
+    parts += [near] if spec.near.tokens else []
+    parts += [] if far.ranks is None else [f"ranks {', '.join(map(str, far.ranks))}"]
+    if far.coefficients is not None:
+        parts.append(f"coefficients {', '.join(f'{value:.3g}' for value in far.coefficients)}")
+    return ", ".join(parts)
 
 
 def probe_sentence(config: OrderConfig) -> str | None:

@@ -32,8 +32,10 @@ from taylorder.runs.run_files import (
     incomplete,
     unwritable,
 )
+from taylorder.runs.tables import read_levers as read_table
 from taylorder.runs.tables import read_rows, write_levers, write_rows
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
+from taylorder.selection.lever_costs import LeverCost
 from taylorder.selection.policies import POLICIES
 from taylorder.selection.probe_report import ProbeRow
 from taylorder.selection.run_levers import LeverRun
@@ -140,6 +142,17 @@ def read(directory: str | Path) -> tuple[Analysis, Selection]:
         key_centres=dict(config.key_centres),
     )
     return analysis, _selection(directory, analysis, config, report)
+
+
+def read_levers(directory: str | Path) -> tuple[LeverCost, ...]:
+    """What every candidate of every KV head of a run takes and loses; empty where no levers were measured.
+
+    Raises:
+        RunDirectoryError: the table is damaged.
+
+    """
+    path = Path(directory) / LEVERS_FILE
+    return read_table(path) if path.exists() else ()
 
 
 def read_evaluation(directory: str | Path) -> Evaluation | None:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from taylorder.analysis.results import CandidateRow, SpectralRow
 from taylorder.runs.run_files import damaged, incomplete
+from taylorder.selection.lever_costs import LeverCost
 from taylorder.selection.probe_report import ProbeRow
 from taylorder.selection.run_levers import LeverRun
 from taylorder.storage.strict_json import explain
@@ -31,6 +32,21 @@ def write_levers(path: Path, run: LeverRun) -> None:
     """Write what every candidate of every KV head was measured to be."""
     records = list(run.records())
     _write(path, list(records[0]), (record.values() for record in records))
+
+
+def read_levers(path: Path) -> tuple[LeverCost, ...]:
+    """Read back what every candidate of every KV head takes and loses."""
+    costs: list[LeverCost] = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            costs.extend(map(LeverCost.of, csv.DictReader(file, strict=True)))
+    except FileNotFoundError:
+        raise incomplete(path) from None
+    except KeyError as error:
+        raise damaged(path, f"column {error.args[0]} is missing") from None
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        raise damaged(path, f"line {len(costs) + 2}: {error}") from None
+    return tuple(costs)
 
 
 def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from taylorder.kernels.spec import Taylor
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.knapsack import Option
+from taylorder.selection.lever_costs import LeverCost
 from taylorder.selection.lever_errors import LeverRow
 from taylorder.selection.lever_table import LeverTable
 
@@ -24,7 +25,7 @@ class Criterion:
     losses: Callable[[LeverTable], list[list[float]]]
 
 
-def eligible(candidate: Candidate, row: LeverRow) -> bool:
+def eligible(candidate: Candidate, row: LeverRow | LeverCost) -> bool:
     """Whether a candidate may be chosen: plain odd orders always, others only if no calibration row was guarded."""
     far = candidate.spec.far
     if not isinstance(far, Taylor):

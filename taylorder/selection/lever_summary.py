@@ -62,9 +62,9 @@ class LeverSummary:
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``rounds`` are those of the iterative
     scheme, ``starts`` the KL of each near field that was measured for all KV heads alike; ``chosen`` counts KV heads by
     candidate, ``kinds`` by what they run whatever the size; ``probes`` says how well probes rank keys, None where none
-    were judged, and ``example`` which tokens of a text KV heads keep, None where none keeps any by priority or nobody
-    looked. ``chosen_better`` names those with a polynomial that serves them better than the same bytes of near field,
-    and ``chosen_worse`` those that it serves worse. Class attributes are as in
+    were judged, and ``example`` what of a text is near to KV heads, None where nobody looked. ``chosen_better`` names
+    those with a polynomial that serves them better than the same bytes of near field, and ``chosen_worse`` those that
+    it serves worse. Class attributes are as in
     :class:`~taylorder.selection.policies.Policy`.
     """
 

@@ -21,6 +21,7 @@ from taylorder.selection.cache_size import CacheSize
 from taylorder.selection.candidates import LEVERS, Candidate, candidates
 from taylorder.selection.choice_text import ChoiceText
 from taylorder.selection.config_of import table_bytes, window_instead
+from taylorder.selection.lever_costs import LeverCost
 from taylorder.selection.lever_summary import LeverSummary, summarise
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.probe_report import ProbeReport, report_probes
@@ -63,6 +64,10 @@ class LeverRun:
                     **figures,
                     "chosen": int(index == taken),
                 }
+
+    def costs(self) -> tuple[LeverCost, ...]:
+        """The same as values that a report draws."""
+        return tuple(map(LeverCost.of, self.records()))
 
     def to_frame(self) -> DataFrame:
         """The same as a table."""

@@ -1,14 +1,6 @@
 // The errors of one head by order, drawn into the axes that stand on the page. Places across are percentages.
 
-const data = JSON.parse(document.getElementById("data").textContent);
 const [TOP, BOTTOM, RIGHT] = data.axes;
-
-function svg(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 const drawable = (figure) => figure !== undefined && figure[0] !== null && figure[0] > 0;
 

@@ -1,47 +1,38 @@
-// One head: its errors by order as curves and as a table, its figures, and what was chosen for it.
+// The head that is shown in detail: beside the map, or on a narrow screen in a sheet over its lower end.
 
 function select(head) {
   state.selected = head;
   paintSelection();
-  drawDetail();
+  showDetail(true);
+  noteInAddress();
   document.getElementById("selected").textContent = `${capital(nameOf(head))} is shown in detail.`;
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-function drawDetail() {
+/** Draw the head; `opened` also opens the sheet, which covers nothing where the head stands beside the map. */
+function showDetail(opened) {
   const head = state.selected;
   const { module, sliding } = head.layer;
+  const kvHead = data.noun === "head" ? `, KV head ${head.kv_head}` : "";
   document.getElementById("detail-title").textContent = capital(nameOf(head));
-  document.getElementById("detail-place").textContent =
-    `${module}, KV head ${head.kv_head}${sliding === null ? "" : `, in a ${sliding}`}`;
+  document.getElementById("detail-place").textContent = `${module}${kvHead}${sliding === null ? "" : `, in a ${sliding}`}`;
   document.getElementById("detail-choice").textContent = head.choice;
   document.getElementById("detail-facts").replaceChildren(...head.facts.map(([name, fact]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: fact }))));
-  document.getElementById("detail-table").replaceChildren(...detailTable(head));
-  drawCurves();
+  drawFigures(head);
+  const sheet = document.getElementById("detail");
+  if (!opened) return;
+  sheet.classList.add("open");
+  if (getComputedStyle(sheet).position === "fixed") cells.get(head).scrollIntoView({ block: "nearest" });
 }
 
-function drawCurves() {
-  const head = state.selected;
-  const series = data.expansions.map((name, at) => ({ name, figures: head.error[at] }));
-  if (head.near) series.push({ name: data.near, figures: head.near });
-  drawChart(`Error by order: ${nameOf(head)}`, series);
+function closeSheet() {
+  const sheet = document.getElementById("detail");
+  const inside = sheet.contains(document.activeElement);
+  sheet.classList.remove("open");
+  if (inside) cells.get(state.selected).focus();
 }
 
-function detailTable(head) {
-  const names = data.expansions;
-  const top = element("tr", {},
-    element("td"),
-    element("th", { scope: "colgroup", colSpan: names.length, className: "group", textContent: "error (without the guard)" }),
-    element("th", { scope: "colgroup", colSpan: names.length, className: "group", textContent: "rows guarded" }),
-    element("td"));
-  const titles = ["order", ...names, ...names, "Gaussian"];
-  const second = element("tr", {}, ...titles.map((title) => element("th", { scope: "col", className: "number", textContent: title })));
-  return [element("thead", {}, top, second), element("tbody", {}, ...head.table.map(figureRow))];
-}
-
-function figureRow(values) {
-  return element("tr", {}, ...values.map((value, at) =>
-    element(at ? "td" : "th", { className: "number", textContent: value, ...(at ? {} : { scope: "row" }) })));
-}
+document.getElementById("detail-close").addEventListener("click", closeSheet);
+document.addEventListener("keydown", (event) => event.key === "Escape" && closeSheet());

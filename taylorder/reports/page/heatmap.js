@@ -4,6 +4,7 @@ const grid = document.getElementById("grid");
 const cells = new Map(heads.map((head) => [head, makeCell(head)]));
 const headOf = new Map([...cells].map(([head, cell]) => [cell, head]));
 const TALLEST = 48; // layers that stand on the page without a scroll bar of their own
+const ROOMY = 4; // heads of a layer whose cells may be wide
 let arranged = []; // rows of heads, as they stand on the page
 let bounds = []; // thresholds of the view; state.threshold is one of them, or null
 
@@ -16,6 +17,7 @@ function drawGrid() {
   const active = document.activeElement;
   arranged = sortedRows();
   grid.replaceChildren(gridHeader(), gridBody());
+  grid.classList.toggle("roomy", arranged[0].length <= ROOMY);
   paintCells();
   if (headOf.has(active)) active.focus();
 }
@@ -60,7 +62,7 @@ function gridHeader() {
     const titles = ends.map((end, at) => element("th", { scope: "colgroup", colSpan: spans[at], textContent: end, style: `text-align: ${at ? "right" : "left"}` }));
     return element("thead", {}, element("tr", {}, cornerCell("layer"), ...titles));
   }
-  const numbers = row.map((head, column) => element("th", { scope: "col", textContent: head.number, className: opensGroup(row, column) ? "start" : "" }));
+  const numbers = row.map((head, column) => element("th", { scope: "col", textContent: `${data.column}${head.number}`, className: opensGroup(row, column) ? "start" : "" }));
   const lines = [element("tr", {}, cornerCell("layer"), ...numbers)];
   if (group > 1) {
     const shared = Array.from({ length: row.length / group }, (_, at) =>
@@ -97,10 +99,10 @@ function paintCells() {
     cell.style.background = "";
     cell.style.backgroundColor = ground;
     cell.style.color = ink;
-    cell.replaceChildren(...(state.columns === "value" ? [element("small", { textContent: `h${head.number}` })] : []), text);
+    cell.replaceChildren(...(state.columns === "value" ? [element("small", { textContent: `${data.column || "h"}${head.number} ` })] : []), text);
     cell.classList.toggle("none", step === null);
     cell.classList.toggle("within", state.view === "error" && value !== null && value <= data.tolerance.value);
-    cell.setAttribute("aria-label", `${nameOf(head)}: ${words}`);
+    cell.setAttribute("aria-label", `${cell.textContent}: ${nameOf(head)}, ${words}`);
   }
   paintThreshold();
   paintSelection();
@@ -123,6 +125,7 @@ function paintThreshold() {
   const slider = document.getElementById("threshold");
   const limit = state.threshold === null ? "off" : bounds.find(([value]) => value === state.threshold)[1];
   slider.setAttribute("aria-valuetext", limit);
+  document.getElementById("tolerance")?.setAttribute("aria-pressed", state.threshold === data.tolerance.value);
   const count = document.getElementById("count");
   count.dataset.threshold = state.threshold ?? "";
   count.textContent = state.threshold === null
@@ -136,7 +139,7 @@ function resetThreshold() {
   if (placeOfThreshold() === -1) state.threshold = null;
   const slider = document.getElementById("threshold");
   slider.max = bounds.length;
-  slider.disabled = bounds.length === 0;
+  document.getElementById("thresholds").hidden = bounds.length === 0;
   slider.value = state.threshold === null ? bounds.length : placeOfThreshold();
 }
 
@@ -159,6 +162,7 @@ function paintSelection() {
 
 function paintLegend() {
   const { ticks, legend } = currentView();
+  document.getElementById("legend").classList.toggle("plain", ticks.length === 0);
   const colours = data.palette.map(([ground]) => element("span", { style: `background: ${ground}` }));
   const ramp = element("div", { className: "ramp", "aria-hidden": "true" }, ...colours);
   const labels = element("div", { className: "ticks" }, ...ticks.map((text) => element("span", { textContent: text })));
@@ -167,7 +171,7 @@ function paintLegend() {
 
 function showReadout(head) {
   document.getElementById("readout").textContent =
-    `${nameOf(head)}, KV head ${head.kv_head}: ${figureOf(head).words}${state.view === "error" ? currentView().where : ""}`;
+    `${nameOf(head)}${data.noun === "head" ? `, KV head ${head.kv_head}` : ""}: ${figureOf(head).words}${state.view === "error" ? currentView().where : ""}`;
 }
 
 function placeOf(head) {

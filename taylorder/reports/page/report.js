@@ -1,44 +1,13 @@
-// Wires the controls to the drawing.
+// The page of heads judged one by one: what the views ask for, and the table of all figures.
 
-/** Fill a select, and call `changed` when the reader picks. */
-function choices(id, options, value, changed) {
-  const control = document.getElementById(id);
-  for (const [key, text] of options) control.append(element("option", { value: key, textContent: text }));
-  control.value = value;
-  control.addEventListener("change", () => changed(control.value));
-}
-
-function refresh() {
-  for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== state.view;
-  document.getElementById("explanation").textContent = currentView().explanation;
-  document.getElementById("readout").textContent = "";
-  resetThreshold();
-  drawGrid();
-}
-
-function changing(name, read = (value) => value) {
-  return (value) => {
-    state[name] = read(value);
-    refresh();
-  };
-}
-
-function startControls() {
+function startPicks() {
   const same = (names) => names.map((name) => [name, name]);
-  choices("view", Object.entries(data.views).map(([name, view]) => [name, view.name]), state.view, (view) => {
-    state.threshold = null;
-    changing("view")(view);
-  });
   choices("order", same(data.orders), state.order, changing("order", Number));
   choices("expansion", same(data.expansions), state.expansion, changing("expansion"));
   choices("projection", Object.entries(data.projections), state.projection, changing("projection"));
-  choices("rows", [], state.rows, changing("rows"));
-  choices("columns", [], state.columns, changing("columns"));
-  const slider = document.getElementById("threshold");
-  slider.addEventListener("input", () => setThreshold(bounds[Number(slider.value)]?.[0] ?? null));
   const tolerance = document.getElementById("tolerance");
   tolerance.textContent = `at the tolerance, ${data.tolerance.text}`;
-  tolerance.addEventListener("click", () => setThreshold(data.tolerance.value));
+  tolerance.addEventListener("click", () => setThreshold(state.threshold === data.tolerance.value ? null : data.tolerance.value));
 }
 
 /** The table of all figures, made when it is opened first. */
@@ -61,8 +30,6 @@ function allNumbers(expansion) {
   return [element("thead", {}, titleRow), body];
 }
 
-startControls();
-watchGrid();
-refresh();
-drawDetail();
+startPicks();
+start();
 startNumbers();

@@ -4,9 +4,9 @@ const layers = data.layers;
 const heads = layers.flatMap((layer, at) => layer.heads.map((head, number) => ({ ...head, layer, at, number })));
 
 const state = {
-  view: "error",
+  view: data.start_view,
   order: data.start_order,
-  expansion: data.expansions.includes("mean") ? "mean" : data.expansions[0],
+  expansion: data.expansions?.includes("mean") ? "mean" : data.expansions?.[0],
   projection: "qk",
   rows: "depth",
   columns: "number",
@@ -14,7 +14,7 @@ const state = {
   selected: heads.find((head) => head.at === data.start[0] && head.number === data.start[1]),
 };
 
-const nameOf = (head) => `layer ${head.layer.label} head ${head.number}`;
+const nameOf = (head) => `layer ${head.layer.label} ${data.noun} ${head.number}`;
 
 const errorOf = (head, order = state.order, expansion = state.expansion) => head.error[data.expansions.indexOf(expansion)][order - 1];
 
