@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from browsing import NEEDS_CHROMIUM, complaints, grid, opened, pick, table_rows, text, texts, window_of
+from browsing import CLAIM, NEEDS_CHROMIUM, complaints, grid, opened, pick, table_rows, text, texts, window_of
 from evaluations import comparison
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from taylorder.analysis.alpha_ranks import layer_alpha
-from taylorder.claims.claim import Claim, FigureTable, Plot, Series
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.kernels.spec import Exact
 from taylorder.reports import html
@@ -45,14 +44,6 @@ ROWS = {
     for row in MEASURED.candidates
     if row.module == module.name
 }
-PLOTS = (
-    Plot("A gap", "x", "y", (Series("a", (1.0, 2.0, 3.0, 4.0), (1.0, None, 2.0, 3.0)),)),
-    Plot("Intervals", "x", "y", (Series("b", (1.0, 10.0), (0.5, 2.0), (-1.0, 1.0), (1.0, 3.0)),), "points", True, True),
-)
-CLAIM = Claim(
-    "key", "A statement.", "A source", "supported", "A reason.", "A rule.", (),
-    (FigureTable("A wide table", tuple(f"column number {place}" for place in range(30)), (tuple(range(30)),)),), PLOTS,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

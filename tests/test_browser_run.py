@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from browsing import NEEDS_CHROMIUM, complaints, grid, opened, pick, text, texts, window_of
+from browsing import CLAIM, NEEDS_CHROMIUM, complaints, grid, opened, pick, text, texts, window_of
 from evaluations import comparison
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_browser import CLAIM
 
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import html
