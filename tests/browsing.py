@@ -12,6 +12,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from taylorder.claims.claim import Claim, FigureTable, Plot, Series
+
 DRIVER = Path("/usr/bin/chromedriver")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -21,6 +23,15 @@ FLAGS = (
 NEEDS_CHROMIUM = pytest.mark.skipif(
     not DRIVER.exists(), reason=f"{DRIVER} is not installed (`make browser` installs it)"
 )
+
+PLOTS = (
+    Plot("A gap", "x", "y", (Series("a", (1.0, 2.0, 3.0, 4.0), (1.0, None, 2.0, 3.0)),)),
+    Plot("Intervals", "x", "y", (Series("b", (1.0, 10.0), (0.5, 2.0), (-1.0, 1.0), (1.0, 3.0)),), "points", True, True),
+)
+CLAIM = Claim(
+    "key", "A statement.", "A source", "supported", "A reason.", "A rule.", (),
+    (FigureTable("A wide table", tuple(f"column number {place}" for place in range(30)), (tuple(range(30)),)),), PLOTS,
+)  # fmt: skip
 
 
 def started(folder):

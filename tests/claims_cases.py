@@ -8,7 +8,6 @@ import random
 import numpy as np
 import synthetic
 
-from taylorder.claims.claim import Claim, FigureTable, Plot, Series
 from taylorder.claims.evidence import Evidence, ModelEvidence
 from taylorder.claims.layers import Layers
 from taylorder.claims.measurements.heads import DISTANCES, MOST, ORDERS, TIES, HeadMeasurement, HeadSums
@@ -135,14 +134,3 @@ def follows(layer):
 
 def unrelated(layer):
     return 2 + 3 * random.Random(1000 + layer).random()
-
-
-PLOTS = (
-    Plot("A gap", "x", "y", (Series("a", (1.0, 2.0, 3.0, 4.0), (1.0, None, 2.0, 3.0)),)),
-    Plot("Intervals", "x", "y", (Series("b", (1.0, 10.0), (0.5, 2.0), (-1.0, 1.0), (1.0, 3.0)),), "points", True, True),
-)
-CLAIM = Claim(
-    "key", "A statement.", "A source", "supported", "A reason.", "A rule.", (),
-    (FigureTable("A wide table", tuple(f"column number {place}" for place in range(30)), (tuple(range(30)),)),), PLOTS,
-)  # fmt: skip
-"""One with a wide table and both kinds of plot, for the page."""

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from browsing import NEEDS_CHROMIUM, complaints, grid, opened, pick, text, texts, window_of
-from claims_cases import CLAIM
+from browsing import CLAIM, NEEDS_CHROMIUM, complaints, grid, opened, pick, text, texts, window_of
 from evaluations import comparison
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
