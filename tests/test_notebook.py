@@ -49,6 +49,24 @@ def test_it_has_ten_cells_of_code_and_says_before_each_what_it_does(script, comm
     assert all(kinds[place - 1] == "markdown" for place, kind in enumerate(kinds) if kind == "code")
 
 
+def test_what_it_shows_is_of_one_run_of_this_code(script, committed):
+    cells = script.code_cells(committed)
+    again = "run python scripts/notebook.py"
+    assert committed.metadata["executed_sha256"] == script.digest(committed), again
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), again
+    kinds = {output.output_type for cell in cells for output in cell.outputs}
+    assert kinds == {"execute_result", "stream"}
+    assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs)
+    assert all(cell.outputs for cell in cells[1:])
+
+
+def test_it_says_nothing_of_the_machine_and_stays_small(script, committed):
+    written = script.NOTEBOOK.read_text(encoding="utf-8")
+    assert re.findall(r"(?<![\w.])/(?:work|tmp|home|root|usr|var|opt|Users)\b|\bsite-packages\b", written) == []
+    assert '"execution":' not in written  # when each cell ran
+    assert len(written) < 300_000
+
+
 def test_changed_code_is_noticed(script, committed):
     changed = copy.deepcopy(committed)
     changed.cells[0].source += "\nText may change."
