@@ -31,7 +31,7 @@ def _(block: Paragraph) -> str:
 
 @_html.register
 def _(block: Command) -> str:
-    return f"<pre>{escape(block.text)}</pre>"
+    return f'<pre style="white-space: pre-wrap">{escape(block.text)}</pre>'
 
 
 @_html.register
