@@ -91,7 +91,7 @@ def test_a_directory_of_several_runs_is_told_from_a_run(analyze, run, nothing_lo
     code, _, err = run("generate", "x", "--config", directory)
     assert (code, err) == (2, f"error: {one_of_them}\n")
     code, _, err = run("claims", directory)
-    assert (code, err.splitlines()[-1]) == (1, f"error: {one_of_them}")
+    assert (code, err.splitlines()[-1]) == (2, f"error: {one_of_them}")
     code, _, err = run("show", directory)
     assert code == 1
     assert f"{directory}/budgets.json is damaged" in err

@@ -189,7 +189,7 @@ def test_a_tolerance_bounds_the_root_mean_square_of_the_errors(analyze, tmp_path
         (["--levers", "order,rank"], "--levers has 'rank'", "expected all, or some of order, expansion"),
         (["--levers", "all", "--policy", "alpha"], "--policy alpha knows no levers", "leave out --budget and --levers"),
         (["--budget", "1KiB", "--policy", "alpha"], "--policy alpha knows no levers", "or --policy"),
-        (["--budget", "1KiB", "--lever-length", "1"], "--lever-length", "Invalid value"),
+        (["--budget", "1KiB", "--lever-length", "1"], "--lever-length", "invalid value"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(analyze, nothing_loads, tmp_path, arguments, value, way_out):

@@ -49,7 +49,7 @@ def test_a_budget_is_kept_and_the_heads_are_judged(tiny_tokenizer, tmp_path):
         head for layer in selection.config.layers for head in layer.heads
     ]
     assert any(head.best is not None for head in selection.heads)
-    assert {stage for stage, _, _ in calls} >= {"heads", "levers"}
+    assert {stage for stage, _, _ in calls} >= {"heads of the layers", "levers"}
     assert len(list(tmp_path.glob("levers-*.json"))) == 2
 
 

@@ -69,7 +69,7 @@ def test_guarded_candidates_are_said_to_be_out_of_the_choice():
 
 def test_losses_are_strips_on_an_axis_for_the_config_and_its_window():
     strips = loss_strips(FOUND.comparisons[0])
-    assert [strip.name for strip in strips.strips] == ["config", "window", "paper", "paper, raw"]
+    assert [strip.name for strip in strips.strips] == ["config", "window", "paper", "unguarded"]
     config, window, paper, _ = strips.strips
     assert (config.text, config.beyond, paper.beyond) == ("+0.200 [+0.180, +0.220]", False, True)
     assert strips.exact < config.low < config.at < config.high

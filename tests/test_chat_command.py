@@ -183,7 +183,7 @@ class Terminal:
 
     def reads(self, text, more=0):
         """Wait for a text, and so many characters after it; what comes before is forgotten."""
-        until = time.monotonic() + 90
+        until = time.monotonic() + 240
         while (start := self.text.find(text)) < 0 or len(self.text) < start + len(text) + more:
             assert time.monotonic() < until, self.text
             if select.select([self.terminal], [], [], 1)[0]:

@@ -193,7 +193,7 @@ def test_another_model_than_was_analysed_is_refused(run, small, finished):
 def test_without_a_run_the_way_out_is_named(run, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = run("claims")
-    assert code == 1
+    assert code == 2
     assert "taylorder-out does not exist; `taylorder analyze --out taylorder-out` makes one" in err
 
 

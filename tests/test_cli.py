@@ -125,7 +125,7 @@ def test_commands_stand_in_the_order_of_use_below_three_examples(run):
     out = run("--help")[1]
     assert len(re.findall("^    taylorder ", out, re.MULTILINE)) == 3
     named = re.findall(r"^  ([a-z-]+)  ", out, re.MULTILINE)
-    assert named[:5] == ["analyze", "eval", "generate", "show", "bench"]
+    assert named[:6] == ["analyze", "eval", "generate", "chat", "show", "compare"]
     assert out.index("\nResearch\n") < out.index("\n  claims ") < out.index("\n  compile-report ")
 
 

@@ -19,7 +19,7 @@ from taylorder.adapt.generate import stream
 from taylorder.evaluation.timing import predicted_break_even
 from taylorder.kernels.spec import Dropped, HeadSpec, Near
 from taylorder.models.describe import describe
-from taylorder.reports import grids, html, html_data, near_words
+from taylorder.reports import grids, html, kv_data, near_words
 from taylorder.reports.analysis import sections
 from taylorder.reports.render import plain_text
 from taylorder.selection.probe_report import ProbeReport, ProbeRow
@@ -116,18 +116,15 @@ def test_the_report_shows_sinks_window_and_kept_keys_of_every_kv_head():
 def test_the_page_shows_how_many_keys_every_head_keeps():
     measured = synthetic.analysis(layers=3)
     chosen = keeping_selection(measured)
-    data = html_data.as_data(measured, chosen)
-    assert data["views"]["kept"]["bounds"] == [[32, "32"], [256, "256"]]
-    assert data["views"]["order"]["legend"][-1] == f"k: {near_words.MEANINGS['k']}"
+    data = kv_data.as_data(measured, chosen, ())
     heads = data["layers"][1]["heads"]
-    assert [head["kept"][:2] for head in heads] == [(None, "b")] * 3 + [(256, "256")] * 6
-    assert heads[4]["kept"][2] == "the last 64 keys, the first 4 and the 188 of highest priority"
-    assert heads[4]["order"][1] == "k"
-    assert "188 of highest priority exact, all others dropped" in heads[4]["choice"]
+    assert [head["tokens"][:2] for head in heads] == [(None, "b"), (256, "256"), (256, "256")]
+    assert heads[1]["tokens"][2] == "256 tokens: the last 64 keys, the first 4 and the 188 of highest priority"
+    assert heads[1]["runs"][1] == "k"
+    assert "188 of highest priority exact, all others dropped" in heads[1]["choice"]
     assert Page(html.render(measured, chosen)).data == json.loads(json.dumps(data))
     [key] = [key for key in grids.order_legend(chosen).keys if key.marks[0].text == "k"]
     assert key.meaning == f"{near_words.MEANINGS['k']} (12 heads)"
-    assert "kept" not in html_data.as_data(measured, synthetic.selection(measured))["views"]
 
 
 def test_counts_and_summary_name_heads_that_keep_keys():
@@ -142,6 +139,6 @@ def test_the_page_says_of_every_head_how_good_its_probe_is():
     first = measured.model.modules[0].name
     row = ProbeRow(first, 1, 0.875, 0.61, 0.5, 0.65, 2048)
     chosen = chosen.with_levers(chosen.config, replaced(chosen.levers, probes=ProbeReport((row,))))
-    facts = [dict(head["facts"]).get("probe") for head in html_data.as_data(measured, chosen)["layers"][0]["heads"]]
+    facts = [dict(head["facts"]).get("probe") for head in kv_data.as_data(measured, chosen, ())["layers"][0]["heads"]]
     words = "rank correlation 0.875; its best eighth receives 61% of later attention (H2O 50%, at most 65%)"
-    assert facts == [None] * 3 + [words] * 3 + [None] * 3
+    assert facts == [None, words, None]

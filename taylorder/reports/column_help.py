@@ -13,7 +13,7 @@ EXPLAINED = {
     "is better. The interval is over sequences.",
     "perplexity": "The exponential of the loss: among how many equally likely tokens the model seems to choose.",
     "mean KL to exact": "How far the predictions are from those of exact attention, in nats per token: 0 is the same.",
-    "top-1 agrees": "How often the most likely next token is the one that exact attention finds most likely.",
+    "same top token": "How often the most likely next token is the one that exact attention finds most likely.",
     "needs guard": "Share of rows whose polynomial gave a vanishing or negative sum of weights, and which fell back to "
     "the plain mean of the far values.",
     "to exact [95%]": "Loss less that of exact attention on the same sequences. An interval that holds 0 tells no "

@@ -150,7 +150,7 @@ def _measured(comparison: Comparison) -> Table:
         Column("NLL [95%]", figures=True),
         Column("to exact [95%]", figures=True),
         Column("KL to\nexact", figures=True),
-        Column("top-1\nagrees", figures=True),
+        Column("same top\ntoken", figures=True),
     ]
     if hidden := all(standing.nll is None for standing in comparison.standings):
         columns[2:] = [Column("hidden states moved", figures=True)]
