@@ -7,6 +7,7 @@ import random
 import re
 import string
 from importlib.util import find_spec
+from pydoc_data.topics import topics
 
 import keeping_configs
 import pytest
@@ -18,6 +19,9 @@ from mixed_orders import mixed_config
 
 import taylorder
 from taylorder.adapt.config import OrderConfig
+from taylorder.analysis.text import Text
+from taylorder.evaluation.task_prompts import write_prompts
+from taylorder.evaluation.written_prompts import NEEDLES
 from taylorder.integrations.lm_eval_command import TASKS, completed
 from taylorder.models.describe import describe
 
@@ -152,16 +156,16 @@ def test_a_config_of_another_model_is_refused(lm, tmp_path, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def worded(tmp_path_factory):
     """A model with a token per word, as the bundled tasks need, and an exact config for it in a folder of its own."""
-    from taylorder.evaluation.evaluation_text import evaluation_text
-    from taylorder.evaluation.written_prompts import NEEDLES
-
+    text = Text("topics of the standard library", "\n\n".join(topics.values())[:150_000])
     pattern = r" ?[A-Za-z]+|[\s\S]"
-    samples = [evaluation_text().content, string.printable, *(f"{needle}\n {needle}" for needle in NEEDLES)]
+    samples = [text.content, string.printable, *(f"{needle}\n {needle}" for needle in NEEDLES)]
     tokenizer = tiny.tokenizer(pattern, sorted({piece for sample in samples for piece in re.findall(pattern, sample)}))
     model = tiny.llama(max_position_embeddings=512, vocab_size=len(tokenizer))
     folder = tiny.saved(model, tokenizer, tmp_path_factory.mktemp("worded"))
     OrderConfig.uniform(describe(model, str(folder)), "exact").save(folder / "orders.json")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("taylorder.evaluation.task_prompts.evaluation_text", lambda: text)
+        yield folder
 
 
 def _results(run, tmp_path, *arguments):
@@ -171,6 +175,24 @@ def _results(run, tmp_path, *arguments):
     document = json.loads(file.read_text())
     file.unlink()
     return out, document
+
+
+@needs_lm_eval
+def test_what_lm_eval_asks_is_what_the_prompts_ask(worded):
+    """Context and right answer together are the prompt, to the space between them."""
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoTokenizer
+
+    manager = TaskManager(include_path=str(TASKS), metadata={"orders": str(worded), "lengths": [256]})
+    tasks, tokenizer = manager.load(["taylorder"])["tasks"], AutoTokenizer.from_pretrained(worded)
+    for kind, questions in {"list": 8, "lookup": 5, "needle": 5}.items():
+        task = tasks[f"taylorder_{kind}"]
+        task.build_all_requests(rank=0, world_size=1)
+        asked = [request for request in task.instances if request.args[1].strip() == request.doc["answer"]]
+        prompts = [prompt.text for _, prompt in write_prompts(tokenizer, kind, lengths=[256])]
+        assert len(asked) == len(task.eval_docs) == len(prompts) * questions
+        assert all(any(prompt.startswith("".join(request.args)) for prompt in prompts) for request in asked)
+        assert kind == "list" or all(len(set(task.doc_to_choice(document))) > 5 for document in task.eval_docs)
 
 
 @needs_lm_eval
