@@ -7,10 +7,10 @@ from pathlib import Path
 from taylorder.commands._paths import path_of
 from taylorder.errors import MissingConfigError
 from taylorder.runs import run_files
-from taylorder.runs.subject import Subject, subject_of
+from taylorder.runs.subject import ConfigAndModel, subject_of
 
 
-def subject(model: str | None, config: Path | None, dtype: str | None) -> Subject:
+def subject(model: str | None, config: Path | None, dtype: str | None) -> ConfigAndModel:
     """The config that is meant, and its model.
 
     Args:

@@ -29,7 +29,7 @@ class ToLoad:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ConfigAndModel:
     """A config, where it was found, and its model."""
 
     config: OrderConfig
@@ -37,7 +37,7 @@ class Subject:
     to_load: ToLoad
 
 
-def subject_of(config: Path, model: str | None = None, dtype: str | None = None) -> Subject:
+def subject_of(config: Path, model: str | None = None, dtype: str | None = None) -> ConfigAndModel:
     """A config, and the model to run with it.
 
     Args:
@@ -62,7 +62,7 @@ def subject_of(config: Path, model: str | None = None, dtype: str | None = None)
         to_load = model_of_run(path.parent, chosen.model.name, there, dtype)
     else:
         to_load = ToLoad(model, dtype or (_UNLESS_ASKED if there is None else there.dtype))
-    return Subject(chosen, path, to_load)
+    return ConfigAndModel(chosen, path, to_load)
 
 
 def model_of_run(folder: Path, name: str, there: ModelDescription | None, dtype: str | None) -> ToLoad:
