@@ -30,6 +30,7 @@ from taylorder.commands.compile_report import compile_report
 from taylorder.commands.doctor import doctor
 from taylorder.commands.evaluate import evaluate
 from taylorder.commands.generate import generate
+from taylorder.commands.lm_eval import lm_eval
 from taylorder.commands.show import show
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.storage.provenance import software_versions
@@ -93,6 +94,11 @@ app.command(cls=CommandWithHelp)(compare)
 app.command(cls=CommandWithHelp)(bench)
 app.command(cls=CommandWithHelp)(check)
 app.command(cls=CommandWithHelp)(doctor)
+app.command(
+    "lm-eval",
+    cls=CommandWithHelp,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(lm_eval)
 app.command(cls=CommandWithHelp, rich_help_panel=_RESEARCH)(claims)
 app.command("compile-report", cls=CommandWithHelp, rich_help_panel=_RESEARCH)(compile_report)
 

@@ -15,9 +15,9 @@ import torch
 
 from taylorder.analysis.text import Text
 from taylorder.errors import NonFiniteError, UsageError
-from taylorder.evaluation import task_prompts
+from taylorder.evaluation import written_prompts
 from taylorder.evaluation.evaluation_text import evaluation_text
-from taylorder.evaluation.task_prompts import KINDS, make_tasks
+from taylorder.evaluation.task_prompts import KINDS, make_tasks, write_prompts
 from taylorder.evaluation.tasks import Outcome, Question, Task, answer_logits, run_tasks, score, summarise
 
 LENGTHS = (192, 320)
@@ -34,7 +34,7 @@ def text():
 def word_tokenizer(text):
     """One token per word with the space before it, digit, sign or space: as large vocabularies split English."""
     pattern = r" ?[A-Za-z]+|[\s\S]"
-    samples = [text.content, "\n\n0123456789."] + [f"{needle}\n {needle}" for needle in task_prompts._NEEDLES]
+    samples = [text.content, "\n\n0123456789."] + [f"{needle}\n {needle}" for needle in written_prompts.NEEDLES]
     return tiny.tokenizer(pattern, sorted({piece for sample in samples for piece in re.findall(pattern, sample)}))
 
 
@@ -361,3 +361,20 @@ def test_the_built_in_model_can_do_all_of_them(builtin):
     rows = [row for row in summarise(outcomes, outcomes) if row.depth is None]
     assert [row.kind for row in rows] == list(KINDS)
     assert not [row.kind for row in rows if row.exact_cannot]
+
+
+@pytest.mark.parametrize("kind", ["lookup", "list", "needle"])
+def test_prompts_as_text_are_those_of_the_tasks(word_tokenizer, text, kind):
+    """What a harness that tokenizes by itself is given asks what the tasks ask."""
+    written = list(write_prompts(word_tokenizer, kind, lengths=LENGTHS, text=text))
+    tasks = make_tasks(word_tokenizer, kinds=[kind], lengths=LENGTHS, text=text)
+    assert [length for length, _ in written] == [task.length for task in tasks]
+    for (_, prompt), task in zip(written, tasks, strict=True):
+        assert word_tokenizer(prompt.text, add_special_tokens=False).input_ids == list(task.input_ids)
+        for answer, question in zip(prompt.answers, task.questions, strict=True):
+            word = prompt.text[answer.start : answer.end]
+            assert prompt.text[answer.start - 1] == " "
+            assert word_tokenizer.decode(question.answer).strip() == word
+            assert answer.depth == question.depth
+            assert len(answer.choices) == len(question.candidates)
+            assert not answer.choices or word in answer.choices

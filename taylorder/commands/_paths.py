@@ -1,4 +1,4 @@
-"""Paths on the command line: impossible ones are refused, and a run may be named by its folder or by a file in it."""
+"""Paths on the command line: impossible ones are refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taylorder.errors import UsageError
-from taylorder.runs import run_files
-
-CONFIG = run_files.FILES["orders"]
 
 _LATER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 """What may be wrong with a path that is looked into later, or made."""
@@ -41,20 +38,3 @@ def path_of(option: str) -> Callable[[str | Path], Path]:
         return Path(text)
 
     return parse
-
-
-def run_folder(path: Path) -> Path:
-    """The folder of a run, which may be named by a file in it."""
-    return path.parent if path.name in (*run_files.ALL, *run_files.OF_BUDGETS) and path.is_file() else path
-
-
-def config_file(path: Path) -> Path:
-    """The config that a path means: the file itself, or the config of the run that it is or is a file of."""
-    folder = run_folder(path)
-    if not folder.is_dir() or path.name == CONFIG:
-        return path
-    if not (folder / CONFIG).is_file():
-        if (sentence := run_files.several_runs(folder)) is not None:
-            raise UsageError(sentence)
-        raise UsageError(f"{folder} has no {CONFIG}; name a config file, or what `taylorder analyze --out` wrote")
-    return folder / CONFIG

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taylorder.commands._subject import ToLoad, named_by
 from taylorder.errors import UsageError
 from taylorder.runs import run_files
+from taylorder.runs.subject import ToLoad, named_by
 
 if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis

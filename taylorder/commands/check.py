@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from taylorder.commands import options
 from taylorder.commands._shared import load_described, print_report
-from taylorder.commands._subject import ToLoad
 from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.runs.subject import ToLoad
 
 if TYPE_CHECKING:
     from taylorder.models.description import ModelDescription

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands import options
-from taylorder.commands._paths import path_of, run_folder
+from taylorder.commands._paths import path_of
 from taylorder.commands._shared import check_writable, print_report
 from taylorder.commands._stopping import kept
-from taylorder.commands._subject import ToLoad, model_of_run, named_by
 from taylorder.errors import UsageError
 from taylorder.runs import run_files
+from taylorder.runs.subject import ToLoad, model_of_run, named_by
 
 if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
@@ -66,7 +66,7 @@ def claims(
 
     Example: taylorder claims smollm2-out gemma-out
     """
-    chosen = [run_folder(directory) for directory in directories or [_DEFAULT]]
+    chosen = [run_files.run_folder(directory) for directory in directories or [_DEFAULT]]
     if model is not None and len(chosen) > 1:
         raise UsageError(f"--model names one model, but there are {len(chosen)} directories; name one of them")
     target = out or (chosen[0] if len(chosen) == 1 else _POOLED)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taylorder.commands import options
-from taylorder.commands._paths import config_file, path_of
+from taylorder.commands._paths import path_of
 from taylorder.commands._shared import check_texts, check_writable, load_described, print_report
-from taylorder.commands._subject import ToLoad, model_of_run
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.runs import run_files
+from taylorder.runs.run_files import config_file
+from taylorder.runs.subject import ToLoad, model_of_run
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from taylorder.commands import options
-from taylorder.commands._paths import path_of, run_folder
+from taylorder.commands._paths import path_of
 from taylorder.commands._shared import print_report
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.runs import run_files
@@ -46,7 +46,7 @@ def show(
     """
     if section and output == "json":
         raise UsageError("--section is about the report that people read; leave it out, or --format json")
-    directory = run_folder(directory)
+    directory = run_files.run_folder(directory)
     several = (directory / run_files.OF_BUDGETS[0]).is_file()
     # A picture is to be passed on, so it does not say where the run lies.
     name, report, document = (_budgets if several else _run)(directory, None if svg else directory)

@@ -59,6 +59,10 @@ class TaskSource:
         bos = beginning(self.tokenizer)
         return [] if bos is None else [bos]
 
+    def size(self, text: str) -> int:
+        """How many tokens a prompt has."""
+        return len(self.encode(text, ())[0])
+
     def encode(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[range]]:
         """Token ids of a prompt, and the tokens of each span of its characters."""
         encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)

@@ -43,6 +43,23 @@ OF_PAIR = ("comparison.json", "comparison.html")
 """What `taylorder compare` writes about two configs, where it is asked to."""
 
 
+def run_folder(path: Path) -> Path:
+    """The folder of a run, which may be named by a file in it."""
+    return path.parent if path.name in (*ALL, *OF_BUDGETS) and path.is_file() else path
+
+
+def config_file(path: Path) -> Path:
+    """The config that a path means: the file itself, or the config of the run that it is or is a file of."""
+    folder, name = run_folder(path), FILES["orders"]
+    if not folder.is_dir() or path.name == name:
+        return path
+    if not (folder / name).is_file():
+        if (sentence := several_runs(folder)) is not None:
+            raise UsageError(sentence)
+        raise UsageError(f"{folder} has no {name}; name a config file, or what `taylorder analyze --out` wrote")
+    return folder / name
+
+
 class RunDirectoryError(TaylorderError):
     """A directory is not a complete run of ``taylorder analyze``."""
 

@@ -1,0 +1,1 @@
+"""taylorder inside other people's tools: what they call, in their words."""
