@@ -230,7 +230,7 @@ def test_no_loop_looks_at_the_model_again(looks, tmp_path):
         (lambda: compare(model, description, ids, contenders, tokens=text, seed=0), 2),
         (lambda: screen(model, table, ids, records=Records(tmp_path / "screen", {}), progress=quiet), 4),
         (lambda: measure_slopes(whole, table, sizes, choice), 1),
-        (lambda: whole.kls(table, [choice]), 1),
+        (lambda: whole.kl(table, choice), 1),
         (
             lambda: measure_order_losses(
                 model, description, ids, records=Records(tmp_path / "losses", {}), progress=quiet

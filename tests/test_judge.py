@@ -370,7 +370,7 @@ def test_the_short_form_runs_few_contenders(llama, tiny_tokenizer):
     (comparison,) = found.comparisons
     assert (comparison.length, comparison.sequences) == (tiny.CONTEXT, 4)
     names = [standing.name for standing in comparison.standings]
-    assert names == ["exact", "config", "order 3", "paper", "unguarded"]
+    assert names == ["exact", "config", "order 3", "paper"]
     exact = shortly(model, tiny_tokenizer, OrderConfig.uniform(description, "exact"))
     assert exact.comparisons[0].standing("config") is None
     assert exact.exact_everywhere

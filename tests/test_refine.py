@@ -248,9 +248,8 @@ def test_a_run_that_goes_on_gives_what_an_uninterrupted_one_gives(tiny_llama, ea
     with pytest.raises(KeyboardInterrupt):
         refined(model, table, ids, sizes, start, tmp_path / "parts", budget, interrupt)
     measurements = []
-    monkeypatch.setattr(
-        module, "measure_slopes", lambda *arguments: measurements.append(1) or measure_slopes(*arguments)
-    )
+    measure_kl = WholeModel.kl
+    monkeypatch.setattr(WholeModel, "kl", lambda *arguments: measurements.append(1) or measure_kl(*arguments))
     assert refined(model, table, ids, sizes, start, tmp_path / "parts", budget) == whole
     assert len(measurements) == len(whole) - 2
     monkeypatch.setattr(module, "measure_slopes", lambda *_: pytest.fail("measured again"))
@@ -289,16 +288,21 @@ def fake(monkeypatch, tmp_path):
         around = Slopes([[None, 0.0, slope, 3 * slope]] * 2, [[None, 0.0, 0.4, square]] * 2)
         asked = []
 
-        def measure(_whole, _table, _sizes, choice):
+        def measure_kl(_whole, _table, choice):
             asked.append(tuple(choice))
+            return next(left)
+
+        def measure(whole, table, _sizes, choice):
+            kl = math.nan if tuple(choice) in asked else measure_kl(whole, table, choice)
             here = around
             if len(asked) <= len(towards):
                 wanted = towards[len(asked) - 1]
                 here = Slopes(
                     [[None, *(-float(place == own) for place in (1, 2, 3))] for own in wanted], around.squared
                 )
-            return next(left), here
+            return kl, here
 
+        monkeypatch.setattr(WholeModel, "kl", measure_kl)
         monkeypatch.setattr(module, "measure_slopes", measure)
         found = refine(
             WholeModel(None, torch.zeros(1, 4)), FAKE, FAKE_SIZES, budget, [1, 1], rounds=len(kls), name="fake",

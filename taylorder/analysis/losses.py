@@ -175,11 +175,24 @@ def kl_gradient(head: Callable[[Tensor], Tensor], exact: Tensor, hidden: Tensor)
     """
 
     def block_sum(rows: slice, states: Tensor) -> Tensor:
-        with torch.no_grad():
-            reference = head(exact[rows]).log_softmax(-1)
-        return torch.nn.functional.kl_div(head(states).log_softmax(-1), reference, reduction="sum", log_target=True)
+        return _kl_sum(head, exact[rows], states)
 
     return _mean_and_gradient(head, hidden, len(hidden), block_sum)
+
+
+def mean_kl(head: Callable[[Tensor], Tensor], exact: Tensor, hidden: Tensor) -> float:
+    """The same KL alone."""
+    with torch.inference_mode():
+        step = max(1, _BLOCK_LOGITS // head(hidden[:1]).shape[-1])
+        blocks = (slice(start, start + step) for start in range(0, len(hidden), step))
+        return sum(float(_kl_sum(head, exact[rows], hidden[rows])) for rows in blocks) / len(hidden)
+
+
+def _kl_sum(head: Callable[[Tensor], Tensor], exact: Tensor, hidden: Tensor) -> Tensor:
+    """Sum over rows of the KL (exact || this)."""
+    with torch.no_grad():
+        reference = head(exact).log_softmax(-1)
+    return torch.nn.functional.kl_div(head(hidden).log_softmax(-1), reference, reduction="sum", log_target=True)
 
 
 def nll_gradient(head: Callable[[Tensor], Tensor], input_ids: Tensor, hidden: Tensor) -> tuple[float, Tensor]:

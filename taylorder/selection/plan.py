@@ -88,9 +88,8 @@ def analysis_plan(subject: ModelAndText, settings: Sequence[AnalyzeSettings], *,
             stages += levers.chosen(name)
         if evaluated and description.open_modules:
             length = levers.length if first.with_levers else min(SHORT_LENGTH, description.max_context)
-            adapted = 2 if first.with_levers or not description.causal else 3
             most = LEVER_SECONDS if first.with_levers else SHORT_SECONDS
-            stages.append(comparison_stage(description, length, SHORT_SEQUENCES, adapted, budget=name, most=most))
+            stages.append(comparison_stage(description, length, SHORT_SEQUENCES, 2, budget=name, most=most))
     rows = sum(module.heads for module in description.modules) * len(EXPANSIONS) * first.max_order
     return StagePlan(tuple(stages), memory, len(settings) * (rows * ROW_BYTES + RUN_BYTES) + _records(subject, first))
 

@@ -135,17 +135,24 @@ def refine(
         progress(MOVING, number, rounds)
         record = records.get(f"{name}-{number}")
         if record is None or tuple(record["round"]["choice"]) != step.choice:
-            kl, slopes = measure_slopes(whole, table, sizes, step.choice)
-            record = {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
+            record = _measured(whole, table, sizes, step, first=best is None)
             records.put(f"{name}-{number}", record)
         measured = Round(**record["round"] | {"choice": tuple(record["round"]["choice"])})
         done.append(measured)
-        if best is None or measured.kl < best.kl:
-            price *= _kept_promise(best, measured)
-            price = max(_LEAST_PRICE, price)
-            best, around = measured, Slopes(**record["slopes"])
+        better = best is None or measured.kl < best.kl
+        if best is None or better:
+            price = max(_LEAST_PRICE, price * _kept_promise(best, measured))
+            best = measured
         else:
             price *= _FAILED
+        if number + 1 == rounds:
+            break
+        if better:
+            if "slopes" not in record:
+                _, slopes = measure_slopes(whole, table, sizes, step.choice)
+                record |= {"slopes": asdict(slopes)}
+                records.put(f"{name}-{number}", record)
+            around = Slopes(**record["slopes"])
         if around is None:
             break
         step = _best_step(around.promises(of_heads, price), sizes, budget, price)
@@ -156,6 +163,19 @@ def refine(
             break
     progress(MOVING, rounds, rounds)
     return tuple(done)
+
+
+def _measured(
+    whole: WholeModel, table: LeverTable, sizes: Sequence[Sequence[int]], step: Round, *, first: bool
+) -> dict[str, Any]:
+    """The record of a step: its KL, and its slopes where it is the first; of the others, those that help need slopes.
+
+    Slopes take several times as long as the KL, and from a step that did not help nothing goes on.
+    """
+    if not first:
+        return {"round": asdict(step) | {"kl": whole.kl(table, step.choice)}}
+    kl, slopes = measure_slopes(whole, table, sizes, step.choice)
+    return {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
 
 
 def _kept_promise(best: Round | None, measured: Round) -> float:

@@ -240,7 +240,7 @@ def _measured(
     progress(UNIFORM, 0, len(starts))
     kls = records.get(name)
     if kls is None:
-        kls = whole.kls(table, starts)
+        kls = [whole.kl(table, start) for start in starts]
         records.put(name, kls)
     progress(UNIFORM, len(starts), len(starts))
     return tuple(Round(tuple(start), kl, among="uniform") for start, kl in zip(starts, kls, strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taylorder.adapt.handle import adapted
 from taylorder.adapt.prepared import PreparedConfig, prepare
-from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
+from taylorder.analysis.losses import hidden_states, language_model_head, mean_kl
 from taylorder.selection.config_of import config_of
 from taylorder.selection.lever_table import LeverTable
 
@@ -36,15 +36,9 @@ class WholeModel:
         """The config of a choice of one candidate per KV head, ready to be attached."""
         return prepare(self.model, config_of(table, choice, context=self.sequences.shape[1]), table.model)
 
-    def kls(self, table: LeverTable, choices: Sequence[Sequence[int]]) -> list[float]:
-        """Mean KL of each choice to the exact model, in nats per token."""
-        hidden = []
-        for choice in choices:
-            with adapted(self.model, self.prepared(table, choice)):
-                hidden.append([hidden_states(self.model, sequence).clone() for sequence in self.sequences])
-        totals = [0.0] * len(choices)
-        for sequence, exact, *changed in zip(self.sequences, self.exact, *hidden, strict=True):
-            names = list(map(str, range(len(choices))))
-            losses = token_losses(self.head, sequence, {EXACT: exact, **dict(zip(names, changed, strict=True))})
-            totals = [total + float(losses[name].kl.mean()) for total, name in zip(totals, names, strict=True)]
-        return [total / len(self.sequences) for total in totals]
+    def kl(self, table: LeverTable, choice: Sequence[int]) -> float:
+        """Mean KL of a choice to the exact model, in nats per token."""
+        with adapted(self.model, self.prepared(table, choice)):
+            hidden = [hidden_states(self.model, sequence).clone() for sequence in self.sequences]
+        kls = [mean_kl(self.head, exact, changed) for exact, changed in zip(self.exact, hidden, strict=True)]
+        return sum(kls) / len(kls)
