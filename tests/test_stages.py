@@ -122,7 +122,7 @@ def test_every_share_of_kept_keys_that_fits_is_measured_and_the_start_that_leads
     assert measurements[: len(starts)] == [(len(near), (near.index(place),) * 4) for place in starts]
     stages = [each.among for each in found.rounds]
     assert stages == sorted(stages, key=["uniform", "near fields", "all"].index)
-    monkeypatch.setattr(WholeModel, "kls", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(WholeModel, "kl", lambda *_: pytest.fail("measured again"))
     assert chosen(model, table, ids, tmp_path, budget) == found
 
 
