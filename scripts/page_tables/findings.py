@@ -26,7 +26,7 @@ def losses(step: str) -> str:
     """Losses of what a step compared, at equal bytes where it says so."""
     rows = [
         [
-            row["note"] if row["policy"] != "exact" else "exact",
+            (row["note"] if row["note"] and row["policy"] != "exact" else row["policy"]).replace("|", "\\|"),
             size(row["nominal_bytes"]),
             _plain(row["nll"]),
             _signed(row, "delta_exact"),
@@ -38,18 +38,24 @@ def losses(step: str) -> str:
 
 
 SHOWN = {
-    "budget": "who should hold what",
-    "budget, judged": "is that better than one window of the same bytes?",
-    "generate": "read what it writes, with and without",
+    "budget": ("taylorder analyze --budget 64KiB --context 1024 --out small", "who should hold what"),
+    "budget, judged": ("taylorder eval --config small", "is that better than one window of the same bytes?"),
+    "generate": (
+        "taylorder generate --prompt-file prompt.txt --config small --compare",
+        "read what it writes, with and without",
+    ),
 }
+"""The three commands a newcomer types, by the steps of ``benchmarks/findings.py``, and what they tell."""
 
 
 def commands() -> str:
-    """The three commands a newcomer types, with the minutes they take on two cores."""
-    took = {row["task"]: row for row in results("findings", "commands")}
-    lines = [(took[task]["command"], f"{took[task]['minutes']:.0f} min: {said}") for task, said in SHOWN.items()]
-    width = max(len(command) for command, _ in lines)
-    return "".join(f"    {command:{width}}   # {said}\n" for command, said in lines)
+    """These, with the minutes they took on two cores where that was measured."""
+    took = {row["task"]: row["minutes"] for row in results("findings", "commands")}
+    width = max(len(command) for command, _ in SHOWN.values())
+    return "".join(
+        f"    {command:{width}}   # {f'{took[task]:.0f} min: ' if task in took else ''}{said}\n"
+        for task, (command, said) in SHOWN.items()
+    )
 
 
 def minutes() -> str:
