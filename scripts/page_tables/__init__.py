@@ -28,7 +28,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "policies-without": without,
     "policies-tasks": tasks,
     "generation": generation,
-    "generation-short": lambda: generation(
-        lambda row: row["length"] > 1024 and row["policy"] in ("exact", "one window, 64 KiB", "budget 64 KiB")
-    ),
 }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from page_tables.table import Row, markdown, results
+from page_tables.table import markdown, results
 
 
-def generation(chosen: Callable[[Row], bool] = lambda row: True) -> str:
+def generation() -> str:
     """Bytes and time by context, exact beside configs."""
     rows = [
         [
@@ -20,7 +18,6 @@ def generation(chosen: Callable[[Row], bool] = lambda row: True) -> str:
             f"{row['milliseconds_per_token_over_exact']:.2f}",
         ]
         for row in sorted(results("generation"), key=lambda row: row["length"])
-        if chosen(row)
     ]
     head = ["context", ":", "MiB held", "MiB nominal", "prefill s", "over exact", "ms per token", "over exact"]
     return markdown(head, rows)
