@@ -42,7 +42,7 @@ SHOWN = {
     "budget, judged": ("taylorder eval --config small", "is that better than one window of the same bytes?"),
     "generate": (
         "taylorder generate --prompt-file prompt.txt --config small --compare",
-        "read what it writes, with and without",
+        "read what it writes after a page of text of yours, with and without",
     ),
 }
 """The three commands a newcomer types, by the steps of ``benchmarks/findings.py``, and what they tell."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,24 +146,10 @@ def _measured(
         length=pair.configs.context,
         sequences=sequences,
         seed=seed,
-        progress=_estimating(progress),
+        progress=progress,
+        say=progress.say,
     )
     return replace(pair, measured=measured)
-
-
-def _estimating(progress: StderrProgress) -> Callable[[str, int, int], None]:
-    """The same progress, which says after the first sequence how long all of them take."""
-    from taylorder.evaluation.two_configs import STATES
-
-    began = time.monotonic()
-
-    def report(stage: str, done: int, total: int) -> None:
-        if done == STATES < total:
-            minutes = (time.monotonic() - began) * total / done / 60
-            progress.say(f"{total} runs of the model, about {minutes:.1f} minutes in all")
-        progress(stage, done, total)
-
-    return report
 
 
 def _command(first: Path, second: Path, context: int | None) -> list[str]:

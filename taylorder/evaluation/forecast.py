@@ -19,20 +19,20 @@ class Forecast:
         samples: Sequence[Tensor],
         contenders: Sequence[str],
         *,
-        task_tokens: int,
-        task_states: int,
         progress: Progress,
         say: Callable[[str], None],
+        task_tokens: int = 0,
+        task_states: int = 0,
     ) -> None:
         """Say what will run.
 
         Args:
             samples: sequences ``[N, T]`` for every length, in the order in which they run.
             contenders: names of what runs on each.
-            task_tokens: tokens of the prompts of all tasks, 0 without tasks.
-            task_states: how many times the tasks run.
             progress: where progress goes on to.
             say: called with a sentence.
+            task_tokens: tokens of the prompts of all tasks, 0 without tasks.
+            task_states: how many times the tasks run.
 
         """
         self._progress, self._say = progress, say

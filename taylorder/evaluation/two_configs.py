@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from taylorder.adapt.config import OrderConfig
+from taylorder.analysis.losses import EXACT
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.evaluation.comparison import Comparison, compare
 from taylorder.evaluation.continuations import drawn
+from taylorder.evaluation.forecast import Forecast
 from taylorder.evaluation.rivals import Contender
 from taylorder.models.description import ModelDescription
 from taylorder.storage.progress import Progress, silent
 
 A, B = "A", "B"
 """What the two are called wherever they stand side by side; differences are B less A."""
-
-STATES = 3
-"""Runs per sequence: exact, A and B."""
 
 
 def measure_both(
@@ -32,6 +32,7 @@ def measure_both(
     sequences: int,
     seed: int = 0,
     progress: Progress = silent,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Comparison:
     """Run the exact model and both configs over the same sequences of ``length`` tokens, as many as the text has.
 
@@ -44,13 +45,14 @@ def measure_both(
 
     """
     unseen = tokenise(tokenizer, text)
+    sample = drawn(unseen, length, sequences, seed)
     return compare(
         model,
         description,
-        drawn(unseen, length, sequences, seed),
+        sample,
         [Contender(A, a), Contender(B, b)],
         tokens=unseen,
         seed=seed,
-        progress=progress,
+        progress=Forecast([sample], [EXACT, A, B], progress=progress, say=say),
         judged=B,
     )
