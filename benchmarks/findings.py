@@ -42,6 +42,8 @@ STEPS = {
     "budget": ["analyze", "--budget", "64KiB", "--context", "1024", "--out", "small"],
     "budget, judged": ["eval", "--config", "small", "--format", "json"],
     "generate": ["generate", "--prompt-file", "prompt.txt", "--config", "small", "--compare"],
+    "layer-wise": ["export", "small", "--layer-wise", "--out", "layers"],
+    "layer-wise, judged": ["compare", "small", "layers", "--eval", "--sequences", "16", "--format", "json"],
 }  # fmt: skip
 """Commands in the order in which one needs what another has written."""
 
@@ -82,6 +84,18 @@ def losses(evaluation: dict[str, Any], run_name: str) -> Iterator[dict[str, Any]
             yield about | {"policy": standing["name"], **{name: standing[name] for name in kept}}
 
 
+def of_two(measured: dict[str, Any], run_name: str) -> Iterator[dict[str, Any]]:
+    """What two configs lose on the same sequences, a row for each and one for exact."""
+    for standing in measured["standings"]:
+        bounded = {
+            name: None if standing[name] is None
+            else {"estimate": standing[name], "low": standing[f"{name}_low"], "high": standing[f"{name}_high"]}
+            for name in ("nll", "delta_exact", "kl")
+        }  # fmt: skip
+        about = {"text": run_name, "length": measured["length"], "sequences": measured["sequences"]}
+        yield about | {"policy": standing["name"], "nominal_bytes": standing["nominal_bytes"]} | bounded
+
+
 def main() -> None:
     """Run the steps asked for, and those before them whose run they read, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,7 +122,10 @@ def main() -> None:
                 report = json.loads((folder / "near" / "report.json").read_text(encoding="utf-8"))
                 sections["chosen"] = [{"text": step, "orders": report["verdict"]["orders"], **report["settings"]}]
             elif step.endswith("judged"):
-                sections["losses"] = list(losses(json.loads(output), step))
+                judged = json.loads(output)
+                sections["losses"] = list(
+                    of_two(judged["measured"], step) if "measured" in judged else losses(judged, step)
+                )
             document.add(RESULTS, {
                 name: [{"model": MODEL} | row for row in rows] for name, rows in sections.items()
             })  # fmt: skip

@@ -29,8 +29,11 @@ from taylorder.commands.compare import compare
 from taylorder.commands.compile_report import compile_report
 from taylorder.commands.doctor import doctor
 from taylorder.commands.evaluate import evaluate
+from taylorder.commands.export import export
 from taylorder.commands.generate import generate
 from taylorder.commands.lm_eval import lm_eval
+from taylorder.commands.pull import pull
+from taylorder.commands.push import push
 from taylorder.commands.show import show
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.storage.provenance import software_versions
@@ -99,6 +102,9 @@ app.command(
     cls=CommandWithHelp,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )(lm_eval)
+app.command(cls=CommandWithHelp)(export)
+app.command(cls=CommandWithHelp)(push)
+app.command(cls=CommandWithHelp)(pull)
 app.command(cls=CommandWithHelp, rich_help_panel=_RESEARCH)(claims)
 app.command("compile-report", cls=CommandWithHelp, rich_help_panel=_RESEARCH)(compile_report)
 

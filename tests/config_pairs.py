@@ -9,7 +9,8 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, OrderConfig
 from taylorder.adapt.cost import kv_head_bytes
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
-from taylorder.runs.run_pair import RecordedConfig, RunPair
+from taylorder.runs.recorded_config import RecordedConfig
+from taylorder.runs.run_pair import RunPair
 from taylorder.selection.config_pair import pair_configs
 
 CONTEXT = 60

@@ -46,7 +46,10 @@ def held_out(evaluates_on):
 SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order", 4)
 
 
-COMMANDS = ("analyze", "show", "eval", "generate", "chat", "bench", "compile-report", "check", "doctor")
+COMMANDS = (
+    "analyze", "show", "eval", "generate", "chat", "compare", "bench", "compile-report", "check", "doctor", "export",
+    "push", "pull",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"], []])
@@ -87,6 +90,15 @@ CONTRACT = {
     },
     "check": {"--context": None, "--format": "human", "--device": "cpu", "--dtype": "float32"},
     "doctor": {"--format": "human"},
+    "compare": {
+        "--context": None, "--eval": False, "--sequences": None, "--text": None, "--model": None, "--out": None,
+        "--seed": 0, "--device": "cpu", "--dtype": None, "--format": "human",
+    },
+    "export": {
+        "--out": Path("taylorder-export"), "--model": None, "--link": False, "--layer-wise": False, "--dtype": None,
+    },
+    "push": {"--config": None, "--private": False},
+    "pull": {"--out": Path("taylorder-out"), "--revision": None},
 }  # fmt: skip
 
 

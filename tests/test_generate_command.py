@@ -215,7 +215,7 @@ def test_configs_that_are_missing_or_of_other_models_are_refused(run, model, loa
     loads(bert, tiny_tokenizer, name="bert")
     code, out, err = run("generate", "x", "--config", tmp_path / "bert.json")
     assert (code, out) == (3, "")
-    assert "error: bert generates no text" in err
+    assert "error: BertModel generates no text" in err
 
 
 def continuation(text, **changes):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from page_tables.architectures import outcomes, sentence
 from page_tables.attention import bars
 from page_tables.claims import claims
-from page_tables.findings import commands, losses, minutes, orders
+from page_tables.findings import commands, layer_wise, losses, minutes, orders
 from page_tables.generation import generation
 from page_tables.policies import choices, elsewhere, rules, short, tasks, without
 
@@ -18,6 +18,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "orders": orders,
     "near-field": lambda: losses("near field, judged"),
     "closing": lambda: losses("analyze"),
+    "layer-wise": layer_wise,
     "minutes": minutes,
     "commands": commands,
     "attention": bars,

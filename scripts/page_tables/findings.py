@@ -37,6 +37,24 @@ def losses(step: str) -> str:
     return markdown(["", "bytes per KV head", "NLL [95 %]:", "to exact:", "to the window:"], rows)
 
 
+LAYER_WISE = {"exact": "exact", "A": "each KV head its own", "B": "layer-wise"}
+
+
+def layer_wise() -> str:
+    """A config and its layer-wise form on the same sequences."""
+    rows = [
+        [
+            LAYER_WISE[row["policy"]],
+            size(row["nominal_bytes"]),
+            _plain(row["nll"]),
+            _signed(row, "delta_exact"),
+            "" if row["kl"] is None else f"{row['kl']['estimate']:.3f}",
+        ]
+        for row in results("findings", "losses", text="layer-wise, judged")
+    ]
+    return markdown(["", "bytes per KV head", "NLL [95 %]:", "to exact:", "KL to exact"], rows)
+
+
 SHOWN = {
     "budget": ("taylorder analyze --budget 64KiB --context 1024 --out small", "who should hold what"),
     "budget, judged": ("taylorder eval --config small", "is that better than one window of the same bytes?"),

@@ -94,6 +94,15 @@ def print_report(
         sys.stdout.write(plain_text(sections, width))
 
 
+def print_next(done: str, *commands: str) -> None:
+    """Say on standard error what was done, and on standard output what may be done with it."""
+    from taylorder.reports.sections import Command, Section, paragraph
+
+    print(done, file=sys.stderr)
+    blocks = [Command(command, tight=True) for command in commands]
+    print_report("human", dict, [Section("", (paragraph("Next:"), *blocks))])
+
+
 def print_analysis(
     analysis: Analysis, selection: Selection, evaluation: Evaluation | None, directory: Path, output: str
 ) -> None:

@@ -81,7 +81,8 @@ def compare(
         check_writable(out.parent if out.suffix == _SUFFIX else out)
 
     from taylorder.reports.progress import StderrProgress
-    from taylorder.runs.run_pair import RunPair, check_same_model, read_recorded
+    from taylorder.runs.recorded_config import read_recorded
+    from taylorder.runs.run_pair import RunPair, check_same_model
     from taylorder.selection.config_pair import pair_configs, recorded_shapes
 
     a, b = (read_recorded(config_file(path)) for path in (first, second))

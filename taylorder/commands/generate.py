@@ -13,7 +13,7 @@ from taylorder.commands import options
 from taylorder.commands._shared import load_described
 from taylorder.commands._subject import subject
 from taylorder.commands._texts import refuse_no_text, streamed
-from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.errors import UsageError
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
@@ -111,10 +111,9 @@ def _read(prompt: str | None, file: Path | None) -> str:
 
 def _refuse(loaded: LoadedModel, description: ModelDescription, prompt: str, max_new_tokens: int) -> None:
     """Refuse a model without a head, and more tokens than the model sees, which some models would crash on."""
-    if not loaded.model.can_generate():
-        raise UnsupportedModelError(
-            f"{description.name} generates no text: choose a causal language model with its head"
-        )
+    from taylorder.adapt.continuation import refuse_without_head
+
+    refuse_without_head(loaded.model)
     tokens, room = len(loaded.tokenizer(prompt, verbose=False).input_ids), description.max_context
     if tokens >= room:
         raise UsageError(f"the prompt has {tokens} tokens, but the model sees {room} at most; shorten it")

@@ -100,6 +100,9 @@ def load(
                 **options,
             )
         refuse_report(model, report, source.name)
+        if source.gguf is not None and getattr(model, "hf_quantizer", None) is not None:
+            # The weights are plain by now, but would be refused as packed ones when they are saved.
+            model.hf_quantizer.remove_quantization_config(model)
         loaded = LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())
         # `describe` goes by it when it is given the model alone.
         commit = getattr(config, "_commit_hash", None) if source.on_the_hub else None

@@ -15,7 +15,8 @@ from taylorder.reports import run_pair_words as words
 from taylorder.reports.evaluation_words import figure, with_bracket
 from taylorder.reports.numbers import counted, percent, size
 from taylorder.reports.sections import Block, Cell, Column, Command, Section, Table, facts, paragraph, table
-from taylorder.runs.run_pair import RecordedConfig, RunPair
+from taylorder.runs.recorded_config import RecordedConfig
+from taylorder.runs.run_pair import RunPair
 from taylorder.selection.config_pair import Held, KvHeadPair
 from taylorder.storage.finite_json import stamped
 

@@ -11,7 +11,8 @@ from taylorder.evaluation.two_configs import A, B
 from taylorder.reports import run_pair_grid
 from taylorder.reports.evaluation_words import ENOUGH, figure, with_bracket
 from taylorder.reports.numbers import counted, percent, size
-from taylorder.runs.run_pair import RecordedConfig, RunPair
+from taylorder.runs.recorded_config import RecordedConfig
+from taylorder.runs.run_pair import RunPair
 from taylorder.selection.config_pair import ConfigPair
 
 

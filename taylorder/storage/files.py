@@ -71,6 +71,29 @@ def replacing_together(directory: Path, names: Sequence[str], beside: Collection
         shutil.rmtree(made, ignore_errors=True)
 
 
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder``; when the block succeeds, it takes its place, and is removed otherwise.
+
+    Whether what stands there may go is for the caller to say.
+
+    Raises:
+        OSError: something cannot be written.
+
+    """
+    folder = Path(os.path.realpath(folder))
+    made, before = (folder.with_name(f".{folder.name[:_SHOWN]}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    made.mkdir(parents=True)
+    try:
+        yield made
+        if folder.exists():
+            os.rename(folder, before)
+        os.rename(made, folder)
+    finally:
+        for left in (made, before):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def sha256(content: bytes) -> str:
     """Return the hash that vouches for a content, 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
