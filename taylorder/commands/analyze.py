@@ -162,7 +162,7 @@ def analyze(
     orders that keep to a tolerance, which on most models few heads do. Ends with the losses of a few sequences of
     held-out text; an interrupted run with --budget goes on where it was.
 
-    The built-in model takes some minutes without --budget; with one, a quarter of an hour or more at 1,024 tokens, on
+    The built-in model takes a minute and a half without --budget, and with one some twenty minutes at 1,024 tokens, on
     two cores.
 
     Example: taylorder analyze --budget 25% --context 1024

@@ -43,7 +43,7 @@ def generate(
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
 
-    The built-in model makes some five tokens a second on two cores.
+    The built-in model makes some fifteen tokens a second on two cores.
 
     Example: taylorder generate --prompt-file story.txt --compare
     """
