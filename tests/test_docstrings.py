@@ -19,6 +19,8 @@ from taylorder.analysis.results import Analysis
 from taylorder.claims import measure as claims_measure
 from taylorder.claims import registry
 from taylorder.evaluation.evaluate import Evaluation
+from taylorder.integrations.export import export
+from taylorder.models.describe import describe
 from taylorder.models.loading import LoadedModel
 from taylorder.selection.by_tolerance import Selection
 
@@ -91,6 +93,9 @@ def test_examples_of_docstrings(name, namespace):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")])
 def test_python_of_the_pages(page, namespace):
+    loaded = namespace["loaded"]
+    described = describe(loaded.model, loaded.name)
+    export(loaded, described, namespace["config"], "", Path("smollm2-small"), link=False)
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(block, page, "exec"), {})
 

@@ -105,6 +105,13 @@ def test_linked_weights_lie_where_they_were(exported, config_folder, saved, tmp_
     assert first == second
 
 
+def test_weights_are_not_replaced_by_links_to_themselves(run, exported):
+    code, _, err = run("export", str(exported), "--link", "--out", str(exported))
+    assert code == 2
+    assert "has the weights that are to be linked to" in err
+    assert (exported / "model.safetensors").is_file()
+
+
 def test_the_card_tells_what_runs_and_no_path(exported, saved):
     card = (exported / "README.md").read_text(encoding="utf-8")
     front, _, text = card.removeprefix("---\n").partition("\n---\n")

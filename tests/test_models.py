@@ -466,3 +466,8 @@ def test_a_loaded_model_is_described_by_the_name_it_was_loaded_by(gguf_file):
     alone = describe(loaded.model)
     assert alone == describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
     assert (alone.name, alone.weights_note) == (str(gguf_file), loaded.weights_note)
+
+
+def test_weights_from_a_gguf_file_can_be_saved_like_any_others(builtin):
+    assert getattr(builtin.model, "hf_quantizer", None) is None
+    assert "quantization_config" not in builtin.model.config.to_dict()

@@ -13,10 +13,10 @@ from taylorder.integrations.custom_generate import FILE
 from taylorder.models.description import ModelDescription
 from taylorder.models.loading import LoadedModel
 from taylorder.models.quiet import quiet_transformers
-from taylorder.runs.run_files import FILES
+from taylorder.runs.run_files import CARD_FILE, FILES
 from taylorder.storage.files import replacing_folder
 
-GENERATE, CARD = "custom_generate/generate.py", "README.md"
+GENERATE = "custom_generate/generate.py"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _SETTINGS = ("config.json", "generation_config.json")
 """What ``save_pretrained`` writes beside weights."""
@@ -55,13 +55,13 @@ def export(
         TaylorderError: something cannot be written.
 
     """
-    weights = _weights_of(description) if link else []
+    weights = _weights_of(description, folder) if link else {}
     try:
         with quiet_transformers(), replacing_folder(folder) as made:
             if link:
-                for file in weights:
-                    (made / file.name).symlink_to(file)
-                for file in (weights[0].with_name(name) for name in _SETTINGS):
+                for file, target in weights.items():
+                    (made / file.name).symlink_to(target)
+                for file in (next(iter(weights)).with_name(name) for name in _SETTINGS):
                     if file.is_file():
                         shutil.copyfile(file, made / file.name)
             else:
@@ -70,20 +70,22 @@ def export(
             config.save(made / FILES["orders"])
             (made / GENERATE).parent.mkdir()
             (made / GENERATE).write_text(FILE, encoding="utf-8")
-            (made / CARD).write_text(card, encoding="utf-8")
+            (made / CARD_FILE).write_text(card, encoding="utf-8")
     except OSError as error:
         raise TaylorderError(f"--out {folder} cannot be written ({error.strerror or error}); name another") from error
 
 
-def _weights_of(description: ModelDescription) -> list[Path]:
-    """The files of the weights, in a folder or in the cache of the Hub."""
+def _weights_of(description: ModelDescription, out: Path) -> dict[Path, Path]:
+    """The files of the weights, in a folder or in the cache of the Hub, and what each is itself a link to."""
     origin = description.origin
     name = description.name if origin is None or origin.path is None else origin.path
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     if Path(name).is_dir() or (origin is not None and origin.revision is not None):
         revision = None if origin is None else origin.revision
         folder = Path(cached_file(name, "config.json", revision=revision)).parent
-        found = sorted(file.absolute() for pattern in _WEIGHTS for file in folder.glob(pattern))
+        found = {file: file.resolve() for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))}
     if not found:
         raise UsageError(f"{description.name} has no .safetensors files to link to; leave out --link to write them")
+    if any(target.parent == out.resolve() for target in found.values()):
+        raise UsageError(f"--out {out} has the weights that are to be linked to; name another folder")
     return found

@@ -20,11 +20,10 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from taylorder.adapt.config import OrderConfig
 from taylorder.errors import TaylorderError, UsageError, first_line
 from taylorder.models.quiet import quiet_transformers
-from taylorder.runs.run_files import FILES
+from taylorder.runs.run_files import CARD_FILE, FILES
 from taylorder.storage.files import replacing_together
 
-CARD = "README.md"
-_PULLED = (CARD, "orders.safetensors", FILES["orders"])
+_PULLED = (CARD_FILE, "orders.safetensors", FILES["orders"])
 """What is fetched; the last one says that the others are there."""
 
 
@@ -43,7 +42,7 @@ def push(config: OrderConfig, card: str, repository: str, *, private: bool) -> s
     with _explained(repository), TemporaryDirectory() as folder:
         made = Path(folder)
         config.save(made / FILES["orders"])
-        (made / CARD).write_text(card, encoding="utf-8")
+        (made / CARD_FILE).write_text(card, encoding="utf-8")
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=made, commit_message="Config of taylorder")
     return str(address)
@@ -66,8 +65,8 @@ def pull(repository: str, folder: Path, revision: str | None = None) -> OrderCon
     try:
         with replacing_together(folder, _PULLED) as made:
             config.save(made / FILES["orders"])
-            if (there / CARD).is_file():
-                (made / CARD).write_bytes((there / CARD).read_bytes())
+            if (there / CARD_FILE).is_file():
+                (made / CARD_FILE).write_bytes((there / CARD_FILE).read_bytes())
     except OSError as error:
         raise TaylorderError(f"--out {folder} cannot be written ({error.strerror or error}); name another") from error
     return config

@@ -39,6 +39,9 @@ ALL = (
 OF_BUDGETS = ("budgets.json", "index.html")
 """What stands beside the runs of several budgets, each of which has a folder of its own."""
 
+CARD_FILE = "README.md"
+"""What the Hub shows of a config, or of a model that was exported with one."""
+
 OF_PAIR = ("comparison.json", "comparison.html")
 """What `taylorder compare` writes about two configs, where it is asked to."""
 
