@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 
-def attention_row(scores, values, far, near, order, expansion, offset, guard=True):
+def attention_row(scores, values, far, near, order, expansion, offset, guard=True, learned=None):
     """One query row: scores (centred) and values of the keys it attends; ``far``, ``near`` are index lists.
 
-    ``offset`` is what centring took from every score. Returns (output, whether the row was guarded).
+    ``offset`` is what centring took from every score, and did not take from the ``learned`` sink.
+    Returns (output, whether the row was guarded).
     """
     shifted = scores + offset if expansion == "zero" else scores
     point = float(np.mean([shifted[j] for j in far])) if expansion == "mean" and far else 0.0
@@ -18,8 +19,9 @@ def attention_row(scores, values, far, near, order, expansion, offset, guard=Tru
     guarded = bool(far) and sum(weights.values()) <= 1e-3 * len(far)
     if guard and guarded:
         weights = dict.fromkeys(far, 1.0)
-    top = max([point] * bool(far) + [shifted[j] for j in near])
-    numerator, denominator = np.zeros(values.shape[1]), 0.0
+    learned = [] if learned is None else [learned if expansion == "zero" else learned - offset]
+    top = max([point] * bool(far) + [shifted[j] for j in near] + learned)
+    numerator, denominator = np.zeros(values.shape[1]), sum(math.exp(sink - top) for sink in learned)
     for j in near:
         weight = math.exp(shifted[j] - top)
         numerator, denominator = numerator + weight * values[j], denominator + weight
@@ -29,14 +31,21 @@ def attention_row(scores, values, far, near, order, expansion, offset, guard=Tru
     return numerator / denominator, guarded
 
 
-def softmax_row(scores, values, keys):
-    top = max(scores[j] for j in keys)
+def softmax_row(scores, values, keys, learned=None):
+    learned = [] if learned is None else [learned]
+    top = max([scores[j] for j in keys] + learned)
     weights = {j: math.exp(scores[j] - top) for j in keys}
-    return sum(weights[j] * values[j] for j in keys) / sum(weights.values())
+    total = sum(weights.values()) + sum(math.exp(sink - top) for sink in learned)
+    return sum(weights[j] * values[j] for j in keys) / total
 
 
-def head_errors(q, k, v, centre, rows, attends, scaling, order, expansion, window=0, sinks=0, first=None):
-    """Error figures of one head over sequences: q, k ``[B, T, d]``, v ``[B, T, d_v]``; ``attends(b, i)`` lists keys."""
+def head_errors(
+    q, k, v, centre, rows, attends, scaling, order, expansion, window=0, sinks=0, first=None, learned=None
+):  # fmt: skip
+    """Error figures of one head over sequences: q, k ``[B, T, d]``, v ``[B, T, d_v]``; ``attends(b, i)`` lists keys.
+
+    ``learned`` is the head's learned sink, if it has one.
+    """
     squared = reference = largest = cosine = guarded_rows = count = 0.0
     for b, positions in enumerate(rows):
         for i in positions:
@@ -46,8 +55,8 @@ def head_errors(q, k, v, centre, rows, attends, scaling, order, expansion, windo
             start = 0 if first is None else first[b]
             near = [j for j in keys if (window and j > i - window) or j < start + sinks]
             far = [j for j in keys if j not in near]
-            output, guarded = attention_row(scores, v[b], far, near, order, expansion, offset)
-            exact = softmax_row(scores, v[b], keys)
+            output, guarded = attention_row(scores, v[b], far, near, order, expansion, offset, learned=learned)
+            exact = softmax_row(scores, v[b], keys, None if learned is None else learned - offset)
             squared += np.sum((output - exact) ** 2)
             reference += np.sum(exact**2)
             largest = max(largest, np.max(np.abs(output - exact)))

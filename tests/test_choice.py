@@ -118,8 +118,8 @@ def test_a_config_has_the_errors_that_were_measured(tiny_llama, choice):
     name = table.modules[0].name
     outputs = []
 
-    def observe(module, q, k, v, output, scaling):
-        if module == name:
+    def observe(call, output):
+        if call.name == name:
             outputs.append(output[0].double())  # [T, H, d_v]
 
     with recording(model, None, observe=observe):

@@ -44,6 +44,18 @@ def test_keys_kept_by_priority_meet_the_tolerances_and_those_of_other_priorities
     assert max(pending.lengths[1:]) < 7 + 20 + 64  # the one that drops what is far
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("cuts", [(0, 130), (0, 70, 129, 130)])
+def test_learned_sinks_meet_the_tolerances_and_others_do_not(dtype, cuts):
+    sinks = torch.tensor([2.0, -1.0, 9.37, 0.5])
+    case = replace(problem(MIXED, d=16, d_v=16, cuts=cuts, scale=0.5), sink_logits=sinks).to(dtype)
+    there = replace(case, **{name: getattr(case, name).to(GPU) for name in ("q", "k", "v", "sink_logits")})
+    found, _ = attend(there, "triton")
+    wrong, _ = attend(replace(there, sink_logits=there.sink_logits + 0.1), "triton")
+    assert relative_error(found.cpu(), reference(case)) < TOLERANCE[dtype]
+    assert relative_error(wrong.cpu(), reference(case)) > TOLERANCE[dtype]
+
+
 def test_a_model_takes_triton_by_itself_and_computes_the_formula():
     model = MODELS["llama"]()
     config = mixed_config(model)

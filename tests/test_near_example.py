@@ -28,8 +28,8 @@ def expected_tokens(model, config, ids):
     """The same from what a run hands over, by sorting."""
     seen = {}
 
-    def note(name, query, key, value, output, scaling):
-        seen[name] = priorities(config.probes[name], key, value)[0]
+    def note(call, _output):
+        seen[call.name] = priorities(config.probes[call.name], call.k, call.v)[0]
 
     with torch.no_grad(), taylorder.adapted(model, config, observe=note):
         model(ids[None])
@@ -62,14 +62,14 @@ def test_shares_of_attention_are_those_of_exact_weights(seed):
     model = MODELS["llama"]().double()
     config = keeping_config(model, seed)
     ids, seen = tokens(1, LENGTH)[0], {}
-    with torch.no_grad(), taylorder.adapted(model, config, observe=lambda name, *call: seen.update({name: call})):
+    with torch.no_grad(), taylorder.adapted(model, config, observe=lambda call, _: seen.update({call.name: call})):
         model(ids[None])
     shares = {(one.module, one.head): one for one in seen_near(model, config, ids)[1]}
     specs = {(layer.module, head): made.spec for layer in config.layers for head, made in enumerate(layer.heads)}
     assert set(shares) == {key for key, spec in specs.items() if spec.runs != "exact"}
     assert any(one.kept > 0.01 for one in shares.values())
     for (name, head), one in shares.items():
-        query, key, value, _, scaling = seen[name]
+        query, key, value, scaling = seen[name].q, seen[name].k, seen[name].v, seen[name].scaling
         near, kv_head = specs[name, head].near, head * key.shape[1] // query.shape[1]
         ranking = priorities(config.probes[name], key, value)[0, kv_head]
         sums = dict.fromkeys(("sinks", "window", "kept", "rest"), 0.0)

@@ -65,6 +65,34 @@ def gemma3():
     return build(hf.Gemma3ForCausalLM, _gemma3_text())
 
 
+def gpt_oss():
+    """Learned sinks; sliding (window 8), full, sliding, full; a router picks experts."""
+    config = hf.GptOssConfig(
+        head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2,
+        **{**decoder(), "num_hidden_layers": 4},
+    )  # fmt: skip
+    config._experts_implementation = "eager"  # the others have no float64
+    return sunk(build(hf.GptOssForCausalLM, config))
+
+
+def granite_swa():
+    """Learned sinks, by the log of the sum of exponentials; full, then sliding (window 8)."""
+    config = hf.GraniteSWAConfig(
+        sliding_window=8, layer_types=["full_attention", "sliding_attention"], attention_multiplier=0.4, **decoder()
+    )
+    return sunk(build(hf.GraniteSWAForCausalLM, config))
+
+
+def sunk(model):
+    """Learned sinks as large as scores are, so that what forgets them shows."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.copy_(2 * torch.randn(parameter.shape, generator=generator) + 1)
+    return model
+
+
 def minimax():
     """Lightning attention beside softmax attention, and a cache class of its own."""
     config = hf.MiniMaxConfig(
@@ -135,7 +163,10 @@ TINY: dict[str, Callable[[], hf.PreTrainedModel]] = {
     factory.__name__: factory
     for factory in (gpt2, gpt_bigcode, llama, qwen3, pythia, opt, gemma3, phi3, bert, modernbert)
 }
-"""Every text model above; :func:`vit` is not one."""
+"""Text models that attend as most do."""
+
+WITH_SINKS: dict[str, Callable[[], hf.PreTrainedModel]] = {"gpt_oss": gpt_oss, "granite_swa": granite_swa}
+"""Those with learned sinks."""
 
 
 def build(model_class, config, seed: int = 0) -> hf.PreTrainedModel:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from .verdict import DIFFER, PADDING_ROWS_DIFFER
 
 NAME = "architectures_benchmark"
-BEYOND_SCORES = ("softcap", "position_bias", "s_aux", "sinks", "indices", "block_indices")
+BEYOND_SCORES = ("softcap", "position_bias", "sinks", "indices", "block_indices")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Call:
     def causal(self) -> bool:
         said = self.rest.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if said is None else said)
+
+    @property
+    def learned_sinks(self) -> Tensor | None:
+        """``[H]``: their exponentials are in the denominator."""
+        return self.rest.get("s_aux")
 
     @property
     def extra_terms(self) -> list[str]:
@@ -87,9 +92,25 @@ def _dispatch(
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     call = Call(names.get(module, type(module).__name__), module, query, key, value, attention_mask, scaling, rest)
     output = attend(call)
+    if output is None and call.learned_sinks is not None:  # for which SDPA has no argument
+        output = _textbook(call)
     if output is not None:
         return output.transpose(1, 2).to(query.dtype).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+
+
+def _textbook(call: Call) -> Tensor:
+    """Softmax over the keys admitted and a learned sink, in float64: ``[B, H, T, d_v]``."""
+    q, (k, v) = (
+        call.q.double(),
+        (x.double().repeat_interleave(call.q.shape[1] // x.shape[1], 1) for x in (call.k, call.v)),
+    )
+    T, S = q.shape[2], k.shape[2]
+    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T) if call.mask is None and call.causal else call.mask
+    scores = call.scaling * q @ k.mT
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    sink = call.learned_sinks.double()[None, :, None, None].expand(*scores.shape[:3], 1)
+    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
 
 
 def _configs(model: Any) -> list[Any]:

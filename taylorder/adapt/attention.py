@@ -1,4 +1,4 @@
-"""The attention of an adapted model: truncated heads through the kernels, exact layers through transformers' SDPA.
+"""The attention of an adapted model: truncated heads through the kernels, exact layers as the model has them.
 
 transformers calls one registered function for every attention module; it finds the module's plan in a table filled by
 :func:`taylorder.adapt.hooks.installed`. The mask function registered with it hands over plain masks as the validity of
@@ -25,8 +25,9 @@ from taylorder.errors import NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, score_space_attention
 from taylorder.kernels.differentiable import differentiable_attention
 from taylorder.kernels.kept_keys import UnrankedKeyError
-from taylorder.models.attention import Observer, attends_causally
+from taylorder.models.attention import AttentionCall, Observer, attends_causally
 from taylorder.models.masks import causal_mask, key_validity, short_mask
+from taylorder.models.own_attention import attend_unchanged, sink_logits
 from taylorder.models.quiet import uncompiled
 from taylorder.models.refusals import refuse_block_mask, refuse_terms
 
@@ -119,7 +120,10 @@ def _attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     causal = attends_causally(module, kwargs)
     if run.plan.heads is None:
-        output = _exact(module, query, key, value, attention_mask, scaling, causal)
+        mask = attention_mask
+        if mask is not None and mask.ndim == 2:  # the validity of keys
+            mask = causal_mask(mask, query.shape[2])
+        output = attend_unchanged(module, query, key, value, mask, causal=causal, scaling=scaling, **kwargs)
     else:
         refuse_packed(name, attention_mask, kwargs)
         valid = honoured(name, attention_mask, query.shape[2], causal=causal)
@@ -130,7 +134,9 @@ def _attend(
                 "use_cache=False"
             )
         try:
-            output = _truncated(run, run.plan.heads, layer, query, key, value, valid, scaling, causal)
+            output = _truncated(
+                run, run.plan.heads, layer, query, key, value, valid, scaling, causal, sink_logits(kwargs)
+            )
         except UnrankedKeyError as error:
             raise NonFiniteError(
                 f"{name} cannot rank its keys ({error}): its probe overflows on keys and values of this size; fit it "
@@ -140,7 +146,7 @@ def _attend(
     if single and not math.isfinite(float(output.sum(dtype=torch.float64))):
         refuse_broken_tensors(name, given | {"outputs": output}, _OVERFLOWED)
     if run.observe is not None:
-        run.observe(name, query, key, value, output, scaling)
+        run.observe(AttentionCall(name, module, query, key, value, attention_mask, scaling, kwargs), output)
     return output, None
 
 
@@ -163,45 +169,35 @@ def _truncated(
     valid: Tensor | None,
     scaling: float,
     causal: bool,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attend as the plan says, from the state of ``layer`` if there is one; ``valid`` is bool ``[B, S]``, or None."""
+    """Attend as the plan says, from the state of ``layer`` if there is one.
+
+    ``valid`` is bool ``[B, S]``, or None; ``sinks`` are the learned ones ``[H]``, or None.
+    """
     plan, priority = run.plan, None
     if plan.numbers is not None:
         priority = plan.numbers.priority(key, value)  # of keys as they are, before they are centred
+        sinks = None if sinks is None else plan.numbers.sink_logits(sinks, query, scaling)
         query, key = plan.numbers(query, key)
+    options: dict[str, Any] = {"scaling": scaling, "priority": priority, "sink_logits": sinks}
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if valid is None else valid[:, -key.shape[2] :]
-        output, guarded = layer.attend(
-            query, key, value, scaling=scaling, valid=valid, priority=priority, backend=run.backend
-        )
-    elif run.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value):
-        output, state = attend_causally(
-            query, key, value, heads, scaling=scaling, valid=valid, priority=priority, backend=run.backend
-        )
+        output, guarded = layer.attend(query, key, value, valid=valid, backend=run.backend, **options)
+    elif run.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value, sinks):
+        output, state = attend_causally(query, key, value, heads, valid=valid, backend=run.backend, **options)
         guarded = state.guarded
     elif run.guard and causal and query.shape[2] == key.shape[2] and valid is None:
-        output, guarded = differentiable_attention(query, key, value, heads, scaling=scaling, priority=priority)
+        output, guarded = differentiable_attention(query, key, value, heads, **options)
     else:
         # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
         output, guarded = score_space_attention(
-            query, key, value, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, guard=run.guard
+            query, key, value, heads, causal=causal, valid=valid, guard=run.guard, **options
         )
     if layer is None or layer.guards or plan.name not in run.counts.guarded_rows:
         run.counts.add(plan.name, guarded)
     return output.transpose(1, 2).contiguous()
-
-
-def _exact(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, causal: bool
-) -> Tensor:
-    """Attend as the unadapted model does; ``mask`` is the validity of keys ``[B, S]``, or a whole mask, or None."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if mask is not None and mask.ndim == 2:
-        mask = causal_mask(mask, query.shape[2])
-    output: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=causal)[0]
-    return output
 
 
 def _refuse(name: str, module: nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:

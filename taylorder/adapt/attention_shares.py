@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taylorder.kernels.learned_sinks import softmax
 from taylorder.kernels.spec import Near
 
 _ROWS = 256
@@ -17,7 +18,8 @@ _ROWS = 256
 class HeadShares:
     """What exact attention would give the parts of a query head's near field, and the rest, on average over rows.
 
-    The four add up to 1. ``rest`` is what a window drops and what a polynomial stands for.
+    The four add up to 1, or to what learned sinks leave. ``rest`` is what a window drops and what a polynomial stands
+    for.
     """
 
     module: str
@@ -28,7 +30,14 @@ class HeadShares:
     rest: float
 
 
-def group_shares(query: Tensor, key: Tensor, near: Near, far_from: Tensor | None, scaling: float) -> Tensor:
+def group_shares(
+    query: Tensor,
+    key: Tensor,
+    near: Near,
+    far_from: Tensor | None,
+    scaling: float,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
     """Shares of sinks, window, kept keys and the rest, float64 ``[h, 4]``, of the query heads of a KV head.
 
     Args:
@@ -37,6 +46,7 @@ def group_shares(query: Tensor, key: Tensor, near: Near, far_from: Tensor | None
         near: the near field of the KV head.
         far_from: row from which on each key is far, ``[T]``; None where no keys are kept.
         scaling: of the scores.
+        sink_logits: learned sinks ``[h]``; None without them.
 
     """
     heads, T = query.shape[:2]
@@ -46,7 +56,8 @@ def group_shares(query: Tensor, key: Tensor, near: Near, far_from: Tensor | None
     for rows in torch.split(place, _ROWS):
         row = rows[:, None]
         scores = query[:, rows].float() @ key.float().mT * scaling
-        weights = scores.masked_fill(place > row, -torch.inf).softmax(-1)  # [h, R, T]
+        learned = None if sink_logits is None else sink_logits[:, None].expand(-1, len(rows))
+        weights = softmax(scores.masked_fill(place > row, -torch.inf), learned)  # [h, R, T]
         window = ~sinks & (row - place < near.window)
         kept = torch.zeros_like(window) if far_from is None else ~sinks & ~window & (row < far_from)
         parts = (sinks.expand_as(window), window, kept, ~(sinks | window | kept))

@@ -52,6 +52,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         scaling: float,
         valid: Tensor | None,
         priority: Tensor | None = None,
+        sink_logits: Tensor | None = None,
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend with the tokens last given to ``update`` and take them in.
@@ -63,6 +64,7 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             scaling: factor of q.k.
             valid: bool ``[B, T]``, False for padding; None if there is none.
             priority: of the keys, float32 ``[B, G, T]``; None where no head keeps keys.
+            sink_logits: learned sinks ``[H]`` or ``[B, H, T]``, as ``taylor_attention`` takes them; None without them.
             backend: as in ``taylor_attention``.
 
         Returns:
@@ -84,8 +86,8 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             )
         before = self.state.guarded.clone() if self.guards and self.state is not None else None
         output, self.state = attend_causally(
-            query, key, value, self.heads, scaling=scaling, valid=valid, priority=priority, state=self.state,
-            backend=backend,
+            query, key, value, self.heads, scaling=scaling, valid=valid, priority=priority, sink_logits=sink_logits,
+            state=self.state, backend=backend,
         )  # fmt: skip
         guarded = self.state.guarded
         if not self.guards:
@@ -216,6 +218,7 @@ def attend_causally(
     scaling: float,
     valid: Tensor | None,
     priority: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     state: State | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, State]:
@@ -227,8 +230,9 @@ def attend_causally(
     """
     try:
         output, after = taylor_attention(
-            query, key, value, heads, scaling=scaling, valid=valid, priority=priority, state=state, backend=backend
-        )
+            query, key, value, heads, scaling=scaling, valid=valid, priority=priority, sink_logits=sink_logits,
+            state=state, backend=backend,
+        )  # fmt: skip
     except TritonUnavailableError as error:
         raise TaylorderError(str(error)) from error
     if after is None:
@@ -236,6 +240,6 @@ def attend_causally(
     return output, after
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd is recording and any of the tensors takes part."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

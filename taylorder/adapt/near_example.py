@@ -16,6 +16,7 @@ from taylorder.analysis.losses import hidden_states
 from taylorder.analysis.tokens import Tokens
 from taylorder.kernels.kept_keys import far_from
 from taylorder.kernels.spec import Exact, Near, grouped
+from taylorder.models.attention import AttentionCall
 
 TOKENS = 1024
 """Of an example: several times what a KV head of a small budget holds, and few enough to be read."""
@@ -71,7 +72,8 @@ def seen_near(model: Any, config: OrderConfig, ids: Tensor) -> tuple[tuple[NearT
     held: list[NearTokens] = []
     shares: list[HeadShares] = []
 
-    def note(name: str, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
+    def note(call: AttentionCall, _output: Tensor) -> None:
+        name, query, key, value = call.name, call.q, call.k, call.v
         groups = grouped(heads[name], key.shape[1])
         ranking = None
         if any(group[0].near.kept for group in groups):
@@ -80,12 +82,14 @@ def seen_near(model: Any, config: OrderConfig, ids: Tensor) -> tuple[tuple[NearT
             if isinstance(group[0].far, Exact):
                 continue
             near, first = group[0].near, kv_head * len(group)
+            of_group = slice(first, first + len(group))
             far_rows = None
             if near.kept and ranking is not None:
                 far_rows = far_from(ranking[:, kv_head : kv_head + 1], None, near)[0, 0]
                 held.append(NearTokens(name, kv_head, near.sinks, near.window, _kept(far_rows, near)))
-            of_group = group_shares(query[0, first : first + len(group)], key[0, kv_head], near, far_rows, scaling)
-            shares.extend(HeadShares(name, first + at, *parts) for at, parts in enumerate(of_group.tolist()))
+            sinks = None if call.sink_logits is None else call.sink_logits[of_group]
+            parts = group_shares(query[0, of_group], key[0, kv_head], near, far_rows, call.scaling, sinks)
+            shares.extend(HeadShares(name, first + at, *of_head) for at, of_head in enumerate(parts.tolist()))
 
     with attach(model, config, observe=note):
         hidden_states(model, ids)

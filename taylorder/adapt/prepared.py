@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.adapt.probe import priorities
 from taylorder.errors import UsageError
+from taylorder.kernels.learned_sinks import beside_centred_keys
 from taylorder.kernels.spec import Exact, HeadSpec, deepest, grouped, keeps_keys
 from taylorder.models.description import ModelDescription
 
@@ -59,6 +60,22 @@ class LayerNumbers(nn.Module):
         if self.query_rotation is not None and self.key_rotation is not None:
             query, key = _rotated(query, self.query_rotation), _rotated(key, self.key_rotation)
         return query, key
+
+    def sink_logits(self, learned: Tensor, query: Tensor, scaling: float) -> Tensor:
+        """Learned sinks ``[H]`` as they stand beside centred keys, from which scores lost something: ``[B, H, T]``.
+
+        Args:
+            learned: as the model has them; they come back as they are where no keys are centred.
+            query: ``[B, H, T, d]``, not rotated.
+            scaling: factor of q.k.
+
+        """
+        self._follow(query.device)
+        if self.centre is None:
+            return learned
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        centre = self.centre.to(query.dtype).to(dtype)  # what keys lose, which are of that dtype
+        return beside_centred_keys(learned.to(dtype), query.to(dtype), centre, scaling)
 
     def priority(self, key: Tensor, value: Tensor) -> Tensor | None:
         """Priorities of keys as the model made them, float32 ``[B, G, T]``; None where no head keeps keys.

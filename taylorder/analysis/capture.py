@@ -21,7 +21,8 @@ class LayerTensors:
     """One attention module's tensors over all calibration sequences, as the model computed them.
 
     ``q`` ``[B, H, T, d]``, ``k`` ``[B, G, T, d]``, ``v`` ``[B, G, T, d_v]``, any float dtype; ``mask`` bool
-    ``[B, 1, T, T]`` (True = may attend), or None for plain causal or, with ``causal`` False, unrestricted attention.
+    ``[B, 1, T, T]`` (True = may attend), or None for plain causal or, with ``causal`` False, unrestricted attention;
+    ``sink_logits`` ``[H]`` are learned sinks, None without them.
     """
 
     q: Tensor
@@ -30,6 +31,7 @@ class LayerTensors:
     mask: Tensor | None
     scaling: float
     causal: bool
+    sink_logits: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -68,7 +70,9 @@ def run_layers(
         refuse_broken_tensors(call.name, {"queries": call.q, "keys": call.k, "values": call.v}, _WAY_OUT)
         mask = None if call.mask is None else call.mask.expand(len(call.q), -1, -1, -1).cpu()
         # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
-        consume(call.name, LayerTensors(call.q.cpu(), call.k.cpu(), call.v.cpu(), mask, call.scaling, call.is_causal))
+        q, k, v = call.q.cpu(), call.k.cpu(), call.v.cpu()
+        sinks = None if call.sink_logits is None else call.sink_logits.detach().cpu()
+        consume(call.name, LayerTensors(q, k, v, mask, call.scaling, call.is_causal, sinks))
 
     with torch.inference_mode(), recording(model, sink):
         run_base(model, input_ids, attention_mask)

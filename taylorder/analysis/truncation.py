@@ -5,7 +5,8 @@ With scores ``s`` of a query against the keys it may attend, a near field (true 
 
     out = (e^-M sum_near e^s v + e^(mu-M) sum_far w v) / (the same with v = 1),   w = sum_{p<P} (s - mu)^p / p!
 
-Everything here is float64 and lives in score space. The terms of degree 0 … P-1 are formed once and read by all orders.
+A learned sink is one more near key, of value zero. Everything here is float64 and lives in score space. The terms of
+degree 0 … P-1 are formed once and read by all orders.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.threads import each_on_one_thread
+from taylorder.kernels.learned_sinks import softmax
 from taylorder.kernels.spec import EXPANSIONS, GUARD, Expansion, Near
 
 BLOCK_ROWS = 32
@@ -160,7 +162,8 @@ class ScoreBlock:
 
     ``scores`` are centred, float64 ``[H, R, T]``; ``shift`` ``[H, R]`` is what centring took from every score of a row;
     ``values`` ``[G, T, d_v + 1]`` ends in a column of ones; ``allowed`` bool ``[R, T]``; ``rows`` ``[R]``; ``nth``
-    ``[T]`` counts the tokens up to each that are not padding.
+    ``[T]`` counts the tokens up to each that are not padding; ``sinks`` ``[H, R]`` are learned ones as they stand
+    beside centred scores, None without them.
     """
 
     scores: Tensor
@@ -169,6 +172,7 @@ class ScoreBlock:
     allowed: Tensor
     rows: Tensor
     nth: Tensor
+    sinks: Tensor | None = None
 
     def weigh(self, weights: Tensor) -> Tensor:
         """``sum_j weights_ij [v_j, 1]`` for weights ``[H, R, T]``: ``[H, R, d_v + 1]``."""
@@ -178,8 +182,11 @@ class ScoreBlock:
 
     def exact(self) -> Tensor:
         """Softmax attention ``[H, R, d_v]``."""
-        weights = self.scores.masked_fill(~self.allowed, -math.inf).softmax(-1)
-        return self.weigh(weights)[..., :-1]
+        return self.weigh(self.exact_weights())[..., :-1]
+
+    def exact_weights(self) -> Tensor:
+        """Softmax weights of the keys ``[H, R, T]``."""
+        return softmax(self.scores.masked_fill(~self.allowed, -math.inf), self.sinks)
 
     def near(self, near: Near) -> Tensor:
         """Keys that keep the true exponential: bool ``[R, T]``."""
@@ -207,13 +214,15 @@ def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) ->
             allowed = key <= part[:, None]
         else:
             allowed = torch.ones(len(part), limit, dtype=torch.bool, device=keys.device)
+        shift = torch.bmm(grouped, centres[:, :, None]).view(H, len(part))
         yield ScoreBlock(
             scores=torch.bmm(grouped, keys[:, :limit].transpose(1, 2)).view(H, len(part), limit),
-            shift=torch.bmm(grouped, centres[:, :, None]).view(H, len(part)),
+            shift=shift,
             values=values[:, :limit],
             allowed=allowed,
             rows=part,
             nth=nth[:limit],
+            sinks=None if layer.sink_logits is None else layer.sink_logits.double()[:, None] - shift,
         )
 
 
@@ -228,13 +237,15 @@ def _add_sweep(sums: ErrorSums, block: ScoreBlock, exact: Tensor) -> None:
     reference = exact.square().sum(-1)
     row_errors = []
     for index, expansion in enumerate(sweep.expansions):
-        scores = block.scores + block.shift[..., None] if expansion == "zero" else block.scores
+        scores, sinks = block.scores, block.sinks
+        if expansion == "zero":
+            scores, sinks = scores + block.shift[..., None], None if sinks is None else sinks + block.shift
         point = torch.zeros_like(block.shift)
         if expansion == "mean":
             point = (scores * far).sum(-1) / far_count.clamp(min=1)
         x = (scores - point[..., None]) * far
         sums.far_radius[index] = torch.maximum(sums.far_radius[index], x.abs().amax((-2, -1)))
-        near_sum, far_scale = _common_scale(block, scores, near, torch.where(has_far, point, -math.inf))
+        near_sum, far_scale = _common_scale(block, scores, near, torch.where(has_far, point, -math.inf), sinks)
         terms = [plain]
         power = x.clone()
         for degree in range(1, sweep.max_order):
@@ -250,16 +261,23 @@ def _add_sweep(sums: ErrorSums, block: ScoreBlock, exact: Tensor) -> None:
     sums.row_errors.append(torch.stack(row_errors))
 
 
-def _common_scale(block: ScoreBlock, scores: Tensor, near: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring near and far sums to one scale ``e^-M``, ``M = max(point, near scores)``.
+def _common_scale(
+    block: ScoreBlock, scores: Tensor, near: Tensor, point: Tensor, sinks: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Bring near and far sums to one scale ``e^-M``, ``M = max(point, near scores)``, learned ``sinks`` among these.
 
     Returns ``e^-M sum_near e^s [v, 1]`` (``[H, R, d_v + 1]``) and the factor ``e^(point - M)`` (``[H, R, 1]``).
     """
-    if not near.any():
+    if sinks is None and not near.any():
         return torch.zeros((), dtype=torch.float64), torch.ones_like(point)[..., None]
     masked = scores.masked_fill(~near, -math.inf)
     top = torch.maximum(point, masked.amax(-1))[..., None]
-    return block.weigh((masked - top).exp()), (point[..., None] - top).exp()
+    if sinks is not None:
+        top = torch.maximum(top, sinks[..., None])
+    sums = block.weigh((masked - top).exp())
+    if sinks is not None:
+        sums[..., -1:] += (sinks[..., None] - top).exp()
+    return sums, (point[..., None] - top).exp()
 
 
 def relative(squared: Tensor, reference: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Attention weights of some query rows, exact and truncated, in float64 score space without a near field."""
+"""Truncated attention weights of some query rows, in float64 score space without a near field."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -10,11 +9,6 @@ from torch import Tensor
 
 from taylorder.analysis.truncation import ScoreBlock
 from taylorder.kernels.spec import GUARD
-
-
-def exact_weights(block: ScoreBlock) -> Tensor:
-    """Softmax weights ``[H, R, T]``."""
-    return block.scores.masked_fill(~block.allowed, -math.inf).softmax(-1)
 
 
 def degrees(block: ScoreBlock, most: int) -> Iterator[Tensor]:
@@ -34,11 +28,18 @@ def series(x: Tensor, ones: Tensor, most: int) -> Iterator[Tensor]:
 
 
 def truncated_weights(block: ScoreBlock, most: int) -> Iterator[Tensor]:
-    """Weights of order 1, 2, … ``most``, expansion ``mean``, guarded, each row summing to 1: ``[H, R, T]`` each."""
+    """Weights of order 1, 2, … ``most``, expansion ``mean``, guarded: ``[H, R, T]`` each.
+
+    Each row sums to 1, or to what a learned sink leaves.
+    """
     total = torch.zeros_like(block.scores)
     count = block.allowed.sum(-1)
-    plain = block.allowed / count[:, None]
+    sunk = torch.zeros_like(total[..., :1])  # weight of the learned sink, to the scale of the polynomial
+    if block.sinks is not None:
+        mean = (block.scores * block.allowed).sum(-1) / count
+        sunk = (block.sinks - mean).exp()[..., None]
+    plain = block.allowed / (count[:, None] + sunk)
     for term in degrees(block, most):
         total = total + term
         sums = total.sum(-1, keepdim=True)
-        yield torch.where(sums > GUARD * count[:, None], total / sums, plain)
+        yield torch.where(sums > GUARD * count[:, None], total / (sums + sunk), plain)

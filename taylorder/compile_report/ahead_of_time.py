@@ -42,7 +42,7 @@ _POINTERS = {
     "input": "keys values sink_keys sink_values output queries new_keys new_values",
     "fp32": "features coefficients sums means polynomials multiplicity numerators denominators "
     "folded_values folded_counts far_keys far_values far_counts origin around_mean expansions "
-    "priorities new_priorities",
+    "priorities new_priorities sink_logits",
     "i64": "state_rows tokens extents guarded",
     "i32": "items runs factors prefixes tile_groups level_ranks degree_ranks slot_degrees sink_counts ranks far_from "
     "numbers kept delays",
@@ -189,9 +189,8 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
             constants = {**widths, "LEVELS": levels, "ROWS": rows}
             yield from settled("read_pending", label, settings, {**constants, "DEGREES": 4})
         settings = near_settings(head_dim, head_dim, precision, rows)
-        yield from settled(
-            "add_near_and_divide", f"d={head_dim} {phase} rows={rows}", settings, {**constants, "LEVELS": 1}
-        )
+        constants |= {"LEVELS": 1, "LEARNED": True}
+        yield from settled("add_near_and_divide", f"d={head_dim} {phase} rows={rows}", settings, constants)
 
 
 def orders(head_dim: int) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ from typing import Optional
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from .kept_keys import KeptKeys, competing
+from .learned_sinks import scaled_attention
 from .request import Request
 from .spec import Near
 from .state import ExactPart
@@ -24,11 +24,23 @@ def attend_exact_part(part: ExactPart, request: Request) -> None:
     heads = selection(part.kv_heads)
     part.recent.append(request.k[:, heads], request.v[:, heads], request.valid)
     q = request.by_group(request.q)[:, heads].flatten(1, 2)
-    rows = exact_attention(q, *part.recent.view(), scaling=request.scaling, causal=request.causal)
+    rows = exact_attention(
+        q, *part.recent.view(), scaling=request.scaling, causal=request.causal,
+        sink_logits=request.sinks_of(part.kv_heads),
+    )  # fmt: skip
     request.write(part.kv_heads, request.by_group(rows), None, slice(None))
 
 
-def exact_attention(q: Tensor, k: Tensor, v: Tensor, keep: Optional[Tensor], *, scaling: float, causal: bool) -> Tensor:
+def exact_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Optional[Tensor],
+    *,
+    scaling: float,
+    causal: bool,
+    sink_logits: Optional[Tensor] = None,
+) -> Tensor:
     """Attend with the last T of S tokens as queries.
 
     Args:
@@ -38,15 +50,15 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, keep: Optional[Tensor], *, 
         keep: bool ``[B, S]``, False for padding; None if there is none.
         scaling: factor of q.k.
         causal: False attends to all kept tokens.
+        sink_logits: learned sinks ``[B, H, T]``; None if there are none.
 
     Returns:
         Output ``[B, H, T, d_v]``; rows of padding queries mean nothing.
 
     """
     T, S = q.shape[2], k.shape[2]
-    grouped = q.shape[1] != k.shape[1]
     if keep is None and (not causal or T in (1, S)):
-        return scaled_dot_product_attention(q, k, v, is_causal=causal and T > 1, scale=scaling, enable_gqa=grouped)
+        return scaled_attention(q, k, v, scaling=scaling, causal=causal and T > 1, sink_logits=sink_logits)
     size = max(1, _MASK_ENTRIES // S)
     token = torch.arange(S, device=q.device)
     blocks = []
@@ -57,9 +69,10 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, keep: Optional[Tensor], *, 
         mask = token[:seen] <= row if causal else token.new_ones(stop - start, S, dtype=torch.bool)
         if keep is not None:
             mask = mask & keep[:, None, None, :seen]
+        sinks = None if sink_logits is None else sink_logits[:, :, start:stop]
         blocks.append(
-            scaled_dot_product_attention(
-                q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scaling, enable_gqa=grouped
+            scaled_attention(
+                q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], scaling=scaling, mask=mask, sink_logits=sinks
             )
         )
     return torch.cat(blocks, 2)
@@ -70,7 +83,14 @@ _WINDOW_ROWS = 256
 
 
 def windowed_attention(
-    q: Tensor, k: Tensor, v: Tensor, near: Near, *, scaling: float, priority: Optional[Tensor] = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    near: Near,
+    *,
+    scaling: float,
+    priority: Optional[Tensor] = None,
+    sink_logits: Optional[Tensor] = None,
 ) -> Tensor:
     """Softmax attention to the keys of a near field, causal, without padding; differentiable.
 
@@ -81,6 +101,7 @@ def windowed_attention(
         near: with a window of at least 1, or kept keys.
         scaling: factor of q.k.
         priority: ``[B, G, T]``, needed where keys are kept.
+        sink_logits: learned sinks ``[B, H, T]``; None if there are none.
 
     Returns:
         Output ``[B, H, T, d_v]``.
@@ -88,13 +109,14 @@ def windowed_attention(
     """
     T, group = q.shape[2], q.shape[1] // k.shape[1]
     if near.tokens >= T:
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        return scaled_attention(q, k, v, scaling=scaling, causal=True, sink_logits=sink_logits)
     blocks = [
-        scaled_dot_product_attention(
-            q[:, :, rows], keys, values, attn_mask=by_query_head(mask, group), scale=scaling, enable_gqa=True
+        scaled_attention(
+            q[:, :, rows], keys, values, scaling=scaling, mask=by_query_head(mask, group),
+            sink_logits=None if sink_logits is None else sink_logits[:, :, rows],
         )
         for rows, keys, values, mask in near_blocks(k, v, near, priority)
-    ]
+    ]  # fmt: skip
     return torch.cat(blocks, 2)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .kept_keys import far_from
-from .near_fields import LEAST_SUM, NearField
+from .near_fields import LEAST_SUM, NearField, least_top
 from .spec import Near
 
 _ROWS = 128
@@ -23,7 +23,14 @@ _ROWS = 128
 
 
 def attend_kept_fields(
-    q: Tensor, k: Tensor, v: Tensor, priority: Tensor, fields: Sequence[NearField], *, scaling: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    priority: Tensor,
+    fields: Sequence[NearField],
+    *,
+    scaling: float,
+    sink_logits: Tensor | None = None,
 ) -> Tensor:
     """Attend causally with the query heads of one KV head, once for every near field.
 
@@ -34,6 +41,7 @@ def attend_kept_fields(
         priority: ``[T]``, of the keys.
         fields: what to run, at least one, all of them with kept keys.
         scaling: factor of q.k.
+        sink_logits: learned sinks ``[h, T]``, as in ``attend_near_fields``; None if there are none.
 
     Returns:
         Outputs ``[len(fields), h, T, d_v]``. NaN in rows whose near field weighs nothing beside other keys.
@@ -47,7 +55,8 @@ def attend_kept_fields(
         members = [index for index, field in enumerate(fields) if field.near in chain]
         far_rows = torch.stack([far_from(priority[None, None], None, near)[0, 0] for near in chain])
         constant = any(fields[index].constants for index in members)
-        sums, top = _nested_sums(queries, k, v, far_rows, at_least=0.0 if constant else -math.inf)
+        sums, top = _nested_sums(queries, k, v, far_rows, least_top(q, sink_logits, constant=constant))
+        sunk = 0.0 if sink_logits is None else (sink_logits[..., None] - top).exp()
         for index in members:
             field, place = fields[index], chain.index(fields[index].near)
             total = sums[place].where(sums[place][..., -1:] > LEAST_SUM, math.nan)
@@ -56,7 +65,7 @@ def attend_kept_fields(
                 lost = v.new_zeros(T + 1, v.shape[-1] + 1).index_add_(0, far_rows[place], with_ones)
                 far = lost.cumsum(0)[row[:-1]]
                 total = total + (-top).exp() * q.new_tensor(field.weights)[:, None, None] * far
-            torch.div(total[..., :-1], total[..., -1:], out=outputs[index])
+            torch.div(total[..., :-1], total[..., -1:] + sunk, out=outputs[index])
     return outputs
 
 
@@ -73,7 +82,7 @@ def chains(fields: Sequence[Near]) -> list[list[Near]]:
     return result
 
 
-def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, *, at_least: float) -> tuple[Tensor, Tensor]:
+def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, at_least: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over near fields, each of which holds the one before it, and the score all weights are relative to.
 
     Args:
@@ -81,7 +90,7 @@ def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, *, at_least:
         k: ``[T, d]``.
         v: ``[T, d_v]``.
         far_rows: row from which on each key is far, by near field, int64 ``[C, T]``.
-        at_least: lower bound of the score that weights are relative to.
+        at_least: lower bound of the score that a row's weights are relative to, ``[h, T]``.
 
     Returns:
         ``[C, h, T, d_v + 1]`` with the sum of the weights last, and ``[h, T, 1]``.
@@ -111,7 +120,7 @@ def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, *, at_least:
         scores = (k[at_hand] @ queries.mT).view(-1, h, n)  # keys first: few of them are taken, with all their rows
         row = torch.arange(start, rows.stop, device=q.device)
         scores[staying:].masked_fill_((movers[:, None] > row)[:, None], -math.inf)
-        top = scores.amax(0).clamp(min=at_least)
+        top = torch.maximum(scores.amax(0), at_least[:, rows])
         weights = scores.sub_(top).exp_()
         tops[:, rows, 0] = top
         fell = far_rows[:, movers]

@@ -84,8 +84,10 @@ class KeptRun(TaylorRun):
         q = self._queries(block.rows).flatten(0, 1).to(self.dtype) * self.request.scaling
         polynomials = Polynomials.build(part.specs * self.q.shape[0], q.shape[-1], self.dtype, q.device)
         sinks = self._sinks(self.all, Step(block.rows.start, block.rows.stop, 0, 0), origin)
-        sums: Sums = attend(q, tokens, memory, sinks, polynomials, Chosen(nears, fars.to(self.dtype)))
-        self.write(self.all, block.rows, slice(0, self.group), sums)
+        every = slice(0, self.group)
+        logits = self._sink_logits(self.all, block.rows, every, q, origin)
+        sums: Sums = attend(q, tokens, memory, sinks, polynomials, Chosen(nears, fars.to(self.dtype)), logits)
+        self.write(self.all, block.rows, every, sums)
 
     def _take_far(self, block: NearBlock) -> None:
         """Take what is far from the last row of a block out of the tokens at hand, and fold if it is worth it."""

@@ -59,7 +59,9 @@ class NearField:
         return [truncated if constant <= GUARD else 0 for constant in self.constants or ()]
 
 
-def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearField], *, scaling: float) -> Tensor:
+def attend_near_fields(
+    q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearField], *, scaling: float, sink_logits: Tensor | None = None
+) -> Tensor:
     """Attend causally with the query heads of one KV head, once for every near field.
 
     Args:
@@ -68,6 +70,8 @@ def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearFie
         v: ``[T, d_v]``, float32.
         fields: what to run, at least one; without kept keys.
         scaling: factor of q.k.
+        sink_logits: learned sinks ``[h, T]``, which lost what scores lost where keys are centred; None if there are
+            none.
 
     Returns:
         Outputs ``[len(fields), h, T, d_v]``. NaN in rows whose near field weighs nothing beside other keys.
@@ -77,9 +81,9 @@ def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearFie
     windows = sorted({min(field.near.window, T) for field in fields})
     most_sinks = min(max(field.near.sinks for field in fields), T)
     constant = any(field.constants for field in fields)
-    within, sinks, top = _sums_by_window(
-        q * scaling, k, v, windows, most_sinks, at_least=0.0 if constant else -math.inf
-    )
+    at_least = least_top(q, sink_logits, constant=constant)
+    within, sinks, top = _sums_by_window(q * scaling, k, v, windows, most_sinks, at_least)
+    sunk = 0.0 if sink_logits is None else (sink_logits[..., None] - top).exp()
     row = torch.arange(T, device=q.device)
     before = torch.cat([torch.zeros_like(v[:1]), v.cumsum(0)])  # sums of the values before each token
     outputs = q.new_empty(len(fields), *q.shape[:2], v.shape[-1])
@@ -93,12 +97,25 @@ def attend_near_fields(q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearFie
         if field.constants is not None:
             far = torch.cat(far_sums(before, row, near), -1)
             total = total + (-top).exp() * q.new_tensor(field.weights)[:, None, None] * far
-        torch.div(total[..., :-1], total[..., -1:], out=output)
+        torch.div(total[..., :-1], total[..., -1:] + sunk, out=output)
     return outputs
 
 
+def least_top(q: Tensor, sink_logits: Tensor | None, *, constant: bool) -> Tensor:
+    """Scores that the one which a row's weights are relative to must not be below ``[h, T]``, beside its keys' scores.
+
+    Args:
+        q: ``[h, T, d]``.
+        sink_logits: learned sinks ``[h, T]``; None if there are none.
+        constant: whether far keys weigh as much as a score of 0.
+
+    """
+    least = q.new_full(q.shape[:2], 0.0 if constant else -math.inf)
+    return least if sink_logits is None else torch.maximum(least, sink_logits)
+
+
 def _sums_by_window(
-    q: Tensor, k: Tensor, v: Tensor, windows: Sequence[int], most_sinks: int, *, at_least: float
+    q: Tensor, k: Tensor, v: Tensor, windows: Sequence[int], most_sinks: int, at_least: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the last keys, by number of keys; weights of the first keys; and the score all weights are relative to.
 
@@ -108,7 +125,7 @@ def _sums_by_window(
         v: ``[T, d_v]``.
         windows: numbers of keys, ascending.
         most_sinks: of how many first keys to return the weights.
-        at_least: lower bound of the score that weights are relative to.
+        at_least: lower bound of the score that a row's weights are relative to, ``[h, T]``.
 
     Returns:
         ``[len(windows), h, T, d_v + 1]`` with the sum of the weights last, ``[h, T, most_sinks]`` and ``[h, T, 1]``.
@@ -124,7 +141,7 @@ def _sums_by_window(
         distance = positions[rows, None] - positions[first : rows.stop]  # 0 is the query's own key
         queries = q[:, rows].reshape(-1, d)
         scores = (queries @ k[first : rows.stop].mT).view(h, *distance.shape).masked_fill_(distance < 0, -math.inf)
-        top = scores.amax(-1, keepdim=True).clamp(min=at_least)
+        top = torch.maximum(scores.amax(-1, keepdim=True), at_least[:, rows, None])
         if most_sinks:
             firsts = (queries @ k[:most_sinks].mT).view(h, -1, most_sinks)
             firsts.masked_fill_(positions[:most_sinks] > positions[rows, None], -math.inf)

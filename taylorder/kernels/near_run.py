@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from .exact import by_query_head, windowed_attention
 from .kept_keys import BLOCK_ROWS, KeptKeys
+from .learned_sinks import scaled_attention, softmax
 from .near_slots import NearPart, RankedTokens, is_padding
 from .request import Request
 from .spec import Near
@@ -55,7 +55,9 @@ def _attend(part: NearPart, request: Request) -> None:
     q = request.by_group(request.q)[:, selection(part.kv_heads)].flatten(1, 3).to(part.dtype)
     scores = torch.baddbmm(part.hidden[:, None], q, part.keys.to(part.dtype).mT, alpha=request.scaling)
     scores.view(len(q), len(part.nears), request.group, -1).masked_fill_(part.layout.others, -math.inf)
-    rows = torch.bmm(scores.softmax(-1), part.values.to(part.dtype))
+    sinks = request.sinks_of(part.kv_heads)
+    weights = softmax(scores, None if sinks is None else sinks[..., 0])
+    rows = torch.bmm(weights, part.values.to(part.dtype))
     rows = rows.view(len(q), len(part.nears), request.group, 1, -1)
     for g in part.blind:
         rows[:, g] = 0.0
@@ -65,7 +67,9 @@ def _attend(part: NearPart, request: Request) -> None:
 def _attend_window(request: Request, kv_heads: Sequence[int], near: Near, tokens: RankedTokens) -> Tensor:
     """Attend with whole sequences to a window and sinks; return which tokens are near to the last, ``[B, n, N]``."""
     q = request.by_group(request.q)[:, selection(kv_heads)].flatten(1, 2)
-    rows = windowed_attention(q, tokens.keys, tokens.values, near, scaling=request.scaling)
+    rows = windowed_attention(
+        q, tokens.keys, tokens.values, near, scaling=request.scaling, sink_logits=request.sinks_of(kv_heads)
+    )
     request.write(kv_heads, request.by_group(rows), None, slice(None))
     B, n, T = tokens.ranks.shape
     position = torch.arange(T, device=rows.device)
@@ -87,13 +91,13 @@ def _attend_blocks(
     entries = B * n * request.group * (min(near.tokens, total) + BLOCK_ROWS)
     for block in near_keys.blocks(min(BLOCK_ROWS, max(16, _ENTRIES // entries))):
         mask = block.masks()[0] & ~is_padding(block.gather(tokens.ranks))[:, :, None]
-        rows = scaled_dot_product_attention(
+        rows = scaled_attention(
             q[:, :, :, block.rows].flatten(1, 2),
             block.gather(tokens.keys).to(dtype),
             block.gather(tokens.values).to(dtype),
-            attn_mask=by_query_head(mask, request.group),
-            scale=request.scaling,
-            enable_gqa=True,
+            scaling=request.scaling,
+            mask=by_query_head(mask, request.group),
+            sink_logits=request.sinks_of(kv_heads, block.rows),
         )
         request.write(kv_heads, request.by_group(rows), None, block.rows)
     window = torch.arange(max(held, total - near.window), total, device=q.device)

@@ -1,8 +1,8 @@
 """The truth: truncated attention in score space, float64, one head and one row of scores at a time in spirit.
 
 ``out = (e^-M sum_near e^s v + e^(mu-M) sum_far w v) / (the same with v = 1)``, ``w = sum_p c_p (s^[r_p] - mu^[r_p])^p``
-(arXiv 2602.00294 is the case of no near field, ``mu = 0`` and full ranks). Nothing here is fast. Every fast path is
-compared with it.
+(arXiv 2602.00294 is the case of no near field, ``mu = 0`` and full ranks). Learned sinks are one more near key, of
+value zero. Nothing here is fast. Every fast path is compared with it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def reference_attention(
     causal: bool = True,
     valid: Tensor | None = None,
     priority: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     state: ReferenceState | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ReferenceState | None]:
@@ -54,6 +55,7 @@ def reference_attention(
         causal: False attends in both directions (no near field, no state).
         valid: bool ``[B, T]``, False for padding; rows of padding queries are zero.
         priority: ``[B, G, T]``, of the keys; needed where a head keeps keys.
+        sink_logits: learned sinks, ``[H]`` or ``[B, H, T]``; None if there are none.
         state: what an earlier call returned, to go on from there.
         backend: accepted for the common signature and ignored.
 
@@ -62,8 +64,9 @@ def reference_attention(
 
     """
     sums, after = reference_sums(
-        q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, state=state
-    )
+        q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, sink_logits=sink_logits,
+        state=state,
+    )  # fmt: skip
     return sums.numerator / sums.denominator.clamp(min=torch.finfo(torch.float64).tiny)[..., None], after
 
 
@@ -97,6 +100,7 @@ def reference_sums(
     causal: bool = True,
     valid: Tensor | None = None,
     priority: Tensor | None = None,
+    sink_logits: Tensor | None = None,
     state: ReferenceState | None = None,
 ) -> tuple[ReferenceSums, ReferenceState | None]:
     """Return what ``reference_attention`` divides; same arguments."""
@@ -115,7 +119,10 @@ def reference_sums(
     key = torch.arange(S, device=q.device)
     row = key[S - T :, None]
     allowed = known[:, None, :] & (key <= row if causal else torch.ones(T, S, dtype=torch.bool, device=q.device))
-    heads_of: list[tuple[Tensor, Tensor, Tensor]] = []
+    sinks = q.new_full((B, H, T), -math.inf, dtype=torch.float64)  # a key whose weight is nothing
+    if sink_logits is not None:
+        sinks = (sink_logits[:, None] if sink_logits.ndim == 1 else sink_logits).double().expand(B, H, T)
+    heads_of: list[tuple[Tensor, ...]] = []
     for h, spec in enumerate(heads):
         g = h * k.shape[1] // H
         near = allowed
@@ -126,11 +133,14 @@ def reference_sums(
                 raise ValueError(f"head {h} keeps {spec.near.kept} keys and priority is None, expected [B, G, T]")
             near = near | _kept(priority[:, g], known, spec.near)[:, S - T :]
         far = allowed & ~near
-        heads_of.append(_one_head(q[:, h].double(), keys[:, g], spec, near, far, scaling))
-    weights, sizes, margins = (torch.stack(parts, 1) for parts in zip(*heads_of))
+        heads_of.append(_one_head(q[:, h].double(), keys[:, g], spec, near, far, scaling, sinks[:, h]))
+    weights, sizes, sunk, margins = (torch.stack(parts, 1) for parts in zip(*heads_of))
     weights, sizes = weights * valid[:, None, :, None], sizes * valid[:, None, :, None]
+    sunk = sunk * valid[:, None]
     per_head = values.repeat_interleave(H // k.shape[1], 1)
-    sums = ReferenceSums(weights @ per_head, weights.sum(-1), sizes @ per_head.abs(), sizes.sum(-1), margins)
+    sums = ReferenceSums(
+        weights @ per_head, weights.sum(-1) + sunk, sizes @ per_head.abs(), sizes.sum(-1) + sunk, margins
+    )
     return sums, ReferenceState(keys, values, known, priority) if causal else None
 
 
@@ -155,12 +165,13 @@ def _kept(priority: Tensor, known: Tensor, near: Near) -> Tensor:
 
 
 def _one_head(
-    q: Tensor, k: Tensor, spec: HeadSpec, near: Tensor, far: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One head: q ``[B, T, d]``, k ``[B, S, d]``, near and far bool ``[B, T, S]``.
+    q: Tensor, k: Tensor, spec: HeadSpec, near: Tensor, far: Tensor, scaling: float, sinks: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One head: q ``[B, T, d]``, k ``[B, S, d]``, near and far bool ``[B, T, S]``, learned sinks ``[B, T]``.
 
     Returns:
-        Weights ``[B, T, S]``, the same with every term of the polynomial taken absolute, and guard margins ``[B, T]``.
+        Weights ``[B, T, S]``, the same with every term of the polynomial taken absolute, the weight of the learned sink
+        and guard margins, ``[B, T]``.
 
     """
     scores = scaling * q @ k.transpose(1, 2)
@@ -181,12 +192,13 @@ def _one_head(
         margin = torch.where(far_count > 0, above.abs() / (sizes * far).sum(-1, keepdim=True), math.inf)
         weights = torch.where(above > 0, weights, 1.0) * far
         sizes = torch.where(above > 0, sizes, 1.0) * far
-    candidates = torch.cat([point, scores.masked_fill(~near, -math.inf)], -1)
+    candidates = torch.cat([point, sinks[..., None], scores.masked_fill(~near, -math.inf)], -1)
     top = candidates.amax(-1, keepdim=True)
     top = torch.where(top == -math.inf, 0.0, top)  # a row without any key: its sums are empty
     exponentials = (scores - top).exp().masked_fill(~near, 0.0)
     scale = (point - top).exp()
-    return exponentials + scale * weights, exponentials + scale * sizes, margin[..., 0]
+    sunk = (sinks - top[..., 0]).exp()
+    return exponentials + scale * weights, exponentials + scale * sizes, sunk, margin[..., 0]
 
 
 def _mean(scores: Tensor, where: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class Request:
     Attributes:
         output: ``[B, H, T, d_v]``, to be written.
         guarded: int64 ``[H]``, to which guarded rows are added.
+        sink_logits: learned sinks of every row ``[B, H, T]``, of the dtype of sums; None if there are none.
 
     """
 
@@ -30,6 +31,7 @@ class Request:
     priority: Optional[Tensor]
     output: Tensor
     guarded: Tensor
+    sink_logits: Optional[Tensor] = None
 
     @property
     def group(self) -> int:
@@ -39,6 +41,12 @@ class Request:
     def by_group(self, tensor: Tensor) -> Tensor:
         """``[B, H, T, *]`` as ``[B, G, g, T, *]``."""
         return tensor.view(tensor.shape[0], -1, self.group, *tensor.shape[2:])
+
+    def sinks_of(self, kv_heads: Sequence[int], rows: slice = slice(None)) -> Optional[Tensor]:
+        """Learned sinks of the query heads of some KV heads, ``[B, G g, R]``; None if there are none."""
+        if self.sink_logits is None:
+            return None
+        return self.by_group(self.sink_logits)[:, selection(kv_heads), :, rows].flatten(1, 2)
 
     def write(
         self, kv_heads: Sequence[int], result: Tensor, guarded: Optional[Tensor], rows: slice,

@@ -206,7 +206,8 @@ class TaylorRun:
             rows = slice(step.start, step.stop)
             for heads, polynomial in zip(splits, polynomials):
                 q = queries[:, :, heads, rows][:, kv_heads].flatten(0, 1).to(self.dtype) * self.request.scaling
-                self.write(where, rows, heads, attend(q, tokens, held, sinks, polynomial, extent))
+                logits = self._sink_logits(where, rows, heads, q, origin)
+                self.write(where, rows, heads, attend(q, tokens, held, sinks, polynomial, extent, logits))
 
     def write(self, where: Slice, rows: slice, heads: slice, sums: Sums) -> None:
         """Put out the quotients of the sums of ``rows`` for query heads ``heads`` of each group in ``where``."""
@@ -253,6 +254,16 @@ class TaylorRun:
             for first in range(0, len(memory.sums), self.together):
                 some = slice(first, first + self.together)
                 fold(self.folding, tokens.keys[some], tokens.values[some], memory.features[some], memory.sums[some])
+
+    def _sink_logits(
+        self, where: Slice, rows: slice, heads: slice, queries: Tensor, origin: Optional[Tensor]
+    ) -> Optional[Tensor]:
+        """Learned sinks ``[N, g, C]`` for scaled queries ``[N, g, C, d]`` and keys relative to ``origin``."""
+        if self.request.sink_logits is None:
+            return None
+        logits = self.request.by_group(self.request.sink_logits)[where.sequences, :, heads, rows]
+        logits = logits[:, selection(where.kv_heads)].flatten(0, 1)
+        return logits if origin is None else logits - (queries @ origin[:, None, :, None])[..., 0]
 
     def _sinks(self, where: Slice, step: Step, origin: Optional[Tensor]) -> Optional[Sinks]:
         part = self.part

@@ -1,8 +1,9 @@
 """See every attention call of a Hugging Face model: q, k, v as they enter the softmax, outputs unchanged bit for bit.
 
 transformers lets a process register an attention function under a name and select it per model. One name is registered
-here, once; it finds the sink of the calling module in a table, hands it the tensors, and delegates to the library's own
-SDPA attention. Outside :func:`recording` the table is empty and no model refers to the name.
+here, once; it finds the sink of the calling module in a table, hands it the tensors, and delegates to
+:func:`taylorder.models.own_attention.attend_unchanged`. Outside :func:`recording` the table is empty and no model
+refers to the name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from taylorder.models.own_attention import attend_unchanged, sink_logits
 from taylorder.models.quiet import quiet_transformers, uncompiled
 from taylorder.models.refusals import refuse_class, refuse_mask, refuse_terms
 
@@ -53,6 +55,11 @@ class AttentionCall:
         window = self.kwargs.get("sliding_window")
         return None if window is None else int(window)
 
+    @property
+    def sink_logits(self) -> torch.Tensor | None:
+        """Learned sinks ``[H]``, scores that every row's denominator has beside those of keys; None without them."""
+        return sink_logits(self.kwargs)
+
 
 def attends_causally(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
     """The direction of a module, as transformers' SDPA reads it off the module and what it is called with."""
@@ -62,9 +69,9 @@ def attends_causally(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
 
 Sink: TypeAlias = Callable[[AttentionCall], None]
 
-Observer: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], None]
-"""Called after a module attended, with its name, q ``[B, H, T, d]``, k and v as it was given them (keys not centred),
-the output ``[B, T, H, d_v]``, the very tensor that the model goes on with, and the scaling."""
+Observer: TypeAlias = Callable[[AttentionCall, torch.Tensor], None]
+"""Called after a module attended, with the call (keys not centred) and the output ``[B, T, H, d_v]``, the very tensor
+that the model goes on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ def recording(model: nn.Module, sink: Sink | None, *, observe: Observer | None =
     attention it selected before.
 
     Raises UnsupportedModelError when the class does not dispatch its attention and, from within the forward pass, when
-    a call carries a term that cannot be measured (a bias on the scores, capped scores, learned sinks). An exception
+    a call carries a term that cannot be measured (a bias on the scores, capped scores). An exception
     raised by ``sink`` propagates through the forward pass.
     """
     refuse_class(model)
@@ -154,23 +161,22 @@ def _record(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Tell the sink, then compute what transformers would: the registered attention, output ``[B, T, H, d_v]``."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     target = _SINKS.get(module)
+    causal = attends_causally(module, kwargs)
     if target is not None:
         refuse_terms(target.name, module, kwargs)
         factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         call = AttentionCall(target.name, module, query, key, value, attention_mask, factor, kwargs)
         sliding = call.sliding_window is not None
-        refuse_mask(target.name, module, attention_mask, query.shape[2], causal=call.is_causal, sliding=sliding)
+        refuse_mask(target.name, module, attention_mask, query.shape[2], causal=causal, sliding=sliding)
         if target.sink is not None:
             target.sink(call)
-    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    output = attend_unchanged(
+        module, query, key, value, attention_mask, causal=causal, scaling=scaling, dropout=dropout, **kwargs
     )
     if target is not None and target.observe is not None:
-        target.observe(target.name, query, key, value, output[0], factor)
-    return output
+        target.observe(call, output)
+    return output, None
 
 
 def _register() -> None:

@@ -1,9 +1,9 @@
 """What cannot be measured truthfully, said before any long work.
 
 Taylor truncation needs every score of a head to be ``scaling * q.k`` and nothing else, over all keys that a causal,
-sliding or padding mask admits. Each ``refuse_*`` raises :class:`UnsupportedModelError` (``refuse_block_mask``, of what
-the caller passed, :class:`UsageError`) naming what was found, why it cannot be measured, and the way out; it returns
-None when nothing stands against the model.
+sliding or padding mask admits; beside these a head may have a learned sink. Each ``refuse_*`` raises
+:class:`UnsupportedModelError` (``refuse_block_mask``, of what the caller passed, :class:`UsageError`) naming what was
+found, why it cannot be measured, and the way out; it returns None when nothing stands against the model.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ _LAYER_TYPES = {
 _CALL_TERMS = {
     "softcap": "caps its scores with a tanh, so exp is not applied to q.k itself",
     "position_bias": "adds a learned position bias to its scores, and exp(bias) does not factorise over query and key",
-    "s_aux": "adds learned sinks to the softmax denominator, which no sum over keys contains",
-    "sinks": "adds learned sinks to the softmax denominator, which no sum over keys contains",
+    "sinks": "adds to the softmax denominator what it makes of each query, which is no score of a key",
     "indices": "picks the keys of each query by a learned index, which no running sum follows",
     "block_indices": "picks blocks of keys for each query by a learned index, which no running sum follows",
 }

@@ -27,7 +27,7 @@ _EVALUATIONS = 50
 class HeadRows:
     """Some query rows of one query head against all keys of one sequence, float64, with what all candidates share."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, sinks: Tensor | None = None) -> None:
         """Form the scores.
 
         Args:
@@ -35,6 +35,7 @@ class HeadRows:
             k: ``[T, d]``, centred (and rotated).
             v: ``[T, d_v]``.
             rows: positions of the queries ``[R]``.
+            sinks: learned sinks as they stand beside centred keys ``[R]``; None without them.
 
         """
         self.q, self.k = q, k
@@ -44,8 +45,13 @@ class HeadRows:
         self.scores = q @ k.T
         masked = self.scores.masked_fill(~self.seen, -math.inf)
         self.top = masked.amax(-1, keepdim=True)
+        if sinks is not None:
+            self.top = torch.maximum(self.top, sinks[:, None])
         self.weights = (masked - self.top).exp()
-        self.exact = self.weights @ self.values
+        self.sunk = q.new_zeros(len(q), self.values.shape[-1])  # what learned sinks add to sums: no values
+        if sinks is not None:
+            self.sunk[:, -1] = (sinks - self.top[:, 0]).exp()
+        self.exact = self.weights @ self.values + self.sunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,9 @@ def moments(head: HeadRows, spec: HeadSpec, far_rows: Tensor | None = None) -> M
             power = far * x ** (degree - 1)
         power = power * x
         powers.append(scale * (power @ head.values))
-    return Moments((head.weights * near) @ head.values, torch.stack(powers, 1), head.exact, (count * scale)[:, 0])
+    return Moments(
+        (head.weights * near) @ head.values + head.sunk, torch.stack(powers, 1), head.exact, (count * scale)[:, 0]
+    )
 
 
 def fit(parts: Sequence[Moments]) -> tuple[float, ...]:

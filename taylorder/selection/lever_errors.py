@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from taylorder.analysis.truncation import key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 from taylorder.kernels.kept_fields import attend_kept_fields
 from taylorder.kernels.kept_keys import far_from
+from taylorder.kernels.learned_sinks import beside_centred_keys
 from taylorder.kernels.near_fields import NearField, attend_near_fields
 from taylorder.kernels.spec import Exact, Near, keeps_keys
 from taylorder.selection.candidates import Candidate
@@ -91,6 +93,10 @@ class Runner:
         self.group = group
         k = observed.k.float() - prepared.centres[:, None].to(observed.k.device)
         self.plain = observed.q.float(), k
+        self.sinks = None  # [H, T], as they stand beside centred keys
+        if observed.sink_logits is not None:
+            learned, centres = observed.sink_logits.float(), prepared.centres.to(k.device)
+            self.sinks = beside_centred_keys(learned, self.plain[0][None], centres, observed.scaling)[0]
         self.priority = None  # [G, T]
         if prepared.probe is not None:
             self.priority = priorities(prepared.probe.to(k.device), observed.k[None], observed.v[None])[0]
@@ -127,8 +133,9 @@ class Runner:
             keys, values = k[None, kv_head, None], self.observed.v[None, kv_head, None].float()
             priority = self.priorities(kv_head)[None, None] if keeps_keys(specs) else None
             output, state = taylor_attention(
-                q[None, heads], keys, values, specs, scaling=self.observed.scaling, priority=priority
-            )
+                q[None, heads], keys, values, specs, scaling=self.observed.scaling, priority=priority,
+                sink_logits=None if self.sinks is None else self.sinks[None, heads],
+            )  # fmt: skip
             if state is None:
                 raise RuntimeError("taylor_attention returned no state for causal attention")
             yield index, output[0], state.guarded.tolist()
@@ -136,16 +143,18 @@ class Runner:
     def _near_fields(self, kv_head: int, fields: Mapping[int, NearField]) -> Iterator[tuple[int, Tensor]]:
         """Outputs ``[h, T, d_v]`` of near fields by their keys; those without kept keys first."""
         q, k = self.tensors(rotated=False)
-        inputs = q[self._heads(kv_head)], k[kv_head], self.observed.v[kv_head].float()
+        heads = self._heads(kv_head)
+        inputs = q[heads], k[kv_head], self.observed.v[kv_head].float()
+        sinks = None if self.sinks is None else self.sinks[heads]
+        options: dict[str, Any] = {"scaling": self.observed.scaling, "sink_logits": sinks}
         plain = [index for index, field in fields.items() if not field.near.kept]
         keeping = [index for index, field in fields.items() if field.near.kept]
         if plain:
             chosen = [fields[index] for index in plain]
-            yield from zip(plain, attend_near_fields(*inputs, chosen, scaling=self.observed.scaling), strict=True)
+            yield from zip(plain, attend_near_fields(*inputs, chosen, **options), strict=True)
         if keeping:
             chosen, ranking = [fields[index] for index in keeping], self.priorities(kv_head)
-            outputs = attend_kept_fields(*inputs, ranking, chosen, scaling=self.observed.scaling)
-            yield from zip(keeping, outputs, strict=True)
+            yield from zip(keeping, attend_kept_fields(*inputs, ranking, chosen, **options), strict=True)
 
     def priorities(self, kv_head: int) -> Tensor:
         """Priorities of the keys of a KV head ``[T]``."""
@@ -271,6 +280,7 @@ def fit_coefficients(
                     q, k = runner.tensors(rotated=ranked)
                     keys, values = k[head // group], observed.v[head // group]
                     scaled = q[head, rows].double() * observed.scaling
-                    shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows)
+                    sinks = None if runner.sinks is None else runner.sinks[head, rows].double()
+                    shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows, sinks)
                 sums[index][head].append(moments(shared[ranked], spec, far_rows[head // group, spec.near]))
     return {index: tuple(map(fit, heads)) for index, heads in sums.items()}

@@ -20,7 +20,7 @@ from taylorder.analysis.text import calibration_text, query_rows
 from taylorder.analysis.truncation import ScoreBlock, blocks, key_centres
 from taylorder.claims.measurement import Measurement, Subject
 from taylorder.claims.rounding import PRECISIONS, rounded
-from taylorder.claims.weights import degrees, exact_weights, truncated_weights
+from taylorder.claims.weights import degrees, truncated_weights
 from taylorder.kernels.spec import SINKS
 from taylorder.models.description import ModelDescription
 from taylorder.storage.progress import Progress
@@ -159,7 +159,7 @@ def _measure(layer: LayerTensors, rows_of_sequences: Sequence[Tensor]) -> HeadSu
 
 def _sums(block: ScoreBlock, approximate: Sequence[ScoreBlock]) -> dict[str, Tensor]:
     """What one block of rows adds to every field of :class:`HeadSums`, the head last."""
-    weights = exact_weights(block)
+    weights = block.exact_weights()
     exact = block.weigh(weights)[..., :-1]
     sums = {"output": exact.square().sum((-2, -1))}
     sums["elements"] = torch.full_like(sums["output"], exact[0].numel())

@@ -136,6 +136,7 @@ def add_near_and_divide(
     sink_keys,  # [N, sink_slots, d]
     sink_values,  # [N, sink_slots, d_v]
     sink_counts,  # int32 [G], sinks of each KV head
+    sink_logits,  # float32 [B, heads, all_tokens], learned sinks; not read unless LEARNED
     ranks,  # int32 [B, new], valid tokens of a sequence up to a row
     items,  # int32 [programs, 4]: n, first row, first piece, number of pieces
     numbers,  # int32 [G], which of all KV heads these are
@@ -160,6 +161,7 @@ def add_near_and_divide(
     VALUE_DIM: tl.constexpr,
     VALUE_BLOCK: tl.constexpr,
     LEVELS: tl.constexpr,
+    LEARNED: tl.constexpr,  # whether there are learned sinks
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DOT: tl.constexpr,
@@ -211,6 +213,14 @@ def add_near_and_divide(
     has_far = top > -float("inf")
     numerator = tl.where(has_far[:, None], numerator, 0.0)
     denominator = tl.where(has_far, denominator, 0.0)
+    if LEARNED:
+        among_all = n // kv_heads * heads + tl.load(numbers + kv_head) * group + head
+        learned = tl.load(sink_logits + among_all * all_tokens + first_token + token, mask=real, other=0.0)
+        above = tl.maximum(top, learned)
+        scale = tl.exp(top - above)
+        numerator *= scale[:, None]
+        denominator = denominator * scale + tl.exp(learned - above)
+        top = above
 
     query = tl.load(
         coordinates + n * (1 + HEAD_DIM) * ld + (1 + axis)[:, None] * ld + row[None, :],
