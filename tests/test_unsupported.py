@@ -185,7 +185,7 @@ _REFUSED = [
     (gptj, r"GPTJForCausalLM computes attention in its own code.*Choose a model"),
     (no_transformer, r"Linear is not a transformers PreTrainedModel.*taylorder\.models\.load"),
     (gemma2, r"subject caps its attention scores \(attn_logit_softcapping = 50\).*tanh.*Choose a model"),
-    (t5, r"subject is an encoder-decoder \(t5\).*Choose a model"),
+    (t5, r"subject is an encoder-decoder \(t5\).*Take one half of it .*or another model"),
     (t5_encoder, r"layer\.0.*adds a learned position bias.*\(position_bias\).*Choose a model"),
     (gpt_oss, r"layers\.0\.self_attn.*adds learned sinks.*\(s_aux\).*Choose a model"),
     (gemma3n, r"shares keys and values between layers \(num_kv_shared_layers = 1\).*Choose a model"),
@@ -198,7 +198,7 @@ _REFUSED = [
     (half_causal, r"2 kinds.*bidirectional.*causal.*Choose a model"),
     (
         splinter,
-        r"layer\.0.* attends to earlier tokens \(is_causal = True\) .*mask that lets token 0 see token 1.*choose a",
+        r"attends to earlier tokens only \(.*layer\.0.*is_causal = True\), but another last token changes .*Choose a",
     ),
     (bigbird_pegasus, r"in both directions \(is_causal = False\) .*mask that hides from token 0 token 1.*choose a"),
     (tiny.paligemma, r"in both directions \(is_causal = False\) .*mask that hides from token 0 token 1.*choose a"),

@@ -66,7 +66,7 @@ def run_layers(
 
     def sink(call: AttentionCall) -> None:
         refuse_broken_tensors(call.name, {"queries": call.q, "keys": call.k, "values": call.v}, _WAY_OUT)
-        mask = None if call.mask is None else call.mask.expand(len(call.q), -1, -1, -1).cpu()
+        mask = None if call.mask is None else call.mask.expand(len(call.q), -1, call.q.shape[2], -1).cpu()
         # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
         consume(call.name, LayerTensors(call.q.cpu(), call.k.cpu(), call.v.cpu(), mask, call.scaling, call.is_causal))
 

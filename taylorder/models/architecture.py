@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taylorder.models.checkpoint import auto_class, built_class
+from taylorder.models.folders import other_format
 from taylorder.models.quiet import quiet_transformers
 from taylorder.models.refusals import refuse_class, refuse_config
 from taylorder.models.sources import Source, explained
@@ -45,7 +46,8 @@ def without_weights(name: str) -> Path | None:
     """The folder that a name means, if it holds the config of a model and no weights."""
     try:
         folder = Path(name).expanduser()
-        if (folder / "config.json").is_file() and not any(next(folder.glob(kind), None) for kind in _WEIGHTS):
+        weights = any(next(folder.glob(kind), None) for kind in _WEIGHTS)
+        if (folder / "config.json").is_file() and not weights and other_format(folder) is None:
             return folder
     except (OSError, RuntimeError, ValueError):  # no path at all, which loading will say
         pass

@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from taylorder.models.masks import admitting, looks_ahead
 from taylorder.models.quiet import quiet_transformers, uncompiled
-from taylorder.models.refusals import refuse_class, refuse_mask, refuse_terms
+from taylorder.models.refusals import refuse_block_mask, refuse_class, refuse_mask, refuse_terms
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder_record"
@@ -45,7 +46,7 @@ class AttentionCall:
     @property
     def is_causal(self) -> bool:
         """Whether a missing mask means "no look ahead"; an ``is_causal`` keyword overrides the module's attribute."""
-        return attends_causally(self.module, self.kwargs)
+        return attends_causally(self.module, self.kwargs, self.mask, self.q.shape[2])
 
     @property
     def sliding_window(self) -> int | None:
@@ -54,10 +55,16 @@ class AttentionCall:
         return None if window is None else int(window)
 
 
-def attends_causally(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-    """The direction of a module, as transformers' SDPA reads it off the module and what it is called with."""
-    override = kwargs.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if override is None else override)
+def attends_causally(
+    module: nn.Module, kwargs: Mapping[str, Any], mask: torch.Tensor | None = None, queries: int = 1
+) -> bool:
+    """The direction of a module, as transformers' SDPA reads it off the module and what it is called with.
+
+    A module that says nothing is causal where there is no mask, and goes by the mask where there is one (LayoutLM).
+    """
+    said = kwargs.get("is_causal")
+    said = getattr(module, "is_causal", None) if said is None else said
+    return not looks_ahead(mask, queries) if said is None else bool(said)
 
 
 Sink: TypeAlias = Callable[[AttentionCall], None]
@@ -160,9 +167,10 @@ def _record(
     if target is not None:
         refuse_terms(target.name, module, kwargs)
         factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        call = AttentionCall(target.name, module, query, key, value, attention_mask, factor, kwargs)
+        refuse_block_mask(target.name, attention_mask)
+        call = AttentionCall(target.name, module, query, key, value, admitting(attention_mask), factor, kwargs)
         sliding = call.sliding_window is not None
-        refuse_mask(target.name, module, attention_mask, query.shape[2], causal=call.is_causal, sliding=sliding)
+        refuse_mask(target.name, module, call.mask, query.shape[2], causal=call.is_causal, sliding=sliding)
         if target.sink is not None:
             target.sink(call)
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(

@@ -39,7 +39,7 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     config: Any = model.config
     loaded_as, note, origin = getattr(model, "loaded_as", ("", None, None))
     name = name or loaded_as or getattr(config, "name_or_path", "") or type(model).__name__
-    refuse_config(config, name)
+    refuse_config(config, name, half=_is_half(model))
     refuse_weights(model, name)
     with lookups() as seen:
         calls, hidden = _probe(model, name)
@@ -59,6 +59,12 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
         dtype=dtype_name(model),
         origin=origin,
     )
+
+
+def _is_half(model: Any) -> bool:
+    """Whether a model holds no encoder beside its decoder, whatever its config says of the model that it is part of."""
+    base = getattr(model, "base_model", model)
+    return base.get_encoder() is base or base.get_decoder() is base
 
 
 def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tensor]:

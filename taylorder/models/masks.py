@@ -42,6 +42,17 @@ def causal_mask(valid: Tensor, queries: int) -> Tensor:
     return mask
 
 
+def admitting(mask: Tensor | None) -> Tensor | None:
+    """Return a mask as bool, True where a query may look, if it only admits and hides: zeros and minima of its dtype.
+
+    One that adds anything else to the scores comes back as it is.
+    """
+    if mask is None or not mask.is_floating_point():
+        return mask
+    admitted = mask == 0
+    return admitted if bool((admitted | (mask <= torch.finfo(mask.dtype).min)).all()) else mask
+
+
 def key_validity(mask: Tensor | None, queries: int, *, causal: bool) -> Tensor | None:
     """Which keys are real, bool ``[B, S]``, under a plain mask; None where all are.
 
@@ -81,9 +92,12 @@ def key_validity(mask: Tensor | None, queries: int, *, causal: bool) -> Tensor |
     return valid[:, 0, 0]
 
 
-def looks_ahead(mask: Tensor | None) -> bool:
-    """Whether a mask ``[B, 1 or H, T, S]`` lets a token see a later one."""
-    return mask is not None and mask.ndim == 4 and bool((mask & ~_earlier(mask)).any())
+def looks_ahead(mask: Tensor | None, queries: int) -> bool:
+    """Whether a mask, bool ``[B, 1 or H, T or 1, S]`` of the last T = ``queries`` tokens, shows a token a later one."""
+    if mask is None or mask.ndim != 4 or mask.dtype != torch.bool:
+        return False
+    rows = mask.expand(-1, -1, queries, -1)
+    return bool((rows & ~_earlier(rows)).any())
 
 
 def _earlier(mask: Tensor) -> Tensor:

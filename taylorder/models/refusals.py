@@ -68,13 +68,17 @@ def refuse_class(model: Any, *, selected: str | None = None) -> None:
         )
 
 
-def refuse_config(config: Any, name: str) -> None:
-    """Refuse what a transformers config gives away; ``name`` is the model's, for the message."""
+def refuse_config(config: Any, name: str, *, half: bool = False) -> None:
+    """Refuse what a transformers config gives away; ``name`` is the model's, for the message.
+
+    ``half`` says that the model is the encoder alone or the decoder alone of what the config describes.
+    """
     text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) and not half:
         raise UnsupportedModelError(
             f"{name} is an encoder-decoder ({config.model_type}): its decoder and cross attention cannot be calibrated "
-            f"on plain text. {OTHER_MODEL}."
+            "on plain text. Take one half of it (model.get_encoder() or model.get_decoder()), which may be measured by "
+            "itself, or another model."
         )
     if cap := getattr(text, "attn_logit_softcapping", None):
         raise UnsupportedModelError(
@@ -169,7 +173,6 @@ def refuse_mask(
     name: str, module: nn.Module, mask: torch.Tensor | None, queries: int, *, causal: bool, sliding: bool
 ) -> None:
     """Refuse a mask that says more than direction and padding, or, where the module slides, one that looks ahead."""
-    refuse_block_mask(name, mask)
     if mask is None:
         return
     if mask.dtype != torch.bool:
@@ -181,7 +184,7 @@ def refuse_mask(
     try:
         if not sliding:
             key_validity(mask, queries, causal=causal)
-        elif causal and looks_ahead(mask):
+        elif causal and looks_ahead(mask, queries):
             raise ValueError("looks ahead")
     except ValueError as error:
         raise UnsupportedModelError(
