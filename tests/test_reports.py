@@ -383,7 +383,7 @@ def test_verdict_counts_sliding_heads_apart():
     text = told_of("sliding")
     assert text.startswith("No head of 8 meets 7%")
     assert "The 16 heads of 4 sliding-window layers stay as they are and are not counted here." in text
-    assert told_of("all sliding").startswith("Every layer attends to a sliding window")
+    assert told_of("all sliding").startswith("Every layer has a sliding window of its own: all")
 
 
 def test_verdict_when_no_order_pays_off():

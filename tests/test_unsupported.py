@@ -53,32 +53,6 @@ def gpt_oss():
     return hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, num_local_experts=2, num_experts_per_tok=1, **_GROUPED))
 
 
-def gemma3n(shared=1):
-    config = hf.Gemma3nTextConfig(
-        head_dim=8, num_kv_shared_layers=1, layer_types=["full_attention"] * 3, hidden_size_per_layer_input=8,
-        vocab_size_per_layer_input=tiny.VOCAB, laurel_rank=4, activation_sparsity_pattern=[0.0] * 3,
-        **{**_GROUPED, "num_hidden_layers": 3},
-    )  # fmt: skip
-    model = hf.Gemma3nForCausalLM(config)
-    config.num_kv_shared_layers = shared
-    return model
-
-
-def gemma3n_undeclared():
-    """Sharing that only the forward pass gives away."""
-    return gemma3n(shared=0)
-
-
-def llama4():
-    return hf.Llama4ForCausalLM(
-        hf.Llama4TextConfig(head_dim=8, layer_types=["chunked_attention", "full_attention"], intermediate_size_mlp=64,
-                            num_local_experts=2, moe_layers=[], **_GROUPED))  # fmt: skip
-
-
-def albert():
-    return hf.AlbertModel(hf.AlbertConfig(embedding_size=16, max_position_embeddings=64, **_SMALL, **_IDS))
-
-
 def mamba():
     return hf.MambaForCausalLM(hf.MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=1, **_IDS,
                                               max_position_embeddings=64))  # fmt: skip
@@ -188,10 +162,6 @@ _REFUSED = [
     (t5, r"subject is an encoder-decoder \(t5\).*Take one half of it .*or another model"),
     (t5_encoder, r"layer\.0.*adds a learned position bias.*\(position_bias\).*Choose a model"),
     (gpt_oss, r"layers\.0\.self_attn.*adds learned sinks.*\(s_aux\).*Choose a model"),
-    (gemma3n, r"shares keys and values between layers \(num_kv_shared_layers = 1\).*Choose a model"),
-    (gemma3n_undeclared, r"layers\.2\.self_attn uses the keys of .*layers\.1\.self_attn.*Choose a model"),
-    (llama4, r"layers of type chunked_attention: it cuts the context into chunks.*Choose a model"),
-    (albert, r"calls .*attention more than once in a forward pass.*Choose a model"),
     (mamba, r"made no attention call on 8 tokens.*at least one layer of softmax attention"),
     (tiny.vit, r"takes pixel_values, where token ids are expected.*Choose a language model"),
     (uneven, r"2 kinds, where one is expected: .*4 heads on 2 KV heads.*4 heads on 4 KV heads.*Choose a model"),

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from taylorder.adapt.cache_layer import TaylorCacheLayer, attend_causally
 from taylorder.errors import ConfigError, TaylorderError, UnsupportedModelError
@@ -114,6 +114,8 @@ def _taken_apart(layer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "dtype": str(shape.dtype),
         }
         return about, _state_tensors(state)
+    if type(layer) is DummyLayer:  # of a layer that reads another one's keys
+        return {"kind": "DummyLayer", "tokens": 0}, {}
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise UnsupportedModelError(
             f"the cache has a layer of type {type(layer).__name__}, which cannot be saved: only attention layers can. "

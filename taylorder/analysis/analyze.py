@@ -210,7 +210,7 @@ def _measure_heads(
 
     def consume(module_name: str, layer: LayerTensors) -> None:
         centre = key_centres(layer)
-        scores, sums = measure(layer, centre, sample.query_rows, sweeps)
+        scores, sums = measure(layer, centre, sample.query_rows * modules[module_name].calls, sweeps)
         heads.centres[module_name] = centre.float().cpu()
         heads.candidates[module_name] = candidate_rows(modules[module_name], layer, scores, sums[0])
         for preview in sums[1:]:
@@ -218,7 +218,7 @@ def _measure_heads(
             heads.previews[module_name] = tuple(map(tuple, errors.T.tolist()))
         report(HEADS, len(heads.candidates), len(modules))
 
-    run_layers(model, sample.input_ids, consume)
+    run_layers(model, sample.input_ids, consume, calls=description.calls)
     return heads
 
 

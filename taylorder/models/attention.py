@@ -54,6 +54,22 @@ class AttentionCall:
         window = self.kwargs.get("sliding_window")
         return None if window is None else int(window)
 
+    @property
+    def chunk(self) -> int | None:
+        """Tokens of the chunks within which a query sees the earlier ones; None for the whole context.
+
+        No argument says so, and no short mask: the layer types of the config do, by which transformers caches, too.
+        """
+        config, index = getattr(self.module, "config", None), getattr(self.module, "layer_idx", None)
+        kinds = getattr(config, "layer_types", None) or ()
+        chunked = isinstance(index, int) and index < len(kinds) and kinds[index] == "chunked_attention"
+        return int(config.attention_chunk_size) if chunked and config is not None else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the mask hides more than later tokens and padding, of contexts that are long enough."""
+        return self.sliding_window is not None or self.chunk is not None
+
 
 def attends_causally(
     module: nn.Module, kwargs: Mapping[str, Any], mask: torch.Tensor | None = None, queries: int = 1
@@ -169,8 +185,7 @@ def _record(
         factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         refuse_block_mask(target.name, attention_mask)
         call = AttentionCall(target.name, module, query, key, value, admitting(attention_mask), factor, kwargs)
-        sliding = call.sliding_window is not None
-        refuse_mask(target.name, module, call.mask, query.shape[2], causal=call.is_causal, sliding=sliding)
+        refuse_mask(target.name, module, call.mask, query.shape[2], causal=call.is_causal, local=call.is_local)
         if target.sink is not None:
             target.sink(call)
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     with lookups() as seen:
         calls, hidden = _probe(model, name)
     max_context = longest_context(model, name, seen)
-    modules = tuple(_module(call) for call in calls)
+    modules = _modules(calls, name)
     for call in calls:
         refuse_projections(call.name, call.module)
     _refuse_mixture(modules, name)
@@ -68,7 +70,7 @@ def _is_half(model: Any) -> bool:
 
 
 def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tensor]:
-    """Run a few tokens; return the attention calls in order, one per module, and the hidden states ``[2, 8, hidden]``.
+    """Run a few tokens; return the attention calls in order, and the hidden states ``[2, 8, hidden]``.
 
     Refuses what the calls give away.
     """
@@ -100,20 +102,7 @@ def _refuse_calls(calls: list[AttentionCall], name: str) -> None:
             "recurrence only, or attention that bypasses transformers' AttentionInterface. Choose a model with "
             "at least one layer of softmax attention."
         )
-    seen: dict[str, str] = {}
     for call in calls:
-        if call.name in seen.values():
-            raise UnsupportedModelError(
-                f"{name} calls {call.name} more than once in a forward pass (shared layers, differential "
-                "attention): its heads have no single order. Choose a model whose modules each attend once."
-            )
-        # All calls are alive, so equal addresses are one tensor.
-        origin = seen.setdefault(f"{call.k.data_ptr()}", call.name)
-        if origin != call.name:
-            raise UnsupportedModelError(
-                f"{call.name} uses the keys of {origin} (layers sharing a KV cache): it has no state of its own to "
-                "truncate. Choose a model whose layers have their own keys and values."
-            )
         if call.k.shape[2] != call.q.shape[2]:
             raise UnsupportedModelError(
                 f"{call.name} attends from {call.q.shape[2]} queries to {call.k.shape[2]} keys (cross attention), "
@@ -121,7 +110,29 @@ def _refuse_calls(calls: list[AttentionCall], name: str) -> None:
             )
 
 
-def _module(call: AttentionCall) -> AttentionModule:
+def _modules(calls: Sequence[AttentionCall], name: str) -> tuple[AttentionModule, ...]:
+    """The modules in the order in which they first attend."""
+    # All calls are alive, so equal addresses are one tensor.
+    readers: dict[int, set[str]] = {}
+    makers: dict[int, str] = {}
+    for call in calls:
+        readers.setdefault(call.k.data_ptr(), set()).add(call.name)
+        makers.setdefault(call.k.data_ptr(), call.name)
+    times = Counter(call.name for call in calls)
+    modules: dict[str, AttentionModule] = {}
+    for call in calls:
+        several = len(readers[call.k.data_ptr()]) > 1
+        module = _module(call, makers[call.k.data_ptr()] if several else None, times[call.name])
+        if modules.setdefault(call.name, module) != module or (module.calls > 1 and module.causal):
+            raise UnsupportedModelError(
+                f"{name} calls {call.name} {times[call.name]} times in a forward pass (differential attention, loops "
+                "over layers): it has no single cache for a state to replace. Choose a model whose modules each attend "
+                "once, or an encoder, which has no cache."
+            )
+    return tuple(modules.values())
+
+
+def _module(call: AttentionCall, keys_of: str | None, calls: int) -> AttentionModule:
     return AttentionModule(
         name=call.name,
         heads=call.q.shape[1],
@@ -131,13 +142,21 @@ def _module(call: AttentionCall) -> AttentionModule:
         scaling=call.scaling,
         causal=call.is_causal,
         sliding_window=call.sliding_window,
+        chunk=call.chunk,
+        keys_of=keys_of,
+        calls=calls,
     )
 
 
 def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:
-    """One table of heads describes a model only if all modules have the same number and kind of them."""
+    """What may be run is offered to all heads alike, so that those that may be truncated have to be of one kind.
+
+    Modules that stay exact may have other shapes, but attend in the same direction.
+    """
+    directions = {module.causal for module in modules}
+    alike = [module for module in modules if module.stays_exact is None] if len(directions) == 1 else modules
     kinds = {
-        (module.heads, module.kv_heads, module.head_dim, module.value_dim, module.causal): module for module in modules
+        (module.heads, module.kv_heads, module.head_dim, module.value_dim, module.causal): module for module in alike
     }
     if len(kinds) > 1:
         named = ", ".join(
@@ -147,5 +166,5 @@ def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:
         )
         raise UnsupportedModelError(
             f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {named}. Choose a model whose "
-            "layers all have the same heads."
+            "layers all have the same heads, those aside that stay exact (sliding windows, chunks, shared keys)."
         )

@@ -22,7 +22,6 @@ OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, G
 _DEQUANTISE = "Load the model without quantisation, or dequantise it first (model.dequantize())"
 
 _LAYER_TYPES = {
-    "chunked_attention": "it cuts the context into chunks, which a running sum over all earlier keys does not follow",
     "indexed_attention": "it picks the keys of each query by a learned index, which no running sum follows",
     "compressed_sparse_attention": "it attends to compressed keys picked by a learned index",
     "heavily_compressed_attention": "it attends to compressed keys, not to the keys of tokens",
@@ -84,11 +83,6 @@ def refuse_config(config: Any, name: str, *, half: bool = False) -> None:
         raise UnsupportedModelError(
             f"{name} caps its attention scores (attn_logit_softcapping = {cap:g}): a tanh stands between q.k and exp, "
             f"so the Taylor terms of q.k are not its own. {OTHER_MODEL}."
-        )
-    if shared := getattr(text, "num_kv_shared_layers", 0):
-        raise UnsupportedModelError(
-            f"{name} shares keys and values between layers (num_kv_shared_layers = {shared}): the last {shared} layers "
-            f"have no state of their own to truncate. {OTHER_MODEL}."
         )
     for layer_type in getattr(text, "layer_types", None) or ():
         if layer_type in _LAYER_TYPES:
@@ -170,9 +164,9 @@ def refuse_block_mask(name: str, mask: Any) -> None:
 
 
 def refuse_mask(
-    name: str, module: nn.Module, mask: torch.Tensor | None, queries: int, *, causal: bool, sliding: bool
+    name: str, module: nn.Module, mask: torch.Tensor | None, queries: int, *, causal: bool, local: bool
 ) -> None:
-    """Refuse a mask that says more than direction and padding, or, where the module slides, one that looks ahead."""
+    """Refuse a mask that says more than direction and padding, or, where the module is local, one that looks ahead."""
     if mask is None:
         return
     if mask.dtype != torch.bool:
@@ -182,7 +176,7 @@ def refuse_mask(
             "usual 2-D one of zeros and ones."
         )
     try:
-        if not sliding:
+        if not local:
             key_validity(mask, queries, causal=causal)
         elif causal and looks_ahead(mask, queries):
             raise ValueError("looks ahead")

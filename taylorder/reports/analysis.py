@@ -49,20 +49,22 @@ def sections(
 
 def _run(analysis: Analysis, selection: Selection) -> Section:
     model, text = analysis.model, analysis.calibration
-    first = model.modules[0]
+    typical = model.typical
     names = layer_names([module.name for module in model.modules])
     rows = (
         "all query rows"
         if text.rows_per_sequence >= text.sequence_length
         else f"{text.rows_per_sequence} query rows each"
     )
-    shared = "" if first.group == 1 else f" on {counted(first.kv_heads, 'KV head')}"
+    shared = "" if typical.group == 1 else f" on {counted(typical.kv_heads, 'KV head')}"
+    others = [module for module in model.closed_modules if module.head_dim != typical.head_dim]
+    apart = f" ({counted(len(others), 'layer')} that stay exact: {others[0].head_dim})" if others else ""
     near = f"window {analysis.window}, sinks {analysis.sinks}" if analysis.window or analysis.sinks else "none"
     named = {
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
         "heads": (
-            f"{counted(len(model.modules), 'layer')} of {counted(first.heads, 'head')}{shared}, head dim "
-            f"{first.head_dim}; layer N is {names.pattern}"
+            f"{counted(len(model.modules), 'layer')} of {counted(typical.heads, 'head')}{shared}, head dim "
+            f"{typical.head_dim}{apart}; layer N is {names.pattern}"
         ),
         "text": (
             f"{text.source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
@@ -115,15 +117,14 @@ def _errors(analysis: Analysis, selection: Selection) -> Section:
 
 def _by_order(analysis: Analysis, selection: Selection) -> Section:
     heads = counted(len(summary.described_heads(analysis, selection)), "head")
-    seeing = " that see the whole context" if summary.head_counts(analysis, selection).sliding else ""
+    seeing = " that see the whole context" if summary.head_counts(analysis, selection).closed else ""
     words = (
         f"In parentheses without the guard, where that differs. Heads within {percent(selection.tolerance, 3)} at any "
         "expansion point; an even order counts only where no row needed the guard. "
     )
     if analysis.model.causal:
-        cache = size(
-            cost.kv_bytes(analysis.model.modules[0].head_dim, analysis.model.modules[0].value_dim, selection.context)
-        )
+        typical = analysis.model.typical
+        cache = size(cost.kv_bytes(typical.head_dim, typical.value_dim, selection.context))
         words += (
             f"Nominal bytes (state fp32, KV bf16); a KV head's cache takes {cache} at "
             f"{counted(selection.context, 'token')}."
@@ -157,8 +158,8 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
     table = tables.near_field(analysis, selection)
     if table is None or analysis.preview is None:
         return []
-    first, preview = analysis.model.modules[0], analysis.preview
-    near_bytes = cost.kv_bytes(first.head_dim, first.value_dim, preview.window + preview.sinks)
+    typical, preview = analysis.model.typical, analysis.preview
+    near_bytes = cost.kv_bytes(typical.head_dim, typical.value_dim, preview.window + preview.sinks)
     words = (
         f"The last {preview.window} and the first {preview.sinks} keys keep the true exponential, which costs "
         f"{size(near_bytes)} per KV head beside the state. Measured on sequences of "

@@ -62,8 +62,9 @@ class Fact:
 class Headline:
     """The figures behind the four facts.
 
-    ``kv_heads`` see the whole context; ``runs`` counts those that are not exact by what they run instead.
-    ``exact_cost`` and ``cost`` are nominal bytes of all caches at ``context`` tokens, or multiplications of an encoder.
+    ``kv_heads`` may be truncated, and where there are none ``why_none`` says why; ``runs`` counts those that are not
+    exact by what they run instead. ``exact_cost`` and ``cost`` are nominal bytes of all caches at ``context`` tokens,
+    or multiplications of an encoder.
     ``comparison`` has the losses on other text, None where none were measured; ``kl`` is that to exact on the
     calibration text, None where it was not what the config was chosen by.
     """
@@ -76,6 +77,7 @@ class Headline:
     cost: int
     comparison: Comparison | None
     kl: float | None
+    why_none: str
 
     @property
     def replaced(self) -> int:
@@ -100,7 +102,7 @@ class Headline:
 
     def _what_runs(self) -> Fact:
         if not self.kv_heads:
-            return Fact("what runs", "exact everywhere", "every layer has a sliding window of its own")
+            return Fact("what runs", "exact everywhere", self.why_none)
         if not self.replaced:
             return Fact("what runs", "exact everywhere", f"all {counted(self.kv_heads, 'KV head')} stay as they are")
         kinds = ", ".join(f"{number(count)} {kind}" for kind, count in self.runs)
@@ -173,6 +175,7 @@ def headline(analysis: Analysis, selection: Selection, evaluation: Evaluation | 
         cost=cost,
         comparison=compared[0] if compared else None,
         kl=min((measured.kl for measured in rounds), default=None),
+        why_none=analysis.model.why_none_open,
     )
 
 

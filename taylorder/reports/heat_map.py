@@ -88,9 +88,10 @@ def views(analysis: Analysis, selection: Selection) -> dict[str, dict[str, Any]]
     }
     if not analysis.spectral:
         del made["alpha"]
-    if any(module.sliding_window is not None for module in analysis.model.modules):
+    if closed := {module.stays_exact for module in analysis.model.closed_modules}:
+        marked = "a sliding-window layer" if closed == {"sliding"} else "a layer that stays exact"
         for view in made.values():
-            view["legend"].append("~: a sliding-window layer")
+            view["legend"].append(f"~: {marked}")
     return made
 
 

@@ -207,7 +207,7 @@ def render_pair(report: RunPair, command: str) -> str:
         named=named,
         summary=summary_lines,
         map=run_pair_grid.differences(report.configs),
-        across=range(report.configs.model.kv_heads),
+        across=run_pair_grid.across(report.configs),
         means=run_pair_grid.MEANS,
         legend=run_pair_grid.legend(report.configs),
         context=counted(report.configs.context, "token"),

@@ -16,7 +16,7 @@ from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
 from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
 from taylorder.reports import alphas, charts, grids, heat_map, near_words, summary
 from taylorder.reports.claims import cell
-from taylorder.reports.numbers import counted, layer_labels, percent, size
+from taylorder.reports.numbers import counted, layer_labels, percent, size, staying
 from taylorder.reports.scales import palette
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.reasons import explained
@@ -95,7 +95,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
                 "marked": " ".join(filter(None, (label.text, label.mark))),
                 "module": module.name,
                 "group": module.group,
-                "sliding": module.sliding_window and f"sliding window of {counted(module.sliding_window, 'token')}",
+                "staying": staying(module),
                 "alphas": of_layers[module.name],
                 "heads": heads,
             }

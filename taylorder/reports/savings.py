@@ -30,12 +30,13 @@ def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple
     exact = adapted = 0
     n = selection.context
     for module, layer in zip(analysis.model.modules, selection.config.layers, strict=True):
-        quadratic = n * min(n, module.sliding_window or n) * (module.head_dim + module.value_dim)
+        quadratic = module.calls * n * module.seen_tokens(n) * (module.head_dim + module.value_dim)
         for heads in module.groups(layer.heads):
             exact += quadratic * len(heads)
             orders = [head.spec.far.order for head in heads if isinstance(head.spec.far, Taylor)]
             adapted += quadratic * (len(heads) - len(orders))
             if orders:
                 touched = [*orders, max(orders)]
-                adapted += n * sum(cost.features(module.head_dim, order) for order in touched) * (module.value_dim + 1)
+                features = sum(cost.features(module.head_dim, order) for order in touched)
+                adapted += module.calls * n * features * (module.value_dim + 1)
     return exact, adapted

@@ -14,13 +14,14 @@ class CacheSize:
     """Nominal bytes of the exact cache of one sequence.
 
     ``kv_heads`` see the whole context of ``context`` tokens and hold ``token_bytes`` of every token, all together;
-    ``sliding_bytes`` is what layers with sliding windows hold at the context, which nothing is chosen for.
+    ``closed_bytes`` is what layers that stay exact hold at the context (sliding windows, chunks, shared keys), which
+    nothing is chosen for.
     """
 
     context: int
     kv_heads: int
     token_bytes: int
-    sliding_bytes: int
+    closed_bytes: int
 
     @classmethod
     def of(cls, model: ModelDescription, context: int) -> CacheSize:
@@ -32,10 +33,8 @@ class CacheSize:
             token_bytes=sum(
                 module.kv_heads * kv_bytes(module.head_dim, module.value_dim, 1) for module in model.open_modules
             ),
-            sliding_bytes=sum(
-                module.kv_heads * kv_head_bytes(exact, module, context)
-                for module in model.modules
-                if module.sliding_window is not None
+            closed_bytes=sum(
+                module.kv_heads * kv_head_bytes(exact, module, context) for module in model.closed_modules
             ),
         )
 
@@ -49,8 +48,8 @@ class CacheSize:
         return per_kv_head * self.kv_heads / self.exact_bytes
 
     def total(self, per_kv_head: int) -> int:
-        """Bytes of the whole cache where KV heads hold so many on average, sliding layers included."""
-        return per_kv_head * self.kv_heads + self.sliding_bytes
+        """Bytes of the whole cache where KV heads hold so many on average, layers that stay exact included."""
+        return per_kv_head * self.kv_heads + self.closed_bytes
 
     def tokens(self, per_kv_head: int) -> int:
         """Tokens of cache per KV head that so many bytes pay for, rounded down."""
