@@ -71,6 +71,10 @@ def _refuse_other_masks(call: Call, valid: Tensor | None) -> None:
     admitted = torch.ones(1, 1, call.q.shape[2], call.k.shape[2], dtype=torch.bool)
     admitted = admitted.tril() if call.causal else admitted
     mask = admitted if call.mask is None else call.mask
+    if mask.is_floating_point():
+        if not ((mask == 0) | (mask <= torch.finfo(mask.dtype).min)).all():
+            raise CannotTellError(f"the mask of {call.name} adds to its scores")
+        mask = mask == 0
     real = torch.ones(1, 1, dtype=torch.bool) if valid is None else valid
     if valid is not None:
         admitted = admitted & valid[:, None, None, :]
