@@ -31,8 +31,8 @@ def bloom():
     return hf.BloomForCausalLM(hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4, **_IDS))
 
 
-def gptj():
-    return hf.GPTJForCausalLM(hf.GPTJConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, **_IDS))
+def mpnet():
+    return hf.MPNetModel(hf.MPNetConfig(**_SMALL, **_IDS))
 
 
 def gemma2():
@@ -155,8 +155,11 @@ def no_transformer():
 
 
 _REFUSED = [
-    (bloom, r"BloomForCausalLM computes attention in its own code.*AttentionInterface.*Choose a model"),
-    (gptj, r"GPTJForCausalLM computes attention in its own code.*Choose a model"),
+    (
+        bloom,
+        r"BloomForCausalLM computes attention in its own code.*AttentionInterface.*Choose .* Llama, .*, which generate",
+    ),
+    (mpnet, r"MPNetModel computes attention in its own code.*Choose .* BERT, .*, which are encoders of text"),
     (no_transformer, r"Linear is not a transformers PreTrainedModel.*taylorder\.models\.load"),
     (gemma2, r"subject caps its attention scores \(attn_logit_softcapping = 50\).*tanh.*Choose a model"),
     (t5, r"subject is an encoder-decoder \(t5\).*Take one half of it .*or another model"),
@@ -188,6 +191,14 @@ def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert getattr(model, "config", hf.LlamaConfig())._attn_implementation != "taylorder_record"
+
+
+def test_the_part_that_sees_text_is_named_where_another_part_stands_against_the_model(monkeypatch):
+    model = tiny.llava()
+    monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(UnsupportedModelError, match=r"own code.*Its LlamaModel does: .*\(model\.get_decoder\(\)\)"):
+        describe(model)
+    assert describe(model.get_decoder()).architecture == "LlamaModel"
 
 
 @pytest.mark.parametrize(

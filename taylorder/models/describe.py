@@ -60,7 +60,14 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
         weights_note=weights_note or note,
         dtype=dtype_name(model),
         origin=origin,
+        unmeasured=_beside_text(model),
     )
+
+
+def _beside_text(model: Any) -> tuple[str, ...]:
+    """What else a model takes, as its class says."""
+    modalities = getattr(model, "input_modalities", "text")
+    return tuple(kind for kind in ([modalities] if isinstance(modalities, str) else modalities) if kind != "text")
 
 
 def _is_half(model: Any) -> bool:

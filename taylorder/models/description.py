@@ -89,6 +89,7 @@ class ModelOrigin:
 class ModelDescription:
     """A model as far as this tool is concerned.
 
+    ``unmeasured`` names the inputs that the model takes beside text, such as images, which nothing here is run on.
     ``fingerprint`` identifies the weights whatever dtype they are held in; ``max_context`` is the longest context in
     tokens; ``weights_note`` tells the reader when the weights are not the original ones (dequantised); ``dtype`` is
     what the model ran in, as torch calls it; ``origin`` is None where ``load`` did not load it.
@@ -102,6 +103,7 @@ class ModelDescription:
     weights_note: str | None = None
     dtype: str = "float32"
     origin: ModelOrigin | None = None
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def open_modules(self) -> tuple[AttentionModule, ...]:

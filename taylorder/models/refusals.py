@@ -63,8 +63,30 @@ def refuse_class(model: Any, *, selected: str | None = None) -> None:
     if not can_set:
         raise UnsupportedModelError(
             f"{model_class.__name__} computes attention in its own code, not through transformers' AttentionInterface, "
-            f"so its q, k and v cannot be seen or replaced (as BLOOM, Falcon, GPT-J, MPT). {OTHER_MODEL}."
+            "so its q, k and v cannot be seen or replaced (as in BLOOM, Falcon, GPT-J, MPT). "
+            f"{_text_part(model) or _of_its_kind(model_class)}."
         )
+
+
+def _text_part(model: Any) -> str | None:
+    """The part of a model that runs its attention through the interface where another part, one that sees, does not."""
+    try:
+        part = None if isinstance(model, type) else model.get_decoder()
+    except (AttributeError, NotImplementedError):  # some classes know of no such part
+        return None
+    if part is None or part is model or not getattr(part, "_can_set_attn_implementation", lambda: False)():
+        return None
+    return f"Its {type(part).__name__} does: take that by itself (model.get_decoder()), which sees text alone"
+
+
+def _of_its_kind(model_class: Any) -> str:
+    """Which classes run their attention through the interface, among those that generate text or those that do not."""
+    generates = getattr(model_class, "can_generate", lambda: False)()
+    return (
+        "Choose a model that does, such as Llama, Qwen, Mistral, Gemma 3, GPT-2 or Pythia, which generate text as well"
+        if generates
+        else "Choose a model that does, such as BERT, RoBERTa, DistilBERT or ModernBERT, which are encoders of text"
+    )
 
 
 def refuse_config(config: Any, name: str, *, half: bool = False) -> None:

@@ -9,7 +9,7 @@ from taylorder.analysis.results import Analysis
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, grids, levers, opening, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
-from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
+from taylorder.reports.numbers import compact, counted, layer_names, listed, number, percent, size
 from taylorder.reports.sections import Block, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.cache_size import CacheSize
@@ -42,7 +42,10 @@ def sections(
     if evaluation is not None:
         report.append(short_section(evaluation))
     else:
-        words = "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them."
+        losses = analysis.model.causal
+        what = "Losses were" if losses else "How far the config moves the final hidden states was"
+        measures = f"`taylorder eval` measures {'them' if losses else 'it'}"
+        words = f"{what} not measured (--no-eval, or the run ended before); {measures}."
         report.append(Section("What the model loses", (paragraph(words),), "config", name="loss"))
     return (*report, opening.closing(analysis, selection, directory, evaluation))
 
@@ -59,6 +62,7 @@ def _run(analysis: Analysis, selection: Selection) -> Section:
     shared = "" if typical.group == 1 else f" on {counted(typical.kv_heads, 'KV head')}"
     others = [module for module in model.closed_modules if module.head_dim != typical.head_dim]
     apart = f" ({counted(len(others), 'layer')} that stay exact: {others[0].head_dim})" if others else ""
+    alone = f"; {listed(model.unmeasured)} inputs were not measured" if model.unmeasured else ""
     near = f"window {analysis.window}, sinks {analysis.sinks}" if analysis.window or analysis.sinks else "none"
     named = {
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
@@ -68,7 +72,7 @@ def _run(analysis: Analysis, selection: Selection) -> Section:
         ),
         "text": (
             f"{text.source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
-            f"{'' if text.bos is None else ', each begun with BOS'}, {rows}, seed {text.seed}"
+            f"{'' if text.bos is None else ', each begun with BOS'}, {rows}, seed {text.seed}{alone}"
         ),
         "rows": f"{number(text.far_rows)} of {counted(text.rows, 'measured query row')} have far keys",
         "policy": f"{selection.policy}, orders 1 to {analysis.max_order}, near field: {near}",

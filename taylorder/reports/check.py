@@ -9,7 +9,7 @@ from typing import Any
 
 from taylorder.models.architecture import Architecture
 from taylorder.models.description import AttentionModule, ModelDescription
-from taylorder.reports.numbers import counted, layer_names, number, size
+from taylorder.reports.numbers import counted, layer_names, listed, number, size
 from taylorder.reports.plan import CAUTION, Estimate, duration_cell
 from taylorder.reports.sections import Cell, Column, Section, facts, paragraph, table
 from taylorder.selection.cache_size import CacheSize
@@ -69,6 +69,7 @@ def as_document(report: CheckReport) -> dict[str, Any]:
             "dtype": model.dtype,
             "weights_bytes": report.weights,
             "weights_note": model.weights_note,
+            "unmeasured": list(model.unmeasured),
         },
         "stay_exact": [
             {
@@ -110,6 +111,8 @@ def sections(report: CheckReport) -> Iterator[Section]:
         "stays exact": _stays_exact(model),
         "longest context": f"{number(model.max_context)} tokens",
     }
+    if model.unmeasured:
+        about["measured"] = f"on text alone, without the {listed(model.unmeasured)} inputs that the model takes as well"
     yield Section(f"taylorder check: {model.name}", (facts(about), *_cache(report.cache)))
     columns = (Column("taylorder …", wraps=True), *(Column(name, figures=True) for name in ("time", "memory", "disk")))
     rows = []

@@ -123,17 +123,18 @@ class Headline:
         return Fact(name, f"{written(self.cost)} instead of {written(self.exact_cost)}", f"{more}, {meaning}")
 
     def _loss(self) -> Fact:
+        name = "loss" if self.causal else "final hidden states"
         if not self.replaced:
-            return Fact("loss", "unchanged", "it is the exact model")
+            return Fact(name, "unchanged", "it is the exact model")
         config, exact = self.standing(rivals.CONFIG), self.standing(EXACT)
         if self.comparison is None or config is None or exact is None:
             meaning = "`taylorder eval` measures it, on other text"
             if self.kl is not None:
                 meaning += f"; on the calibration text the KL to exact is {figure(self.kl)} nats per token"
-            return Fact("loss", "not measured", meaning)
+            return Fact(name, "not measured", meaning)
         where = f"on {counted(self.comparison.sequences, 'sequence')} of {counted(self.comparison.length, 'token')}"
         if config.failure is not None:
-            return Fact("loss", "breaks down", f"{config.failure}, {where}")
+            return Fact(name, "breaks down", f"{config.failure}, {where}")
         if config.nll is None or exact.nll is None or config.delta_exact is None:
             moved = percent(config.hidden_relative_l2 or 0.0)
             return Fact("final hidden states", f"moved by {moved}", f"relative L2 {where}")
@@ -146,6 +147,8 @@ class Headline:
         name, config, window = "against one window", self.standing(rivals.CONFIG), self.standing(rivals.WINDOW)
         if not self.replaced:
             return Fact(name, "nothing to compare", "exact attention runs everywhere")
+        if not self.causal:
+            return Fact(name, "nothing to compare", "an encoder has no cache whose bytes a window could take")
         if config is None or window is None:
             return Fact(name, "not measured", "`taylorder eval` measures a window of the same bytes for all KV heads")
         exact = self.standing(EXACT)

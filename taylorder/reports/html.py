@@ -146,8 +146,7 @@ def _commands(
         (show_command(directory), "prints the report again, without measuring"),
     ]
     if summary.head_counts(analysis, selection).adapted:
-        does = "measures what the config costs in loss, beside simpler uses of the same bytes"
-        commands.append((eval_command(directory), does))
+        commands.append((eval_command(directory), f"measures what {verdict.eval_measures(analysis)}"))
     return commands
 
 

@@ -77,6 +77,12 @@ def counted(count: int, noun: str) -> str:
     return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """``image``, ``image and video``, ``image, video and audio``."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 @dataclass(frozen=True, slots=True)
 class LayerNames:
     """Short labels of attention modules, and the pattern that gives the full names back."""

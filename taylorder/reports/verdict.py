@@ -244,8 +244,9 @@ def _gain(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, 
     if selection.levers is not None:
         caveat = measured or "What that does to the model's loss was not measured on other text."
     else:
-        caveat = "These are errors of one head at a time"
-        caveat += f". {measured}" if measured else "; what they do to the model's loss together is not measured here."
+        what = "loss" if analysis.model.causal else "output"
+        alone = f"; what they do to the model's {what} together is not measured here."
+        caveat = "These are errors of one head at a time" + (f". {measured}" if measured else alone)
     exact, adapted = savings.saved(analysis, selection)
     if analysis.model.causal:
         change = _change(exact, adapted, "as much", "more", "less")
@@ -283,10 +284,17 @@ def _verb(count: int, verb: str) -> str:
     return "has" if verb == "have" else f"{verb}s"
 
 
+def eval_measures(analysis: Analysis) -> str:
+    """What ``taylorder eval`` says of a config: an encoder has no loss, and no bytes to spend otherwise."""
+    if analysis.model.causal:
+        return "this config costs in loss, beside simpler uses of the same bytes"
+    return "this config does to the final hidden states"
+
+
 def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
     """What to type next, and why: ``(command, reason)``."""
     counts = summary.head_counts(analysis, selection)
-    evaluate = eval_command(directory), "what this config costs in loss, beside simpler uses of the same bytes"
+    evaluate = eval_command(directory), f"what {eval_measures(analysis)}"
     if not counts.open:
         return show_command(directory), "this report again, without measuring"
     if selection.levers is not None:
