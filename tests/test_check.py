@@ -37,7 +37,8 @@ def test_a_supported_model_has_its_cache_and_every_command(run, checked, saved):
     assert document["stay_exact"] == []
     # 2 layers of 2 KV heads, keys and values of 8 numbers in bfloat16
     assert document["cache"] == {
-        "bytes_per_token": 128, "context": 50, "bytes": 6400, "stay_exact_bytes": 0, "kv_heads": 4,
+        "bytes_per_token": 128, "context": 50, "bytes": 6400, "stay_exact_bytes": 0,
+        "latent_bytes_per_token": 128, "kv_heads": 4,
     }  # fmt: skip
     plans = {command["command"].split()[0]: command for command in document["commands"]}
     assert list(plans) == ["analyze", "eval,", "generate,"]

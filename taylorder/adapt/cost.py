@@ -15,7 +15,7 @@ from taylorder.kernels.spec import MAX_ORDER, Exact, HeadSpec, Near, deepest
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
-    from taylorder.models.description import ModelDescription, WhyExact
+    from taylorder.models.description import AttentionModule, ModelDescription, WhyExact
 
 KV_BYTES = 2
 STATE_BYTES = 4
@@ -112,6 +112,31 @@ def config_bytes(config: OrderConfig, model: ModelDescription, tokens: int) -> i
         for layer, module in zip(config.layers, model.modules, strict=True)
         for group in module.groups(layer.heads)
     )
+
+
+def latent_bytes(config: OrderConfig, model: ModelDescription, tokens: int) -> int:
+    """:func:`config_bytes` where layers whose heads are all exact keep latents, if they have any.
+
+    A state takes keys and values as they enter the softmax, and so do exact heads beside it: there is no latent there.
+    """
+    total = 0
+    for layer, module in zip(config.layers, model.modules, strict=True):
+        if module.latent_dim is not None and all(isinstance(head.spec.far, Exact) for head in layer.heads):
+            total += module.latent_dim * KV_BYTES * module.cached_tokens(tokens)
+        else:
+            groups = module.groups([head.spec for head in layer.heads])
+            total += sum(kv_head_bytes(group, module, tokens) for group in groups)
+    return total
+
+
+def latent_break_even_tokens(module: AttentionModule, order: int, near: int = 0) -> int:
+    """Smallest context at which the states and near fields of all KV heads of a module are no larger than its latents.
+
+    The module has latents, and none that is empty.
+    """
+    d, d_v = module.head_dim, module.value_dim
+    beside = module.kv_heads * (state_bytes(d, d_v, order) + kv_bytes(d, d_v, near))
+    return math.ceil(beside / ((module.latent_dim or 0) * KV_BYTES))
 
 
 def largest_order(head_dim: int, value_dim: int, context: int, *, causal: bool, group: int = 1, near: int = 0) -> int:

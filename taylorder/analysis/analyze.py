@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from taylorder.analysis.losses import (
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.results import (
     LEAST_FAR_SHARE,
+    ROLES,
     Analysis,
     Calibration,
     CandidateRow,
     NearFieldPreview,
-    Projection,
     SpectralRow,
+    role_of,
 )
 from taylorder.analysis.settings import DEFAULTS
 from taylorder.analysis.spectral import Matrix, fit_spectra
@@ -280,6 +281,7 @@ def _spectra(model: Any, description: ModelDescription, per_head: bool, report: 
                 for head, part in head_slices(weight, projection, module.heads, module.kv_heads)
             ]
         rows += fit_spectra(matrices)
-        rows += [SpectralRow(module.name, name) for name in get_args(Projection) if name not in weights]
+        found = {role_of(projection) for projection in weights}
+        rows += [SpectralRow(module.name, role) for role in ROLES if role not in found]
         report(SPECTRA, done, len(description.modules))
     return tuple(rows)

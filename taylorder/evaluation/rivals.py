@@ -11,6 +11,7 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
 from taylorder.analysis.analyze import SPECTRA
 from taylorder.analysis.projections import projection_weights
+from taylorder.analysis.results import role_of
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.kernels.spec import MAX_ORDER, SINKS, Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
@@ -184,7 +185,8 @@ def fitted_alphas(model: Any, description: ModelDescription, progress: Progress)
     modules = description.open_modules
     for done, module in enumerate(modules, start=1):
         weights = projection_weights(model, module.name)
-        rows = fit_spectra([Matrix(module.name, name, weights[name]) for name in ("q", "k") if name in weights])
+        making_scores = [(name, weight) for name, weight in weights.items() if role_of(name) in ("q", "k")]
+        rows = fit_spectra([Matrix(module.name, name, weight) for name, weight in making_scores])
         alphas[module.name] = layer_alpha(rows, module.name)
         progress(SPECTRA, done, len(modules))
     return alphas

@@ -151,8 +151,18 @@ def _module(call: AttentionCall, keys_of: str | None, calls: int) -> AttentionMo
         sliding_window=call.sliding_window,
         chunk=call.chunk,
         keys_of=keys_of,
+        latent_dim=_latent_dim(call.module),
         calls=calls,
     )
+
+
+def _latent_dim(module: Any) -> int | None:
+    """The latent of keys and values, and the rotary part of the keys beside it, as a module says that makes them so."""
+    if not hasattr(module, "kv_b_proj"):
+        return None
+    parts = [getattr(module, name, None) for name in ("kv_lora_rank", "qk_rope_head_dim")]
+    known = [part for part in parts if isinstance(part, int)]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:

@@ -23,7 +23,9 @@ class AttentionModule:
     ``value_dim`` d_v; ``scaling`` is what the model multiplies q.k with; ``sliding_window`` is None where the module
     sees the whole context, and so is ``chunk``, the tokens of a chunk within which it attends. ``keys_of`` names the
     module that makes the keys, this one or another, where several modules attend to them; None where no other does.
-    ``calls`` is how often it attends in a forward pass: more than once where layers share their weights (ALBERT).
+    ``latent_dim`` is of latent attention: the numbers of a token that all its KV heads are made of, which a server
+    keeps in their place; None elsewhere. ``calls`` is how often it attends in a forward pass: more than once where
+    layers share their weights (ALBERT).
     """
 
     name: str
@@ -36,6 +38,7 @@ class AttentionModule:
     sliding_window: int | None
     chunk: int | None = None
     keys_of: str | None = None
+    latent_dim: int | None = None
     calls: int = 1
 
     @property
@@ -114,6 +117,11 @@ class ModelDescription:
     def closed_modules(self) -> tuple[AttentionModule, ...]:
         """The modules that stay as they are."""
         return tuple(module for module in self.modules if module.stays_exact is not None)
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether some module has latent attention, whose cache may be smaller than its keys and values."""
+        return any(module.latent_dim is not None for module in self.modules)
 
     @property
     def why_none_open(self) -> str:

@@ -133,6 +133,14 @@ def _by_order(analysis: Analysis, selection: Selection) -> Section:
             f"Nominal bytes (state fp32, KV bf16); a KV head's cache takes {cache} at "
             f"{counted(selection.context, 'token')}."
         )
+        if typical.latent_dim is not None:
+            latents = size(cost.KV_BYTES * typical.latent_dim)
+            expanded = size(typical.kv_heads * cost.kv_bytes(typical.head_dim, typical.value_dim, 1))
+            words += (
+                f" Keys and values of a token take {expanded} in a layer, and the latent that they are made of "
+                f'{latents}, which is what a server keeps: "beside latents" is where the states of a layer take no more. '
+                "Whether an order pays off is judged beside keys and values."
+            )
     else:
         words += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
     title = f"Error by order, in percent: the median of {heads}{seeing}"
@@ -184,5 +192,8 @@ def _savings(analysis: Analysis, selection: Selection) -> Section:
         words = f"Nothing. {what}: {before} with every head exact, and as much with this config."
     else:
         words = f"{what}: {before} with every head exact, {after} with this config."
+    if analysis.model.keeps_latents:
+        exact, adapted = savings.latent_bytes(analysis, selection)
+        words += f" Where exact layers keep latents: {size(exact)}, and {size(adapted)} with this config."
     title = f"What this config saves at {counted(selection.context, 'token')}"
     return Section(title, (paragraph(words),), "config", name="savings")

@@ -88,6 +88,7 @@ def as_document(report: CheckReport) -> dict[str, Any]:
             "context": report.cache.context,
             "bytes": report.cache.exact_bytes,
             "stay_exact_bytes": report.cache.closed_bytes,
+            "latent_bytes_per_token": report.cache.latent_token_bytes,
             "kv_heads": report.cache.kv_heads,
         },
         "commands": commands,
@@ -168,6 +169,9 @@ def _cache(cache: CacheSize | None) -> tuple[Any, ...]:
     closed = f", beside {size(cache.closed_bytes)} of layers that stay exact" if cache.closed_bytes else ""
     at = f"at {number(cache.context)} tokens"
     held = {"KV cache": f"{size(cache.token_bytes)} per token, {size(cache.exact_bytes)} {at}{closed}"}
+    if cache.latent_token_bytes != cache.token_bytes:
+        latents = size(cache.latent_token_bytes * cache.context)
+        held["as latents"] = f"{size(cache.latent_token_bytes)} per token, {latents} {at}, which a server keeps instead"
     if cache.kv_heads:
         per_kv_head = size(cache.exact_bytes // cache.kv_heads)
         held["per KV head"] = f"{per_kv_head} {at}, of which --budget gives each a share"

@@ -139,7 +139,7 @@ def _alphas(analysis: Analysis, projection: str) -> dict[str, Cell]:
         means = {name: layer_alpha(analysis.spectral, name) for name in names}
         return {name: Cell("-") if mean is None else Cell(f"{mean:.2f}", mean) for name, mean in means.items()}
     fits: dict[str, SpectralRow] = {
-        row.module: row for row in analysis.spectral if row.head is None and row.projection == projection
+        row.module: row for row in analysis.spectral if row.head is None and row.role == projection
     }
     return {name: alphas.alpha(fits.get(name)) for name in names}
 

@@ -82,7 +82,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
                 f"{name} {of_layers[module.name][projection][1]}" for projection, name in heat_map.PROJECTIONS.items()
             )
             if key in fits:
-                cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
+                cells = {fit.role: alphas.alpha(fit) for fit in fits[key]}
                 facts["alpha, head"] = ", ".join(f"{name} {alpha.text}{alpha.mark}" for name, alpha in cells.items())
             heads.append(
                 {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}

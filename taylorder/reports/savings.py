@@ -22,6 +22,13 @@ def cache_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
     return exact, adapted
 
 
+def latent_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
+    """The same where layers whose heads are all exact keep latents in place of keys and values."""
+    configs = OrderConfig.uniform(analysis.model, "exact"), selection.config
+    exact, adapted = (cost.latent_bytes(config, analysis.model, selection.context) for config in configs)
+    return exact, adapted
+
+
 def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple[int, int]:
     """Multiply-adds of two-sided attention over ``context`` tokens: every head exact, and as the config has it.
 

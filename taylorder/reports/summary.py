@@ -52,7 +52,10 @@ def described_heads(analysis: Analysis, selection: Selection) -> list[HeadVerdic
 
 @dataclass(frozen=True, slots=True)
 class OrderLine:
-    """One order: median error per expansion point as ``(guarded, raw)``, heads within the tolerance, and the cost."""
+    """One order: median error per expansion point as ``(guarded, raw)``, heads within the tolerance, and the cost.
+
+    ``latent_break_even`` is held against the latents that a server keeps, None where there are none.
+    """
 
     order: int
     errors: dict[Expansion, tuple[float, float]]
@@ -60,6 +63,7 @@ class OrderLine:
     features: int
     nominal_bytes: int
     break_even: int
+    latent_break_even: int | None
     pays: bool
 
 
@@ -90,6 +94,9 @@ def by_order(analysis: Analysis, selection: Selection) -> tuple[OrderLine, ...]:
                     cost.break_even_tokens(d, d_v, order, near=near)
                     if analysis.model.causal
                     else cost.break_even_flops(d, d_v, order, typical.group)
+                ),
+                latent_break_even=(
+                    None if typical.latent_dim is None else cost.latent_break_even_tokens(typical, order, near)
                 ),
                 pays=order <= selection.largest_order,
             )

@@ -251,6 +251,9 @@ def _gain(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, 
     if analysis.model.causal:
         change = _change(exact, adapted, "as much", "more", "less")
         figures = f"the caches take {size(adapted)} instead of {size(exact)} (nominal bytes, {change})"
+        if analysis.model.keeps_latents:
+            exact, adapted = savings.latent_bytes(analysis, selection)
+            figures += f", or {size(adapted)} instead of {size(exact)} where exact layers keep latents"
     else:
         figures = f"attention takes {_change(exact, adapted, 'as many', 'more', 'fewer')} multiplications"
     return f"At {counted(selection.context, 'token')} {figures}. {caveat}"
