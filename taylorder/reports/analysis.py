@@ -138,8 +138,8 @@ def _by_order(analysis: Analysis, selection: Selection) -> Section:
             expanded = size(typical.kv_heads * cost.kv_bytes(typical.head_dim, typical.value_dim, 1))
             words += (
                 f" Keys and values of a token take {expanded} in a layer, and the latent that they are made of "
-                f'{latents}, which is what a server keeps: "beside latents" is where the states of a layer take no more. '
-                "Whether an order pays off is judged beside keys and values."
+                f'{latents}, which is what a server keeps: "beside latents" is where the states of a layer take no '
+                "more. Whether an order pays off is judged beside keys and values."
             )
     else:
         words += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
