@@ -193,10 +193,24 @@ def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
     assert getattr(model, "config", hf.LlamaConfig())._attn_implementation != "taylorder_record"
 
 
+def test_the_text_part_of_a_model_that_needs_an_image_too_is_named():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**sizes, **_IDS, "max_position_embeddings": 64, "initializer_factor": 8.0}
+    config = hf.CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
+    model = tiny.build(hf.CLIPModel, config)
+    with pytest.raises(
+        UnsupportedModelError, match=r"CLIPModel\) did not run on 8 token ids alone .*Take its CLIPText"
+    ):
+        describe(model)
+    assert len(describe(model.get_decoder()).modules) == 2
+
+
 def test_the_part_that_sees_text_is_named_where_another_part_stands_against_the_model(monkeypatch):
     model = tiny.llava()
     monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
-    with pytest.raises(UnsupportedModelError, match=r"own code.*Its LlamaModel does: .*\(model\.get_decoder\(\)\)"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"own code.*Take its LlamaModel by itself \(model\.get_decoder\(\)\)"
+    ):
         describe(model)
     assert describe(model.get_decoder()).architecture == "LlamaModel"
 

@@ -16,7 +16,14 @@ from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.fingerprint import fingerprint
 from taylorder.models.positions import longest_context, lookups
 from taylorder.models.probing import refuse_other_numbers
-from taylorder.models.refusals import dtype_name, refuse_class, refuse_config, refuse_projections, refuse_weights
+from taylorder.models.refusals import (
+    dtype_name,
+    refuse_class,
+    refuse_config,
+    refuse_projections,
+    refuse_weights,
+    text_part,
+)
 from taylorder.models.running import PROBE_TOKENS, leaving_no_trace, probe_ids, run_base
 
 
@@ -96,7 +103,8 @@ def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tens
     except Exception as error:
         raise UnsupportedModelError(
             f"{name} ({type(model).__name__}) did not run on {PROBE_TOKENS} token ids alone "
-            f"({type(error).__name__}: {first_line(error)}). Choose a model that takes nothing else."
+            f"({type(error).__name__}: {first_line(error)}). "
+            f"{text_part(base) or 'Choose a model that takes nothing else'}."
         ) from error
     _refuse_calls(calls, name)
     return calls, hidden

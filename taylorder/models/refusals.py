@@ -64,19 +64,19 @@ def refuse_class(model: Any, *, selected: str | None = None) -> None:
         raise UnsupportedModelError(
             f"{model_class.__name__} computes attention in its own code, not through transformers' AttentionInterface, "
             "so its q, k and v cannot be seen or replaced (as in BLOOM, Falcon, GPT-J, MPT). "
-            f"{_text_part(model) or _of_its_kind(model_class)}."
+            f"{text_part(model) or _of_its_kind(model_class)}."
         )
 
 
-def _text_part(model: Any) -> str | None:
-    """The part of a model that runs its attention through the interface where another part, one that sees, does not."""
+def text_part(model: Any) -> str | None:
+    """Say how to take the part of a model that sees text alone and attends through the interface; None if none does."""
     try:
         part = None if isinstance(model, type) else model.get_decoder()
     except (AttributeError, NotImplementedError):  # some classes know of no such part
         return None
     if part is None or part is model or not getattr(part, "_can_set_attn_implementation", lambda: False)():
         return None
-    return f"Its {type(part).__name__} does: take that by itself (model.get_decoder()), which sees text alone"
+    return f"Take its {type(part).__name__} by itself (model.get_decoder()), which sees text alone"
 
 
 def _of_its_kind(model_class: Any) -> str:
