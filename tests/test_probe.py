@@ -71,8 +71,9 @@ def test_a_model_that_puts_out_nothing_per_token_is_refused():
     [
         (torch.tensor([0.0, torch.finfo(torch.float32).min, -torch.inf]), True),
         (torch.tensor([0.0, torch.finfo(torch.float16).min], dtype=torch.float16), True),
-        (torch.tensor([0.0, -1e4]), False),
-        (torch.tensor([0.0, -1.0]), False),
+        (torch.tensor([0.0, -1e4]), True),
+        (torch.tensor([0.0, -100.0]), False),
+        (torch.tensor([-1.0, -1e4]), False),
     ],
 )
 def test_a_mask_of_zeros_and_minima_only_admits(mask, is_boolean):

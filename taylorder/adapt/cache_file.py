@@ -143,7 +143,8 @@ def _put_together(layer: Any, about: dict[str, Any], held: dict[str, Tensor]) ->
             device = next(iter(held.values())).device
             layer.state = _restored(layer.heads, about, device, held)
             layer.state.tokens = layer.cumulative_length = tokens
-            layer.dtype, layer.device, layer.is_initialized = layer.state.shape.dtype, device, True
+            nothing = torch.empty(0, dtype=layer.state.shape.dtype, device=device)
+            layer.lazy_initialization(nothing, nothing)
     elif held:
         layer.lazy_initialization(held["keys"], held["values"])
         layer.keys, layer.values = held["keys"], held["values"]

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_HIDDEN = -1e4
+"""What is added to the score of a hidden key, or less: far below any score of a model that works."""
+
 
 def short_mask(**options: Any) -> Tensor | None:
     """Answer as transformers' ``sdpa_mask``, with the same options, without anything of size tokens x tokens.
@@ -43,14 +46,14 @@ def causal_mask(valid: Tensor, queries: int) -> Tensor:
 
 
 def admitting(mask: Tensor | None) -> Tensor | None:
-    """Return a mask as bool, True where a query may look, if it only admits and hides: zeros and minima of its dtype.
+    """Return a mask as bool, True where a query may look, if it only admits and hides: zeros, and what exp makes zero.
 
-    One that adds anything else to the scores comes back as it is.
+    That is the minimum of its dtype, or -10,000 (MarkupLM). One that adds anything else comes back as it is.
     """
     if mask is None or not mask.is_floating_point():
         return mask
     admitted = mask == 0
-    return admitted if bool((admitted | (mask <= torch.finfo(mask.dtype).min)).all()) else mask
+    return admitted if bool((admitted | (mask <= _HIDDEN)).all()) else mask
 
 
 def key_validity(mask: Tensor | None, queries: int, *, causal: bool) -> Tensor | None:
