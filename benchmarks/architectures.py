@@ -14,19 +14,16 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 
 import torch
 import transformers
-from architecture_sweep import comparing, generating, measuring
-from architecture_sweep.building import NotBuiltError, Run, all_runs, build
+from architecture_sweep.building import all_runs
 from architecture_sweep.children import records
-from architecture_sweep.examination import Examination, OutOfMemoryError
 from architecture_sweep.log import Log
+from architecture_sweep.stages import examine
 from architecture_sweep.summary import summary
 from architecture_sweep.verdict import verdict
 
@@ -55,41 +52,6 @@ def main() -> int:
     everything = [record for (model_type, _), record in log.tidy().items() if not only or model_type in only]
     print(summary(everything))
     return 0 if all(verdict(record).passed for record in everything) else 1
-
-
-def examine(run: Run, announce: Callable[[str], None]) -> dict[str, Any]:
-    """Build the tiny model of a run, put it through all stages and return its record. Stages fill it; none judges."""
-    name = {"type": run.model_type, "variant": run.variant, "class": run.class_name, "optional_head": run.optional_head}
-    examination = Examination(name, announce)
-    try:
-        _stages(run, examination)
-    except OutOfMemoryError as error:
-        examination.record["ended"] = f"memory: {error}"
-    return examination.record
-
-
-def _stages(run: Run, examination: Examination) -> None:
-    record = examination.record
-    record["build"] = {}
-    try:
-        model = build(run, record["build"])
-    except NotBuiltError as error:
-        record["build"]["failed"] = str(error)
-        return
-    analysis = examination.product("analyze", lambda: measuring.analyze(model))
-    if analysis is None:
-        measuring.own_calls(examination, model)
-        return
-    description = analysis.model
-    record["analysis"] = measuring.what_was_seen(model, analysis)
-    record["projection_cosines"] = examination.untouched("projections", lambda: measuring.projection_cosines(model))
-    comparing.directions(examination, model, description)
-    comparing.against_the_reference(examination, model, description)
-    comparing.against_the_untouched(examination, model, description)
-    if run.variant == "head" and description.causal:
-        generating.against_a_full_pass(examination, model, lambda: comparing.low_order(description))
-    if record["build"]["parameters"] <= measuring.MOST_PARAMETERS:
-        measuring.load(examination, model)
 
 
 def _arguments() -> argparse.Namespace:

@@ -21,7 +21,7 @@ from taylorder.selection.rotations import balanced_rotations
 
 
 def mixed_config(model, seed=0):
-    """Orders 1 to 4, all expansions, windows and sinks, exact groups; sliding-window layers exact."""
+    """Orders 1 to 4, all expansions, windows and sinks, exact groups; layers that have to be, exact."""
     description = describe(model, "tiny")
     generator = torch.Generator().manual_seed(seed)
 
@@ -32,7 +32,7 @@ def mixed_config(model, seed=0):
     for module in description.modules:
         heads = []
         for kv_head in range(module.kv_heads):
-            if module.sliding_window is not None or (kv_head == 0 and draw(4) == 0):
+            if module.stays_exact is not None or (kv_head == 0 and draw(4) == 0):
                 heads += [HeadOrder(spec=HeadSpec(Exact()), error=0.0)] * module.group
                 continue
             near = Near(draw(8), draw(3)) if module.causal else Near()
@@ -41,12 +41,9 @@ def mixed_config(model, seed=0):
                 HeadOrder(spec=HeadSpec(Taylor(1 + draw(4), family[draw(len(family))]), near))
                 for _ in range(module.group)
             ]
-        layers.append(LayerOrders(module=module.name, heads=tuple(heads)))
+        layers.append(LayerOrders.of(module, description, heads))
     config = OrderConfig(model=ModelIdentity.of(description), layers=tuple(layers))
-    first = description.modules[0]
-    centres = {
-        m.name: 0.3 * torch.randn(first.kv_heads, first.head_dim, generator=generator) for m in description.modules
-    }
+    centres = {m.name: 0.3 * torch.randn(m.kv_heads, m.head_dim, generator=generator) for m in description.modules}
     return config.with_key_centres(centres)
 
 
@@ -84,7 +81,7 @@ HALF, FULL, NONE = 0.5, 1.0, 0.0
 
 def group(module, kind, share):
     """Decisions for one group: two orders and two expansions on shared ranks, plain Taylor, or exact."""
-    if kind == "exact" or module.sliding_window is not None:
+    if kind == "exact" or module.stays_exact is not None:
         return (HeadOrder(spec=HeadSpec(Exact()), error=0.0),) * module.group
     near = Near(5, 2) if module.causal else Near()
     if kind == "plain":

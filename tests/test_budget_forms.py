@@ -56,12 +56,12 @@ def test_a_share_and_tokens_follow_the_context_and_bytes_do_not(llama):
 def test_a_total_leaves_what_sliding_layers_do_not_take(gemma):
     exact = config_bytes(OrderConfig.uniform(gemma, "exact"), gemma, LENGTH)
     cache = CacheSize.of(gemma, LENGTH)
-    assert exact == cache.exact_bytes + cache.sliding_bytes
-    assert cache.sliding_bytes == config_bytes(OrderConfig.uniform(gemma, "exact"), gemma, 8) // 2
-    total = cache.sliding_bytes + 100 * cache.kv_heads
+    assert exact == cache.exact_bytes + cache.closed_bytes
+    assert cache.closed_bytes == config_bytes(OrderConfig.uniform(gemma, "exact"), gemma, 8) // 2
+    total = cache.closed_bytes + 100 * cache.kv_heads
     assert limit(gemma, f"total:{total}B").budget == 100
     assert cache.total(100) == total
-    assert limit(gemma, f"total:{cache.sliding_bytes // 2}B").budget == 0
+    assert limit(gemma, f"total:{cache.closed_bytes // 2}B").budget == 0
 
 
 @pytest.mark.parametrize("form", ["1B", "1%", "total:1B", "tokens:1"])
@@ -127,9 +127,7 @@ def test_the_least_that_is_named_is_accepted_and_a_byte_less_is_not(llama):
 
 
 def test_a_total_that_sliding_layers_take_says_so(gemma):
-    with pytest.raises(
-        UsageError, match="is 0 bytes per KV head beside the [0-9]+ bytes of layers with sliding windows"
-    ):
+    with pytest.raises(UsageError, match="is 0 bytes per KV head beside the [0-9]+ bytes of layers that stay exact"):
         offer(gemma, AnalyzeSettings(budget=Budget.parse("total:1B"), context=LENGTH, lever_length=LENGTH))
 
 
@@ -138,7 +136,7 @@ def test_the_words_name_all_forms_and_each_gives_the_same_budget_again(llama, ge
         "768 B per KV head on average = 50% of exact = 3 KiB in total = 24 tokens of cache per KV head"
     )
     assert "KiB in total, " in budget_words(CacheSize.of(gemma, LENGTH), 768)
-    assert "in layers with sliding windows" in budget_words(CacheSize.of(gemma, LENGTH), 768)
+    assert "in layers that stay exact" in budget_words(CacheSize.of(gemma, LENGTH), 768)
 
 
 def test_several_budgets_have_commas_between_them_and_folders_without_escapes():

@@ -37,7 +37,8 @@ def test_a_supported_model_has_its_cache_and_every_command(run, checked, saved):
     assert document["stay_exact"] == []
     # 2 layers of 2 KV heads, keys and values of 8 numbers in bfloat16
     assert document["cache"] == {
-        "bytes_per_token": 128, "context": 50, "bytes": 6400, "sliding_bytes": 0, "kv_heads": 4,
+        "bytes_per_token": 128, "context": 50, "bytes": 6400, "stay_exact_bytes": 0,
+        "latent_bytes_per_token": 128, "kv_heads": 4,
     }  # fmt: skip
     plans = {command["command"].split()[0]: command for command in document["commands"]}
     assert list(plans) == ["analyze", "eval,", "generate,"]
@@ -54,8 +55,42 @@ def test_layers_with_sliding_windows_are_named_as_exact(checked, run, tmp_path, 
     folder = tiny.saved(tiny.gemma3(), tiny_tokenizer, tmp_path / "model")
     document = checked(folder)
     assert [layer["sliding_window"] for layer in document["stay_exact"]] == [8, 8]
-    assert document["cache"]["sliding_bytes"] > 0
+    assert document["cache"]["stay_exact_bytes"] > 0
     assert "2 of 4 layers (0, 2): sliding windows of 8 tokens" in " ".join(run("check", folder)[1].split())
+
+
+def test_layers_that_read_the_same_keys_are_named_as_exact(checked, run, tmp_path, tiny_tokenizer):
+    folder = tiny.saved(tiny.gemma3n(), tiny_tokenizer, tmp_path / "model")
+    document = checked(folder, "--context", 50)
+    assert [layer["reason"] for layer in document["stay_exact"]] == [
+        "sliding",
+        "sliding",
+        "shared",
+        "sliding",
+        "shared",
+    ]
+    assert document["stay_exact"][-1]["keys_of"] == "model.layers.3.self_attn"
+    assert (document["cache"]["bytes"], document["cache"]["stay_exact_bytes"]) == (64 * 50, 64 * (8 + 8 + 50))
+    told = " ".join(run("check", folder)[1].split())
+    assert "3 of 6 layers (0, 2, 4): sliding windows of 8 tokens, whose cache is constant already" in told
+    assert "2 of 6 layers (3, 5): keys that several of them read, which have to be kept" in told
+
+
+def test_layers_of_other_shapes_are_told_apart(run, checked, tmp_path, tiny_tokenizer):
+    folder = tiny.saved(tiny.gemma4(), tiny_tokenizer, tmp_path / "model")
+    told = " ".join(run("check", folder)[1].split())
+    assert "4 layers x 4 heads over 1 KV head of dimension 16; 2 layers over 2 KV heads of dimension 8" in told
+    (folder / "model.safetensors").unlink()
+    model = checked(folder)["model"]
+    assert [model[key] for key in ("full", "sliding", "kv_heads", "head_dim")] == [2, 2, 1, 16]
+
+
+@pytest.mark.parametrize(("factory", "counts"), [("llama4", (2, 0, 2, 0)), ("gemma3n", (1, 3, 0, 2))])
+def test_layers_that_stay_exact_are_counted_from_a_config_too(checked, tmp_path, tiny_tokenizer, factory, counts):
+    folder = tiny.saved(getattr(tiny, factory)(), tiny_tokenizer, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    model = checked(folder)["model"]
+    assert tuple(model[kind] for kind in ("full", "sliding", "chunked", "shared")) == counts
 
 
 def test_an_encoder_has_no_cache_and_no_budget(checked, run, tmp_path, tiny_tokenizer):

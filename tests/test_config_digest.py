@@ -70,7 +70,8 @@ def test_provenance_does_not_count_in_the_digest(name):
 
 def test_everything_else_in_a_config_is_known_to_the_digest():
     """A new field of a layer or of a config has to enter the digest, or be named here as one that changes nothing."""
-    assert LayerOrders.model_fields.keys() == {"module", "heads"}
+    # A layer of a shape of its own is exact, and cuts no group.
+    assert LayerOrders.model_fields.keys() == {"module", "heads", "shape"}
     assert OrderConfig.model_fields.keys() == {"model", "calibration", "criterion", "software", "probe", "layers"}
     assert OrderConfig.__private_attributes__.keys() == {"_key_centres", "_rotations", "_probes"}
     plain = example()

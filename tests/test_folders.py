@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from taylorder.errors import UsageError
-from taylorder.models.folders import models_inside
+from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models.architecture import without_weights
+from taylorder.models.folders import models_inside, other_format
 from taylorder.models.loading import load
 
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
@@ -93,3 +94,24 @@ def test_what_to_name_instead_is_said(tmp_path):
 def test_names_that_cannot_be_a_model_are_refused(name, message):
     assert message in refused(name)
     assert len(os.fsencode(refused(name))) < 250
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (("model.bin", "config.json", "shared_vocabulary.json"), r"format of CTranslate2 \(model\.bin\)"),
+        (("onnx/model.onnx", "config.json", "tokenizer.json"), r"format of ONNX \(onnx/model\.onnx\)"),
+        (("model.onnx",), r"format of ONNX \(model\.onnx\)"),
+    ],
+)
+def test_a_model_that_other_programs_run_is_called_by_its_format(tmp_path, files, words):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(CONFIG)
+    with pytest.raises(UnsupportedModelError, match=f"{words}.*name the folder of the weights that it was made of"):
+        load(str(tmp_path))
+    assert without_weights(str(tmp_path)) is None
+    (tmp_path / "model.safetensors").touch()
+    assert (other_format(tmp_path) is None) == (
+        "model.bin" not in files
+    )  # an export beside the weights is no hindrance

@@ -212,7 +212,7 @@ def test_images_are_refused_by_the_first_layer_with_truncated_heads():
         ({"position_ids": PACKED}, "position_ids that do not count up by one"),
         ({"attention_mask": HOLES}, r"lets token 0 see token 1, which comes later"),
         ({"attention_mask": HOLES & CAUSAL}, r"hides from token \d+ token \d+"),
-        ({"attention_mask": torch.zeros(1, 1, LENGTH, LENGTH)}, r"is of float32 \(1, 1, 30, 30\)"),
+        ({"attention_mask": torch.full((1, 1, LENGTH, LENGTH), -1.5)}, r"is of float32 \(1, 1, 30, 30\)"),
     ],
     ids=["packed", "packed beside a cache", "holes", "causal holes", "float"],
 )

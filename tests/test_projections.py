@@ -164,15 +164,35 @@ def test_grouped_shapes():
     assert shapes == {"q": (64, 32), "k": (32, 32), "v": (32, 32), "o": (32, 64)}
 
 
-def test_latent_attention_has_no_plain_keys_and_values():
+@pytest.mark.parametrize("query_rank", [None, 16])
+def test_latent_attention_has_the_matrices_behind_its_latents(query_rank):
     config = hf.DeepseekV3Config(
-        intermediate_size=64, moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=None, qk_rope_head_dim=4,
+        intermediate_size=64, moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=query_rank, qk_rope_head_dim=4,
         qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1, n_routed_experts=2, n_group=1, topk_group=1,
         num_experts_per_tok=1, **(_GROUPED | {"num_key_value_heads": 4}), **_REST,
     )  # fmt: skip
     model = tiny.build(hf.DeepseekV3ForCausalLM, config)
     weights = projection_weights(model, "model.layers.0.self_attn")
-    assert {projection: tuple(weight.shape) for projection, weight in weights.items()} == {"q": (48, 32), "o": (32, 32)}
+    queries = {"q": (48, 32)} if query_rank is None else {"q_b": (48, 16)}
+    assert {projection: tuple(weight.shape) for projection, weight in weights.items()} == {
+        **queries, "o": (32, 32), "k_b": (32, 8), "v_b": (32, 8),
+    }  # fmt: skip
+    # What they make of the latents is what enters the softmax: rotary dimensions aside, which turn.
+    attention, entering, calls = model.model.layers[0].self_attn, {}, []
+    for name in ("q_b_proj", "kv_b_proj"):
+        if (child := getattr(attention, name, None)) is not None:
+            child.register_forward_hook(lambda _, args, __, name=name: entering.__setitem__(name, args[0]))
+    with recording(model, calls.append), torch.no_grad():
+        model(tiny.tokens(2, 12))
+
+    def made(projection, child):
+        return (entering[child].flatten(0, -2) @ weights[projection].T).view(2, 12, 4, -1).transpose(1, 2)
+
+    torch.testing.assert_close(made("k_b", "kv_b_proj"), calls[0].k[..., :8])
+    torch.testing.assert_close(made("v_b", "kv_b_proj"), calls[0].v)
+    if query_rank is not None:
+        torch.testing.assert_close(made("q_b", "q_b_proj")[..., :8], calls[0].q[..., :8])
+    assert [part.shape for _, part in head_slices(weights["k_b"], "k_b", 4, 4)] == [(8, 8)] * 4
 
 
 def test_a_fused_matrix_of_unknown_layout_is_absent():

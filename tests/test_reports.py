@@ -370,6 +370,23 @@ def test_verdict_of_an_encoder_speaks_of_multiplications():
     text = told_of("encoder")
     assert "At 512 tokens attention takes 8.3% fewer multiplications." in text
     assert "cache" not in text
+    assert "what they do to the model's output together is not measured here" in text
+
+
+def test_an_encoder_is_not_told_to_measure_a_loss():
+    measured, chosen = case("encoder")
+    _, reason = verdict.next_command(measured, chosen)
+    assert reason == "what this config does to the final hidden states"
+    lines = [line for line in report("encoder").splitlines() if "not measured" in line or "nothing to compare" in line]
+    assert "final hidden states  not measured" in lines[0]
+    assert "one window           nothing to compare: an encoder has no cache" in lines[1]
+
+
+def test_a_model_that_takes_more_than_text_is_said_to_be_measured_on_text():
+    measured, chosen = case("built-in")
+    seeing = synthetic.replaced(measured, model=synthetic.replaced(measured.model, unmeasured=("image", "video")))
+    text = " ".join(synthetic.report(seeing, chosen, width=200).split())
+    assert "seed 0; image and video inputs were not measured" in text
 
 
 def test_verdict_of_the_alpha_policy_judges_by_the_errors():
@@ -383,7 +400,7 @@ def test_verdict_counts_sliding_heads_apart():
     text = told_of("sliding")
     assert text.startswith("No head of 8 meets 7%")
     assert "The 16 heads of 4 sliding-window layers stay as they are and are not counted here." in text
-    assert told_of("all sliding").startswith("Every layer attends to a sliding window")
+    assert told_of("all sliding").startswith("Every layer has a sliding window of its own: all")
 
 
 def test_verdict_when_no_order_pays_off():

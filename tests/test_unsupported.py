@@ -31,8 +31,8 @@ def bloom():
     return hf.BloomForCausalLM(hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4, **_IDS))
 
 
-def gptj():
-    return hf.GPTJForCausalLM(hf.GPTJConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, **_IDS))
+def mpnet():
+    return hf.MPNetModel(hf.MPNetConfig(**_SMALL, **_IDS))
 
 
 def gemma2():
@@ -47,32 +47,6 @@ def t5_encoder():
     config = hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=128)
     config.is_encoder_decoder = False
     return hf.T5EncoderModel(config)
-
-
-def gemma3n(shared=1):
-    config = hf.Gemma3nTextConfig(
-        head_dim=8, num_kv_shared_layers=1, layer_types=["full_attention"] * 3, hidden_size_per_layer_input=8,
-        vocab_size_per_layer_input=tiny.VOCAB, laurel_rank=4, activation_sparsity_pattern=[0.0] * 3,
-        **{**_GROUPED, "num_hidden_layers": 3},
-    )  # fmt: skip
-    model = hf.Gemma3nForCausalLM(config)
-    config.num_kv_shared_layers = shared
-    return model
-
-
-def gemma3n_undeclared():
-    """Sharing that only the forward pass gives away."""
-    return gemma3n(shared=0)
-
-
-def llama4():
-    return hf.Llama4ForCausalLM(
-        hf.Llama4TextConfig(head_dim=8, layer_types=["chunked_attention", "full_attention"], intermediate_size_mlp=64,
-                            num_local_experts=2, moe_layers=[], **_GROUPED))  # fmt: skip
-
-
-def albert():
-    return hf.AlbertModel(hf.AlbertConfig(embedding_size=16, max_position_embeddings=64, **_SMALL, **_IDS))
 
 
 def mamba():
@@ -177,23 +151,22 @@ def no_transformer():
 
 
 _REFUSED = [
-    (bloom, r"BloomForCausalLM computes attention in its own code.*AttentionInterface.*Choose a model"),
-    (gptj, r"GPTJForCausalLM computes attention in its own code.*Choose a model"),
+    (
+        bloom,
+        r"BloomForCausalLM computes attention in its own code.*AttentionInterface.*Choose .* Llama, .*, which generate",
+    ),
+    (mpnet, r"MPNetModel computes attention in its own code.*Choose .* BERT, .*, which are encoders of text"),
     (no_transformer, r"Linear is not a transformers PreTrainedModel.*taylorder\.models\.load"),
     (gemma2, r"subject caps its attention scores \(attn_logit_softcapping = 50\).*tanh.*Choose a model"),
-    (t5, r"subject is an encoder-decoder \(t5\).*Choose a model"),
+    (t5, r"subject is an encoder-decoder \(t5\).*Take one half of it .*or another model"),
     (t5_encoder, r"layer\.0.*adds a learned position bias.*\(position_bias\).*Choose a model"),
-    (gemma3n, r"shares keys and values between layers \(num_kv_shared_layers = 1\).*Choose a model"),
-    (gemma3n_undeclared, r"layers\.2\.self_attn uses the keys of .*layers\.1\.self_attn.*Choose a model"),
-    (llama4, r"layers of type chunked_attention: it cuts the context into chunks.*Choose a model"),
-    (albert, r"calls .*attention more than once in a forward pass.*Choose a model"),
     (mamba, r"made no attention call on 8 tokens.*at least one layer of softmax attention"),
     (tiny.vit, r"takes pixel_values, where token ids are expected.*Choose a language model"),
     (uneven, r"2 kinds, where one is expected: .*4 heads on 2 KV heads.*4 heads on 4 KV heads.*Choose a model"),
     (half_causal, r"2 kinds.*bidirectional.*causal.*Choose a model"),
     (
         splinter,
-        r"layer\.0.* attends to earlier tokens \(is_causal = True\) .*mask that lets token 0 see token 1.*choose a",
+        r"attends to earlier tokens only \(.*layer\.0.*is_causal = True\), but another last token changes .*Choose a",
     ),
     (bigbird_pegasus, r"in both directions \(is_causal = False\) .*mask that hides from token 0 token 1.*choose a"),
     (tiny.paligemma, r"in both directions \(is_causal = False\) .*mask that hides from token 0 token 1.*choose a"),
@@ -213,6 +186,28 @@ def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert getattr(model, "config", hf.LlamaConfig())._attn_implementation != "taylorder_record"
+
+
+def test_the_text_part_of_a_model_that_needs_an_image_too_is_named():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**sizes, **_IDS, "max_position_embeddings": 64, "initializer_factor": 8.0}
+    config = hf.CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
+    model = tiny.build(hf.CLIPModel, config)
+    with pytest.raises(
+        UnsupportedModelError, match=r"CLIPModel\) did not run on 8 token ids alone .*Take its CLIPText"
+    ):
+        describe(model)
+    assert len(describe(model.get_decoder()).modules) == 2
+
+
+def test_the_part_that_sees_text_is_named_where_another_part_stands_against_the_model(monkeypatch):
+    model = tiny.llava()
+    monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(
+        UnsupportedModelError, match=r"own code.*Take its LlamaModel by itself \(model\.get_decoder\(\)\)"
+    ):
+        describe(model)
+    assert describe(model.get_decoder()).architecture == "LlamaModel"
 
 
 @pytest.mark.parametrize(

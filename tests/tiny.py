@@ -159,11 +159,50 @@ def paligemma():
     return build(hf.PaliGemmaForConditionalGeneration, config)
 
 
+def llama4():
+    """Chunks of 8 tokens, full, chunks, full; no rotary embedding in the full layers."""
+    config = hf.Llama4TextConfig(
+        head_dim=8, layer_types=["chunked_attention", "full_attention"] * 2, attention_chunk_size=8,
+        no_rope_layers=[1, 0, 1, 0], intermediate_size_mlp=64, num_local_experts=2, moe_layers=[],
+        **{**decoder(), "num_hidden_layers": 4},
+    )  # fmt: skip
+    return build(hf.Llama4ForCausalLM, config)
+
+
+def gemma3n():
+    """Four layers of their own, and two behind them that read the keys of the last two: sliding (window 8), full, …"""
+    config = hf.Gemma3nTextConfig(
+        head_dim=8, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 3,
+        sliding_window=8, hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB, laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 6, **{**decoder(), "num_hidden_layers": 6},
+    )  # fmt: skip
+    return build(hf.Gemma3nForCausalLM, config)
+
+
+def gemma4():
+    """Sliding layers of 4 heads on 2 KV heads of dimension 8, full ones on 1 of dimension 16 whose values are keys."""
+    config = hf.Gemma4TextConfig(
+        head_dim=8, global_head_dim=16, num_global_key_value_heads=1, attention_k_eq_v=True, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=0, hidden_size_per_layer_input=0,
+        **{**decoder(), "num_hidden_layers": 4},
+    )  # fmt: skip
+    return build(hf.Gemma4ForCausalLM, config)
+
+
+def albert():
+    """Encoder whose three layers are one, called three times."""
+    config = hf.AlbertConfig(
+        embedding_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, **common(),
+    )  # fmt: skip
+    return build(hf.AlbertModel, config)
+
+
 TINY: dict[str, Callable[[], hf.PreTrainedModel]] = {
     factory.__name__: factory
     for factory in (gpt2, gpt_bigcode, llama, qwen3, pythia, opt, gemma3, phi3, bert, modernbert)
 }
-"""Text models that attend as most do."""
+"""What most tests are run with; the others have tests of what is theirs."""
 
 WITH_SINKS: dict[str, Callable[[], hf.PreTrainedModel]] = {"gpt_oss": gpt_oss, "granite_swa": granite_swa}
 """Those with learned sinks."""

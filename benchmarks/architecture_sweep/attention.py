@@ -18,6 +18,7 @@ from torch.nn import functional
 from .verdict import DIFFER, PADDING_ROWS_DIFFER
 
 NAME = "architectures_benchmark"
+HIDDEN = -1e4  # or less is what float masks add to the scores of hidden keys
 BEYOND_SCORES = ("softcap", "position_bias", "sinks", "indices", "block_indices")
 
 
@@ -36,8 +37,14 @@ class Call:
 
     @property
     def causal(self) -> bool:
+        """What the module says; one that says nothing looks ahead where its mask shows later tokens."""
         said = self.rest.get("is_causal")
-        return bool(getattr(self.module, "is_causal", True) if said is None else said)
+        said = getattr(self.module, "is_causal", None) if said is None else said
+        if said is not None or self.mask is None:
+            return said is not False
+        rows = self.mask.expand(-1, -1, self.q.shape[2], -1)
+        shown = rows if rows.dtype == torch.bool else rows > HIDDEN
+        return not shown.triu(1).any()
 
     @property
     def learned_sinks(self) -> Tensor | None:
@@ -129,7 +136,7 @@ def _configs(model: Any) -> list[Any]:
 def admissions() -> Iterator[list[Tensor]]:
     """Yield a list that fills with what each SDPA call admits: bool ``[B, H or 1, T, S]``, or ``[1, 1, T, S]``.
 
-    A missing mask, and ``is_causal`` in its place, admit what they mean; a float mask admits where it is not a minimum.
+    A missing mask, and ``is_causal`` in its place, admit what they mean; a float mask hides where exp gives zero.
     """
     seen: list[Tensor] = []
     original = functional.scaled_dot_product_attention
@@ -144,7 +151,7 @@ def admissions() -> Iterator[list[Tensor]]:
         elif attn_mask.dtype == torch.bool:
             admitted = attn_mask.clone()
         else:
-            admitted = attn_mask > torch.finfo(attn_mask.dtype).min / 2
+            admitted = attn_mask > HIDDEN
         seen.append(admitted.reshape((1,) * (4 - admitted.ndim) + admitted.shape))
         return original(query, key, value, attn_mask, *args, **options)
 

@@ -30,15 +30,17 @@ def analyze(model: Any) -> Any:
 
 def what_was_seen(model: Any, analysis: Any) -> dict[str, Any]:
     """The part of a record that says what the analysis saw and what it did not."""
-    description, first = analysis.model, analysis.model.modules[0]
+    description, typical = analysis.model, analysis.model.typical
     seen = {module.name for module in description.modules}
     return {
         "modules": len(seen),
         "open": len(description.open_modules),
         "causal": description.causal,
-        "heads": [first.heads, first.kv_heads, first.head_dim, first.value_dim],
+        "heads": [typical.heads, typical.kv_heads, typical.head_dim, typical.value_dim],
+        "stays_exact": sorted({module.stays_exact for module in description.closed_modules}),
+        "calls": max(module.calls for module in description.modules),
         "max_context": description.max_context,
-        "attention_class": type(model.get_submodule(first.name)).__name__,
+        "attention_class": type(model.get_submodule(typical.name)).__name__,
         "without_alpha": sorted({row.projection for row in analysis.spectral if row.status == "unavailable"}),
         "unseen": sorted(_unseen(model, seen)),
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taylorder.kernels import HeadSpec, reference_attention
 
-from .attention import Call, attending
+from .attention import HIDDEN, Call, attending
 
 
 class CannotTellError(Exception):
@@ -72,6 +72,10 @@ def _refuse_other_masks(call: Call, valid: Tensor | None) -> None:
     admitted = torch.ones(1, 1, call.q.shape[2], call.k.shape[2], dtype=torch.bool)
     admitted = admitted.tril() if call.causal else admitted
     mask = admitted if call.mask is None else call.mask
+    if mask.is_floating_point():
+        if not ((mask == 0) | (mask <= HIDDEN)).all():
+            raise CannotTellError(f"the mask of {call.name} adds to its scores")
+        mask = mask == 0
     real = torch.ones(1, 1, dtype=torch.bool) if valid is None else valid
     if valid is not None:
         admitted = admitted & valid[:, None, None, :]

@@ -95,11 +95,12 @@ def _shrink(config: Any, keep_head_dims: bool, done: set[int]) -> Any:
     done.add(id(config))
     fields = dict(vars(config))
     around = surroundings(fields)
-    if fields.get("num_kv_shared_layers"):  # those that share show as many kinds of layer as those they share with
+    if fields.get("num_kv_shared_layers"):
+        # Every kind of layer three times: by itself, with keys that another one reads, and reading those.
         kinds = list(dict.fromkeys(fields.pop("layer_types", None) or ["full_attention"]))
         config.num_kv_shared_layers = len(kinds)
-        object.__setattr__(config, "layer_types", kinds * 2)
-        around = Surroundings(2 * len(kinds), around.heads, around.depths)
+        object.__setattr__(config, "layer_types", kinds * 3)
+        around = Surroundings(3 * len(kinds), around.heads, around.depths)
     for name, value in fields.items():
         if isinstance(value, PreTrainedConfig):
             if not re.search(_CONVOLUTIONS, name):

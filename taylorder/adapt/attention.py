@@ -26,7 +26,7 @@ from taylorder.kernels import HeadSpec, score_space_attention
 from taylorder.kernels.differentiable import differentiable_attention
 from taylorder.kernels.kept_keys import UnrankedKeyError
 from taylorder.models.attention import AttentionCall, Observer, attends_causally
-from taylorder.models.masks import causal_mask, key_validity, short_mask
+from taylorder.models.masks import admitting, causal_mask, key_validity, short_mask
 from taylorder.models.own_attention import attend_unchanged, sink_logits
 from taylorder.models.quiet import uncompiled
 from taylorder.models.refusals import refuse_block_mask, refuse_terms
@@ -118,7 +118,7 @@ def _attend(
     if not single:
         refuse_broken_tensors(name, given, _OVERFLOWED)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    causal = attends_causally(module, kwargs)
+    causal = attends_causally(module, kwargs, admitting(attention_mask), query.shape[2])
     if run.plan.heads is None:
         mask = attention_mask
         if mask is not None and mask.ndim == 2:  # the validity of keys
@@ -239,7 +239,7 @@ def honoured(name: str, mask: Tensor | None, queries: int, *, causal: bool) -> T
 
     """
     try:
-        return key_validity(mask, queries, causal=causal)
+        return key_validity(admitting(mask), queries, causal=causal)
     except ValueError as error:
         rule = "each token sees all earlier ones" if causal else "each token sees all others"
         raise UsageError(

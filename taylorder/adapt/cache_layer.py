@@ -116,6 +116,8 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Note dtype and device; tensors are made when the first tokens are attended to."""
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        # There are none, which a model may want to know (Mllama looks at all layers); no size can be read off them.
+        self.keys = self.values = key_states.new_empty(0)
 
     @uncompiled
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:

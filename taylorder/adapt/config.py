@@ -34,10 +34,12 @@ from taylorder.adapt.decisions import (
     Provenance,
     Strict,
     check_ranks,
+    groups_of,
+    shape_of,
 )
 from taylorder.adapt.probe import probe_width
 from taylorder.errors import ConfigError, MissingConfigError
-from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_group, grouped, keeps_keys
+from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_group, keeps_keys
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.fingerprint import way_out_of_rounding
@@ -90,13 +92,14 @@ class OrderConfig(Strict):
         if repeated:
             raise ValueError(f"layer {repeated[0]} is listed twice")
         for layer in self.layers:
-            if len(layer.heads) != model.heads:
+            if layer.shape is None and len(layer.heads) != model.heads:
                 raise ValueError(f"layer {layer.module} lists {len(layer.heads)} heads, expected {model.heads}")
-            specs = [head.spec for head in layer.heads]
-            for index, spec in enumerate(specs):
-                check_ranks(layer.module, index, spec, model.head_dim)
-            for kv_head, group in enumerate(grouped(specs, model.kv_heads)):
-                check_group(f"layer {layer.module}, KV head {kv_head}", group)
+            if layer.shape is not None and not all(isinstance(head.spec.far, Exact) for head in layer.heads):
+                raise ValueError(f"layer {layer.module} has a shape of its own, expected every head 'exact'")
+            for index, head in enumerate(layer.heads):
+                check_ranks(layer.module, index, head.spec, model.head_dim)
+            for kv_head, group in enumerate(groups_of(layer, model)):
+                check_group(f"layer {layer.module}, KV head {kv_head}", [head.spec for head in group])
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -134,12 +137,10 @@ class OrderConfig(Strict):
         """
         self._refuse_unlisted("key centres", centres)
         copy = self.model_copy()
-        copy._key_centres = {
-            layer.module: checked_centre(
-                layer.module, centres.get(layer.module), self.model.kv_heads, self.model.head_dim
-            )
-            for layer in self.layers
-        }
+        copy._key_centres = {}
+        for layer in self.layers:
+            shape, centre = shape_of(layer, self.model), centres.get(layer.module)
+            copy._key_centres[layer.module] = checked_centre(layer.module, centre, shape.kv_heads, shape.head_dim)
         return copy
 
     @property
@@ -224,7 +225,7 @@ class OrderConfig(Strict):
         probes: Mapping[str, torch.Tensor] | None = None,
         probe: ProbeText | Mapping[str, Any] | None = None,
     ) -> OrderConfig:
-        """Return a config with the same decision for every head, except that sliding-window layers stay exact.
+        """Return a config with the same decision for every head, except in layers that have to stay exact.
 
         Args:
             model: the model, or its description (``taylorder.describe``).
@@ -249,25 +250,23 @@ class OrderConfig(Strict):
                 f"kept is {kept} and there are no probes to say which keys; expected those of a config that keeps keys "
                 "(OrderConfig.probes)"
             )
-        exact = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="sliding")
-        if order == "exact":
-            exact = chosen = HeadOrder(spec=HeadSpec(Exact()), error=0.0)
-        else:
+        chosen = HeadOrder(spec=HeadSpec(Exact()), error=0.0)
+        if order != "exact":
             try:
                 chosen = FlatOrder(order=order, expansion=expansion, window=window, sinks=sinks, kept=kept).decision()
             except ValidationError as error:
                 raise ConfigError(f"uniform config: {explain(error)}") from error
+        layers = []
+        for module in model.modules:
+            takes = order == "exact" or module.stays_exact is None
+            layers.append(
+                LayerOrders.of(module, model, [chosen if takes else HeadOrder.staying(module)] * module.heads)
+            )
         config = cls(
             model=ModelIdentity.of(model),
             calibration={"dtype": model.dtype},
             criterion={"policy": "uniform"},
-            layers=tuple(
-                LayerOrders(
-                    module=module.name,
-                    heads=(chosen if module.sliding_window is None else exact,) * module.heads,
-                )
-                for module in model.modules
-            ),
+            layers=tuple(layers),
         )
         config = config if key_centres is None else config.with_key_centres(key_centres)
         return config.with_probes(probes, probe) if probes else config
@@ -369,10 +368,16 @@ class OrderConfig(Strict):
                     f"layer {layer.module}: expansion 'centre' needs key centres, and there is no orders.safetensors "
                     "beside the config; copy it there, or use 'mean'"
                 )
-            if module.sliding_window is not None and not all(isinstance(spec.far, Exact) for spec in specs):
+            if (expected_shape := LayerOrders.of(module, model, ()).shape) != layer.shape:
                 raise ConfigError(
-                    f"layer {layer.module} attends to a sliding window of {module.sliding_window} tokens and stays as "
-                    "it is, but the config gives it an order; expected every head 'exact'"
+                    f"the config says that layer {layer.module} has {layer.shape or 'the shape of the others'}, and in "
+                    f"the model it has {expected_shape or 'the shape of the others'}; run `taylorder analyze` on this "
+                    "model"
+                )
+            if module.stays_exact is not None and not all(isinstance(spec.far, Exact) for spec in specs):
+                raise ConfigError(
+                    f"layer {layer.module} {module.why_exact()} and stays as it is, but the config gives it an order; "
+                    "expected every head 'exact'"
                 )
             if not module.causal and any(spec.near.tokens for spec in specs):
                 raise ConfigError(

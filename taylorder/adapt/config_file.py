@@ -22,6 +22,7 @@ from taylorder.adapt.decisions import (
     HeadOrder,
     Kept,
     LayerOrders,
+    LayerShape,
     ModelIdentity,
     ModuleName,
     Order,
@@ -35,9 +36,10 @@ from taylorder.adapt.decisions import (
     Size,
     Strict,
     Window,
+    groups_of,
     spec_of,
 )
-from taylorder.kernels.spec import Dropped, Exact, Expansion, HeadSpec, Near, Taylor, deepest, grouped
+from taylorder.kernels.spec import Dropped, Exact, Expansion, HeadSpec, Near, Taylor, deepest
 from taylorder.storage.strict_json import brief
 
 SCHEMA: Literal["taylorder/orders@2"] = "taylorder/orders@2"
@@ -157,9 +159,10 @@ class KvHeadEntry(Strict):
 
 
 class LayerEntry(Strict):
-    """The KV heads of one attention module, in order."""
+    """The KV heads of one attention module, in order; ``shape`` where it is not that of the model."""
 
     module: ModuleName
+    shape: LayerShape | None = None
     kv_heads: tuple[KvHeadEntry, ...]
 
 
@@ -181,15 +184,14 @@ class OrdersFile(Strict):
     def _complete(self) -> OrdersFile:
         model = self.model
         for layer in self.layers:
-            if len(layer.kv_heads) != model.kv_heads:
-                raise ValueError(
-                    f"layer {layer.module} lists {len(layer.kv_heads)} KV heads, expected {model.kv_heads}"
-                )
+            expected = model.kv_heads if layer.shape is None else layer.shape.kv_heads
+            if len(layer.kv_heads) != expected:
+                raise ValueError(f"layer {layer.module} lists {len(layer.kv_heads)} KV heads, expected {expected}")
+            group = model.heads / model.kv_heads if layer.shape is None else len(layer.kv_heads[0].heads)
             for index, kv_head in enumerate(layer.kv_heads):
-                if len(kv_head.heads) * model.kv_heads != model.heads:
+                if len(kv_head.heads) != group:
                     raise ValueError(
-                        f"layer {layer.module}, KV head {index} lists {len(kv_head.heads)} heads, expected "
-                        f"{model.heads / model.kv_heads:g}"
+                        f"layer {layer.module}, KV head {index} lists {len(kv_head.heads)} heads, expected {group:g}"
                     )
         if self.context is not None and self.context != context_of(self.criterion):
             raise ValueError(
@@ -239,7 +241,11 @@ def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
         )
     file = OrdersFile.model_validate(document)
     layers = tuple(
-        LayerOrders(module=layer.module, heads=tuple(chain.from_iterable(entry.orders() for entry in layer.kv_heads)))
+        LayerOrders(
+            module=layer.module,
+            heads=tuple(chain.from_iterable(entry.orders() for entry in layer.kv_heads)),
+            shape=layer.shape,
+        )
         for layer in file.layers
     )
     return {**_about(file), "probe": file.probe, "layers": layers}, file.files
@@ -255,7 +261,8 @@ def document_of(fields: Mapping[str, Any], files: Mapping[str, str]) -> dict[str
     layers = tuple(
         LayerEntry(
             module=layer.module,
-            kv_heads=tuple(KvHeadEntry.of(heads) for heads in grouped(layer.heads, model.kv_heads)),
+            shape=layer.shape,
+            kv_heads=tuple(KvHeadEntry.of(heads) for heads in groups_of(layer, model)),
         )
         for layer in fields["layers"]
     )
@@ -280,7 +287,8 @@ def as_text(document: Mapping[str, Any]) -> str:
     layers = []
     for layer in document["layers"]:
         entries = ",\n".join(f"   {json.dumps(entry)}" for entry in layer["kv_heads"])
-        layers.append(f'  {{"module": {json.dumps(layer["module"])}, "kv_heads": [\n{entries}\n  ]}}')
+        about = ", ".join(f"{json.dumps(key)}: {json.dumps(layer[key])}" for key in ("module", "shape") if key in layer)
+        layers.append(f'  {{{about}, "kv_heads": [\n{entries}\n  ]}}')
     return "{\n" + ",\n".join(lines) + ',\n "layers": [\n' + ",\n".join(layers) + "\n ]\n}\n"
 
 

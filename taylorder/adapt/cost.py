@@ -15,7 +15,7 @@ from taylorder.kernels.spec import MAX_ORDER, Exact, HeadSpec, Near, deepest
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
-    from taylorder.models.description import ModelDescription
+    from taylorder.models.description import AttentionModule, ModelDescription, WhyExact
 
 KV_BYTES = 2
 STATE_BYTES = 4
@@ -23,7 +23,7 @@ PRIORITY_BYTES = 4
 
 
 class KvShape(Protocol):
-    """What the bytes of a KV head depend on, as an attention module has it."""
+    """What the tokens and bytes of a KV head depend on, as an attention module has it."""
 
     @property
     def head_dim(self) -> int:
@@ -34,8 +34,14 @@ class KvShape(Protocol):
         """Numbers of a value."""
 
     @property
-    def sliding_window(self) -> int | None:
-        """Tokens that the module sees, None for the whole context."""
+    def stays_exact(self) -> WhyExact | None:
+        """Why its heads stay as they are; None where they may be truncated."""
+
+    def seen_tokens(self, tokens: int) -> int:
+        """How many keys a query sees at most, after so many tokens."""
+
+    def cached_tokens(self, tokens: int) -> int:
+        """Tokens whose keys and values exact attention holds for it after so many."""
 
 
 def features(head_dim: int, order: int, ranks: Sequence[int] | None = None) -> int:
@@ -93,7 +99,7 @@ def kv_head_bytes(group: Sequence[HeadSpec], shape: KvShape, tokens: int) -> int
     """Nominal bytes of the cache and state of one KV head after ``tokens`` tokens, whose query heads run ``group``."""
     d, d_v = shape.head_dim, shape.value_dim
     if isinstance(group[0].far, Exact):
-        return kv_bytes(d, d_v, min(tokens, shape.sliding_window or tokens))
+        return kv_bytes(d, d_v, shape.cached_tokens(tokens))
     polynomial = deepest(group)
     state = 0 if polynomial is None else state_bytes(d, d_v, polynomial.order, polynomial.ranks)
     return near_bytes(group[0].near, d, d_v, tokens) + state
@@ -106,6 +112,31 @@ def config_bytes(config: OrderConfig, model: ModelDescription, tokens: int) -> i
         for layer, module in zip(config.layers, model.modules, strict=True)
         for group in module.groups(layer.heads)
     )
+
+
+def latent_bytes(config: OrderConfig, model: ModelDescription, tokens: int) -> int:
+    """:func:`config_bytes` where layers whose heads are all exact keep latents, if they have any.
+
+    A state takes keys and values as they enter the softmax, and so do exact heads beside it: there is no latent there.
+    """
+    total = 0
+    for layer, module in zip(config.layers, model.modules, strict=True):
+        if module.latent_dim is not None and all(isinstance(head.spec.far, Exact) for head in layer.heads):
+            total += module.latent_dim * KV_BYTES * module.cached_tokens(tokens)
+        else:
+            groups = module.groups([head.spec for head in layer.heads])
+            total += sum(kv_head_bytes(group, module, tokens) for group in groups)
+    return total
+
+
+def latent_break_even_tokens(module: AttentionModule, order: int, near: int = 0) -> int:
+    """Smallest context at which the states and near fields of all KV heads of a module are no larger than its latents.
+
+    The module has latents, and none that is empty.
+    """
+    d, d_v = module.head_dim, module.value_dim
+    beside = module.kv_heads * (state_bytes(d, d_v, order) + kv_bytes(d, d_v, near))
+    return math.ceil(beside / ((module.latent_dim or 0) * KV_BYTES))
 
 
 def largest_order(head_dim: int, value_dim: int, context: int, *, causal: bool, group: int = 1, near: int = 0) -> int:

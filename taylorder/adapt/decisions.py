@@ -7,6 +7,7 @@ be run.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -22,8 +23,9 @@ from taylorder.kernels.spec import (
     HeadSpec,
     Near,
     Taylor,
+    grouped,
 )
-from taylorder.models.description import ModelDescription
+from taylorder.models.description import AttentionModule, ModelDescription
 
 DEEPEST_PROVENANCE = 64
 
@@ -79,6 +81,11 @@ class HeadOrder(Strict):
     reason: str | None = None
     nominal_bytes: Size | None = None
     break_even: Size | None = None
+
+    @classmethod
+    def staying(cls, module: AttentionModule, nominal_bytes: int | None = None) -> HeadOrder:
+        """Return the decision for a head of a module that stays exact."""
+        return cls(spec=HeadSpec(Exact()), error=0.0, reason=module.stays_exact, nominal_bytes=nominal_bytes)
 
 
 class FlatOrder(Strict):
@@ -159,15 +166,34 @@ class ProbeText(Strict):
     sha256: Sha256
 
 
+class LayerShape(Strict):
+    """KV heads of an attention module, and the dimension of its heads."""
+
+    kv_heads: Positive
+    head_dim: Positive
+
+
 class LayerOrders(Strict):
-    """The heads of one attention module, in order."""
+    """The heads of one attention module, in order.
+
+    ``shape`` stands where the module has another one than the model's typical module; its heads are exact then.
+    """
 
     module: ModuleName
     heads: tuple[HeadOrder, ...]
+    shape: LayerShape | None = None
+
+    @classmethod
+    def of(cls, module: AttentionModule, model: ModelDescription, heads: Sequence[HeadOrder]) -> LayerOrders:
+        """Return the decisions for one module of a model."""
+        typical = model.typical
+        alike = all(getattr(module, size) == getattr(typical, size) for size in ("heads", "kv_heads", "head_dim"))
+        shape = None if alike else LayerShape(kv_heads=module.kv_heads, head_dim=module.head_dim)
+        return cls(module=module.name, heads=tuple(heads), shape=shape)
 
 
 class ModelIdentity(Strict):
-    """The model a config was made for."""
+    """The model a config was made for; heads, KV heads and head dim are those of its typical module."""
 
     name: str
     architecture: str
@@ -180,16 +206,26 @@ class ModelIdentity(Strict):
     @classmethod
     def of(cls, model: ModelDescription) -> ModelIdentity:
         """Return the identity of a described model."""
-        first = model.modules[0]
+        typical = model.typical
         return cls(
             name=model.name,
             architecture=model.architecture,
             layers=len(model.modules),
-            heads=first.heads,
-            kv_heads=first.kv_heads,
-            head_dim=first.head_dim,
+            heads=typical.heads,
+            kv_heads=typical.kv_heads,
+            head_dim=typical.head_dim,
             fingerprint=model.fingerprint,
         )
+
+
+def groups_of(layer: LayerOrders, model: ModelIdentity) -> list[Sequence[HeadOrder]]:
+    """Cut the decisions of a layer into those of each of its KV heads."""
+    return grouped(layer.heads, shape_of(layer, model).kv_heads)
+
+
+def shape_of(layer: LayerOrders, model: ModelIdentity) -> LayerShape:
+    """The shape of a layer's module."""
+    return layer.shape or LayerShape(kv_heads=model.kv_heads, head_dim=model.head_dim)
 
 
 def check_ranks(module: str, head: int, spec: HeadSpec, head_dim: int) -> None:

@@ -15,7 +15,7 @@ from taylorder.adapt.prepared import LayerPlan
 from taylorder.errors import UnsupportedModelError
 from taylorder.models.attention import attends_causally
 from taylorder.models.probing import distance, once, rounding, running_untouched, same_bits
-from taylorder.models.running import forward, leaving_no_trace, probe_ids, probe_mask
+from taylorder.models.running import forward, leaving_no_trace, per_token, probe_ids, probe_mask
 
 
 def verify(model: Any, plans: Mapping[nn.Module, LayerPlan]) -> None:
@@ -59,13 +59,15 @@ def _runs(model: Any, *, use_cache: bool) -> tuple[dict[str, Tensor], bool]:
 
     ids, mask = probe_ids(model), probe_mask()
     torch.manual_seed(0)
-    states = {"on whole sequences": forward(model, ids).last_hidden_state}
+    states = {"on whole sequences": per_token(forward(model, ids), ids)}
     torch.manual_seed(0)
     output = forward(model, ids[:, :-1], mask[:, :-1], use_cache=use_cache)
-    states["on padded sequences"] = output.last_hidden_state[mask[:, :-1].bool().to(output.last_hidden_state.device)]
+    padded = per_token(output, ids[:, :-1])
+    states["on padded sequences"] = padded[mask[:, :-1].bool().to(padded.device)]
     cache = getattr(output, "past_key_values", None)
     cached = use_cache and isinstance(cache, DynamicCache | EncoderDecoderCache)
     if cached:
         torch.manual_seed(0)
-        states["on one more token"] = forward(model, ids[:, -1:], mask, cache=cache, use_cache=True).last_hidden_state
+        output = forward(model, ids[:, -1:], mask, cache=cache, use_cache=True)
+        states["on one more token"] = per_token(output, ids[:, -1:])
     return states, cached

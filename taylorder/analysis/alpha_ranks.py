@@ -12,7 +12,7 @@ def layer_alpha(spectral: Iterable[SpectralRow], module: str) -> float | None:
     alphas = [
         row.alpha
         for row in spectral
-        if row.module == module and row.projection in ("q", "k") and row.head is None and row.alpha is not None
+        if row.module == module and row.role in ("q", "k") and row.head is None and row.alpha is not None
     ]
     return sum(alphas) / len(alphas) if alphas else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from taylorder.analysis.losses import (
 from taylorder.analysis.projections import head_slices, projection_weights
 from taylorder.analysis.results import (
     LEAST_FAR_SHARE,
+    ROLES,
     Analysis,
     Calibration,
     CandidateRow,
     NearFieldPreview,
-    Projection,
     SpectralRow,
+    role_of,
 )
 from taylorder.analysis.settings import DEFAULTS
 from taylorder.analysis.spectral import Matrix, fit_spectra
@@ -210,7 +211,7 @@ def _measure_heads(
 
     def consume(module_name: str, layer: LayerTensors) -> None:
         centre = key_centres(layer)
-        scores, sums = measure(layer, centre, sample.query_rows, sweeps)
+        scores, sums = measure(layer, centre, sample.query_rows * modules[module_name].calls, sweeps)
         heads.centres[module_name] = centre.float().cpu()
         heads.candidates[module_name] = candidate_rows(modules[module_name], layer, scores, sums[0])
         for preview in sums[1:]:
@@ -218,7 +219,7 @@ def _measure_heads(
             heads.previews[module_name] = tuple(map(tuple, errors.T.tolist()))
         report(HEADS, len(heads.candidates), len(modules))
 
-    run_layers(model, sample.input_ids, consume)
+    run_layers(model, sample.input_ids, consume, calls=description.calls)
     return heads
 
 
@@ -280,6 +281,7 @@ def _spectra(model: Any, description: ModelDescription, per_head: bool, report: 
                 for head, part in head_slices(weight, projection, module.heads, module.kv_heads)
             ]
         rows += fit_spectra(matrices)
-        rows += [SpectralRow(module.name, name) for name in get_args(Projection) if name not in weights]
+        found = {role_of(projection) for projection in weights}
+        rows += [SpectralRow(module.name, role) for role in ROLES if role not in found]
         report(SPECTRA, done, len(description.modules))
     return tuple(rows)

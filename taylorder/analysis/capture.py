@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +42,22 @@ class LayerTensors:
         return self.mask[:, 0].diagonal(dim1=-2, dim2=-1).expand(B, T)
 
 
+def pooled(layers: list[LayerTensors]) -> LayerTensors:
+    """Several calls of one module as one, over as many times the sequences: call after call."""
+    first = layers[0]
+    if len(layers) == 1:
+        return first
+    q, k, v = (torch.cat(tensors) for tensors in zip(*((one.q, one.k, one.v) for one in layers), strict=True))
+    masks = [one.mask for one in layers if one.mask is not None]
+    return LayerTensors(q, k, v, torch.cat(masks) if masks else None, first.scaling, first.causal, first.sink_logits)
+
+
 def run_layers(
     model: Any,
     input_ids: Tensor,
     consume: Callable[[str, LayerTensors], None],
     attention_mask: Tensor | None = None,
+    calls: Mapping[str, int] | None = None,
 ) -> None:
     """Call ``consume(module name, tensors)`` for every attention module, in the order the model runs them.
 
@@ -54,25 +65,33 @@ def run_layers(
     the first error is measured, and only one layer's tensors are alive at a time. The head on top of the model is not
     run: its logits would be the largest tensor by far.
 
+    A module that attends several times is handed over once, when it has attended for the last time: a head has one
+    order for all its calls, and is measured on all of them.
+
     Args:
         model: a transformers model.
         input_ids: ``[B, T]``.
         consume: must not keep the tensors.
         attention_mask: ``[B, T]``, 0 for padding; None if there is none.
+        calls: how often each module attends, see ``ModelDescription.calls``; None for once each.
 
     Raises:
         NonFiniteError: a module's queries, keys or values hold NaN or infinities.
         UnsupportedModelError: as :func:`taylorder.models.attention.recording`.
 
     """
+    seen: dict[str, list[LayerTensors]] = {}
 
     def sink(call: AttentionCall) -> None:
         refuse_broken_tensors(call.name, {"queries": call.q, "keys": call.k, "values": call.v}, _WAY_OUT)
-        mask = None if call.mask is None else call.mask.expand(len(call.q), -1, -1, -1).cpu()
+        mask = None if call.mask is None else call.mask.expand(len(call.q), -1, call.q.shape[2], -1).cpu()
         # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
         q, k, v = call.q.cpu(), call.k.cpu(), call.v.cpu()
         sinks = None if call.sink_logits is None else call.sink_logits.detach().cpu()
-        consume(call.name, LayerTensors(q, k, v, mask, call.scaling, call.is_causal, sinks))
+        so_far = seen.setdefault(call.name, [])
+        so_far.append(LayerTensors(q, k, v, mask, call.scaling, call.is_causal, sinks))
+        if len(so_far) == (calls or {}).get(call.name, 1):
+            consume(call.name, pooled(seen.pop(call.name)))
 
     with torch.inference_mode(), recording(model, sink):
         run_base(model, input_ids, attention_mask)

@@ -11,11 +11,11 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from taylorder.analysis.results import Projection
+from taylorder.analysis.results import Projection, Role, role_of
 
 Parts: TypeAlias = tuple[torch.Tensor, ...]
 
-_SEPARATE: dict[Projection, tuple[str, ...]] = {
+_SEPARATE: dict[Role, tuple[str, ...]] = {
     "q": ("q_proj", "query", "q_lin", "q", "Wq", "linear_q", "to_q"),
     "k": ("k_proj", "key", "k_lin", "k", "Wk", "linear_k", "to_k"),
     "v": ("v_proj", "value", "v_lin", "v", "Wv", "linear_v", "to_v"),
@@ -31,9 +31,10 @@ def projection_weights(model: nn.Module, module_name: str) -> dict[Projection, t
 
     They are ``[out, in]``: q ``[H d, .]``, k ``[G d, .]``, v ``[G d_v, .]``, o ``[., H d_v]``. Separate projections and
     contiguous cuts of fused ones are views of the model's parameters, detached, in their dtype and on their device;
-    rows that lie interleaved head by head are copied. A projection that the module does not have as one matrix (latent
-    attention), or has under no known name or layout, is absent. Raises AttributeError for a module that the model does
-    not have.
+    rows that lie interleaved head by head are copied. Latent attention has two matrices in the place of one; the second
+    is there under a name of its own: q_b ``[H d, latent]``, and the head-wise parts of another, k_b
+    ``[G (d - rotary), latent]`` and v_b ``[G d_v, latent]``. A projection that the module does not have as one matrix,
+    or has under no known name or layout, is absent. Raises AttributeError for a module that the model does not have.
     """
     module = model.get_submodule(module_name)
     weights: dict[Projection, torch.Tensor] = {}
@@ -49,14 +50,14 @@ def projection_weights(model: nn.Module, module_name: str) -> dict[Projection, t
         weights["q"] = weights["q"].reshape(-1, 2, _head_dim(module), weights["q"].shape[1])[:, 0].flatten(0, 1)
     if "o" in weights and not weights.keys() & {"q", "k", "v"}:
         weights |= _fused(module, weights["o"])
-    return weights
+    return weights | _behind_latents(module)
 
 
 def head_slices(
     weight: torch.Tensor, projection: Projection, heads: int, kv_heads: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Cut a projection ``[out, in]`` into one 2-D view per query head (q: rows, o: columns) or KV head (k, v: rows)."""
-    count, dim = (kv_heads if projection in ("k", "v") else heads), (1 if projection == "o" else 0)
+    count, dim = (kv_heads if role_of(projection) in ("k", "v") else heads), (1 if projection == "o" else 0)
     if weight.shape[dim] % count:
         raise ValueError(f"projection {projection} of shape {tuple(weight.shape)} does not divide into {count} heads")
     yield from enumerate(weight.chunk(count, dim))
@@ -93,6 +94,19 @@ def _fused(module: nn.Module, output: torch.Tensor) -> dict[Projection, torch.Te
             parts = _BY_CLASS.get(type(module).__name__, split)(matrix, heads, kv_heads)
             return dict(zip(("q", "k", "v"), parts, strict=True)) if parts else {}
     return {}
+
+
+def _behind_latents(module: nn.Module) -> dict[Projection, torch.Tensor]:
+    """The matrices that make queries, keys and values of latents; keys and values are rows of one, head by head."""
+    weights: dict[Projection, torch.Tensor] = {}
+    queries, both = _first_matrix(module, ("q_b_proj",)), _first_matrix(module, ("kv_b_proj",))
+    if queries is not None:
+        weights["q_b"] = queries
+    parts = [int(getattr(module, name, 0)) for name in ("qk_nope_head_dim", "v_head_dim")]
+    if both is not None and all(parts) and both.shape[0] % sum(parts) == 0:
+        keys, values = torch.split(both.reshape(-1, sum(parts), both.shape[1]), parts, 1)
+        weights |= {"k_b": keys.flatten(0, 1), "v_b": values.flatten(0, 1)}
+    return weights
 
 
 def _concatenated(matrix: torch.Tensor, heads: int, kv_heads: int) -> Parts:

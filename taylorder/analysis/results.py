@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 
@@ -17,7 +17,22 @@ from taylorder.storage.frames import as_html, frame_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Projection: TypeAlias = Literal["q", "k", "v", "o"]
+Role: TypeAlias = Literal["q", "k", "v", "o"]
+"""What a projection makes, or is made of: queries, keys, values, and the output from the heads' outputs."""
+
+LatentProjection: TypeAlias = Literal["q_b", "k_b", "v_b"]
+"""The second of two matrices, behind a latent (DeepSeek V2, V3): rows of ``q_b_proj``, those of ``kv_b_proj`` that make
+keys, and those that make values."""
+
+Projection: TypeAlias = Role | LatentProjection
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+def role_of(projection: Projection) -> Role:
+    """What a projection makes."""
+    return next(role for role in ROLES if role == projection.removesuffix("_b"))
+
 
 LEAST_FAR_SHARE = 0.5
 """Share of the measured query rows that must have far keys for an order to be chosen: the others have no error."""
@@ -64,9 +79,10 @@ class SpectralRow:
     """WeightWatcher's power-law fit of one projection matrix (or of one head's slice of it).
 
     ``status`` is ``success``, ``failed`` (a fit was tried and is unusable: every figure is None) or ``unavailable``
-    (the module has no such matrix). ``alpha_low`` and ``alpha_high`` span the alphas of all tail starts whose
-    Kolmogorov-Smirnov distance D lies within 0.01 of the best one; ``hill_alpha`` is that of the largest half of the
-    eigenvalues, None where they are all alike. ``head`` is None for the whole projection.
+    (the module has no such matrix). Where a module makes queries, keys or values of a latent, ``projection`` is that of
+    the matrix behind it, and ``role`` what it makes. ``alpha_low`` and ``alpha_high`` span the alphas of all tail
+    starts whose Kolmogorov-Smirnov distance D lies within 0.01 of the best one; ``hill_alpha`` is that of the largest
+    half of the eigenvalues, None where they are all alike. ``head`` is None for the whole projection.
     """
 
     module: str
@@ -84,6 +100,11 @@ class SpectralRow:
     stable_rank: float | None = None
     hill_alpha: float | None = None
     head: int | None = None
+
+    @property
+    def role(self) -> Role:
+        """What the matrix makes."""
+        return role_of(self.projection)
 
 
 @dataclass(frozen=True, slots=True)

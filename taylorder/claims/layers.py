@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from taylorder.analysis.results import Analysis, CandidateRow, Projection, SpectralRow
+from taylorder.analysis.results import Analysis, CandidateRow, Role, SpectralRow
 from taylorder.kernels.spec import Expansion
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -41,12 +41,12 @@ class Layers:
         """Names of the modules."""
         return [module.name for module in self.analysis.model.modules]
 
-    def spectral(self, projection: Projection, figure: Callable[[SpectralRow], float | None]) -> Floats:
+    def spectral(self, role: Role, figure: Callable[[SpectralRow], float | None]) -> Floats:
         """A figure of the whole projection."""
         by_module = {
             row.module: figure(row)
             for row in self.analysis.spectral
-            if row.projection == projection and row.head is None and row.status == "success"
+            if row.role == role and row.head is None and row.status == "success"
         }
         return _array(by_module.get(module) for module in self.modules)
 

@@ -228,7 +228,7 @@ def analyze(
             print_plan(estimate, description, output)
             return
         progress.follow(plan)
-        heads = description.modules[0].heads
+        heads = description.typical.heads
         progress.say(f"measuring {len(description.modules)} layers of {heads} heads on {tokens.text.source}")
         measured = Measured(
             loaded=loaded,

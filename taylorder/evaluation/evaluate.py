@@ -230,7 +230,7 @@ def evaluate_shortly(
     """
     exact = rivals.exact_everywhere(config)
     if not description.open_modules:
-        return Evaluation(exact, (), "every layer has a sliding window of its own and stays exact")
+        return Evaluation(exact, (), f"{description.why_none_open} and stays exact")
     length = min(length, description.max_context)
     contenders = [] if exact else [Contender(rivals.CONFIG, config)]
     if beside_window:

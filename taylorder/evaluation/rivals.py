@@ -11,6 +11,7 @@ from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderC
 from taylorder.analysis.alpha_ranks import layer_alpha, rank_by_alpha, spread
 from taylorder.analysis.analyze import SPECTRA
 from taylorder.analysis.projections import projection_weights
+from taylorder.analysis.results import role_of
 from taylorder.analysis.spectral import Matrix, fit_spectra
 from taylorder.kernels.spec import MAX_ORDER, SINKS, Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.description import AttentionModule, ModelDescription
@@ -47,23 +48,20 @@ def bytes_per_kv_head(config: OrderConfig | None, model: ModelDescription, token
     Rounded down, so that what fits in them never takes more than the config did.
     """
     total = cost.config_bytes(config or OrderConfig.uniform(model, "exact"), model, tokens)
-    heads = 0
-    for module in model.modules:
-        if module.sliding_window is None:
-            heads += module.kv_heads
-        else:
-            total -= module.kv_heads * _whole(module, min(tokens, module.sliding_window))
+    heads = sum(module.kv_heads for module in model.open_modules)
+    for module in model.closed_modules:
+        total -= module.kv_heads * _whole(module, module.cached_tokens(tokens))
     return total // heads if heads else 0
 
 
 def per_layer(model: ModelDescription, heads: Mapping[str, HeadOrder], criterion: Mapping[str, object]) -> OrderConfig:
-    """One decision for all heads of a module; modules that are not named, and sliding ones, are exact."""
+    """One decision for all heads of a module; modules that are not named, and those that have to be, are exact."""
     layers = []
     for module in model.modules:
         head = heads.get(module.name, HeadOrder(spec=HeadSpec(Exact()), error=0.0))
-        if module.sliding_window is not None:
-            head = HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="sliding")
-        layers.append(LayerOrders(module=module.name, heads=(head,) * module.heads))
+        if module.stays_exact is not None:
+            head = HeadOrder.staying(module)
+        layers.append(LayerOrders.of(module, model, [head] * module.heads))
     return OrderConfig(model=ModelIdentity.of(model), criterion=dict(criterion), layers=tuple(layers))
 
 
@@ -79,10 +77,10 @@ def sliding_window(model: ModelDescription, budget: int, tokens: int) -> Contend
         None if not even sinks and one key fit; the exact model if the whole cache fits.
 
     """
-    first = model.modules[0]
-    if budget >= _whole(first, tokens):
+    typical = model.typical
+    if budget >= _whole(typical, tokens):
         return Contender(WINDOW, None, "a window over the whole context, which these bytes hold: exact")
-    window = _window_left(first, budget)
+    window = _window_left(typical, budget)
     if window is None:
         return None
     head = HeadOrder(spec=HeadSpec(Dropped(), Near(window, SINKS)))
@@ -106,11 +104,11 @@ def uniform_order(model: ModelDescription, budget: int, tokens: int) -> Contende
         None if no order fits, or if the whole cache would.
 
     """
-    first = model.modules[0]
-    if budget >= _whole(first, tokens):
+    typical = model.typical
+    if budget >= _whole(typical, tokens):
         return None
     for order in range(MAX_ORDER, 0, -1):
-        window = _window_left(first, budget - cost.state_bytes(first.head_dim, first.value_dim, order))
+        window = _window_left(typical, budget - cost.state_bytes(typical.head_dim, typical.value_dim, order))
         if window is not None:
             config = OrderConfig.uniform(model, order, "mean", window, SINKS)
             note = f"order {order} for every head, expansion mean, {SINKS} sinks and a window of {window:,}"
@@ -131,15 +129,15 @@ def alpha_policy(
     """
     modules = model.open_modules
     ranks = rank_by_alpha({module.name: alphas.get(module.name) for module in modules})
-    first = model.modules[0]
-    whole = _whole(first, tokens)
+    typical = model.typical
+    whole = _whole(typical, tokens)
     if not ranks or budget >= whole:
         return None
     left = budget * len(modules) - whole * (len(modules) - len(ranks))
     for largest in range(MAX_ORDER, 0, -1):
         orders = {name: spread(rank, len(ranks), largest) for name, rank in ranks.items()}
-        states = sum(cost.state_bytes(first.head_dim, first.value_dim, order) for order in orders.values())
-        window = _window_left(first, left - states, len(ranks))
+        states = sum(cost.state_bytes(typical.head_dim, typical.value_dim, order) for order in orders.values())
+        window = _window_left(typical, left - states, len(ranks))
         if window is not None:
             heads = {
                 name: HeadOrder(spec=HeadSpec(Taylor(order, "mean"), Near(window, SINKS)))
@@ -173,7 +171,7 @@ def at_equal_bytes(
         ONE_ORDER: uniform_order(model, budget, tokens),
         ALPHAS: alpha_policy(model, alphas, budget, tokens),
     }
-    if budget >= _whole(model.modules[0], tokens):
+    if budget >= _whole(model.typical, tokens):
         reason = "the config's bytes hold the whole KV cache"
     else:
         reason = f"the config's {budget:,} bytes per KV head hold no such state, or not {SINKS} sinks and one key"
@@ -187,7 +185,8 @@ def fitted_alphas(model: Any, description: ModelDescription, progress: Progress)
     modules = description.open_modules
     for done, module in enumerate(modules, start=1):
         weights = projection_weights(model, module.name)
-        rows = fit_spectra([Matrix(module.name, name, weights[name]) for name in ("q", "k") if name in weights])
+        making_scores = [(name, weight) for name, weight in weights.items() if role_of(name) in ("q", "k")]
+        rows = fit_spectra([Matrix(module.name, name, weight) for name, weight in making_scores])
         alphas[module.name] = layer_alpha(rows, module.name)
         progress(SPECTRA, done, len(modules))
     return alphas

@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from taylorder.models.masks import admitting, looks_ahead
 from taylorder.models.own_attention import attend_unchanged, sink_logits
 from taylorder.models.quiet import quiet_transformers, uncompiled
-from taylorder.models.refusals import refuse_class, refuse_mask, refuse_terms
+from taylorder.models.refusals import refuse_block_mask, refuse_class, refuse_mask, refuse_terms
 
 # transformers parses the name: "sdpa", "flash" and "flex" in it switch on capability checks, "/" a download.
 ATTENTION_NAME = "taylorder_record"
@@ -47,7 +48,7 @@ class AttentionCall:
     @property
     def is_causal(self) -> bool:
         """Whether a missing mask means "no look ahead"; an ``is_causal`` keyword overrides the module's attribute."""
-        return attends_causally(self.module, self.kwargs)
+        return attends_causally(self.module, self.kwargs, self.mask, self.q.shape[2])
 
     @property
     def sliding_window(self) -> int | None:
@@ -60,11 +61,33 @@ class AttentionCall:
         """Learned sinks ``[H]``, scores that every row's denominator has beside those of keys; None without them."""
         return sink_logits(self.kwargs)
 
+    @property
+    def chunk(self) -> int | None:
+        """Tokens of the chunks within which a query sees the earlier ones; None for the whole context.
 
-def attends_causally(module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-    """The direction of a module, as transformers' SDPA reads it off the module and what it is called with."""
-    override = kwargs.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if override is None else override)
+        No argument says so, and no short mask: the layer types of the config do, by which transformers caches, too.
+        """
+        config, index = getattr(self.module, "config", None), getattr(self.module, "layer_idx", None)
+        kinds = getattr(config, "layer_types", None) or ()
+        chunked = isinstance(index, int) and index < len(kinds) and kinds[index] == "chunked_attention"
+        return int(config.attention_chunk_size) if chunked and config is not None else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the mask hides more than later tokens and padding, of contexts that are long enough."""
+        return self.sliding_window is not None or self.chunk is not None
+
+
+def attends_causally(
+    module: nn.Module, kwargs: Mapping[str, Any], mask: torch.Tensor | None = None, queries: int = 1
+) -> bool:
+    """The direction of a module, as transformers' SDPA reads it off the module and what it is called with.
+
+    A module that says nothing is causal where there is no mask, and goes by the mask where there is one (LayoutLM).
+    """
+    said = kwargs.get("is_causal")
+    said = getattr(module, "is_causal", None) if said is None else said
+    return not looks_ahead(mask, queries) if said is None else bool(said)
 
 
 Sink: TypeAlias = Callable[[AttentionCall], None]
@@ -162,13 +185,13 @@ def _record(
 ) -> tuple[torch.Tensor, None]:
     """Tell the sink, then compute what transformers would: the registered attention, output ``[B, T, H, d_v]``."""
     target = _SINKS.get(module)
-    causal = attends_causally(module, kwargs)
+    causal = attends_causally(module, kwargs, admitting(attention_mask), query.shape[2])
     if target is not None:
         refuse_terms(target.name, module, kwargs)
         factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        call = AttentionCall(target.name, module, query, key, value, attention_mask, factor, kwargs)
-        sliding = call.sliding_window is not None
-        refuse_mask(target.name, module, attention_mask, query.shape[2], causal=causal, sliding=sliding)
+        refuse_block_mask(target.name, attention_mask)
+        call = AttentionCall(target.name, module, query, key, value, admitting(attention_mask), factor, kwargs)
+        refuse_mask(target.name, module, call.mask, query.shape[2], causal=call.is_causal, local=call.is_local)
         if target.sink is not None:
             target.sink(call)
     output = attend_unchanged(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from taylorder.kernels.spec import grouped
 
 _T = TypeVar("_T")
+
+
+WhyExact = Literal["sliding", "chunked", "shared"]
+"""Why no state can replace the cache of a module: a window of its own, chunks, or keys that several modules read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,11 @@ class AttentionModule:
 
     ``name`` is the qualified module name; ``heads`` H query heads share ``kv_heads`` G KV heads; ``head_dim`` d and
     ``value_dim`` d_v; ``scaling`` is what the model multiplies q.k with; ``sliding_window`` is None where the module
-    sees the whole context.
+    sees the whole context, and so is ``chunk``, the tokens of a chunk within which it attends. ``keys_of`` names the
+    module that makes the keys, this one or another, where several modules attend to them; None where no other does.
+    ``latent_dim`` is of latent attention: the numbers of a token that all its KV heads are made of, which a server
+    keeps in their place; None elsewhere. ``calls`` is how often it attends in a forward pass: more than once where
+    layers share their weights (ALBERT).
     """
 
     name: str
@@ -28,11 +36,41 @@ class AttentionModule:
     scaling: float
     causal: bool
     sliding_window: int | None
+    chunk: int | None = None
+    keys_of: str | None = None
+    latent_dim: int | None = None
+    calls: int = 1
 
     @property
     def group(self) -> int:
         """Query heads per KV head."""
         return self.heads // self.kv_heads
+
+    @property
+    def stays_exact(self) -> WhyExact | None:
+        """Why its heads stay as they are; None where they may be truncated."""
+        if self.sliding_window is not None:
+            return "sliding"
+        if self.chunk is not None:
+            return "chunked"
+        return None if self.keys_of is None else "shared"
+
+    def why_exact(self) -> str:
+        """The same in words, to follow the name of the module; it must stay exact."""
+        match self.stays_exact:
+            case "sliding":
+                return f"attends to a sliding window of {self.sliding_window} tokens"
+            case "chunked":
+                return f"attends within chunks of {self.chunk} tokens"
+        return "attends to keys that another layer attends to as well"
+
+    def seen_tokens(self, tokens: int) -> int:
+        """How many keys a query sees at most, after so many tokens."""
+        return min(tokens, self.sliding_window or self.chunk or tokens)
+
+    def cached_tokens(self, tokens: int) -> int:
+        """Tokens in its own cache after so many; none where it reads another module's."""
+        return self.seen_tokens(tokens) if self.keys_of in (None, self.name) else 0
 
     def groups(self, heads: Sequence[_T]) -> list[Sequence[_T]]:
         """Cut what belongs to the query heads into what belongs to each KV head's."""
@@ -54,6 +92,7 @@ class ModelOrigin:
 class ModelDescription:
     """A model as far as this tool is concerned.
 
+    ``unmeasured`` names the inputs that the model takes beside text, such as images, which nothing here is run on.
     ``fingerprint`` identifies the weights whatever dtype they are held in; ``max_context`` is the longest context in
     tokens; ``weights_note`` tells the reader when the weights are not the original ones (dequantised); ``dtype`` is
     what the model ran in, as torch calls it; ``origin`` is None where ``load`` did not load it.
@@ -67,11 +106,42 @@ class ModelDescription:
     weights_note: str | None = None
     dtype: str = "float32"
     origin: ModelOrigin | None = None
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def open_modules(self) -> tuple[AttentionModule, ...]:
-        """The modules that see the whole context; those with a sliding window of their own stay as they are."""
-        return tuple(module for module in self.modules if module.sliding_window is None)
+        """The modules whose heads may be truncated; the others stay as they are, see ``stays_exact``."""
+        return tuple(module for module in self.modules if module.stays_exact is None)
+
+    @property
+    def closed_modules(self) -> tuple[AttentionModule, ...]:
+        """The modules that stay as they are."""
+        return tuple(module for module in self.modules if module.stays_exact is not None)
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether some module has latent attention, whose cache may be smaller than its keys and values."""
+        return any(module.latent_dim is not None for module in self.modules)
+
+    @property
+    def why_none_open(self) -> str:
+        """Why nothing can be chosen, in words, where no module is open."""
+        match {module.stays_exact for module in self.modules}:
+            case whys if whys == {"sliding"}:
+                return "every layer has a sliding window of its own"
+            case whys if whys == {"chunked"}:
+                return "every layer attends within chunks"
+        return "every layer has a sliding window, chunks, or keys that other layers read as well"
+
+    @property
+    def typical(self) -> AttentionModule:
+        """A module with the shape of all open ones; where none is open, the first."""
+        return (self.open_modules or self.modules)[0]
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each module attends in a forward pass, by name."""
+        return {module.name: module.calls for module in self.modules}
 
     @property
     def causal(self) -> bool:
@@ -80,13 +150,15 @@ class ModelDescription:
 
     @property
     def shape(self) -> str:
-        """Layers and heads, in words; those of the first layer where layers differ."""
-        return f"{len(self.modules)} layers x {self.modules[0].heads} heads"
+        """Layers and heads, in words; those of the typical layer where layers differ."""
+        calls = sorted({module.calls for module in self.modules})
+        called = "" if calls == [1] else f", called {' or '.join(map(str, calls))} times"
+        return f"{len(self.modules)} layers x {self.typical.heads} heads{called}"
 
     def __repr__(self) -> str:
         """One line; ``modules`` has the rest."""
-        first = self.modules[0]
+        typical = self.typical
         return (
-            f"<ModelDescription of {self.name}: {self.architecture}, {self.shape} over {first.kv_heads} KV heads of "
-            f"dimension {first.head_dim}, {self.max_context:,} tokens>"
+            f"<ModelDescription of {self.name}: {self.architecture}, {self.shape} over {typical.kv_heads} KV heads of "
+            f"dimension {typical.head_dim}, {self.max_context:,} tokens>"
         )

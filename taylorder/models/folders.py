@@ -1,4 +1,4 @@
-"""Which folders inside another one hold a model: what to name instead of a folder that holds none itself."""
+"""Which folders inside another one hold a model, and which hold one that only other programs run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ _DEPTH, _MOST = 4, 2000
 
 _SAYS_SO = re.compile(r'"(model_type|architectures|hidden_size|n_embd)"')
 """What the config of a model has and that of a pooling layer, or of something else, has not."""
+
+
+_TORCH = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+
+
+def other_format(folder: Path) -> tuple[str, str] | None:
+    """Name the format of a model that transformers does not run, and a file that shows it; None for any other folder.
+
+    An export beside the original weights is no hindrance.
+    """
+    if (folder / "model.bin").is_file() and any(folder.glob("*vocabulary.*")):
+        return "CTranslate2", "model.bin"
+    if any(any(folder.glob(pattern)) for pattern in _TORCH):
+        return None
+    exports = sorted(file for pattern in ("*.onnx", "onnx/*.onnx") for file in folder.glob(pattern))
+    return ("ONNX", str(exports[0].relative_to(folder))) if exports else None
 
 
 def models_inside(folder: Path, most: int = _MOST) -> list[Path]:

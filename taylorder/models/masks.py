@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_HIDDEN = -1e4
+"""What is added to the score of a hidden key, or less: far below any score of a model that works."""
+
 
 def short_mask(**options: Any) -> Tensor | None:
     """Answer as transformers' ``sdpa_mask``, with the same options, without anything of size tokens x tokens.
@@ -40,6 +43,17 @@ def causal_mask(valid: Tensor, queries: int) -> Tensor:
         allow_is_causal_skip=False, device=valid.device,
     )  # fmt: skip
     return mask
+
+
+def admitting(mask: Tensor | None) -> Tensor | None:
+    """Return a mask as bool, True where a query may look, if it only admits and hides: zeros, and what exp makes zero.
+
+    That is the minimum of its dtype, or -10,000 (MarkupLM). One that adds anything else comes back as it is.
+    """
+    if mask is None or not mask.is_floating_point():
+        return mask
+    admitted = mask == 0
+    return admitted if bool((admitted | (mask <= _HIDDEN)).all()) else mask
 
 
 def key_validity(mask: Tensor | None, queries: int, *, causal: bool) -> Tensor | None:
@@ -81,9 +95,12 @@ def key_validity(mask: Tensor | None, queries: int, *, causal: bool) -> Tensor |
     return valid[:, 0, 0]
 
 
-def looks_ahead(mask: Tensor | None) -> bool:
-    """Whether a mask ``[B, 1 or H, T, S]`` lets a token see a later one."""
-    return mask is not None and mask.ndim == 4 and bool((mask & ~_earlier(mask)).any())
+def looks_ahead(mask: Tensor | None, queries: int) -> bool:
+    """Whether a mask, bool ``[B, 1 or H, T or 1, S]`` of the last T = ``queries`` tokens, shows a token a later one."""
+    if mask is None or mask.ndim != 4 or mask.dtype != torch.bool:
+        return False
+    rows = mask.expand(-1, -1, queries, -1)
+    return bool((rows & ~_earlier(rows)).any())
 
 
 def _earlier(mask: Tensor) -> Tensor:

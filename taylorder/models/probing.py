@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from taylorder.errors import UnsupportedModelError, first_line
 from taylorder.models.attention import recording, selections
 from taylorder.models.refusals import OTHER_MODEL
-from taylorder.models.running import PROBE_TOKENS, forward, leaving_no_trace, probe_ids, probe_mask
+from taylorder.models.running import PROBE_TOKENS, leaving_no_trace, probe_ids, probe_mask, run_base
 
 if TYPE_CHECKING:
     from taylorder.models.description import AttentionModule
@@ -50,12 +50,12 @@ def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModul
 def _compare_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
     ids, mask = probe_ids(model), probe_mask()
     with running_untouched(model, name):
-        plain = forward(model, ids).last_hidden_state
+        plain = run_base(model, ids)
     with running_untouched(model, name):  # draws the same random numbers as the run before
-        padded = forward(model, ids, mask).last_hidden_state
+        padded = run_base(model, ids, mask)
     with leaving_no_trace(model), recording(model, None):
-        recorded_padded = forward(model, ids, mask).last_hidden_state
-    allowed = rounding(plain.dtype, len(modules))
+        recorded_padded = run_base(model, ids, mask)
+    allowed = rounding(plain.dtype, sum(module.calls for module in modules))
     ahead = distance(plain[1, :-1], plain[0, :-1])
     causal = all(module.causal for module in modules)
     if ahead > allowed if causal else ahead == 0.0:

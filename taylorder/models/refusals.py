@@ -22,7 +22,6 @@ OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, G
 _DEQUANTISE = "Load the model without quantisation, or dequantise it first (model.dequantize())"
 
 _LAYER_TYPES = {
-    "chunked_attention": "it cuts the context into chunks, which a running sum over all earlier keys does not follow",
     "indexed_attention": "it picks the keys of each query by a learned index, which no running sum follows",
     "compressed_sparse_attention": "it attends to compressed keys picked by a learned index",
     "heavily_compressed_attention": "it attends to compressed keys, not to the keys of tokens",
@@ -63,27 +62,48 @@ def refuse_class(model: Any, *, selected: str | None = None) -> None:
     if not can_set:
         raise UnsupportedModelError(
             f"{model_class.__name__} computes attention in its own code, not through transformers' AttentionInterface, "
-            f"so its q, k and v cannot be seen or replaced (as BLOOM, Falcon, GPT-J, MPT). {OTHER_MODEL}."
+            "so its q, k and v cannot be seen or replaced (as in BLOOM, Falcon, GPT-J, MPT). "
+            f"{text_part(model) or _of_its_kind(model_class)}."
         )
 
 
-def refuse_config(config: Any, name: str) -> None:
-    """Refuse what a transformers config gives away; ``name`` is the model's, for the message."""
+def text_part(model: Any) -> str | None:
+    """Say how to take the part of a model that sees text alone and attends through the interface; None if none does."""
+    try:
+        part = None if isinstance(model, type) else model.get_decoder()
+    except (AttributeError, NotImplementedError):  # some classes know of no such part
+        return None
+    if part is None or part is model or not getattr(part, "_can_set_attn_implementation", lambda: False)():
+        return None
+    return f"Take its {type(part).__name__} by itself (model.get_decoder()), which sees text alone"
+
+
+def _of_its_kind(model_class: Any) -> str:
+    """Which classes run their attention through the interface, among those that generate text or those that do not."""
+    generates = getattr(model_class, "can_generate", lambda: False)()
+    return (
+        "Choose a model that does, such as Llama, Qwen, Mistral, Gemma 3, GPT-2 or Pythia, which generate text as well"
+        if generates
+        else "Choose a model that does, such as BERT, RoBERTa, DistilBERT or ModernBERT, which are encoders of text"
+    )
+
+
+def refuse_config(config: Any, name: str, *, half: bool = False) -> None:
+    """Refuse what a transformers config gives away; ``name`` is the model's, for the message.
+
+    ``half`` says that the model is the encoder alone or the decoder alone of what the config describes.
+    """
     text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) and not half:
         raise UnsupportedModelError(
             f"{name} is an encoder-decoder ({config.model_type}): its decoder and cross attention cannot be calibrated "
-            f"on plain text. {OTHER_MODEL}."
+            "on plain text. Take one half of it (model.get_encoder() or model.get_decoder()), which may be measured by "
+            "itself, or another model."
         )
     if cap := getattr(text, "attn_logit_softcapping", None):
         raise UnsupportedModelError(
             f"{name} caps its attention scores (attn_logit_softcapping = {cap:g}): a tanh stands between q.k and exp, "
             f"so the Taylor terms of q.k are not its own. {OTHER_MODEL}."
-        )
-    if shared := getattr(text, "num_kv_shared_layers", 0):
-        raise UnsupportedModelError(
-            f"{name} shares keys and values between layers (num_kv_shared_layers = {shared}): the last {shared} layers "
-            f"have no state of their own to truncate. {OTHER_MODEL}."
         )
     for layer_type in getattr(text, "layer_types", None) or ():
         if layer_type in _LAYER_TYPES:
@@ -165,10 +185,9 @@ def refuse_block_mask(name: str, mask: Any) -> None:
 
 
 def refuse_mask(
-    name: str, module: nn.Module, mask: torch.Tensor | None, queries: int, *, causal: bool, sliding: bool
+    name: str, module: nn.Module, mask: torch.Tensor | None, queries: int, *, causal: bool, local: bool
 ) -> None:
-    """Refuse a mask that says more than direction and padding, or, where the module slides, one that looks ahead."""
-    refuse_block_mask(name, mask)
+    """Refuse a mask that says more than direction and padding, or, where the module is local, one that looks ahead."""
     if mask is None:
         return
     if mask.dtype != torch.bool:
@@ -178,9 +197,9 @@ def refuse_mask(
             "usual 2-D one of zeros and ones."
         )
     try:
-        if not sliding:
+        if not local:
             key_validity(mask, queries, causal=causal)
-        elif causal and looks_ahead(mask):
+        elif causal and looks_ahead(mask, queries):
             raise ValueError("looks ahead")
     except ValueError as error:
         raise UnsupportedModelError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taylorder.errors import UsageError
+from taylorder.errors import UnsupportedModelError, UsageError
 from taylorder.models.positions import token_embeddings
 from taylorder.models.quiet import quiet_transformers
 
@@ -20,7 +20,7 @@ _PADDING = 3
 def forward(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, *, cache: Any = None, use_cache: bool = False
 ) -> Any:
-    """Run a model without the head on top of it; return what its class returns, ``last_hidden_state`` among it.
+    """Run a model without the head on top of it; return what its class returns, see :func:`per_token`.
 
     ``input_ids`` and ``attention_mask`` (0 for padding; of all tokens if there is a ``cache`` to go on from) are
     ``[B, T]``, and are moved to where the model takes them.
@@ -32,6 +32,28 @@ def forward(
     if cache is not None:
         options["past_key_values"] = cache
     return base(input_ids=input_ids.to(device), **options)
+
+
+def per_token(output: Any, input_ids: Tensor) -> Tensor:
+    """Return what a model put out for every token ``[B, T]``: its final hidden states ``[B, T, hidden]``.
+
+    A class that does not name them, such as one whose body cannot be run without its head, is taken by the first tensor
+    that has a row per token.
+
+    Raises:
+        UnsupportedModelError: there is none.
+
+    """
+    named = getattr(output, "last_hidden_state", None)
+    if isinstance(named, Tensor):
+        return named
+    for tensor in output.values() if isinstance(output, dict) else output:
+        if isinstance(tensor, Tensor) and tensor.ndim > 2 and tensor.shape[:2] == input_ids.shape:
+            return tensor
+    raise UnsupportedModelError(
+        f"a {type(output).__name__} of {PROBE_TOKENS} tokens holds nothing per token, so that it cannot be seen what "
+        "the attention of the model leads to. Choose a model, or the part of it, that puts out hidden states."
+    )
 
 
 @torch.no_grad()
@@ -119,7 +141,7 @@ def refuse_foreign_ids(model: Any, input_ids: Tensor) -> None:
 
 
 def run_base(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Run a model without the head on top of it and without a cache; return its final hidden states ``[B, T, hidden]``.
+    """Run a model without the head on top of it and without a cache; return its final hidden states, see `per_token`.
 
     ``input_ids`` and ``attention_mask`` (0 for padding) are ``[B, T]`` and are moved to where the model takes them.
 
@@ -128,5 +150,4 @@ def run_base(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None
 
     """
     refuse_foreign_ids(model, input_ids)
-    output: Tensor = forward(model, input_ids, attention_mask).last_hidden_state
-    return output
+    return per_token(forward(model, input_ids, attention_mask), input_ids)

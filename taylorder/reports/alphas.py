@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taylorder.analysis.results import Analysis, Projection, SpectralRow
+from taylorder.analysis.results import ROLES, Analysis, SpectralRow
 from taylorder.reports import summary
 from taylorder.reports.numbers import layer_labels
 from taylorder.reports.sections import Beside, Cell, GridLayout, GridRow, HeadGrid
@@ -10,12 +10,10 @@ from taylorder.reports.sections import Beside, Cell, GridLayout, GridRow, HeadGr
 WIDE = 0.5
 """Where the alphas of near-tied tail starts span more than this, the printed one is one of several."""
 
-_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
-
 
 def beside() -> tuple[tuple[Beside, ...], tuple[GridLayout, ...]]:
     """Columns for the alphas of a layer, each with the distance D of its fit, and which are shown as room shrinks."""
-    titles = ("alpha q", *_PROJECTIONS[1:])
+    titles = ("alpha q", *ROLES[1:])
     columns = tuple(column for title in titles for column in (Beside(title, 7, True), Beside("D", 6, True)))
     missing, too_narrow = "the alphas of v and o", "Too narrow for {}: spectral.csv has them."
     return columns, (
@@ -28,12 +26,12 @@ def beside() -> tuple[tuple[Beside, ...], tuple[GridLayout, ...]]:
 
 def of_layers(analysis: Analysis) -> dict[str, tuple[Cell, ...]]:
     """What stands in those columns for every layer."""
-    fits = {(row.module, row.projection): row for row in analysis.spectral if row.head is None}
+    fits = {(row.module, row.role): row for row in analysis.spectral if row.head is None}
     return {
         module.name: tuple(
             cell
-            for projection in _PROJECTIONS
-            for cell in (alpha(fits.get((module.name, projection))), _distance(fits.get((module.name, projection))))
+            for role in ROLES
+            for cell in (alpha(fits.get((module.name, role))), _distance(fits.get((module.name, role))))
         )
         for module in analysis.model.modules
     }
@@ -63,6 +61,12 @@ def legend(analysis: Analysis) -> str:
     ]
     if any(_is_wide(row) for row in whole):
         notes.append(f"? marks alphas that spread over more than {WIDE} among fits as good (D within 0.01)")
+    behind = {row.role: row.projection for row in whole if row.projection != row.role}
+    if roles := [role for role in ROLES if role in behind]:
+        notes.append(
+            f"{', '.join(roles)}: of the matrices behind the latent ({', '.join(behind[role] for role in roles)} in "
+            "spectral.csv: q_b_proj, and the rows of kv_b_proj)"
+        )
     if any(row.status == "failed" for row in whole):
         notes.append("failed: no usable fit")
     if any(row.status == "unavailable" for row in whole):
@@ -76,17 +80,17 @@ def of_heads(analysis: Analysis) -> HeadGrid | None:
     fits = [row for row in analysis.spectral if row.head is not None]
     if not fits:
         return None
-    shown = [projection for projection in _PROJECTIONS if any(row.projection == projection for row in fits)]
+    shown = [role for role in ROLES if any(row.role == role for row in fits)]
     rows = []
     for module, label in layer_labels(analysis.model.modules):
         cells = []
-        for projection in shown:
-            here = [row for row in fits if row.module == module.name and row.projection == projection]
+        for role in shown:
+            here = [row for row in fits if row.module == module.name and row.role == role]
             fitted = [row.alpha for row in here if row.alpha is not None]
             figures = [summary.quantile(fitted, share) for share in (0.0, 0.5, 1.0)]
             cells.append(Cell(" ".join(f"{alpha:.1f}" for alpha in figures) if fitted else "failed" if here else "-"))
         rows.append(GridRow(label, (), (), tuple(cells)))
-    columns = tuple(Beside(projection, 17) for projection in shown)
+    columns = tuple(Beside(role, 17) for role in shown)
     return HeadGrid(tuple(rows), 1, (), (), columns, (GridLayout(tuple(range(len(columns)))),))
 
 

@@ -9,7 +9,7 @@ from taylorder.analysis.results import Analysis
 from taylorder.evaluation.evaluate import Evaluation
 from taylorder.reports import alphas, grids, levers, opening, savings, summary, tables, verdict
 from taylorder.reports.evaluation import short_section
-from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
+from taylorder.reports.numbers import compact, counted, layer_names, listed, number, percent, size
 from taylorder.reports.sections import Block, Section, facts, paragraph
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.cache_size import CacheSize
@@ -42,31 +42,37 @@ def sections(
     if evaluation is not None:
         report.append(short_section(evaluation))
     else:
-        words = "Losses were not measured (--no-eval, or the run ended before); `taylorder eval` measures them."
+        losses = analysis.model.causal
+        what = "Losses were" if losses else "How far the config moves the final hidden states was"
+        measures = f"`taylorder eval` measures {'them' if losses else 'it'}"
+        words = f"{what} not measured (--no-eval, or the run ended before); {measures}."
         report.append(Section("What the model loses", (paragraph(words),), "config", name="loss"))
     return (*report, opening.closing(analysis, selection, directory, evaluation))
 
 
 def _run(analysis: Analysis, selection: Selection) -> Section:
     model, text = analysis.model, analysis.calibration
-    first = model.modules[0]
+    typical = model.typical
     names = layer_names([module.name for module in model.modules])
     rows = (
         "all query rows"
         if text.rows_per_sequence >= text.sequence_length
         else f"{text.rows_per_sequence} query rows each"
     )
-    shared = "" if first.group == 1 else f" on {counted(first.kv_heads, 'KV head')}"
+    shared = "" if typical.group == 1 else f" on {counted(typical.kv_heads, 'KV head')}"
+    others = [module for module in model.closed_modules if module.head_dim != typical.head_dim]
+    apart = f" ({counted(len(others), 'layer')} that stay exact: {others[0].head_dim})" if others else ""
+    alone = f"; {listed(model.unmeasured)} inputs were not measured" if model.unmeasured else ""
     near = f"window {analysis.window}, sinks {analysis.sinks}" if analysis.window or analysis.sinks else "none"
     named = {
         "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
         "heads": (
-            f"{counted(len(model.modules), 'layer')} of {counted(first.heads, 'head')}{shared}, head dim "
-            f"{first.head_dim}; layer N is {names.pattern}"
+            f"{counted(len(model.modules), 'layer')} of {counted(typical.heads, 'head')}{shared}, head dim "
+            f"{typical.head_dim}{apart}; layer N is {names.pattern}"
         ),
         "text": (
             f"{text.source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
-            f"{'' if text.bos is None else ', each begun with BOS'}, {rows}, seed {text.seed}"
+            f"{'' if text.bos is None else ', each begun with BOS'}, {rows}, seed {text.seed}{alone}"
         ),
         "rows": f"{number(text.far_rows)} of {counted(text.rows, 'measured query row')} have far keys",
         "policy": f"{selection.policy}, orders 1 to {analysis.max_order}, near field: {near}",
@@ -115,19 +121,26 @@ def _errors(analysis: Analysis, selection: Selection) -> Section:
 
 def _by_order(analysis: Analysis, selection: Selection) -> Section:
     heads = counted(len(summary.described_heads(analysis, selection)), "head")
-    seeing = " that see the whole context" if summary.head_counts(analysis, selection).sliding else ""
+    seeing = " that see the whole context" if summary.head_counts(analysis, selection).closed else ""
     words = (
         f"In parentheses without the guard, where that differs. Heads within {percent(selection.tolerance, 3)} at any "
         "expansion point; an even order counts only where no row needed the guard. "
     )
     if analysis.model.causal:
-        cache = size(
-            cost.kv_bytes(analysis.model.modules[0].head_dim, analysis.model.modules[0].value_dim, selection.context)
-        )
+        typical = analysis.model.typical
+        cache = size(cost.kv_bytes(typical.head_dim, typical.value_dim, selection.context))
         words += (
             f"Nominal bytes (state fp32, KV bf16); a KV head's cache takes {cache} at "
             f"{counted(selection.context, 'token')}."
         )
+        if typical.latent_dim is not None:
+            latents = size(cost.KV_BYTES * typical.latent_dim)
+            expanded = size(typical.kv_heads * cost.kv_bytes(typical.head_dim, typical.value_dim, 1))
+            words += (
+                f" Keys and values of a token take {expanded} in a layer, and the latent that they are made of "
+                f'{latents}, which is what a server keeps: "beside latents" is where the states of a layer take no '
+                "more. Whether an order pays off is judged beside keys and values."
+            )
     else:
         words += "An encoder has no cache: an order breaks even where it takes no more FLOPs than quadratic attention."
     title = f"Error by order, in percent: the median of {heads}{seeing}"
@@ -157,8 +170,8 @@ def _near_field(analysis: Analysis, selection: Selection) -> list[Section]:
     table = tables.near_field(analysis, selection)
     if table is None or analysis.preview is None:
         return []
-    first, preview = analysis.model.modules[0], analysis.preview
-    near_bytes = cost.kv_bytes(first.head_dim, first.value_dim, preview.window + preview.sinks)
+    typical, preview = analysis.model.typical, analysis.preview
+    near_bytes = cost.kv_bytes(typical.head_dim, typical.value_dim, preview.window + preview.sinks)
     words = (
         f"The last {preview.window} and the first {preview.sinks} keys keep the true exponential, which costs "
         f"{size(near_bytes)} per KV head beside the state. Measured on sequences of "
@@ -179,5 +192,8 @@ def _savings(analysis: Analysis, selection: Selection) -> Section:
         words = f"Nothing. {what}: {before} with every head exact, and as much with this config."
     else:
         words = f"{what}: {before} with every head exact, {after} with this config."
+    if analysis.model.keeps_latents:
+        exact, adapted = savings.latent_bytes(analysis, selection)
+        words += f" Where exact layers keep latents: {size(exact)}, and {size(adapted)} with this config."
     title = f"What this config saves at {counted(selection.context, 'token')}"
     return Section(title, (paragraph(words),), "config", name="savings")

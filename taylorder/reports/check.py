@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from taylorder.models.architecture import Architecture
-from taylorder.models.description import ModelDescription
-from taylorder.reports.numbers import counted, layer_names, number, size
+from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.reports.numbers import counted, layer_names, listed, number, size
 from taylorder.reports.plan import CAUTION, Estimate, duration_cell
 from taylorder.reports.sections import Cell, Column, Section, facts, paragraph, table
 from taylorder.selection.cache_size import CacheSize
@@ -60,19 +61,25 @@ def as_document(report: CheckReport) -> dict[str, Any]:
             "name": model.name,
             "architecture": model.architecture,
             "layers": len(model.modules),
-            "heads": model.modules[0].heads,
-            "kv_heads": model.modules[0].kv_heads,
-            "head_dim": model.modules[0].head_dim,
+            "heads": model.typical.heads,
+            "kv_heads": model.typical.kv_heads,
+            "head_dim": model.typical.head_dim,
             "causal": model.causal,
             "max_context": model.max_context,
             "dtype": model.dtype,
             "weights_bytes": report.weights,
             "weights_note": model.weights_note,
+            "unmeasured": list(model.unmeasured),
         },
         "stay_exact": [
-            {"module": module.name, "sliding_window": module.sliding_window}
-            for module in model.modules
-            if module.sliding_window is not None
+            {
+                "module": module.name,
+                "reason": module.stays_exact,
+                "sliding_window": module.sliding_window,
+                "chunk": module.chunk,
+                "keys_of": module.keys_of,
+            }
+            for module in model.closed_modules
         ],
         "cache": None
         if report.cache is None
@@ -80,7 +87,8 @@ def as_document(report: CheckReport) -> dict[str, Any]:
             "bytes_per_token": report.cache.token_bytes,
             "context": report.cache.context,
             "bytes": report.cache.exact_bytes,
-            "sliding_bytes": report.cache.sliding_bytes,
+            "stay_exact_bytes": report.cache.closed_bytes,
+            "latent_bytes_per_token": report.cache.latent_token_bytes,
             "kv_heads": report.cache.kv_heads,
         },
         "commands": commands,
@@ -96,16 +104,16 @@ def refused_document(name: str | None, reason: str) -> dict[str, Any]:
 def sections(report: CheckReport) -> Iterator[Section]:
     """What the model is, its cache, and a row per command."""
     model = report.description
-    first = model.modules[0]
     note = f"; {model.weights_note}" if model.weights_note else ""
     about: dict[str, Cell | str] = {
         "supported": Cell("yes", style="good"),
-        "architecture": f"{model.architecture}, {model.shape} over {counted(first.kv_heads, 'KV head')} of dimension "
-        f"{first.head_dim}",
+        "architecture": f"{model.architecture}, {model.shape} over {_kv_heads(model.typical)}{_other_shapes(model)}",
         "weights": f"{size(report.weights)} in {model.dtype}{note}",
         "stays exact": _stays_exact(model),
         "longest context": f"{number(model.max_context)} tokens",
     }
+    if model.unmeasured:
+        about["measured"] = f"on text alone, without the {listed(model.unmeasured)} inputs that the model takes as well"
     yield Section(f"taylorder check: {model.name}", (facts(about), *_cache(report.cache)))
     columns = (Column("taylorder …", wraps=True), *(Column(name, figures=True) for name in ("time", "memory", "disk")))
     rows = []
@@ -125,25 +133,45 @@ def sections(report: CheckReport) -> Iterator[Section]:
     yield Section("", (paragraph(CAUTION, "analyze --dry-run prints the stages of a run.", style="faint"),))
 
 
+def _kv_heads(module: AttentionModule) -> str:
+    return f"{counted(module.kv_heads, 'KV head')} of dimension {module.head_dim}"
+
+
+def _other_shapes(model: ModelDescription) -> str:
+    """Layers that stay exact may have KV heads of other shapes."""
+    shapes = Counter(_kv_heads(module) for module in model.closed_modules)
+    del shapes[_kv_heads(model.typical)]
+    return "".join(f"; {counted(count, 'layer')} over {shape}" for shape, count in shapes.items())
+
+
 def _stays_exact(model: ModelDescription) -> str:
-    sliding = [module for module in model.modules if module.sliding_window is not None]
-    if not sliding:
+    if not model.closed_modules:
         return "no layer has to" if model.causal else "no layer has to; an encoder has no cache to save"
     labels = layer_names([module.name for module in model.modules]).labels
-    named = ", ".join(labels[module.name] for module in sliding)
-    windows = ", ".join(number(window) for window in sorted({module.sliding_window or 0 for module in sliding}))
-    return (
-        f"{len(sliding)} of {counted(len(model.modules), 'layer')} ({named}): sliding windows of {windows} tokens, "
-        "whose cache is constant already"
-    )
+    by_reason: dict[str | None, list[AttentionModule]] = {}
+    for module in model.closed_modules:
+        by_reason.setdefault(module.stays_exact, []).append(module)
+    parts = []
+    for reason, modules in by_reason.items():
+        named = ", ".join(labels[module.name] for module in modules)
+        sizes = ", ".join(number(size) for size in sorted({m.sliding_window or m.chunk or 0 for m in modules}))
+        why = {
+            "sliding": f"sliding windows of {sizes} tokens, whose cache is constant already",
+            "chunked": f"chunks of {sizes} tokens, whose cache is constant already",
+        }.get(reason or "", "keys that several of them read, which have to be kept")
+        parts.append(f"{len(modules)} of {counted(len(model.modules), 'layer')} ({named}): {why}")
+    return "; ".join(parts)
 
 
 def _cache(cache: CacheSize | None) -> tuple[Any, ...]:
     if cache is None:
         return ()
-    sliding = f", beside {size(cache.sliding_bytes)} of sliding windows" if cache.sliding_bytes else ""
+    closed = f", beside {size(cache.closed_bytes)} of layers that stay exact" if cache.closed_bytes else ""
     at = f"at {number(cache.context)} tokens"
-    held = {"KV cache": f"{size(cache.token_bytes)} per token, {size(cache.exact_bytes)} {at}{sliding}"}
+    held = {"KV cache": f"{size(cache.token_bytes)} per token, {size(cache.exact_bytes)} {at}{closed}"}
+    if cache.latent_token_bytes != cache.token_bytes:
+        latents = size(cache.latent_token_bytes * cache.context)
+        held["as latents"] = f"{size(cache.latent_token_bytes)} per token, {latents} {at}, which a server keeps instead"
     if cache.kv_heads:
         per_kv_head = size(cache.exact_bytes // cache.kv_heads)
         held["per KV head"] = f"{per_kv_head} {at}, of which --budget gives each a share"
@@ -154,13 +182,13 @@ def stated(model: Architecture, context: int | None) -> Iterator[Section]:
     """What the config of a model says, without its weights."""
     about: dict[str, Cell | str] = {
         "architecture": f"{model.architecture}, {_known(model.layers)} layers",
-        "stays exact": _sliding(model),
+        "stays exact": _stated_exact(model),
         "longest context": f"{_known(model.max_context)} tokens",
     }
     if model.token_bytes is not None and model.full:
         tokens = context or model.max_context
         at = f", {size(model.token_bytes * tokens)} at {number(tokens)} tokens" if tokens else ""
-        about["KV cache"] = f"{size(model.token_bytes)} per token{at}, nominal, sliding windows aside"
+        about["KV cache"] = f"{size(model.token_bytes)} per token{at}, nominal, layers that stay exact aside"
     yield Section(f"taylorder check: {model.name}", (facts(about),))
     more = (
         "Nothing in its config or class stands against this model. There are no weights here: whether its attention "
@@ -181,5 +209,7 @@ def _known(count: int | None) -> str:
     return _UNKNOWN if count is None else number(count)
 
 
-def _sliding(model: Architecture) -> str:
-    return f"{counted(model.sliding, 'layer')} with sliding windows" if model.sliding else "no layer has to"
+def _stated_exact(model: Architecture) -> str:
+    counts = {"sliding windows": model.sliding, "chunks": model.chunked, "keys that several read": model.shared}
+    parts = [f"{counted(count, 'layer')} with {what}" for what, count in counts.items() if count]
+    return ", ".join(parts) or "no layer has to"

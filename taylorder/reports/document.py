@@ -71,7 +71,7 @@ def _verdict(
         "text": " ".join(verdict.sentences(analysis, selection, evaluation)),
         "next": verdict.next_command(analysis, selection, directory)[0],
         "heads": counts.heads,
-        "sliding": counts.sliding,
+        "sliding": counts.closed,
         "adapted": counts.adapted,
         "within_tolerance": counts.within,
         "within_tolerance_at_a_higher_order": counts.beyond,

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from taylorder.adapt.config import HeadOrder
 from taylorder.analysis.results import Analysis
 from taylorder.kernels.spec import MAX_ORDER, Dropped, Exact, Taylor
+from taylorder.models.description import AttentionModule
 from taylorder.reports import alphas, near_words, summary
 from taylorder.reports.numbers import counted, layer_labels, percent_cell
-from taylorder.reports.sections import Beside, Cell, Column, Fill, GridLayout, GridRow, HeadGrid, Key, Legend
+from taylorder.reports.sections import Beside, Cell, Column, Fill, GridLayout, GridRow, HeadGrid, Key, Legend, even
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.reasons import explained
 
@@ -31,12 +32,19 @@ def order_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
     by_module = {layer.module: layer.heads for layer in selection.config.layers}
     beside, layouts = alphas.beside()
     fits = alphas.of_layers(analysis)
-    rows = []
-    for module, label in layer_labels(modules):
-        heads = by_module[module.name]
-        rows.append(GridRow(label, tuple(map(_order_cell, heads)), _counts(heads), fits[module.name]))
-    spacing = ((len(str(modules[0].heads - 1)), " "), (1, ""))
-    return HeadGrid(tuple(rows), modules[0].group, spacing, (Column("heads by order"),), beside, layouts)
+    cells = even([_order_cell(head) for head in by_module[module.name]] for module in modules)
+    rows = tuple(
+        GridRow(label, heads, _counts(by_module[module.name]), fits[module.name])
+        for (module, label), heads in zip(layer_labels(modules), cells, strict=True)
+    )
+    spacing = ((len(str(len(cells[0]) - 1)), " "), (1, ""))
+    return HeadGrid(rows, _group(modules), spacing, (Column("heads by order"),), beside, layouts)
+
+
+def _group(modules: Sequence[AttentionModule]) -> int:
+    """Heads that stand together because they share a KV head; 1 where layers differ in that."""
+    groups = {module.group for module in modules}
+    return groups.pop() if len(groups) == 1 else 1
 
 
 def error_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
@@ -49,9 +57,9 @@ def error_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
         if candidate.order == order and candidate.expansion != "centre":
             (mean if candidate.expansion == "mean" else zero)[candidate.module].append(candidate.relative_l2)
     rows = []
-    for module, label in layer_labels(modules):
+    cells = even([error_cell(error, selection.tolerance) for error in mean[module.name]] for module in modules)
+    for (module, label), heads in zip(layer_labels(modules), cells, strict=True):
         errors = mean[module.name]
-        heads = tuple(error_cell(error, selection.tolerance) for error in errors)
         three = (summary.quantile(errors, share) for share in (0.0, 0.5, 1.0))
         middle = summary.median(zero[module.name])
         rows.append(
@@ -64,7 +72,7 @@ def error_grid(analysis: Analysis, selection: Selection) -> HeadGrid:
         )
     return HeadGrid(
         tuple(rows),
-        modules[0].group,
+        _group(modules),
         ((4, " "), (4, "")),
         (Column("lowest"), Column("median"), Column("highest")),
         (Beside("zero", 5),),

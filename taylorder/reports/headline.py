@@ -62,8 +62,9 @@ class Fact:
 class Headline:
     """The figures behind the four facts.
 
-    ``kv_heads`` see the whole context; ``runs`` counts those that are not exact by what they run instead.
-    ``exact_cost`` and ``cost`` are nominal bytes of all caches at ``context`` tokens, or multiplications of an encoder.
+    ``kv_heads`` may be truncated, and where there are none ``why_none`` says why; ``runs`` counts those that are not
+    exact by what they run instead. ``exact_cost`` and ``cost`` are nominal bytes of all caches at ``context`` tokens,
+    or multiplications of an encoder.
     ``comparison`` has the losses on other text, None where none were measured; ``kl`` is that to exact on the
     calibration text, None where it was not what the config was chosen by.
     """
@@ -76,6 +77,7 @@ class Headline:
     cost: int
     comparison: Comparison | None
     kl: float | None
+    why_none: str
 
     @property
     def replaced(self) -> int:
@@ -100,7 +102,7 @@ class Headline:
 
     def _what_runs(self) -> Fact:
         if not self.kv_heads:
-            return Fact("what runs", "exact everywhere", "every layer has a sliding window of its own")
+            return Fact("what runs", "exact everywhere", self.why_none)
         if not self.replaced:
             return Fact("what runs", "exact everywhere", f"all {counted(self.kv_heads, 'KV head')} stay as they are")
         kinds = ", ".join(f"{number(count)} {kind}" for kind, count in self.runs)
@@ -121,17 +123,18 @@ class Headline:
         return Fact(name, f"{written(self.cost)} instead of {written(self.exact_cost)}", f"{more}, {meaning}")
 
     def _loss(self) -> Fact:
+        name = "loss" if self.causal else "final hidden states"
         if not self.replaced:
-            return Fact("loss", "unchanged", "it is the exact model")
+            return Fact(name, "unchanged", "it is the exact model")
         config, exact = self.standing(rivals.CONFIG), self.standing(EXACT)
         if self.comparison is None or config is None or exact is None:
             meaning = "`taylorder eval` measures it, on other text"
             if self.kl is not None:
                 meaning += f"; on the calibration text the KL to exact is {figure(self.kl)} nats per token"
-            return Fact("loss", "not measured", meaning)
+            return Fact(name, "not measured", meaning)
         where = f"on {counted(self.comparison.sequences, 'sequence')} of {counted(self.comparison.length, 'token')}"
         if config.failure is not None:
-            return Fact("loss", "breaks down", f"{config.failure}, {where}")
+            return Fact(name, "breaks down", f"{config.failure}, {where}")
         if config.nll is None or exact.nll is None or config.delta_exact is None:
             moved = percent(config.hidden_relative_l2 or 0.0)
             return Fact("final hidden states", f"moved by {moved}", f"relative L2 {where}")
@@ -144,6 +147,8 @@ class Headline:
         name, config, window = "against one window", self.standing(rivals.CONFIG), self.standing(rivals.WINDOW)
         if not self.replaced:
             return Fact(name, "nothing to compare", "exact attention runs everywhere")
+        if not self.causal:
+            return Fact(name, "nothing to compare", "an encoder has no cache whose bytes a window could take")
         if config is None or window is None:
             return Fact(name, "not measured", "`taylorder eval` measures a window of the same bytes for all KV heads")
         exact = self.standing(EXACT)
@@ -173,6 +178,7 @@ def headline(analysis: Analysis, selection: Selection, evaluation: Evaluation | 
         cost=cost,
         comparison=compared[0] if compared else None,
         kl=min((measured.kl for measured in rounds), default=None),
+        why_none=analysis.model.why_none_open,
     )
 
 

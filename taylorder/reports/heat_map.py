@@ -88,9 +88,10 @@ def views(analysis: Analysis, selection: Selection) -> dict[str, dict[str, Any]]
     }
     if not analysis.spectral:
         del made["alpha"]
-    if any(module.sliding_window is not None for module in analysis.model.modules):
+    if closed := {module.stays_exact for module in analysis.model.closed_modules}:
+        marked = "a sliding-window layer" if closed == {"sliding"} else "a layer that stays exact"
         for view in made.values():
-            view["legend"].append("~: a sliding-window layer")
+            view["legend"].append(f"~: {marked}")
     return made
 
 
@@ -138,7 +139,7 @@ def _alphas(analysis: Analysis, projection: str) -> dict[str, Cell]:
         means = {name: layer_alpha(analysis.spectral, name) for name in names}
         return {name: Cell("-") if mean is None else Cell(f"{mean:.2f}", mean) for name, mean in means.items()}
     fits: dict[str, SpectralRow] = {
-        row.module: row for row in analysis.spectral if row.head is None and row.projection == projection
+        row.module: row for row in analysis.spectral if row.head is None and row.role == projection
     }
     return {name: alphas.alpha(fits.get(name)) for name in names}
 

@@ -146,8 +146,7 @@ def _commands(
         (show_command(directory), "prints the report again, without measuring"),
     ]
     if summary.head_counts(analysis, selection).adapted:
-        does = "measures what the config costs in loss, beside simpler uses of the same bytes"
-        commands.append((eval_command(directory), does))
+        commands.append((eval_command(directory), f"measures what {verdict.eval_measures(analysis)}"))
     return commands
 
 
@@ -207,7 +206,7 @@ def render_pair(report: RunPair, command: str) -> str:
         named=named,
         summary=summary_lines,
         map=run_pair_grid.differences(report.configs),
-        across=range(report.configs.model.kv_heads),
+        across=run_pair_grid.across(report.configs),
         means=run_pair_grid.MEANS,
         legend=run_pair_grid.legend(report.configs),
         context=counted(report.configs.context, "token"),

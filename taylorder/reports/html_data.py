@@ -16,7 +16,7 @@ from taylorder.analysis.results import Analysis, CandidateRow, SpectralRow
 from taylorder.kernels.spec import EXPANSIONS, Exact, Taylor
 from taylorder.reports import alphas, charts, grids, heat_map, near_words, summary
 from taylorder.reports.claims import cell
-from taylorder.reports.numbers import counted, layer_labels, percent, size
+from taylorder.reports.numbers import counted, layer_labels, percent, size, staying
 from taylorder.reports.scales import palette
 from taylorder.selection.by_tolerance import HeadVerdict, Selection
 from taylorder.selection.reasons import explained
@@ -82,7 +82,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
                 f"{name} {of_layers[module.name][projection][1]}" for projection, name in heat_map.PROJECTIONS.items()
             )
             if key in fits:
-                cells = {fit.projection: alphas.alpha(fit) for fit in fits[key]}
+                cells = {fit.role: alphas.alpha(fit) for fit in fits[key]}
                 facts["alpha, head"] = ", ".join(f"{name} {alpha.text}{alpha.mark}" for name, alpha in cells.items())
             heads.append(
                 {"kv_head": first.kv_head, "std": deviation(first), "facts": list(facts.items())}
@@ -95,7 +95,7 @@ def _layers(analysis: Analysis, selection: Selection) -> list[dict[str, Any]]:
                 "marked": " ".join(filter(None, (label.text, label.mark))),
                 "module": module.name,
                 "group": module.group,
-                "sliding": module.sliding_window and f"sliding window of {counted(module.sliding_window, 'token')}",
+                "staying": staying(module),
                 "alphas": of_layers[module.name],
                 "heads": heads,
             }

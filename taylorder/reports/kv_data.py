@@ -17,7 +17,7 @@ from taylorder.reports.charts import Axis
 from taylorder.reports.claims import cell
 from taylorder.reports.headline import KEEPING, POLYNOMIAL, WINDOW
 from taylorder.reports.kv_map import KvHead
-from taylorder.reports.numbers import counted, layer_labels, percent, size
+from taylorder.reports.numbers import counted, layer_labels, percent, size, staying
 from taylorder.reports.scales import palette
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.criteria import eligible
@@ -130,7 +130,7 @@ def _layers(
                 "marked": label.text + label.mark,
                 "module": module.name,
                 "group": 1,
-                "sliding": module.sliding_window and f"sliding window of {counted(module.sliding_window, 'token')}",
+                "staying": staying(module),
                 "heads": of_layer,
             }
         )

@@ -12,7 +12,7 @@ from taylorder.reports import grids, near_words
 from taylorder.reports.claims import cell
 from taylorder.reports.evaluation_words import figure
 from taylorder.reports.numbers import compact, counted, layer_labels, number, percent, size
-from taylorder.reports.sections import Block, Cell, Column, Section, Table, paragraph, table
+from taylorder.reports.sections import Block, Cell, Column, Section, Table, even, paragraph, table
 from taylorder.selection.by_tolerance import Selection
 from taylorder.selection.cache_size import CacheSize
 from taylorder.selection.lever_summary import LeverSummary
@@ -33,8 +33,8 @@ def kept_tokens(analysis: Analysis, selection: Selection) -> Table:
         )
         for module, label in layer_labels(modules)
     ]
-    titles = ("layer", *(f"KV {kv_head}" for kv_head in range(modules[0].kv_heads)))
-    return table([Column(title, figures=True) for title in titles], rows, folds=True, indented=True)
+    titles = ("layer", *(f"KV {kv_head}" for kv_head in range(max(module.kv_heads for module in modules))))
+    return table([Column(title, figures=True) for title in titles], even(rows), folds=True, indented=True)
 
 
 def _kept(head: HeadOrder, parts: bool, least: int, most: int) -> Cell:
@@ -117,10 +117,10 @@ def legend(summary: LeverSummary, parts: bool) -> str:
 
 def budget_words(cache: CacheSize, budget: int) -> str:
     """The same budget in every form that ``--budget`` takes."""
-    sliding = f", {size(cache.sliding_bytes)} of it in layers with sliding windows" if cache.sliding_bytes else ""
+    closed = f", {size(cache.closed_bytes)} of it in layers that stay exact" if cache.closed_bytes else ""
     return (
         f"{size(budget)} per KV head on average = {percent(cache.share(budget))} of exact = "
-        f"{size(cache.total(budget))} in total{sliding} = {counted(cache.tokens(budget), 'token')} of cache per KV head"
+        f"{size(cache.total(budget))} in total{closed} = {counted(cache.tokens(budget), 'token')} of cache per KV head"
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taylorder.models.description import AttentionModule
+from taylorder.models.description import AttentionModule, WhyExact
 from taylorder.reports.sections import Cell
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -76,6 +77,12 @@ def counted(count: int, noun: str) -> str:
     return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """``image``, ``image and video``, ``image, video and audio``."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 @dataclass(frozen=True, slots=True)
 class LayerNames:
     """Short labels of attention modules, and the pattern that gives the full names back."""
@@ -105,8 +112,31 @@ def layer_names(modules: Sequence[str]) -> LayerNames:
 
 
 def layer_labels(modules: Sequence[AttentionModule]) -> list[tuple[AttentionModule, Cell]]:
-    """Every module with its label, marked if it attends to a sliding window."""
+    """Every module with its label, marked if it stays exact."""
     labels = layer_names([module.name for module in modules]).labels
-    return [
-        (module, Cell(labels[module.name], mark="" if module.sliding_window is None else "~")) for module in modules
-    ]
+    return [(module, Cell(labels[module.name], mark="" if module.stays_exact is None else "~")) for module in modules]
+
+
+def staying(module: AttentionModule) -> str | None:
+    """What keeps a module exact, ``sliding window of 512 tokens``; None where nothing does."""
+    match module.stays_exact:
+        case "sliding":
+            return f"sliding window of {counted(module.sliding_window or 0, 'token')}"
+        case "chunked":
+            return f"chunks of {counted(module.chunk or 0, 'token')}"
+        case "shared":
+            return "keys that several layers read"
+    return None
+
+
+_STAYING: dict[WhyExact, str] = {
+    "sliding": "sliding-window layer",
+    "chunked": "chunked layer",
+    "shared": "key-sharing layer",
+}
+
+
+def staying_layers(modules: Sequence[AttentionModule]) -> str:
+    """The layers that stay exact, ``4 sliding-window layers``, by what keeps them so."""
+    whys = Counter(module.stays_exact for module in modules)
+    return " and ".join(counted(whys[why], noun) for why, noun in _STAYING.items() if whys[why])

@@ -54,16 +54,17 @@ def counts(configs: ConfigPair) -> Counter[str]:
 def grid(configs: ConfigPair) -> HeadGrid:
     """A mark for every KV head, and beside them what the KV heads of a layer hold on average."""
     rows = []
+    widest = _widest(configs)
     for label, pairs in layers(configs):
         marks = [side(pair) for pair in pairs]
         cells = tuple(Cell(mark, style="strong" if mark in "AB" else "", fill=SIDES[mark].fill) for mark in marks)
         summary = tuple(Cell(f"{mark}: {marks.count(mark)}") for mark in SIDES if mark in marks)
-        rows.append(GridRow(label, cells, summary, means(pairs)))
+        rows.append(GridRow(label, (*cells, *[Cell("")] * (widest - len(cells))), summary, means(pairs)))
     beside = tuple(
         Beside(title, 3 + max(len(title), *(len(row.beside[column].text) for row in rows)))
         for column, title in enumerate(MEANS)
     )
-    spacing = ((len(str(configs.model.kv_heads - 1)), " "), (1, ""))
+    spacing = ((len(str(widest - 1)), " "), (1, ""))
     layouts = (GridLayout((0, 1, 2)), GridLayout((2,)), GridLayout((), "There is no room for the tokens of a layer."))
     return HeadGrid(tuple(rows), 1, spacing, (Column("KV heads by mark"),), beside, layouts)
 
@@ -71,6 +72,15 @@ def grid(configs: ConfigPair) -> HeadGrid:
 def differences(configs: ConfigPair) -> list[tuple[Cell, list[tuple[Cell, str]], tuple[Cell, ...]]]:
     """The map of the page: for every KV head of a layer B's tokens less A's and both in words; the layer's means."""
     return [(label, [_difference(pair) for pair in pairs], means(pairs)) for label, pairs in layers(configs)]
+
+
+def across(configs: ConfigPair) -> range:
+    """The columns of the map: KV heads of the layer that has most."""
+    return range(_widest(configs))
+
+
+def _widest(configs: ConfigPair) -> int:
+    return max(len(pairs) for _, pairs in layers(configs))
 
 
 def _difference(pair: KvHeadPair) -> tuple[Cell, str]:
@@ -119,13 +129,13 @@ def _options(specs: tuple[HeadSpec, ...]) -> str:
 
 
 def layers(configs: ConfigPair) -> list[tuple[Cell, tuple[KvHeadPair, ...]]]:
-    """The KV heads of every layer, with its label, marked where it has a sliding window of its own."""
+    """The KV heads of every layer, with its label, marked where it stays exact."""
     by_module: dict[str, list[KvHeadPair]] = {}
     for pair in configs.kv_heads:
         by_module.setdefault(pair.module, []).append(pair)
     labels = layer_names(list(by_module)).labels
     return [
-        (Cell(labels[module], mark="~" if module in configs.sliding else ""), tuple(pairs))
+        (Cell(labels[module], mark="~" if module in configs.closed else ""), tuple(pairs))
         for module, pairs in by_module.items()
     ]
 

@@ -22,6 +22,13 @@ def cache_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
     return exact, adapted
 
 
+def latent_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
+    """The same where layers whose heads are all exact keep latents in place of keys and values."""
+    configs = OrderConfig.uniform(analysis.model, "exact"), selection.config
+    exact, adapted = (cost.latent_bytes(config, analysis.model, selection.context) for config in configs)
+    return exact, adapted
+
+
 def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple[int, int]:
     """Multiply-adds of two-sided attention over ``context`` tokens: every head exact, and as the config has it.
 
@@ -30,12 +37,13 @@ def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple
     exact = adapted = 0
     n = selection.context
     for module, layer in zip(analysis.model.modules, selection.config.layers, strict=True):
-        quadratic = n * min(n, module.sliding_window or n) * (module.head_dim + module.value_dim)
+        quadratic = module.calls * n * module.seen_tokens(n) * (module.head_dim + module.value_dim)
         for heads in module.groups(layer.heads):
             exact += quadratic * len(heads)
             orders = [head.spec.far.order for head in heads if isinstance(head.spec.far, Taylor)]
             adapted += quadratic * (len(heads) - len(orders))
             if orders:
                 touched = [*orders, max(orders)]
-                adapted += n * sum(cost.features(module.head_dim, order) for order in touched) * (module.value_dim + 1)
+                features = sum(cost.features(module.head_dim, order) for order in touched)
+                adapted += module.calls * n * features * (module.value_dim + 1)
     return exact, adapted

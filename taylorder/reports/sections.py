@@ -41,6 +41,13 @@ class Cell:
     bar: tuple[float, ...] = ()
 
 
+def even(rows: Iterable[Sequence[Cell]]) -> list[tuple[Cell, ...]]:
+    """Rows as wide as the widest, with empty cells behind what they have."""
+    given = [tuple(row) for row in rows]
+    widest = max(map(len, given), default=0)
+    return [(*row, *[Cell("")] * (widest - len(row))) for row in given]
+
+
 @dataclass(frozen=True, slots=True)
 class Paragraph:
     """Sentences, each line beginning on a line of its own. ``tight``: right below the block above it."""

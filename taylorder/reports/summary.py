@@ -34,7 +34,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def described_modules(analysis: Analysis) -> tuple[AttentionModule, ...]:
-    """Modules that a report's statistics are about: the open ones, or all if every layer slides."""
+    """Modules that a report's statistics are about: the open ones, or all if none is."""
     return analysis.model.open_modules or analysis.model.modules
 
 
@@ -52,7 +52,10 @@ def described_heads(analysis: Analysis, selection: Selection) -> list[HeadVerdic
 
 @dataclass(frozen=True, slots=True)
 class OrderLine:
-    """One order: median error per expansion point as ``(guarded, raw)``, heads within the tolerance, and the cost."""
+    """One order: median error per expansion point as ``(guarded, raw)``, heads within the tolerance, and the cost.
+
+    ``latent_break_even`` is held against the latents that a server keeps, None where there are none.
+    """
 
     order: int
     errors: dict[Expansion, tuple[float, float]]
@@ -60,13 +63,14 @@ class OrderLine:
     features: int
     nominal_bytes: int
     break_even: int
+    latent_break_even: int | None
     pays: bool
 
 
 def by_order(analysis: Analysis, selection: Selection) -> tuple[OrderLine, ...]:
     """One line per measured order, over the described heads."""
-    first, near = analysis.model.modules[0], analysis.window + analysis.sinks
-    d, d_v = first.head_dim, first.value_dim
+    typical, near = analysis.model.typical, analysis.window + analysis.sinks
+    d, d_v = typical.head_dim, typical.value_dim
     rows = described_rows(analysis)
     lines = []
     for order in range(1, analysis.max_order + 1):
@@ -89,7 +93,10 @@ def by_order(analysis: Analysis, selection: Selection) -> tuple[OrderLine, ...]:
                 break_even=(
                     cost.break_even_tokens(d, d_v, order, near=near)
                     if analysis.model.causal
-                    else cost.break_even_flops(d, d_v, order, first.group)
+                    else cost.break_even_flops(d, d_v, order, typical.group)
+                ),
+                latent_break_even=(
+                    None if typical.latent_dim is None else cost.latent_break_even_tokens(typical, order, near)
                 ),
                 pays=order <= selection.largest_order,
             )
@@ -108,7 +115,7 @@ class HeadCounts:
 
     heads: int
     open: int
-    sliding: int
+    closed: int
     within: int
     beyond: int
     orders: dict[int, int]
@@ -137,7 +144,7 @@ def head_counts(analysis: Analysis, selection: Selection) -> HeadCounts:
     return HeadCounts(
         heads=len(selection.heads),
         open=len(in_open),
-        sliding=len(selection.heads) - len(in_open),
+        closed=len(selection.heads) - len(in_open),
         within=len(within),
         beyond=len(beyond),
         orders=dict(sorted(orders.items())),
@@ -179,7 +186,7 @@ class Needed:
 def needed(analysis: Analysis, selection: Selection) -> Needed:
     """Orders the described heads would need."""
     heads = described_heads(analysis, selection)
-    first = analysis.model.modules[0]
+    typical = analysis.model.typical
     orders = sorted(math.inf if head.predicted_order is None else head.predicted_order for head in heads)
     middle = orders[len(orders) // 2]
     predicted = None if math.isinf(middle) else int(middle)
@@ -188,7 +195,7 @@ def needed(analysis: Analysis, selection: Selection) -> Needed:
         measured=dict(sorted(Counter(head.needed_order for head in heads if head.needed_order is not None).items())),
         more=sum(head.needed_order is None for head in heads),
         predicted=predicted,
-        predicted_bytes=None if predicted is None else cost.state_bytes(first.head_dim, first.value_dim, predicted),
+        predicted_bytes=None if predicted is None else cost.state_bytes(typical.head_dim, typical.value_dim, predicted),
         score_std=median(deviations.values()),
     )
 

@@ -12,13 +12,14 @@ from taylorder.selection.by_tolerance import Selection
 
 def error_by_order(analysis: Analysis, selection: Selection) -> Table:
     """Median error per order and expansion point, heads within the tolerance, and what the order costs."""
-    causal = analysis.model.causal
+    causal, latent = analysis.model.causal, analysis.model.typical.latent_dim is not None
     columns = (
         Column("order", figures=True),
         *(Column(expansion, figures=True, wraps=True) for expansion in EXPANSIONS),
         Column("heads\nwithin", figures=True),
         Column("state per\nKV head" if causal else "features\nper head", figures=True),
         Column("breaks\neven at", figures=True, spare=True),
+        *([Column("beside\nlatents", figures=True, spare=True)] if latent else []),
         Column("pays\noff", figures=True, spare=True),
     )
     return table(
@@ -32,6 +33,7 @@ def error_by_order(analysis: Analysis, selection: Selection) -> Table:
                 if causal
                 else Cell(compact(line.features), line.features),
                 Cell(compact(line.break_even), line.break_even),
+                *(Cell(compact(even), even) for even in (line.latent_break_even,) if even is not None),
                 "yes" if line.pays else "no",
             )
             for line in summary.by_order(analysis, selection)

@@ -11,7 +11,7 @@ from taylorder.evaluation.evaluate import Evaluation
 from taylorder.kernels.spec import Exact
 from taylorder.reports import levers, savings, summary
 from taylorder.reports.evaluation_words import loss_of_config, untrained
-from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size
+from taylorder.reports.numbers import compact, counted, layer_names, number, percent, size, staying_layers
 from taylorder.reports.reproduce import analyze_command, eval_command, show_command
 from taylorder.runs.run_files import DEFAULT
 from taylorder.selection.by_tolerance import Selection
@@ -54,10 +54,8 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
     """
     counts = summary.head_counts(analysis, selection)
     if not counts.open:
-        return (
-            f"Every layer attends to a sliding window, so the cache of all {counted(counts.heads, 'head')} has a "
-            "constant size already: every head stays exact, there is nothing to choose.",
-        )
+        stay = f"all {counted(counts.heads, 'head')} stay exact, there is nothing to choose."
+        return (f"{_none_open(analysis)}: {stay}",)
     gain = _gain(analysis, selection, counts, evaluation)
     if selection.levers is not None:
         lines = [_within(selection.levers), gain, *levers.sentences(selection.levers)]
@@ -67,8 +65,8 @@ def sentences(analysis: Analysis, selection: Selection, evaluation: Evaluation |
         lines = [*_error(analysis, selection, counts), gain, *_near_field(analysis, selection)]
     else:
         lines = [*_unbounded(analysis, selection, counts), gain]
-    if counts.sliding:
-        lines.append(_sliding(analysis, counts))
+    if counts.closed:
+        lines.append(_closed(analysis, counts))
     return (*cautions(analysis), *lines)
 
 
@@ -76,14 +74,14 @@ def why(analysis: Analysis, selection: Selection) -> str:
     """Why the config is as it is, in a sentence or two."""
     counts = summary.head_counts(analysis, selection)
     if not counts.open:
-        return "Every layer attends to a sliding window, so every cache has a constant size already."
+        return f"{_none_open(analysis)}, so that no cache can be replaced."
     if selection.levers is not None:
         first = _least(selection.levers)
     elif analysis.calibration.far_share < LEAST_FAR_SHARE:
         first = "Too few of the measured query rows have keys outside of the near field to choose an order by."
     else:
         first = (_error if selection.why.bounded else _unbounded)(analysis, selection, counts)[0]
-    return f"{first} {_sliding(analysis, counts)}" if counts.sliding else first
+    return f"{first} {_closed(analysis, counts)}" if counts.closed else first
 
 
 def _least(chosen: LeverSummary) -> str:
@@ -99,12 +97,16 @@ def _least(chosen: LeverSummary) -> str:
     )
 
 
-def _sliding(analysis: Analysis, counts: summary.HeadCounts) -> str:
-    layers = len(analysis.model.modules) - len(analysis.model.open_modules)
+def _none_open(analysis: Analysis) -> str:
+    why = analysis.model.why_none_open
+    return f"{why[0].upper()}{why[1:]}"
+
+
+def _closed(analysis: Analysis, counts: summary.HeadCounts) -> str:
     return (
-        f"The {counted(counts.sliding, 'head')} of {counted(layers, 'sliding-window layer')} "
-        f"{'stays as it is' if counts.sliding == 1 else 'stay as they are'} and "
-        f"{'is' if counts.sliding == 1 else 'are'} not counted here."
+        f"The {counted(counts.closed, 'head')} of {staying_layers(analysis.model.closed_modules)} "
+        f"{'stays as it is' if counts.closed == 1 else 'stay as they are'} and "
+        f"{'is' if counts.closed == 1 else 'are'} not counted here."
     )
 
 
@@ -242,12 +244,16 @@ def _gain(analysis: Analysis, selection: Selection, counts: summary.HeadCounts, 
     if selection.levers is not None:
         caveat = measured or "What that does to the model's loss was not measured on other text."
     else:
-        caveat = "These are errors of one head at a time"
-        caveat += f". {measured}" if measured else "; what they do to the model's loss together is not measured here."
+        what = "loss" if analysis.model.causal else "output"
+        alone = f"; what they do to the model's {what} together is not measured here."
+        caveat = "These are errors of one head at a time" + (f". {measured}" if measured else alone)
     exact, adapted = savings.saved(analysis, selection)
     if analysis.model.causal:
         change = _change(exact, adapted, "as much", "more", "less")
         figures = f"the caches take {size(adapted)} instead of {size(exact)} (nominal bytes, {change})"
+        if analysis.model.keeps_latents:
+            exact, adapted = savings.latent_bytes(analysis, selection)
+            figures += f", or {size(adapted)} instead of {size(exact)} where exact layers keep latents"
     else:
         figures = f"attention takes {_change(exact, adapted, 'as many', 'more', 'fewer')} multiplications"
     return f"At {counted(selection.context, 'token')} {figures}. {caveat}"
@@ -281,10 +287,17 @@ def _verb(count: int, verb: str) -> str:
     return "has" if verb == "have" else f"{verb}s"
 
 
+def eval_measures(analysis: Analysis) -> str:
+    """What ``taylorder eval`` says of a config: an encoder has no loss, and no bytes to spend otherwise."""
+    if analysis.model.causal:
+        return "this config costs in loss, beside simpler uses of the same bytes"
+    return "this config does to the final hidden states"
+
+
 def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
     """What to type next, and why: ``(command, reason)``."""
     counts = summary.head_counts(analysis, selection)
-    evaluate = eval_command(directory), "what this config costs in loss, beside simpler uses of the same bytes"
+    evaluate = eval_command(directory), f"what {eval_measures(analysis)}"
     if not counts.open:
         return show_command(directory), "this report again, without measuring"
     if selection.levers is not None:

@@ -139,13 +139,13 @@ def select(
         raise UsageError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
     if not (0 < tolerance < math.inf and context > 0):
         raise UsageError(f"tolerance is {tolerance} and context {context}, expected both above 0 and finite")
-    first = analysis.model.modules[0]
+    typical = analysis.model.typical
     largest = cost.largest_order(
-        first.head_dim,
-        first.value_dim,
+        typical.head_dim,
+        typical.value_dim,
         context,
         causal=analysis.model.causal,
-        group=first.group,
+        group=typical.group,
         near=analysis.window + analysis.sinks,
     )
     rows: dict[tuple[str, int], list[CandidateRow]] = {}
@@ -154,14 +154,14 @@ def select(
     layers, verdicts = [], []
     for module in analysis.model.modules:
         measured = [rows[module.name, head] for head in range(module.heads)]
-        if module.sliding_window is not None:
-            picks: list[Pick] = ["sliding"] * module.heads
+        if module.stays_exact is not None:
+            picks: list[Pick] = [module.stays_exact] * module.heads
         elif analysis.calibration.far_share < LEAST_FAR_SHARE:
             picks = ["near"] * module.heads
         else:
             picks = POLICIES[policy].picks(Layer(analysis, module, measured, tolerance, largest))
         heads = _head_orders(module, picks, context, causal=analysis.model.causal)
-        layers.append(LayerOrders(module=module.name, heads=heads))
+        layers.append(LayerOrders.of(module, analysis.model, heads))
         for head, choice in enumerate(heads):
             meeting = [row.order for row in measured[head] if eligible(row) and row.relative_l2 <= tolerance]
             verdicts.append(

@@ -68,10 +68,8 @@ def config_of(
             indices = [chosen[module.name, kv_head] for kv_head in range(module.kv_heads)]
             layers.append(_layer(table, measured[module.name], module, indices, context, reason))
         else:
-            spec = HeadSpec(Exact())
-            cached = cost.kv_head_bytes([spec], module, context)
-            exact = HeadOrder(spec=spec, error=0.0, reason="sliding", nominal_bytes=cached)
-            layers.append(LayerOrders(module=module.name, heads=(exact,) * module.heads))
+            cached = cost.kv_head_bytes([HeadSpec(Exact())], module, context)
+            layers.append(LayerOrders.of(module, table.model, [HeadOrder.staying(module, cached)] * module.heads))
     config = OrderConfig(
         model=ModelIdentity.of(table.model),
         calibration=dict(calibration or {}),
@@ -116,4 +114,4 @@ def _layer(
         else:
             break_even = -(-cost.near_bytes(near, d, d_v, near.tokens) // cost.kv_bytes(d, d_v, 1))
         heads += [HeadOrder(spec=spec, error=error, nominal_bytes=size, break_even=break_even) for spec in specs]
-    return LayerOrders(module=module.name, heads=tuple(heads))
+    return LayerOrders.of(module, table.model, heads)

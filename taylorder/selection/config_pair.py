@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.cost import KvShape, kv_head_bytes
-from taylorder.adapt.decisions import ModelIdentity
-from taylorder.kernels.spec import Exact, HeadSpec, Taylor, deepest, grouped, keeps_keys
+from taylorder.adapt.decisions import ModelIdentity, groups_of
+from taylorder.kernels.spec import Exact, HeadSpec, Taylor, deepest, keeps_keys
+from taylorder.models.description import WhyExact
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,14 @@ class KvHeadPair:
 class ConfigPair:
     """Two configs of one model, after ``context`` tokens.
 
-    ``sliding`` are the modules with a sliding window of their own, which stay as they are; ``exact_bytes`` is what
-    exact attention holds in all, 0 for encoders, which have no cache.
+    ``closed`` are the modules that stay as they are; ``exact_bytes`` is what exact attention holds in all, 0 for
+    encoders, which have no cache.
     """
 
     model: ModelIdentity
     context: int
     kv_heads: tuple[KvHeadPair, ...]
-    sliding: frozenset[str]
+    closed: frozenset[str]
     exact_bytes: int
 
     @property
@@ -92,10 +94,10 @@ class ConfigPair:
         return sum(pair.b.nominal_bytes for pair in self.kv_heads)
 
     def per_kv_head(self, total: int) -> int:
-        """The mean over the KV heads that see the whole context, what sliding windows hold left out; rounded down."""
-        sliding = sum(pair.a.nominal_bytes for pair in self.kv_heads if pair.module in self.sliding)
-        seeing = sum(pair.module not in self.sliding for pair in self.kv_heads)
-        return (total - sliding) // seeing if seeing else 0
+        """The mean over the KV heads that may be truncated, what the others hold left out; rounded down."""
+        closed = sum(pair.a.nominal_bytes for pair in self.kv_heads if pair.module in self.closed)
+        seeing = sum(pair.module not in self.closed for pair in self.kv_heads)
+        return (total - closed) // seeing if seeing else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,15 @@ class RecordedShape:
 
     head_dim: int
     value_dim: int
-    sliding_window: int | None = None
+    stays_exact: None = None
+
+    def seen_tokens(self, tokens: int) -> int:
+        """All of them."""
+        return tokens
+
+    def cached_tokens(self, tokens: int) -> int:
+        """All of them."""
+        return tokens
 
 
 def pair_configs(
@@ -124,18 +134,18 @@ def pair_configs(
     pairs: list[KvHeadPair] = []
 
     def held(group: Sequence[HeadSpec], shape: KvShape) -> Held:
-        seen = min(context, shape.sliding_window or context)
+        seen = shape.seen_tokens(context)
         tokens = seen if isinstance(group[0].far, Exact) else min(seen, group[0].near.tokens)
         return Held(tuple(group), tokens, kv_head_bytes(group, shape, context) if causal else 0)
 
-    for ours, theirs, shape in zip(_groups(a), _groups(b), shapes, strict=True):
-        module = a.layers[len(pairs) // a.model.kv_heads].module
+    for layer, ours, theirs, shape in zip(a.layers, _groups(a), _groups(b), shapes, strict=True):
+        module = layer.module
         for kv_head, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             tensors = _other_tensors(a, b, module, kv_head, one) if one == other else ()
             pairs.append(KvHeadPair(module, kv_head, held(one, shape), held(other, shape), tensors))
             whole += held([exact], shape).nominal_bytes
-    sliding = (layer.module for layer, shape in zip(a.layers, shapes, strict=True) if shape.sliding_window is not None)
-    return ConfigPair(a.model, context, tuple(pairs), frozenset(sliding), whole)
+    closed = (layer.module for layer, shape in zip(a.layers, shapes, strict=True) if shape.stays_exact is not None)
+    return ConfigPair(a.model, context, tuple(pairs), frozenset(closed), whole)
 
 
 def recorded_shapes(*configs: OrderConfig) -> list[RecordedShape] | None:
@@ -149,11 +159,11 @@ def recorded_shapes(*configs: OrderConfig) -> list[RecordedShape] | None:
 
 
 def _explains(shape: KvShape, config: OrderConfig) -> bool:
-    """Whether all bytes that a config records are those of this shape, none of them of a sliding window."""
+    """Whether all bytes that a config records are those of this shape, none of them of a module that stays exact."""
     heads = [head for layer in config.layers for head in layer.heads]
-    if config.context is None or any(head.reason == "sliding" for head in heads):
+    if config.context is None or any(head.reason in get_args(WhyExact) for head in heads):
         return False
-    context, groups = config.context, grouped(heads, config.model.layers * config.model.kv_heads)
+    context, groups = config.context, [group for layer in config.layers for group in groups_of(layer, config.model)]
     return all(
         head.nominal_bytes == kv_head_bytes([one.spec for one in group], shape, context)
         for group in groups
@@ -163,7 +173,7 @@ def _explains(shape: KvShape, config: OrderConfig) -> bool:
 
 def _groups(config: OrderConfig) -> list[list[Sequence[HeadSpec]]]:
     """What the query heads of every KV head run, by layer."""
-    return [grouped([head.spec for head in layer.heads], config.model.kv_heads) for layer in config.layers]
+    return [[[head.spec for head in heads] for heads in groups_of(layer, config.model)] for layer in config.layers]
 
 
 def _other_tensors(

@@ -95,12 +95,12 @@ def analysis_plan(subject: ModelAndText, settings: Sequence[AnalyzeSettings], *,
 
 
 def _spectra(subject: ModelAndText, settings: AnalyzeSettings) -> Stage:
-    modules = subject.description.modules
-    weights = projection_weights(subject.model, modules[0].name)
+    modules, typical = subject.description.modules, subject.description.typical
+    weights = projection_weights(subject.model, typical.name)
     matrices = list(weights.values())
     if settings.per_head_alpha:
         for name, weight in weights.items():
-            parts = head_slices(weight, name, modules[0].heads, modules[0].kv_heads)
+            parts = head_slices(weight, name, typical.heads, typical.kv_heads)
             matrices += [part for _, part in parts]
     work = sum(max(matrix.shape) * min(matrix.shape) ** 2 for matrix in matrices)
     about = f"alphas of {len(matrices)} projections in each of {len(modules)} layers"
@@ -115,7 +115,7 @@ def _heads(subject: ModelAndText, settings: AnalyzeSettings) -> Stage:
     terms = len(EXPANSIONS) * settings.max_order
     if description.causal and settings.near is None:
         terms += min(settings.max_order, analyze.PREVIEW_ORDERS[-1])  # a small near field beside none
-    heads = sum(module.heads for module in description.modules)
+    heads = sum(module.heads * module.calls for module in description.modules)
     work = together(exact_run(sequences * length, length), {"term": sequences * rows * seen * heads * terms})
     about = f"errors of orders 1 to {settings.max_order} on {rows} rows of {sequences} sequences of {length} tokens"
     return Stage(analyze.HEADS, about, work)
@@ -129,7 +129,7 @@ def _sequences(subject: ModelAndText, settings: AnalyzeSettings) -> tuple[int, i
 def _heads_memory(subject: ModelAndText, settings: AnalyzeSettings) -> int:
     """All sequences run at once: some copies of what a layer makes of a token, beside blocks of scores."""
     length, sequences = _sequences(subject, settings)
-    scores = min(BLOCK_ELEMENTS, BLOCK_ROWS * subject.description.modules[0].heads * length)
+    scores = min(BLOCK_ELEMENTS, BLOCK_ROWS * subject.description.typical.heads * length)
     return sequences * length * _widest(subject.model) * 4 + scores * 8 * _COPIES
 
 

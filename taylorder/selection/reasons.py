@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Reason = Literal["tolerance", "cost", "group", "alpha", "near", "sliding", "budget", "levers"]
+from taylorder.models.description import WhyExact
+
+Reason = Literal["tolerance", "cost", "group", "alpha", "near", WhyExact, "budget", "levers"]
 """What the choices set; a config edited by hand may say something else."""
 
 
@@ -22,6 +24,8 @@ REASONS: dict[str, Explained] = {
     "alpha": Explained("a", "exact: no alpha could be fitted"),
     "near": Explained("n", "exact: too few of the measured rows have keys outside of the near field to choose by"),
     "sliding": Explained("s", "exact: sliding-window layer (~), its cache is constant already"),
+    "chunked": Explained("h", "exact: layer that attends within chunks (~), its cache is constant already"),
+    "shared": Explained("r", "exact: its keys are read by several layers (~), so that they have to be kept"),
     "budget": Explained("b", "exact: the budget pays for its whole KV cache"),
     "levers": Explained("e", "exact: the error allowed in all is spent better on other KV heads"),
 }

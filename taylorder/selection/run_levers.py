@@ -203,11 +203,11 @@ def offer(description: ModelDescription, settings: AnalyzeSettings) -> tuple[tup
 
     """
     lever_table.refuse_unsupported(description)
-    limit, first = settings.limit(description), description.modules[0]
+    limit, typical = settings.limit(description), description.typical
     length = settings.length_for_levers(description)
     levers = LEVERS if settings.levers is None else settings.levers
     near = settings.near or (length // 64, SINKS)
-    offered = candidates(levers, first.head_dim, length, near, first.value_dim)
+    offered = candidates(levers, typical.head_dim, length, near, typical.value_dim)
     if limit.context > length:
         # Measured on sequences that it nearly holds whole, a near field would seem to lose nothing at the context.
         offered = tuple(
@@ -232,12 +232,12 @@ def _refuse_unfit(budget: Budget, description: ModelDescription, limit: Limit, o
     )
     least = -(-cheapest // cache.kv_heads)
     named = "the budget" if budget.form == "bytes" else f"the budget {budget.given}"
-    sliding = (
+    beside = (
         ""
-        if budget.form != "total" or not cache.sliding_bytes
-        else (f" beside the {cache.sliding_bytes} bytes of layers with sliding windows")
+        if budget.form != "total" or not cache.closed_bytes
+        else f" beside the {cache.closed_bytes} bytes of layers that stay exact"
     )
-    said = f"{named} is {size} bytes per KV head{sliding}"
+    said = f"{named} is {size} bytes per KV head{beside}"
     if size < least:
         raise UsageError(
             f"{said}, and the cheapest way to run one takes {least} at {limit.context} tokens: raise it to at least "

@@ -109,7 +109,7 @@ class Budget:
             case "percent":
                 size = self.amount / 100 * cache.exact_bytes / cache.kv_heads
             case "total":
-                size = max(Fraction(0), self.amount - cache.sliding_bytes) / cache.kv_heads
+                size = max(Fraction(0), self.amount - cache.closed_bytes) / cache.kv_heads
             case "tokens":
                 size = self.amount * cache.token_bytes / cache.kv_heads
         return math.floor(size)

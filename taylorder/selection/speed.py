@@ -58,7 +58,7 @@ def speed(model: Any, description: ModelDescription, clock: Callable[[], float] 
             taken.append(clock() - began)
         return min(taken)
 
-    module = description.modules[0]
+    module = description.typical
     attending = replace(module, kv_heads=1, heads=module.group)
     with leaving_no_trace(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -129,13 +129,13 @@ def measure_heads(
     def consume(name: str, layer: LayerTensors) -> None:
         nonlocal done
         if by_module[name] is None:
-            by_module[name] = asdict(_measure(layer, rows))
+            by_module[name] = asdict(_measure(layer, list(rows) * description.calls[name]))
             records.put(f"heads-{name}", by_module[name])
             done += 1
             progress(HEADS, done, len(names))
 
     if done < len(names):
-        run_layers(model, input_ids, consume)
+        run_layers(model, input_ids, consume, calls=description.calls)
     return {name: HeadSums(**value) for name, value in by_module.items()}
 
 

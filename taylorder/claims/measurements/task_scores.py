@@ -37,7 +37,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
-    """Tasks of at least ``length`` tokens, and ``times_window`` times the widest sliding window of the model.
+    """Tasks of at least ``length`` tokens, and ``times_window`` times the widest window or chunk of the model.
 
     ``states`` are orders without a near field: nothing but a state of fixed size. ``beside`` are orders and windows of
     states beside a near field, ``windows`` are those of near fields alone.
@@ -59,7 +59,7 @@ class TaskMeasurement(Measurement[tuple[TaskScore, ...]]):
     def measure(self, subject: Subject, records: Records, progress: Progress) -> tuple[TaskScore, ...]:
         """Run the tasks under every state; none for a tokenizer without offsets, or with too few words."""
         description = subject.description
-        widest = max(module.sliding_window or 0 for module in description.modules)
+        widest = max(module.sliding_window or module.chunk or 0 for module in description.modules)
         length = min(max(self.length, self.times_window * widest), description.max_context)
         try:
             tasks = make_tasks(subject.tokenizer, lengths=(length,))

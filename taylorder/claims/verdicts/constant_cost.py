@@ -69,7 +69,7 @@ def _ratio(times: StateTimes, name: str, constant: Sequence[int]) -> Interval:
 
 
 def _sentence(model: ModelEvidence) -> str:
-    module = model.model.modules[0]
+    module = model.model.typical
     d, d_v = module.head_dim, module.value_dim
     if not model.model.causal:
         needed = cost.break_even_flops(d, d_v, 4, module.group)
@@ -107,7 +107,7 @@ def _from(lengths: Sequence[int], better: Sequence[bool]) -> str:
 
 
 def _crossovers(model: ModelEvidence) -> FigureTable:
-    module = model.model.modules[0]
+    module = model.model.typical
     d, d_v = module.head_dim, module.value_dim
     rows: list[tuple[Figure, ...]] = [
         (

@@ -13,10 +13,10 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 /** Draw the head; `opened` also opens the sheet, which covers nothing where the head stands beside the map. */
 function showDetail(opened) {
   const head = state.selected;
-  const { module, sliding } = head.layer;
+  const { module, staying } = head.layer;
   const kvHead = data.noun === "head" ? `, KV head ${head.kv_head}` : "";
   document.getElementById("detail-title").textContent = capital(nameOf(head));
-  document.getElementById("detail-place").textContent = `${module}${kvHead}${sliding === null ? "" : `, in a ${sliding}`}`;
+  document.getElementById("detail-place").textContent = `${module}${kvHead}${staying === null ? "" : `, ${staying.startsWith("sliding") ? "in a" : "with"} ${staying}`}`;
   document.getElementById("detail-choice").textContent = head.choice;
   document.getElementById("detail-facts").replaceChildren(...head.facts.map(([name, fact]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: fact }))));

@@ -17,7 +17,7 @@ function drawGrid() {
   const active = document.activeElement;
   arranged = sortedRows();
   grid.replaceChildren(gridHeader(), gridBody());
-  grid.classList.toggle("roomy", arranged[0].length <= ROOMY);
+  grid.classList.toggle("roomy", widestRow().length <= ROOMY);
   paintCells();
   if (headOf.has(active)) active.focus();
 }
@@ -53,9 +53,15 @@ function opensGroup(row, column) {
   return state.columns === "number" && group > 1 && group < row.length && column > 0 && column % group === 0;
 }
 
+/** Layers that stay exact may have other numbers of heads. */
+function widestRow() {
+  return arranged.reduce((widest, row) => (row.length > widest.length ? row : widest));
+}
+
 function gridHeader() {
-  const [row] = arranged;
-  const group = row[0].layer.group;
+  const row = widestRow();
+  const alike = arranged.every((other) => other[0].layer.group === row[0].layer.group);
+  const group = alike ? row[0].layer.group : 1;
   if (state.columns === "value") {
     const ends = row.length > 1 ? ["lowest", "highest"] : ["head"];
     const spans = row.length > 1 ? [Math.ceil(row.length / 2), Math.floor(row.length / 2)] : [1];
@@ -79,8 +85,8 @@ function cornerCell(text) {
 function gridBody() {
   const body = element("tbody");
   for (const row of arranged) {
-    const { marked, module, sliding } = row[0].layer;
-    const title = sliding === null ? module : `${module}, ${sliding}`;
+    const { marked, module, staying } = row[0].layer;
+    const title = staying === null ? module : `${module}, ${staying}`;
     const name = element("th", { scope: "row", className: "label", textContent: marked, title });
     const line = element("tr", {}, name);
     row.forEach((head, column) => {

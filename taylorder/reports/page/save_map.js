@@ -17,7 +17,7 @@ function drawnMap() {
         text(x + CELL.width / 2 - 1, y + 15, "middle", shown.color, figureOf(head).text)];
     })];
   });
-  const titles = state.columns === "number" ? arranged[0].map((head, at) =>
+  const titles = state.columns === "number" ? widestRow().map((head, at) =>
     text(CELL.left + at * CELL.width + CELL.width / 2 - 1, CELL.top - 6, "middle", ink, `${data.column}${head.number}`)) : [];
   const ground = svg("rect", { width, height, fill: getComputedStyle(document.body).backgroundColor });
   const { name, where } = currentView();
