@@ -62,30 +62,30 @@ CONTRACT = {
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
         "--budget": None, "--levers": None, "--lever-length": None, "--fresh": False,
         "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--dry-run": False,
-        "--device": "cpu", "--dtype": "float32", "--format": "human",
+        "--device": "cpu", "--device-map": None, "--dtype": "float32", "--format": "human",
     },
     "eval": {
         "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--rivals": False,
         "--max-kl": None,
-        "--out": None, "--seed": 0, "--device": "cpu", "--dtype": None, "--format": "human",
+        "--out": None, "--seed": 0, "--device": "cpu", "--device-map": None, "--dtype": None, "--format": "human",
     },
     "show": {"--section": None, "--svg": None, "--format": "human"},
     "generate": {
         "--config": None, "--prompt-file": None, "--model": None, "--compare": False, "--max-new-tokens": 128,
-        "--temperature": 0.0, "--seed": 0, "--device": "cpu", "--dtype": None,
+        "--temperature": 0.0, "--seed": 0, "--device": "cpu", "--device-map": None, "--dtype": None,
     },
     "chat": {
         "--config": None, "--system": None, "--max-new-tokens": 512, "--temperature": 0.0, "--seed": 0,
-        "--device": "cpu", "--dtype": None,
+        "--device": "cpu", "--device-map": None, "--dtype": None,
     },
     "bench": {
-        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu", "--dtype": None,
-        "--format": "human",
+        "--config": None, "--lengths": None, "--new-tokens": 16, "--seed": 0, "--device": "cpu",
+        "--device-map": None, "--dtype": None, "--format": "human",
     },
     "compile-report": {
         "--target": None, "--head-dim": None, "--dtype": "bfloat16", "--all-settings": False, "--format": "human",
     },
-    "check": {"--context": None, "--format": "human", "--device": "cpu", "--dtype": "float32"},
+    "check": {"--context": None, "--format": "human", "--device": "cpu", "--device-map": None, "--dtype": "float32"},
     "doctor": {"--format": "human"},
 }  # fmt: skip
 

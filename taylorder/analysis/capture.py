@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.models.attention import AttentionCall, recording
+from taylorder.models.offloading import without_gradients
 from taylorder.models.running import run_base
 
 _WAY_OUT = "nothing can be measured there: load the model in float32, or check its weights"
@@ -70,5 +71,5 @@ def run_layers(
         # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
         consume(call.name, LayerTensors(call.q.cpu(), call.k.cpu(), call.v.cpu(), mask, call.scaling, call.is_causal))
 
-    with torch.inference_mode(), recording(model, sink):
+    with without_gradients(model), recording(model, sink):
         run_base(model, input_ids, attention_mask)

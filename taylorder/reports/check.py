@@ -32,18 +32,22 @@ class CommandPlan:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """A supported model, its exact cache (None for encoders), the machine, and every command."""
+    """A supported model, its exact cache (None for encoders), the machine, and every command.
+
+    ``weights`` are the bytes of the model's, ``resident`` those of them that are in memory all the time.
+    """
 
     description: ModelDescription
     cache: CacheSize | None
     speed: Speed
     weights: int
+    resident: int
     machine: Machine
     commands: tuple[CommandPlan, ...]
 
     def estimate(self, plan: StagePlan) -> Estimate:
         """What a plan will take."""
-        return Estimate(plan, self.speed, self.weights, self.machine)
+        return Estimate(plan, self.speed, self.resident, self.machine)
 
 
 def as_document(report: CheckReport) -> dict[str, Any]:
@@ -98,11 +102,12 @@ def sections(report: CheckReport) -> Iterator[Section]:
     model = report.description
     first = model.modules[0]
     note = f"; {model.weights_note}" if model.weights_note else ""
+    on_disk = f", {size(report.weights - report.resident)} of them on disk" if report.weights > report.resident else ""
     about: dict[str, Cell | str] = {
         "supported": Cell("yes", style="good"),
         "architecture": f"{model.architecture}, {model.shape} over {counted(first.kv_heads, 'KV head')} of dimension "
         f"{first.head_dim}",
-        "weights": f"{size(report.weights)} in {model.dtype}{note}",
+        "weights": f"{size(report.weights)} in {model.dtype}{on_disk}{note}",
         "stays exact": _stays_exact(model),
         "longest context": f"{number(model.max_context)} tokens",
     }
