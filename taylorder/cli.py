@@ -7,7 +7,10 @@ Standard output is data; progress and errors go to standard error. Heavy imports
 from __future__ import annotations
 
 import io
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Annotated, NoReturn
 
 import typer
@@ -36,6 +39,7 @@ from taylorder.commands.pull import pull
 from taylorder.commands.push import push
 from taylorder.commands.show import show
 from taylorder.errors import TaylorderError, UsageError
+from taylorder.storage import processes
 from taylorder.storage.provenance import software_versions
 
 _NAME = "taylorder"
@@ -81,6 +85,11 @@ def taylorder(
 
     Example: taylorder generate --prompt-file story.txt --compare
     """
+    if processes.world() > 1 and context.invoked_subcommand != "analyze":
+        raise UsageError(
+            f"{processes.world()} processes were started for `{context.invoked_subcommand}`, which runs in one; only "
+            "`taylorder analyze` shares its work: start it without torchrun"
+        )
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(UsageError.exit_code)
@@ -117,9 +126,15 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without these characters gets ? instead of a crash
     if sys.stdout is None:
         _fail(f"standard output is closed; {_WAY_OUT}", TaylorderError.exit_code)
+    with _said(), termination_as_interrupt(), processes.joined(), _said(), _others_silent():
+        _run()
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Say what ends the block in one line, and with which exit code."""
     try:
-        with termination_as_interrupt():
-            _run()
+        yield
     except TaylorderError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
@@ -132,6 +147,16 @@ def main() -> None:
             drop_output()
             _fail(f"standard output cannot be written ({error.strerror}); {_WAY_OUT}", TaylorderError.exit_code)
         _fail(f"{error.filename}: {error.strerror}; name another file or folder", TaylorderError.exit_code)
+
+
+@contextmanager
+def _others_silent() -> Iterator[None]:
+    """Of several processes the first prints; what ends one of them is said all the same."""
+    if processes.is_first():
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _run() -> NoReturn:
@@ -148,5 +173,6 @@ def _run() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if processes.first_to_fail():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code) from None

@@ -51,6 +51,7 @@ def test_help_imports_nothing_heavy_and_explains_every_option():
     assert heavy_imports("compare", "--help")[0] == []
     assert set(options("compare")) == {
         "--context", "--eval", "--sequences", "--text", "--model", "--out", "--seed", "--device", "--dtype", "--format",
+        "--device-map",
     }  # fmt: skip
 
 

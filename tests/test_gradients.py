@@ -8,18 +8,14 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from observing import IDS, adapted_to, left_behind, mixed, observe, states
 
 import taylorder
-from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.analysis import losses
 from taylorder.analysis.losses import hidden_states, kl_gradient, language_model_head, nll_gradient
 from taylorder.errors import NonFiniteError
-from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.models.running import run_base
-from taylorder.selection.gradients import exactly, observe_sequence
-
-IDS = tiny.tokens(seed=5)[0]
 
 
 def llama64():
@@ -32,31 +28,6 @@ def llama64():
                 norm.weight = child.weight
                 setattr(module, name, norm)
     return model
-
-
-def mixed(model):
-    """Exact, dropped-far and polynomial KV heads, in both layers."""
-    window = HeadOrder(spec=HeadSpec(Dropped(), Near(5, 2)))
-    taylor = HeadOrder(spec=HeadSpec(Taylor(3, "mean"), Near(3, 1)))
-    layers = [(window, taylor), (taylor, HeadOrder(spec=HeadSpec(Exact())))]
-    description = describe(model, "tiny")
-    return OrderConfig(
-        model=ModelIdentity.of(description),
-        layers=tuple(
-            LayerOrders(module=module.name, heads=(first, first, second, second))
-            for module, (first, second) in zip(description.modules, layers, strict=True)
-        ),
-    )
-
-
-@contextmanager
-def adapted_to(config, model, observe):
-    with taylorder.adapted(model, config, observe=observe):
-        yield
-
-
-def states(model):
-    return {"exactly": exactly, "adapted": partial(adapted_to, mixed(model))}
 
 
 @contextmanager
@@ -74,7 +45,7 @@ def nudged(module, change):
 def test_the_gradient_of_the_loss_is_the_finite_difference(state, layer):
     model = llama64()
     running = states(model)[state]
-    loss, observed = observe_sequence(model, IDS, partial(nll_gradient, model.lm_head, IDS), running)
+    loss, observed = observe(model, partial(nll_gradient, model.lm_head, IDS), running)
     name = f"model.layers.{layer}.self_attn"
     gradient = observed[name].gradient
     H, T, d_v = gradient.shape
@@ -100,7 +71,7 @@ def test_every_module_is_there_in_order_with_what_it_attended(name):
     model = tiny.TINY[name]()
     description = describe(model, name)
     head = language_model_head(model)
-    loss, observed = observe_sequence(model, IDS, partial(nll_gradient, head, IDS))
+    loss, observed = observe(model, partial(nll_gradient, head, IDS))
     with torch.no_grad():
         own = model(IDS[None], labels=IDS[None], use_cache=False).loss
     assert loss == pytest.approx(float(own), abs=1e-5)
@@ -127,8 +98,8 @@ def test_an_adapted_models_own_outputs_are_observed():
     """Queries, keys and values of the second layer follow from the outputs of the first: they differ from exact."""
     model = tiny.llama()
     config, gradient = mixed(model), partial(nll_gradient, language_model_head(model), IDS)
-    _, exact = observe_sequence(model, IDS, gradient)
-    loss, found = observe_sequence(model, IDS, gradient, partial(adapted_to, config))
+    _, exact = observe(model, gradient)
+    loss, found = observe(model, gradient, partial(adapted_to, config))
     with torch.no_grad(), taylorder.adapted(model, config):
         own = model(IDS[None], labels=IDS[None], use_cache=False).loss
     assert loss == pytest.approx(float(own), abs=1e-5)
@@ -137,16 +108,6 @@ def test_an_adapted_models_own_outputs_are_observed():
     assert torch.equal(first.k, exact["model.layers.0.self_attn"].k)
     assert (first.output - exact["model.layers.0.self_attn"].output).abs().max() > 1e-3
     assert (second.k - exact["model.layers.1.self_attn"].k).abs().max() > 1e-3
-
-
-def left_behind(model):
-    return (
-        [parameter.requires_grad for parameter in model.parameters()],
-        [parameter.grad is None for parameter in model.parameters()],
-        [(len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m))) for m in model.modules()],
-        model.config._attn_implementation,
-        torch.is_grad_enabled(),
-    )
 
 
 def broken(_):
@@ -161,10 +122,10 @@ def test_afterwards_the_model_is_as_it_was(state):
     gradient = partial(nll_gradient, language_model_head(model), IDS)
     before = left_behind(model)
     assert False in before[0] and True in before[0]
-    observe_sequence(model, IDS, gradient, running)
+    observe(model, gradient, running)
     assert left_behind(model) == before
     with pytest.raises(RuntimeError, match="no loss today"):
-        observe_sequence(model, IDS, broken, running)
+        observe(model, broken, running)
     assert left_behind(model) == before
     assert all(before[1])
 
@@ -172,17 +133,17 @@ def test_afterwards_the_model_is_as_it_was(state):
 def test_gradients_flow_where_they_were_switched_off():
     model = tiny.llama()
     gradient = partial(nll_gradient, language_model_head(model), IDS)
-    _, expected = observe_sequence(model, IDS, gradient)
+    _, expected = observe(model, gradient)
     with torch.no_grad():
-        _, found = observe_sequence(model.requires_grad_(False), IDS, gradient)
+        _, found = observe(model.requires_grad_(False), gradient)
     for name, each in expected.items():
         assert torch.equal(found[name].gradient, each.gradient)
 
 
 def test_a_gradient_that_is_not_finite_is_refused():
     model = tiny.llama()
-    with pytest.raises(NonFiniteError, match=r"the gradient of the loss by the output of model\.layers\.0\.self_attn"):
-        observe_sequence(model, IDS, lambda hidden: (0.0, torch.full_like(hidden, float("nan"))))
+    with pytest.raises(NonFiniteError, match=r"the gradient of the loss by the output of model\.layers\.1\.self_attn"):
+        observe(model, lambda hidden: (0.0, torch.full_like(hidden, float("nan"))))
 
 
 @pytest.fixture(params=[1, 5 * tiny.VOCAB, 1 << 23], ids=["row by row", "blocks", "whole"])

@@ -97,7 +97,7 @@ def test_a_vocabulary_is_no_table_of_positions():
 
 def test_a_model_whose_attention_is_its_own_is_seen_too():
     model = encoder("mpnet")
-    with lookups() as seen, torch.no_grad():
+    with lookups(model) as seen, torch.no_grad():
         before = model(tiny.tokens(length=6)).last_hidden_state
     assert torch.equal(model(tiny.tokens(length=6)).last_hidden_state, before)
     assert longest_context(model, "mpnet", seen) == 64

@@ -43,10 +43,11 @@ def tasks(word_tokenizer, text):
     return make_tasks(word_tokenizer, lengths=LENGTHS, cases=3, depths=DEPTHS, text=text)
 
 
-class Induction:
+class Induction(torch.nn.Module):
     """Predicts what followed the longest earlier match of the last tokens, among the last ``window`` tokens."""
 
     def __init__(self, vocabulary, window=None):
+        super().__init__()
         self.vocabulary, self.window = vocabulary, window
 
     def forward(self, input_ids, use_cache=False, logits_to_keep: int | torch.Tensor = 0):
@@ -71,10 +72,11 @@ class Induction:
         return found
 
 
-class Constant:
+class Constant(torch.nn.Module):
     """Gives every token the same logit; its forward keeps all positions."""
 
     def __init__(self, vocabulary, value=0.0):
+        super().__init__()
         self.vocabulary, self.value = vocabulary, value
 
     def forward(self, input_ids, use_cache=False):

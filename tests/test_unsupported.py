@@ -172,7 +172,7 @@ _REFUSED = [
     (tiny.paligemma, r"in both directions \(is_causal = False\) .*mask that hides from token 0 token 1.*choose a"),
     (packed(Packed), r"self_attn\.k_proj\.weight is a Tensor of int8.*without quantisation"),
     (packed(PackedBuffer), r"self_attn\.k_proj\.qweight is a Tensor of int8.*without quantisation"),
-    (meta, r"\d+ parameters without data \(on the meta device or offloaded.*load it whole"),
+    (meta, r"\d+ parameters without data \(on the meta device, and no hook of accelerate's says.*load it whole"),
     (offloaded, r"1 parameters without data .*layers\.1\.self_attn\.k_proj\.weight.*load it whole"),
     (boundless, r"states no longest context: its LlamaConfig has none of max_position_embeddings.*Set config"),
 ]

@@ -38,8 +38,9 @@ from taylorder.analysis.truncation import Sweep, key_centres, measure, relative
 from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.kernels.spec import MAX_ORDER, SINKS
 from taylorder.models.describe import describe
-from taylorder.models.description import ModelDescription
+from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.running import refuse_foreign_ids
+from taylorder.storage import processes
 from taylorder.storage.progress import Progress, silent
 
 SPECTRA, HEADS = "spectra of the layers", "heads of the layers"
@@ -205,13 +206,18 @@ def _preview_orders(max_order: int) -> tuple[int, ...]:
 def _measure_heads(
     model: Any, description: ModelDescription, sample: _Sample, sweeps: tuple[Sweep, ...], report: Progress
 ) -> _Heads:
-    """Errors and scores of every head, layer by layer, while the model runs over all sequences once."""
+    """Errors and scores of every head, layer by layer, while the model runs over all sequences once.
+
+    Each process runs its share, and all of them get the same.
+    """
+    mine = processes.share(len(sample.input_ids), "calibration sequences")
+    query_rows = sample.query_rows[mine.start : mine.stop]
     modules = {module.name: module for module in description.modules}
     heads = _Heads({}, {}, {})
 
     def consume(module_name: str, layer: LayerTensors) -> None:
         centre = key_centres(layer)
-        scores, sums = measure(layer, centre, sample.query_rows * modules[module_name].calls, sweeps)
+        scores, sums = measure(layer, centre, query_rows * modules[module_name].calls, sweeps)
         heads.centres[module_name] = centre.float().cpu()
         heads.candidates[module_name] = candidate_rows(modules[module_name], layer, scores, sums[0])
         for preview in sums[1:]:
@@ -219,7 +225,7 @@ def _measure_heads(
             heads.previews[module_name] = tuple(map(tuple, errors.T.tolist()))
         report(HEADS, len(heads.candidates), len(modules))
 
-    run_layers(model, sample.input_ids, consume, calls=description.calls)
+    run_layers(model, sample.input_ids[mine.start : mine.stop], consume, calls=description.calls)
     return heads
 
 
@@ -270,8 +276,8 @@ def _check_range(name: str, value: int, low: int, high: int | None) -> None:
 
 def _spectra(model: Any, description: ModelDescription, per_head: bool, report: Progress) -> tuple[SpectralRow, ...]:
     """Alpha of every projection, layer by layer; projections a module does not have are listed as unavailable."""
-    rows: list[SpectralRow] = []
-    for done, module in enumerate(description.modules, start=1):
+
+    def of_module(module: AttentionModule) -> list[SpectralRow]:
         weights = projection_weights(model, module.name)
         matrices = [Matrix(module.name, projection, weight) for projection, weight in weights.items()]
         if per_head:
@@ -280,8 +286,11 @@ def _spectra(model: Any, description: ModelDescription, per_head: bool, report: 
                 for projection, weight in weights.items()
                 for head, part in head_slices(weight, projection, module.heads, module.kv_heads)
             ]
-        rows += fit_spectra(matrices)
         found = {role_of(projection) for projection in weights}
-        rows += [SpectralRow(module.name, role) for role in ROLES if role not in found]
+        return [*fit_spectra(matrices), *(SpectralRow(module.name, role) for role in ROLES if role not in found)]
+
+    rows: list[SpectralRow] = []
+    for done, of_one in enumerate(processes.spread(of_module, description.modules), start=1):
+        rows += of_one
         report(SPECTRA, done, len(description.modules))
     return tuple(rows)

@@ -11,19 +11,20 @@ from taylorder.analysis.results import CandidateRow
 from taylorder.analysis.statistics import certified_bound, fitted_floor, gaussian_prediction, logit_ranks
 from taylorder.analysis.truncation import ErrorSums, ScoreSums, relative
 from taylorder.models.description import AttentionModule
+from taylorder.storage.processes import gather
 
 
 def candidate_rows(
     module: AttentionModule, layer: LayerTensors, scores: ScoreSums, sums: ErrorSums
 ) -> list[CandidateRow]:
-    """One row per head, expansion point and order."""
+    """One row per head, expansion point and order; ``layer`` is the share of this process, the sums are of all."""
     sweep = sums.sweep
     elements = scores.rows * module.value_dim
     relative_l2 = {kind: relative(squared, scores.output_squared) for kind, squared in sums.squared.items()}
     rmse = {kind: (squared / elements).sqrt() for kind, squared in sums.squared.items()}
     median = torch.cat(sums.row_errors, dim=-1).quantile(0.5, dim=-1)
     std = (scores.squared_deviation / scores.count).sqrt()
-    largest_value = layer.v.abs().amax((0, 2, 3)).tolist()
+    largest_value = torch.stack(gather(layer.v.abs().amax((0, 2, 3)))).amax(0).tolist()
     ranks = logit_ranks(layer.q, layer.k, layer.valid)
     rows = []
     for head in range(module.heads):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.models.attention import AttentionCall, recording
+from taylorder.models.offloading import without_gradients
 from taylorder.models.running import run_base
 
 _WAY_OUT = "nothing can be measured there: load the model in float32, or check its weights"
@@ -93,5 +94,5 @@ def run_layers(
         if len(so_far) == (calls or {}).get(call.name, 1):
             consume(call.name, pooled(seen.pop(call.name)))
 
-    with torch.inference_mode(), recording(model, sink):
+    with without_gradients(model), recording(model, sink):
         run_base(model, input_ids, attention_mask)

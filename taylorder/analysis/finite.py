@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from taylorder.errors import NonFiniteError
+from taylorder.models.offloading import stored, weights
 from taylorder.models.positions import token_embeddings
 
 
@@ -34,8 +35,9 @@ def refuse_broken_weights(model: Any, name: str) -> None:
 
     """
     embeddings = token_embeddings(model)
-    for weight_name, weight in model.named_parameters():
-        if weight is embeddings or not weight.is_floating_point():
+    for weight_name, (module, key) in weights(model).items():
+        weight = getattr(module, key)
+        if weight is embeddings or not weight.is_floating_point() or (weight := stored(module, key)) is None:
             continue
         broken = weight.numel() - int(torch.isfinite(weight).sum())
         if broken:

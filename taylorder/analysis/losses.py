@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.errors import NonFiniteError, UnsupportedModelError
+from taylorder.models.offloading import place_of, stored, without_gradients
 from taylorder.models.running import input_device, run_base
 
 EXACT = "exact"
@@ -51,7 +52,7 @@ def looks_untrained(nll: float | None, vocabulary: int | None) -> bool:
 
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
     """Final hidden states ``[T, hidden]`` of one sequence ``[T]``, without language-model head and cache."""
-    with torch.inference_mode():
+    with without_gradients(model):
         return run_base(model, input_ids[None])[0]
 
 
@@ -78,12 +79,14 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
         )
     config = model.config.get_text_config()
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    stated = _head(linear, scale, getattr(config, "final_logit_softcapping", None))
+    applied = _read_once(linear)
+    stated = _head(applied, scale, getattr(config, "final_logit_softcapping", None))
     rounding = _ROUNDING.get(model.dtype, 1e-3)
     ids = (torch.arange(6) + 16) % int(config.vocab_size)
-    with torch.inference_mode():
-        logits = model(ids[None].to(input_device(model)), use_cache=False).logits[0].float()
-        hidden, largest = hidden_states(model, ids), float(logits.abs().max())
+    with without_gradients(model):
+        hidden = hidden_states(model, ids)
+        logits = model(ids[None].to(input_device(model)), use_cache=False).logits[0].to(hidden.device).float()
+        largest = float(logits.abs().max())
         if not math.isfinite(largest):
             refuse_broken_weights(model, type(model).__name__)
             raise NonFiniteError(
@@ -93,7 +96,7 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
         # Models that see leave out what the config of their text part states.
         weight = getattr(linear, "weight", None)  # MusicGen has several heads, and ELECTRA projects first
         takes_hidden = isinstance(weight, Tensor) and weight.shape[-1] == hidden.shape[-1]
-        for head in (stated, _head(linear, 1.0, None)) if takes_hidden else ():
+        for head in (stated, _head(applied, 1.0, None)) if takes_hidden else ():
             if torch.allclose(head(hidden), logits, rtol=rounding, atol=rounding * largest):
                 return head
     raise UnsupportedModelError(
@@ -102,10 +105,19 @@ def language_model_head(model: Any) -> Callable[[Tensor], Tensor]:
     )
 
 
+def _read_once(linear: Any) -> Any:
+    """A linear layer that is brought in whenever it runs, kept at hand: a head runs for every block of logits."""
+    if type(linear) is not nn.Linear or not linear.weight.is_meta or (weight := stored(linear, "weight")) is None:
+        return linear
+    bias, place = None if linear.bias is None else stored(linear, "bias"), place_of(linear)
+    weight, bias = weight.to(place), None if bias is None else bias.to(place)
+    return lambda hidden: nn.functional.linear(hidden.to(place), weight, bias)
+
+
 def _head(linear: Any, scale: float, cap: float | None) -> Callable[[Tensor], Tensor]:
     def head(hidden: Tensor) -> Tensor:
         with torch.set_grad_enabled(hidden.requires_grad):
-            logits: Tensor = linear(hidden).float()
+            logits: Tensor = linear(hidden).to(hidden.device).float()
             if scale != 1.0:
                 logits = logits * scale
             return logits if cap is None else cap * torch.tanh(logits / cap)

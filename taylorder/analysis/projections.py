@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from taylorder.analysis.results import Projection, Role, role_of
+from taylorder.models.offloading import stored
 
 Parts: TypeAlias = tuple[torch.Tensor, ...]
 
@@ -68,9 +69,11 @@ def _first_matrix(module: nn.Module | None, names: tuple[str, ...]) -> torch.Ten
     for name in names:
         child = getattr(module, name, None)
         weight = getattr(child, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim == 2:
+        if not isinstance(child, nn.Module) or not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+            continue
+        if (matrix := stored(child, "weight")) is not None:
             # GPT-2's Conv1D is a linear layer stored as [in, out].
-            return weight.detach().T if type(child).__name__ == "Conv1D" else weight.detach()
+            return matrix.T if type(child).__name__ == "Conv1D" else matrix
     return None
 
 

@@ -15,6 +15,8 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from taylorder.storage.processes import total
+
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(160)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 _LARGEST = 400  # order that is looked for
@@ -79,7 +81,7 @@ def order_for(std: float, tolerance: float) -> int | None:
 
 
 def logit_ranks(q: Tensor, k: Tensor, valid: Tensor) -> list[int]:
-    """Coordinates that carry 90 % of each head's logit variance after balancing queries and keys.
+    """Coordinates that carry 90 % of each head's logit variance after balancing queries and keys of all processes.
 
     The variance of centred scores is ``tr(C_q C_k)``; the eigenvalues of that product are the squared balanced
     coordinates (balanced truncation; compare arXiv 2604.04384).
@@ -94,14 +96,15 @@ def logit_ranks(q: Tensor, k: Tensor, valid: Tensor) -> list[int]:
 
     """
     H, G = q.shape[1], k.shape[1]
-    ranks = []
+    ranks, tokens = [], total(valid.sum())
     for kv_head in range(G):
         keys = k[:, kv_head][valid].double()
-        covariance = torch.cov(keys.T, correction=0).reshape(k.shape[-1], k.shape[-1])
+        keys = keys - total(keys.sum(0)) / tokens
+        covariance = total(keys.T @ keys) / tokens
         values, vectors = torch.linalg.eigh(covariance)
         root = vectors * values.clamp(min=0).sqrt()
         for head in range(kv_head * (H // G), (kv_head + 1) * (H // G)):
             queries = q[:, head][valid].double() @ root
-            energy = torch.linalg.eigvalsh(queries.T @ queries).flip(0).clamp(min=0).cumsum(0)
+            energy = torch.linalg.eigvalsh(total(queries.T @ queries)).flip(0).clamp(min=0).cumsum(0)
             ranks.append(int((energy < 0.9 * energy[-1]).sum()) + 1)
     return ranks

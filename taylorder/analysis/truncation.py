@@ -22,6 +22,7 @@ from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.threads import each_on_one_thread
 from taylorder.kernels.learned_sinks import softmax
 from taylorder.kernels.spec import EXPANSIONS, GUARD, Expansion, Near
+from taylorder.storage.processes import gathered, total
 
 BLOCK_ROWS = 32
 """Query rows of a block: few, so that causal blocks skip most of the keys they may not attend."""
@@ -115,9 +116,9 @@ class ScoreSums:
 
 
 def key_centres(layer: LayerTensors) -> Tensor:
-    """Mean key of every KV head over all tokens that are not padding: float64 ``[G, d]``."""
+    """Mean key of every KV head over all tokens that are not padding, of all processes: float64 ``[G, d]``."""
     valid = layer.valid[:, None, :, None]
-    return (layer.k.double() * valid).sum((0, 2)) / valid.sum()
+    return total((layer.k.double() * valid).sum((0, 2))) / total(valid.sum())
 
 
 def measure(
@@ -132,7 +133,7 @@ def measure(
         sweeps: what to measure.
 
     Returns:
-        Score statistics, and one :class:`ErrorSums` per sweep.
+        Score statistics, and one :class:`ErrorSums` per sweep, over the sequences of all processes.
 
     """
     heads = layer.q.shape[1]
@@ -149,10 +150,10 @@ def measure(
                     _add_sweep(sweep_errors, block, exact)
         return scores, errors
 
-    for scores, errors in each_on_one_thread(measure_sequence, range(len(query_rows))):
+    for scores, errors in gathered(list(each_on_one_thread(measure_sequence, range(len(query_rows))))):
         statistics.merge(scores)
-        for total, more in zip(sums, errors, strict=True):
-            total.merge(more)
+        for of_sweep, more in zip(sums, errors, strict=True):
+            of_sweep.merge(more)
     return statistics, sums
 
 

@@ -18,6 +18,7 @@ from taylorder.errors import ConfigError
 from taylorder.models.fingerprint import fingerprint, way_out_of_rounding
 from taylorder.models.loading import LoadedModel
 from taylorder.models.refusals import dtype_name
+from taylorder.models.running import input_device
 from taylorder.storage.progress import Progress
 from taylorder.storage.provenance import software_versions
 from taylorder.storage.records import Records
@@ -81,7 +82,7 @@ def measure(
     subject = Subject(description, model, loaded.tokenizer)
     results = {}
     for measurement in registry.MEASUREMENTS if measurements is None else measurements:
-        records = _records(measurement, analysis, Path(directory), str(model.device), dtype, fresh=fresh)
+        records = _records(measurement, analysis, Path(directory), str(input_device(model)), dtype, fresh=fresh)
         results[measurement.name] = finished(measurement, subject, records, progress)
     return ModelEvidence(Layers(analysis, label), results)
 

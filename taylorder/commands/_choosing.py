@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from taylorder.commands._shared import write_run
 from taylorder.commands._stopping import kept
+from taylorder.storage import processes
 
 if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
@@ -34,7 +35,8 @@ class Measured:
     ) -> tuple[Selection, Evaluation | None]:
         """Choose a config, write its run into ``out``, and measure what the model loses unless nobody asked.
 
-        ``records`` is where levers that were measured are kept and found again, ``fresh`` forgets them.
+        ``records`` is where levers that were measured are kept and found again, ``fresh`` forgets them. Of several
+        processes the first writes, and measures what the model loses.
         """
         from taylorder.selection.by_tolerance import select
 
@@ -44,7 +46,11 @@ class Measured:
         if settings.with_levers:
             with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
                 run = self._levers(settings, records, fresh)
+                if processes.is_first():
+                    run = self._with_example(run)
             selection = selection.with_levers(run.chosen.config, run.summary)
+        if not processes.is_first():
+            return selection, None
         write_run(out, self.analysis, selection, None, run)
         if not evaluated:
             return selection, None
@@ -55,15 +61,13 @@ class Measured:
         return selection, evaluation
 
     def _levers(self, settings: AnalyzeSettings, records: Path, fresh: bool) -> LeverRun:
-        """What every KV head runs, and what of a text is near to it."""
-        from taylorder.adapt.near_example import TOKENS, near_example
+        """What every KV head runs."""
         from taylorder.selection.run_levers import run_levers
 
-        model, tokenizer, description = self.loaded.model, self.loaded.tokenizer, self.analysis.model
-        run = run_levers(
-            model,
-            tokenizer,
-            description,
+        return run_levers(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            self.analysis.model,
             settings,
             text=self.tokens,
             records=records,
@@ -71,8 +75,13 @@ class Measured:
             progress=self.progress,
             say=self.progress.say,
         )
-        length = min(TOKENS, description.max_context)
-        example = near_example(model, tokenizer, run.chosen.config, self.tokens, length)
+
+    def _with_example(self, run: LeverRun) -> LeverRun:
+        """The same with what of a text is near to every KV head."""
+        from taylorder.adapt.near_example import TOKENS, near_example
+
+        length = min(TOKENS, self.analysis.model.max_context)
+        example = near_example(self.loaded.model, self.loaded.tokenizer, run.chosen.config, self.tokens, length)
         return replace(run, summary=replace(run.summary, example=example))
 
     def _evaluation(self, selection: Selection, run: LeverRun | None, seed: int) -> Evaluation:

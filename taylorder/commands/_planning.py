@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 def timed(plan: StagePlan, model: Any, description: ModelDescription, out: Path) -> Estimate:
     """Time the model for a few seconds, and say what a plan will take on this machine."""
-    from taylorder.models.running import weights_bytes
+    from taylorder.models.offloading import weights_bytes
     from taylorder.reports.plan import Estimate
     from taylorder.selection.speed import speed
     from taylorder.storage.machine import Machine
 
-    return Estimate(plan, speed(model, description), weights_bytes(model), Machine.here(out))
+    return Estimate(plan, speed(model, description), weights_bytes(model, resident=True), Machine.here(out))
 
 
 def print_plan(estimate: Estimate, description: ModelDescription, output: str) -> None:

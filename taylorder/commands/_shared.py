@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taylorder.errors import UsageError
+from taylorder.models.placement import Placement
 from taylorder.runs import run_files
 from taylorder.runs.subject import ToLoad, named_by
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def load_described(
     to_load: ToLoad,
-    device: str,
+    place: Placement,
     progress: StderrProgress,
     way_out: str = "name the model itself, and the run with --config",
 ) -> tuple[LoadedModel, ModelDescription]:
@@ -38,7 +39,13 @@ def load_described(
     from taylorder.models.loading import load
 
     with named_by(to_load.named_by, to_load.model, way_out):
-        loaded = load(to_load.model, device=device, dtype=to_load.dtype, revision=to_load.revision)
+        loaded = load(
+            to_load.model,
+            device=place.device,
+            device_map=place.device_map,
+            dtype=to_load.dtype,
+            revision=to_load.revision,
+        )
     return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
 
 

@@ -8,6 +8,7 @@ from taylorder.commands import options
 from taylorder.commands._shared import load_described, print_report
 from taylorder.commands._subject import subject
 from taylorder.errors import UsageError
+from taylorder.models.placement import Placement
 
 _LENGTHS = (256, 1024, 4096)
 
@@ -24,6 +25,7 @@ def bench(
     new_tokens: Annotated[int, options.number("Feed N tokens one by one after each context.", 1)] = 16,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
     dtype: options.DtypeOfRun = None,
     output: options.Format = "human",
 ) -> None:
@@ -35,12 +37,13 @@ def bench(
     """
     asked = options.parse_numbers("--lengths", lengths, 1)
 
+    place = Placement.of(device, device_map)
     about = subject(model, config, dtype)
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(about.to_load, device, progress)
+        loaded, description = load_described(about.to_load, place, progress)
         about.config.check(description)
 
         from taylorder.evaluation.timing import bench as measure
@@ -61,7 +64,7 @@ def bench(
             config_path=str(about.path),
             bench=measured,
             seed=seed,
-            device=device,
+            device=str(place),
             dtype=description.dtype,
         )
     print_report(output, lambda: generation.as_document(report), generation.sections(report))

@@ -14,6 +14,7 @@ from taylorder.commands._stopping import interrupt_noted
 from taylorder.commands._subject import subject
 from taylorder.commands._texts import at_terminal, streamed, typed_lines
 from taylorder.errors import UsageError
+from taylorder.models.placement import Placement
 
 if TYPE_CHECKING:
     from taylorder.reports.chat import ChatReport
@@ -29,6 +30,7 @@ def chat(
     temperature: Annotated[float, options.value("Draw tokens at this temperature; 0 takes the likeliest.", "X")] = 0.0,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
     dtype: options.DtypeOfRun = None,
 ) -> None:
     """Talk with a model that runs with a config. Its cache keeps the history; a line says what it holds by now.
@@ -44,13 +46,14 @@ def chat(
     from taylorder.adapt.continuation import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, seed)
+    place = Placement.of(device, device_map)
     about = subject(model, config, dtype)
     chosen = about.config
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(about.to_load, device, progress)
+        loaded, description = load_described(about.to_load, place, progress)
         chosen.check(description)
 
         from taylorder.adapt.chat_turns import has_template
@@ -65,7 +68,7 @@ def chat(
             system=system,
             sampling=sampling,
         )
-    report = words.ChatReport(conversation, str(about.path), device)
+    report = words.ChatReport(conversation, str(about.path), str(place))
     if not has_template(loaded.tokenizer):
         _say(words.WITHOUT_TEMPLATE)
     if at_terminal():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from taylorder.commands import options
 from taylorder.commands._shared import load_described, print_report
 from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models.placement import Placement
 from taylorder.runs.subject import ToLoad
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check(
     ] = None,
     output: options.Format = "human",
     device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
 ) -> None:
     """Say whether a model is supported, what its KV cache takes, and what each command would take here.
@@ -48,7 +50,7 @@ def check(
             stated = architecture_of(folder, model)
             print_report(output, lambda: report.stated_document(stated, context), report.stated(stated, context))
             return
-        found = _checked(model, context, device, dtype)
+        found = _checked(model, context, Placement.of(device, device_map), dtype)
     except UnsupportedModelError as error:
         if output == "json":
             refused = report.refused_document(model, str(error))
@@ -58,15 +60,15 @@ def check(
     print_report(output, lambda: report.as_document(found), report.sections(found))
 
 
-def _checked(model: str | None, context: int | None, device: str, dtype: str) -> CheckReport:
+def _checked(model: str | None, context: int | None, place: Placement, dtype: str) -> CheckReport:
     """Load the model, describe and time it."""
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(ToLoad(model, dtype), device, progress)
+        loaded, description = load_described(ToLoad(model, dtype), place, progress)
         progress.say("timing the model")
 
-        from taylorder.models.running import weights_bytes
+        from taylorder.models.offloading import weights_bytes
         from taylorder.reports.check import CheckReport
         from taylorder.selection.cache_size import CacheSize
         from taylorder.selection.speed import speed
@@ -77,6 +79,7 @@ def _checked(model: str | None, context: int | None, device: str, dtype: str) ->
             cache=CacheSize.of(description, context or description.max_context) if description.causal else None,
             speed=speed(loaded.model, description),
             weights=weights_bytes(loaded.model),
+            resident=weights_bytes(loaded.model, resident=True),
             machine=Machine.here(),
             commands=tuple(_commands(loaded, description)),
         )

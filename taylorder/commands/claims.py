@@ -12,6 +12,7 @@ from taylorder.commands._paths import path_of
 from taylorder.commands._shared import check_writable, print_report
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
+from taylorder.models.placement import Placement
 from taylorder.runs import run_files
 from taylorder.runs.subject import ToLoad, model_of_run, named_by
 
@@ -54,6 +55,7 @@ def claims(
     tables: Annotated[bool, options.flag("--tables", "Also print the rules and the tables behind them.")] = False,
     fresh: Annotated[bool, options.flag("--fresh", "Measure anew instead of reading what was measured.")] = False,
     device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
     dtype: options.DtypeOfRun = None,
     output: options.Format = "human",
 ) -> None:
@@ -71,6 +73,7 @@ def claims(
         raise UsageError(f"--model names one model, but there are {len(chosen)} directories; name one of them")
     target = out or (chosen[0] if len(chosen) == 1 else _POOLED)
     check_writable(target)
+    place = Placement.of(device, device_map)
 
     from taylorder.reports import claims as report
     from taylorder.reports import html
@@ -84,7 +87,7 @@ def claims(
         analyses = [run_directory.read(directory)[0] for directory in chosen]
         _check_models(chosen, analyses)
         models = [
-            _evidence(analysis, label, directory, model, device, dtype, fresh, progress)
+            _evidence(analysis, label, directory, model, place, dtype, fresh, progress)
             for analysis, label, directory in zip(analyses, _labels(chosen, analyses), chosen, strict=True)
         ]
         normal = registry.NORMAL_INPUTS.kept(target / "records-normal", fresh=fresh, progress=progress)
@@ -130,7 +133,7 @@ def _labels(directories: list[Path], analyses: list[Analysis]) -> list[str]:
 
 
 def _evidence(
-    analysis: Analysis, label: str, directory: Path, model: str | None, device: str,
+    analysis: Analysis, label: str, directory: Path, model: str | None, place: Placement,
     dtype: options.DtypeName | None, fresh: bool, progress: StderrProgress,
 ) -> ModelEvidence:  # fmt: skip
     """What a run does not hold is measured unless that was done before."""
@@ -142,14 +145,22 @@ def _evidence(
     else:
         to_load = ToLoad(model, dtype or analysis.model.dtype)
     used = to_load.dtype
-    evidence = None if fresh or used == "auto" else measured_before(analysis, records, device, used, label=label)
+    evidence = None
+    if not fresh and used != "auto" and place.device_map is None:  # otherwise only the model itself tells
+        evidence = measured_before(analysis, records, place.device, used, label=label)
     if evidence is None:
         from taylorder.models.loading import load
 
         progress.say(f"loading {to_load.model}")
         way_out = f"name the model with --model, of several runs first for `taylorder claims {directory}` alone"
         with named_by(to_load.named_by, to_load.model, way_out):
-            loaded = load(to_load.model, device=device, dtype=used, revision=to_load.revision)
+            loaded = load(
+                to_load.model,
+                device=place.device,
+                device_map=place.device_map,
+                dtype=used,
+                revision=to_load.revision,
+            )
         progress.say(f"measuring {label} for the claims (an interrupted run goes on where it was)")
         with kept(f"what was finished is kept in {records}: the same command goes on from there", errors=False):
             evidence = measure(analysis, loaded, records, label=label, fresh=fresh, progress=progress)

@@ -13,6 +13,7 @@ from taylorder.commands import options
 from taylorder.commands._paths import path_of
 from taylorder.commands._shared import check_texts, check_writable, load_described, print_report
 from taylorder.errors import TaylorderError, UsageError
+from taylorder.models.placement import Placement
 from taylorder.runs import run_files
 from taylorder.runs.run_files import config_file
 from taylorder.runs.subject import ToLoad, model_of_run
@@ -64,6 +65,7 @@ def compare(
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
     dtype: options.DtypeOfRun = None,
     output: options.Format = "human",
 ) -> None:
@@ -76,6 +78,7 @@ def compare(
     given = [option for option, value in (("--text", text), ("--sequences", sequences)) if value is not None]
     if given and not measure:
         raise UsageError(f"{given[0]} says what to measure on, and nothing is measured without --eval; add it")
+    place = Placement.of(device, device_map)
     check_texts(text or [])
     if out is not None:
         check_writable(out.parent if out.suffix == _SUFFIX else out)
@@ -93,7 +96,7 @@ def compare(
             to_load = model_of_run(a.path.parent, a.config.model.name, a.model, dtype)
             if model is not None:
                 to_load = ToLoad(model, to_load.dtype)
-            loaded, description = load_described(to_load, device, progress, "name the model with --model")
+            loaded, description = load_described(to_load, place, progress, "name the model with --model")
             for side in (a, b):
                 side.config.check(description)
             return loaded, description

@@ -12,6 +12,7 @@ from taylorder.commands import options
 from taylorder.commands._shared import check_texts, check_writable, load_described, print_report
 from taylorder.commands._subject import subject
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
+from taylorder.models.placement import Placement
 
 if TYPE_CHECKING:
     from taylorder.models.description import ModelDescription
@@ -52,6 +53,7 @@ def evaluate(
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
     dtype: options.DtypeOfRun = None,
     output: options.Format = "human",
 ) -> None:
@@ -77,12 +79,13 @@ def evaluate(
             raise UsageError(f"--out {out} is a directory; name a file")
         if not out.exists() or out.is_file():
             check_writable(Path(os.path.realpath(out)).parent)
+    place = Placement.of(device, device_map)
     about = subject(model, config, dtype)
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(about.to_load, device, progress)
+        loaded, description = load_described(about.to_load, place, progress)
         about.config.check(description)
 
         from taylorder.analysis.losses import has_language_model_head
@@ -120,7 +123,7 @@ def evaluate(
             tasks=evaluation.tasks,
             tasks_reason=evaluation.tasks_reason if tasks else "--no-tasks",
             max_kl=max_kl,
-            device=device,
+            device=str(place),
             dtype=description.dtype,
         )
     _print(report, out, output)

@@ -11,6 +11,7 @@ import typer
 from taylorder.commands import options
 from taylorder.commands._paths import path_of
 from taylorder.commands._shared import check_writable, load_described, print_next
+from taylorder.models.placement import Placement
 from taylorder.runs import run_files
 
 _RUN = {"metavar": "DIR", "help": f"A config: a run ({options.A_RUN}), or an orders.json."}
@@ -31,6 +32,7 @@ def export(
         bool,
         options.flag("--layer-wise", "Give all KV heads of a layer the longest window that one of them has."),
     ] = False,
+    device_map: options.DeviceMap = None,
     dtype: options.DtypeOfRun = None,
 ) -> None:
     """Write a folder that transformers loads and generates from with the config, without a line of other code.
@@ -49,12 +51,13 @@ def export(
 
     from taylorder.runs.subject import subject_of
 
+    place = Placement.of("cpu", device_map)
     about = subject_of(directory, model, dtype)
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(about.to_load, "cpu", progress, "name it with --model")
+        loaded, description = load_described(about.to_load, place, progress, "name it with --model")
         about.config.check(description)
 
         from taylorder.adapt.continuation import refuse_without_head

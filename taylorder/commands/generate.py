@@ -14,6 +14,7 @@ from taylorder.commands._shared import load_described
 from taylorder.commands._subject import subject
 from taylorder.commands._texts import refuse_no_text, streamed
 from taylorder.errors import UsageError
+from taylorder.models.placement import Placement
 
 if TYPE_CHECKING:
     from taylorder.adapt.config import OrderConfig
@@ -39,6 +40,7 @@ def generate(
     temperature: Annotated[float, options.value("Draw tokens at this temperature; 0 takes the likeliest.", "X")] = 0.0,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
     dtype: options.DtypeOfRun = None,
 ) -> None:
     """Continue a text with a config, streamed to standard output; speed and cache bytes go to standard error.
@@ -52,13 +54,14 @@ def generate(
 
     prompt = _read(prompt, prompt_file)
 
+    place = Placement.of(device, device_map)
     about = subject(model, config, dtype)
     chosen = about.config
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
-        loaded, description = load_described(about.to_load, device, progress)
+        loaded, description = load_described(about.to_load, place, progress)
         chosen.check(description)
         _refuse(loaded, description, prompt, max_new_tokens)
 

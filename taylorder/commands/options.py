@@ -69,6 +69,16 @@ Config = Annotated[
 ]
 Seed = Annotated[int, seed()]
 Device = Annotated[str, value("Run on this torch device, such as cpu or cuda.", "NAME", group=MACHINE)]
+DeviceMap = Annotated[
+    str | None,
+    value(
+        "Spread the model over devices, memory and disk: auto, balanced, sequential, or a JSON file of modules and the "
+        "device of each, cpu and disk among them.",
+        "NAME|FILE",
+        False,
+        group=MACHINE,
+    ),
+]
 DtypeName = Literal["float32", "bfloat16", "float16", "auto"]
 Dtype = Annotated[DtypeName, value("Hold weights and compute in this dtype; auto is the checkpoint's.", group=MACHINE)]
 DtypeOfRun = Annotated[

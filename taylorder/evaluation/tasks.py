@@ -25,6 +25,7 @@ from taylorder.evaluation.intervals import (
     share_difference,
     share_interval,
 )
+from taylorder.models.offloading import is_spread, without_gradients
 from taylorder.models.running import input_device
 
 CANNOT = 0.6
@@ -145,12 +146,13 @@ def answer_logits(model: Any, input_ids: Sequence[int], positions: Sequence[int]
     ids = torch.tensor([input_ids], dtype=torch.int64, device=device)
     rows = torch.tensor(positions, dtype=torch.int64, device=device)
     keep = inspect.signature(model.forward).parameters.get("logits_to_keep")
-    with torch.inference_mode():
-        # Nearly all models take the positions themselves; the others compute all logits.
-        if keep is not None and "Tensor" in str(keep.annotation):
+    with without_gradients(model):
+        # Nearly all models take the positions themselves, where they compute; the others compute all logits.
+        if keep is not None and "Tensor" in str(keep.annotation) and not is_spread(model):
             logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=rows).logits[0]
         else:
-            logits = model(input_ids=ids, use_cache=False).logits[0, rows]
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+            logits = logits[rows.to(logits.device)]
     return logits.float()
 
 

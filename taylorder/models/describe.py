@@ -50,7 +50,7 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     name = name or loaded_as or getattr(config, "name_or_path", "") or type(model).__name__
     refuse_config(config, name, half=_is_half(model))
     refuse_weights(model, name)
-    with lookups() as seen:
+    with lookups(model) as seen:
         calls, hidden = _probe(model, name)
     max_context = longest_context(model, name, seen)
     modules = _modules(calls, name)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from taylorder.models.offloading import stored, weights
+
 _SAMPLED_VALUES = 4096
 
 
@@ -21,10 +23,13 @@ def fingerprint(model: nn.Module) -> str:
     smaller than bfloat16 resolves, and whatever is not a parameter (config, rotary base, buffers) are not.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        stride = -(-parameter.numel() // _SAMPLED_VALUES) or 1
-        sample = parameter.detach().reshape(-1)[::stride].to(torch.bfloat16).cpu().contiguous()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+    for name, (module, key) in sorted(weights(model).items()):
+        values = stored(module, key)
+        if values is None:
+            raise ValueError(f"{name} has no data, and nothing says where it is")
+        stride = -(-values.numel() // _SAMPLED_VALUES) or 1
+        sample = values.reshape(-1)[::stride].to(torch.bfloat16).cpu().contiguous()
+        digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().astype("<i2").tobytes())
     return f"sha256:{digest.hexdigest()}"
 

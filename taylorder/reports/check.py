@@ -33,18 +33,22 @@ class CommandPlan:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """A supported model, its exact cache (None for encoders), the machine, and every command."""
+    """A supported model, its exact cache (None for encoders), the machine, and every command.
+
+    ``weights`` are the bytes of the model's, ``resident`` those of them that are in memory all the time.
+    """
 
     description: ModelDescription
     cache: CacheSize | None
     speed: Speed
     weights: int
+    resident: int
     machine: Machine
     commands: tuple[CommandPlan, ...]
 
     def estimate(self, plan: StagePlan) -> Estimate:
         """What a plan will take."""
-        return Estimate(plan, self.speed, self.weights, self.machine)
+        return Estimate(plan, self.speed, self.resident, self.machine)
 
 
 def as_document(report: CheckReport) -> dict[str, Any]:
@@ -105,10 +109,11 @@ def sections(report: CheckReport) -> Iterator[Section]:
     """What the model is, its cache, and a row per command."""
     model = report.description
     note = f"; {model.weights_note}" if model.weights_note else ""
+    on_disk = f", {size(report.weights - report.resident)} of them on disk" if report.weights > report.resident else ""
     about: dict[str, Cell | str] = {
         "supported": Cell("yes", style="good"),
         "architecture": f"{model.architecture}, {model.shape} over {_kv_heads(model.typical)}{_other_shapes(model)}",
-        "weights": f"{size(report.weights)} in {model.dtype}{note}",
+        "weights": f"{size(report.weights)} in {model.dtype}{on_disk}{note}",
         "stays exact": _stays_exact(model),
         "longest context": f"{number(model.max_context)} tokens",
     }

@@ -27,7 +27,7 @@ PROCESS_BYTES = 900 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A plan, how fast the machine is, the bytes of the model's weights, and what the machine has."""
+    """A plan, how fast the machine is, the bytes of weights that stay in memory, and what the machine has."""
 
     plan: StagePlan
     speed: Speed

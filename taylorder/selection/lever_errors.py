@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from taylorder.selection.candidates import Candidate
 from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
 from taylorder.selection.gradients import Observed
 from taylorder.selection.rotations import balanced_rotations
+from taylorder.storage.processes import gather, gathered, rank, spread
 
 FIT_ROWS = 128
 """Query rows of each sequence that coefficients are fitted to, drawn at random."""
@@ -186,7 +189,10 @@ class Runner:
 
 
 def prepare(sequences: Sequence[Observed], *, rotate: bool, probe: Tensor | None = None) -> Prepared:
-    """Calibrate key centres and, if asked for, rotations on all sequences of one module; its probe is there already."""
+    """Calibrate key centres and, if asked for, rotations on all sequences of one module; its probe is there already.
+
+    ``sequences`` are those of this process.
+    """
     q, k, v = (torch.stack([getattr(observed, name) for observed in sequences]).cpu() for name in "qkv")
     layer = LayerTensors(q, k, v, None, sequences[0].scaling, True)
     centres = key_centres(layer)
@@ -209,7 +215,8 @@ def measure_levers(
 
     Args:
         module: its name.
-        sequences: what was observed of it with the model as it is, one for each sequence, all of one length.
+        sequences: what was observed of it with the model as it is, one for each sequence of this process, all of one
+            length.
         candidates: what to measure.
         instead: what is measured beside each, where there is something: a near field of the same bytes.
         probe: what gives its keys priorities, ``[G, F]``; needed where a candidate keeps keys.
@@ -222,35 +229,59 @@ def measure_levers(
     T, G = sequences[0].q.shape[1], len(sequences[0].k)
     inexact = [index for index, candidate in enumerate(candidates) if not isinstance(candidate.spec.far, Exact)]
     windows = [(index, window) for index in inexact if (window := instead[index]) is not None]
-    # Errors are [candidate, KV head, 2]: of the candidate itself, and of the window that takes the same bytes.
     belongs_to = [(index, 0) for index in inexact] + [(index, 1) for index, _ in windows]
-    squared = torch.zeros(len(candidates), G, 2, dtype=torch.float64)
-    weighted, guarded = torch.zeros_like(squared), torch.zeros(len(candidates), G, dtype=torch.float64)
-    reference = torch.zeros(G, dtype=torch.float64)
-    for observed in sequences:
+
+    def of_sequence(observed: Observed) -> _Sums:
+        sums = _Sums.empty(len(candidates), G)
         runner = Runner(observed, prepared)
         for kv_head in range(G):
-            reference[kv_head] += runner.squared_output(kv_head)
+            sums.reference[kv_head] = runner.squared_output(kv_head)
             runs = [group_specs(candidates, fitted, index, kv_head, runner.group) for index in inexact]
             runs += [(window.spec,) * runner.group for _, window in windows]
             for run, output, hits in runner.run(kv_head, runs):
                 index, is_window = belongs_to[run]
                 first_order, change = runner.change(kv_head, output)
-                squared[index, kv_head, is_window] += change
-                weighted[index, kv_head, is_window] += float((first_order * (T - 1)).square().sum())
+                sums.squared[index, kv_head, is_window] = change
+                sums.weighted[index, kv_head, is_window] = float((first_order * (T - 1)).square().sum())
                 if not is_window:
-                    guarded[index, kv_head] += max(hits, default=0)
-    tokens = len(sequences) * T
-    errors = relative(squared, reference[:, None])
+                    sums.guarded[index, kv_head] = max(hits, default=0)
+        return sums
+
+    of_sequences = gathered([of_sequence(observed) for observed in sequences])
+    tokens, sums = len(of_sequences) * T, reduce(add, of_sequences)
+    errors = relative(sums.squared, sums.reference[:, None])
     rows = []
     for kv_head in range(G):
         for index in range(len(candidates)):
             error, window_error = errors[index, kv_head].tolist()
-            gradient_error, window_gradient_error = (weighted[index, kv_head] / tokens).tolist()
+            gradient_error, window_gradient_error = (sums.weighted[index, kv_head] / tokens).tolist()
             of_window = (window_error, window_gradient_error) if instead[index] is not None else (None, None)
-            share = float(guarded[index, kv_head]) / tokens
+            share = float(sums.guarded[index, kv_head]) / tokens
             rows.append(LeverRow(module, kv_head, index, error, gradient_error, share, *of_window))
     return LayerLevers(module, tuple(rows), fitted, prepared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over the rows of a sequence, float64: squared changes and weighted ones ``[candidate, KV head, 2]``.
+
+    The last index tells the candidate itself from the window that takes the same bytes. ``guarded`` are rows
+    ``[candidate, KV head]``, ``reference`` is the squared output ``[KV head]``.
+    """
+
+    squared: Tensor
+    weighted: Tensor
+    guarded: Tensor
+    reference: Tensor
+
+    @classmethod
+    def empty(cls, candidates: int, kv_heads: int) -> _Sums:
+        zeros = partial(torch.zeros, dtype=torch.float64)
+        both = candidates, kv_heads, 2
+        return cls(zeros(both), zeros(both), zeros(candidates, kv_heads), zeros(kv_heads))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 def fit_coefficients(
@@ -263,10 +294,12 @@ def fit_coefficients(
     H, T = sequences[0].q.shape[:2]
     group = H // len(sequences[0].k)
     generator = torch.Generator().manual_seed(seed)
-    sums: dict[int, list[list[Moments]]] = {index: [[] for _ in range(H)] for index in wanted}  # by query head
-    for observed in sequences:
-        runner = Runner(observed, prepared)
-        rows = torch.randperm(T, generator=generator)[: min(FIT_ROWS, T)].sort().values
+    counts = gather(len(sequences))
+    drawn = [torch.randperm(T, generator=generator)[: min(FIT_ROWS, T)].sort().values for _ in range(sum(counts))]
+    drawn = drawn[sum(counts[: rank()]) :]  # those of other processes' sequences are drawn too, but not used
+    of_sequences: list[dict[tuple[int, int], Moments]] = []  # by candidate and query head
+    for observed, rows in zip(sequences, drawn, strict=False):
+        runner, found = Runner(observed, prepared), {}
         far_rows = {
             (kv_head, near): runner.far_rows(kv_head, near)
             for kv_head in range(len(observed.k))
@@ -282,5 +315,9 @@ def fit_coefficients(
                     scaled = q[head, rows].double() * observed.scaling
                     sinks = None if runner.sinks is None else runner.sinks[head, rows].double()
                     shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows, sinks)
-                sums[index][head].append(moments(shared[ranked], spec, far_rows[head // group, spec.near]))
-    return {index: tuple(map(fit, heads)) for index, heads in sums.items()}
+                found[index, head] = moments(shared[ranked], spec, far_rows[head // group, spec.near])
+        of_sequences.append(found)
+    everywhere = gathered(of_sequences)
+    heads = [(index, head) for index in wanted for head in range(H)]
+    fitted = list(spread(lambda one: fit([found[one] for found in everywhere]), heads))
+    return {index: tuple(fitted[place * H : (place + 1) * H]) for place, index in enumerate(wanted)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from taylorder.analysis.losses import language_model_head, nll_gradient
@@ -16,11 +17,16 @@ from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed, observe_sequence
 from taylorder.selection.lever_errors import LayerLevers, LeverRow, Prepared, measure_levers
 from taylorder.selection.probes import Probes
+from taylorder.storage import processes
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
+from taylorder.storage.spill import Spill
 
 BACKWARD, LEVERS = "backward pass", "levers"
 """Stages, as progress is told."""
+
+
+_TENSORS = ("q", "k", "v", "output", "gradient")
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,9 @@ def measure(
     """Measure candidates on sequences ``[N, T]``; layers that ``records`` has are not measured again.
 
     ``instead`` names what is measured beside a candidate, a near field of the same bytes, or None; ``probes`` give keys
-    their priorities and are needed where a candidate keeps keys. Memory is that of all
-    modules' queries, keys, values, outputs and gradients on all sequences.
+    their priorities and are needed where a candidate keeps keys. Memory is that of one
+    module's queries, keys, values, outputs and gradients on all sequences, or of a sequence on its way back through
+    the model; those of all modules lie on disk beside the records, until it is their turn.
 
     Raises:
         UnsupportedModelError: the model is bidirectional, has no language-model head, or no module to truncate.
@@ -114,24 +121,50 @@ def measure(
     refuse_unsupported(description)
     modules = description.open_modules
     layers = [_read(records, module.name) for module in modules]
-    if any(layer is None for layer in layers):
-        head = language_model_head(model)
-        observed: list[dict[str, Observed]] = []
-        for done, sequence in enumerate(sequences):
-            progress(BACKWARD, done, len(sequences))
-            observed.append(observe_sequence(model, sequence, partial(nll_gradient, head, sequence))[1])
-        for done, module in enumerate(modules):
-            progress(LEVERS, done, len(modules))
-            of_module = [modules_observed.pop(module.name) for modules_observed in observed]
-            if layers[done] is None:
-                probe = None if probes is None else probes.weights[module.name]
-                windows = [instead(candidate, module) for candidate in candidates]
-                layer = measure_levers(module.name, of_module, candidates, windows, probe=probe, seed=seed)
-                _write(records, layer)
-                layers[done] = layer
+    missing = [module.name for module, layer in zip(modules, layers, strict=True) if layer is None]
+    if missing:
+        mine = processes.share(len(sequences), "sequences that levers are measured on")
+        with Spill(records.directory / f"spilled-{processes.rank()}") as spilled:
+            observed = _Observations(spilled, missing)
+            head = language_model_head(model)
+            for done, number in enumerate(mine):
+                progress(BACKWARD, done, len(mine))
+                sequence, keep = sequences[number], partial(observed.keep, number)
+                observe_sequence(model, sequence, partial(nll_gradient, head, sequence), keep)
+            for done, module in enumerate(modules):
+                progress(LEVERS, done, len(modules))
+                if layers[done] is None:
+                    probe = None if probes is None else probes.weights[module.name]
+                    windows = [instead(candidate, module) for candidate in candidates]
+                    of_module = [observed.take(number, module.name) for number in mine]
+                    layer = measure_levers(module.name, of_module, candidates, windows, probe=probe, seed=seed)
+                    _write(records, layer)
+                    layers[done] = layer
     progress(LEVERS, len(modules), len(modules))
     measured = tuple(layer for layer in layers if layer is not None)
     return LeverTable(description, tuple(candidates), measured, None if probes is None else probes.about)
+
+
+class _Observations:
+    """What was observed of attention modules on sequences, on disk between the way back and their turn."""
+
+    def __init__(self, spilled: Spill, modules: Collection[str]) -> None:
+        """Keep what is observed of these modules."""
+        self.spilled, self.modules = spilled, modules
+        self._about: dict[str, tuple[float, torch.device]] = {}
+
+    def keep(self, sequence: int, module: str, observed: Observed) -> None:
+        """Put away what was observed of a module on the sequence of that number."""
+        if module in self.modules:
+            tensors = {name: getattr(observed, name) for name in _TENSORS}
+            self.spilled.put(f"{module}-{sequence}", tensors)
+            self._about[module] = observed.scaling, observed.q.device
+
+    def take(self, sequence: int, module: str) -> Observed:
+        """The same, where the module is."""
+        scaling, device = self._about[module]
+        tensors = self.spilled.take(f"{module}-{sequence}")
+        return Observed(**{name: tensor.to(device) for name, tensor in tensors.items()}, scaling=scaling)
 
 
 def record_name(module: str) -> str:

@@ -22,16 +22,16 @@ from taylorder.evaluation.evaluate import (
 from taylorder.evaluation.plan import adapted_run, comparison_stage, exact_run, module_bytes, query_heads
 from taylorder.kernels.spec import EXPANSIONS, Dropped, Exact, Taylor
 from taylorder.models.description import ModelDescription
-from taylorder.models.positions import token_embeddings
 from taylorder.selection import lever_table, probe_report, probes, refine, under_limit
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.near_sizes import kept_share
+from taylorder.selection.recomputing import goes_by_layer, remembered_bytes, widest
 from taylorder.selection.run_levers import offer, probe_tokens, sequence_count
 from taylorder.selection.settings import AnalyzeSettings
 from taylorder.storage.stages import Stage, StagePlan, Work, together
 
-BOTH_WAYS = 2.0
-"""Forward and backward to the inputs alone, in forward passes."""
+BOTH_WAYS, TWICE = 2.0, 3.0
+"""Forward and backward to the inputs alone, in forward passes; and where layers run a second time on the way back."""
 
 LOSS_GRADIENT, KL_GRADIENT = 2.5, 3.3
 """What the gradient of a loss costs, in losses."""
@@ -77,11 +77,11 @@ def analysis_plan(subject: ModelAndText, settings: Sequence[AnalyzeSettings], *,
     """
     description, first = subject.description, settings[0]
     stages = [_spectra(subject, first), _heads(subject, first)]
-    memory = _heads_memory(subject, first)
+    memory, spilled = _heads_memory(subject, first), 0
     if first.with_levers:
         levers = _Levers.of(subject, first)
         stages += levers.measured()
-        memory = max(memory, levers.memory())
+        memory, spilled = max(memory, levers.memory()), levers.spilled()
     for one in settings:
         name = one.budget.given if one.budget is not None and len(settings) > 1 else ""
         if first.with_levers and one.budget is not None:
@@ -91,7 +91,8 @@ def analysis_plan(subject: ModelAndText, settings: Sequence[AnalyzeSettings], *,
             most = LEVER_SECONDS if first.with_levers else SHORT_SECONDS
             stages.append(comparison_stage(description, length, SHORT_SEQUENCES, 2, budget=name, most=most))
     rows = sum(module.heads for module in description.modules) * len(EXPANSIONS) * first.max_order
-    return StagePlan(tuple(stages), memory, len(settings) * (rows * ROW_BYTES + RUN_BYTES) + _records(subject, first))
+    disk = len(settings) * (rows * ROW_BYTES + RUN_BYTES) + _records(subject, first) + spilled
+    return StagePlan(tuple(stages), memory, disk)
 
 
 def _spectra(subject: ModelAndText, settings: AnalyzeSettings) -> Stage:
@@ -130,15 +131,7 @@ def _heads_memory(subject: ModelAndText, settings: AnalyzeSettings) -> int:
     """All sequences run at once: some copies of what a layer makes of a token, beside blocks of scores."""
     length, sequences = _sequences(subject, settings)
     scores = min(BLOCK_ELEMENTS, BLOCK_ROWS * subject.description.typical.heads * length)
-    return sequences * length * _widest(subject.model) * 4 + scores * 8 * _COPIES
-
-
-def _widest(model: Any) -> int:
-    """Numbers that a layer makes of one token at its widest place."""
-    table = token_embeddings(model)
-    hidden = 1024 if table is None else int(table.shape[-1])
-    inner = getattr(model.config.get_text_config(), "intermediate_size", None)
-    return 8 * hidden + 3 * (inner if isinstance(inner, int) else 4 * hidden)
+    return sequences * length * widest(subject.model) * 4 + scores * 8 * _COPIES
 
 
 def _records(subject: ModelAndText, settings: AnalyzeSettings) -> int:
@@ -175,6 +168,15 @@ class _Levers:
         return self.sequences * self.length
 
     @property
+    def by_layer(self) -> bool:
+        """Whether layers run twice on the way back."""
+        return goes_by_layer(self.subject.model, self.length)
+
+    @property
+    def both_ways(self) -> float:
+        return TWICE if self.by_layer else BOTH_WAYS
+
+    @property
     def near(self) -> list[Candidate]:
         """Candidates that are near fields, with a constant for the rest or none."""
         return [one for one in self.offered if isinstance(one.spec.far, Dropped) or _order(one) == 1]
@@ -191,7 +193,7 @@ class _Levers:
         """What all budgets share."""
         description = self.subject.description
         stages = self._probes() if any(one.spec.near.kept for one in self.offered) else []
-        both_ways = together(exact_run(self.tokens, self.length), times=BOTH_WAYS)
+        both_ways = together(exact_run(self.tokens, self.length), times=self.both_ways)
         about = f"gradients of the loss on {self.sequences} sequences of {self.length} tokens"
         backward = together(both_ways, {"loss": LOSS_GRADIENT * self.tokens})
         stages.append(Stage(lever_table.BACKWARD, about, backward))
@@ -231,7 +233,7 @@ class _Levers:
         rounds = under_limit.most_rounds(starts, more=rest)
         per_round = together(
             {
-                "token": BOTH_WAYS * self.tokens,
+                "token": self.both_ways * self.tokens,
                 "loss": KL_GRADIENT * self.tokens,
                 "near": scores * (ADAPTED_BOTH_WAYS + IN_REACH * len(self.near)),
             }
@@ -248,10 +250,13 @@ class _Levers:
         return sum(not isinstance(self.offered[index].spec.far, Exact) for index in alone)
 
     def memory(self) -> int:
-        """What was observed of all sequences, and what is remembered of one on the way back."""
-        layers = len(self.subject.description.modules)
-        on_the_way = self.length * layers * _widest(self.subject.model) * 4
-        return self.tokens * module_bytes(self.subject.description) + on_the_way
+        """What was observed of one layer on all sequences, twice, or what is remembered of one on the way back."""
+        on_the_way = remembered_bytes(self.subject.model, self.length, by_layer=self.by_layer)
+        return max(2 * self.spilled() // len(self.subject.description.open_modules), on_the_way)
+
+    def spilled(self) -> int:
+        """Bytes on disk of what was observed of all layers on all sequences, until it is their turn."""
+        return self.tokens * module_bytes(self.subject.description)
 
 
 def _order(candidate: Candidate) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,15 +143,14 @@ def report_probes(
         NonFiniteError: the model breaks down.
 
     """
-    judged = []
-    for done, sequence in enumerate(sequences):
-        progress(STAGE, done, len(sequences))
-        name = f"probes-held-out-{digest(sequence, *probes.weights.values())}"
-        if records.get(name) is None:
-            rows = _judge_sequence(model, description, probes, sequence)
-            records.put(name, [asdict(row) for row in rows])
-        judged.append([ProbeRow(**row) for row in records.get(name)])
-    progress(STAGE, len(sequences), len(sequences))
+    names = [f"probes-held-out-{digest(sequence, *probes.weights.values())}" for sequence in sequences]
+    records.finish(
+        names,
+        lambda place: [asdict(row) for row in _judge_sequence(model, description, probes, sequences[place])],
+        records.put,
+        partial(progress, STAGE),
+    )
+    judged = [[ProbeRow(**row) for row in records.get(name)] for name in names]
     return ProbeReport(tuple(_mean(rows) for rows in zip(*judged, strict=True)))
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -177,16 +176,21 @@ def fit_probes(
         NonFiniteError: the model breaks down.
 
     """
-    equations = []
-    for done, sequence in enumerate(sequences):
-        progress(STAGE, done, len(sequences))
-        name = f"probes-{digest(sequence)}"
-        if records.get(name) is None:
-            _write(records, name, sequence_equations(model, description, sequence))
-        equations.append(_read(records, name))
-    progress(STAGE, len(sequences), len(sequences))
-    weights = {module: reduce(add, (of[module] for of in equations)).solve() for module in equations[0]}
+    names = [f"probes-{digest(sequence)}" for sequence in sequences]
+    records.finish(
+        names,
+        lambda place: sequence_equations(model, description, sequences[place]),
+        partial(_write, records),
+        partial(progress, STAGE),
+    )
+    summed = reduce(_together, (_read(records, name) for name in names))
+    weights = {module: of_module.solve() for module, of_module in summed.items()}
     return Probes(weights, text.source, sequences.numel(), text.sha256)
+
+
+def _together(one: Equations, other: Equations) -> Equations:
+    """The equations of both sets of keys, by module."""
+    return {module: equations + other[module] for module, equations in one.items()}
 
 
 def digest(*tensors: Tensor) -> str:
@@ -200,7 +204,7 @@ def _write(records: Records, name: str, equations: Equations) -> None:
     records.put(name, {"modules": list(equations)}, tensors)
 
 
-def _read(records: Records, name: str) -> dict[str, NormalEquations]:
+def _read(records: Records, name: str) -> Equations:
     tensors = records.tensors(name)
     return {
         module: NormalEquations(tensors[f"{module}.moment"], tensors[f"{module}.right"])

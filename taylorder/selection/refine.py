@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
+from torch import Tensor
+
 from taylorder.adapt.handle import Handle, attach
 from taylorder.analysis.losses import kl_gradient
 from taylorder.models.attention import Observer
@@ -29,6 +31,7 @@ from taylorder.selection.lever_errors import LayerLevers, LeverRow, Runner, grou
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.near_sizes import kept_share
 from taylorder.selection.whole_model import WholeModel
+from taylorder.storage.processes import from_first, gathered
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
@@ -98,6 +101,10 @@ class Slopes:
             ]
             for slopes, squares, sensitivity in zip(self.first_order, self.squared, sensitivities, strict=True)
         ]
+
+
+_Slope: TypeAlias = tuple[int, int, float, float]
+"""KV head, candidate, ``gradient . delta`` and relative ``|delta|^2``."""
 
 
 def refine(
@@ -189,7 +196,7 @@ def _kept_promise(best: Round | None, measured: Round) -> float:
 def _best_step(promises: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: int, price: float) -> Round:
     """The step that the model promises most of."""
     offered, candidates = options(promises, sizes)
-    allocation = allocate(offered, budget)
+    allocation = from_first(lambda: allocate(offered, budget))  # which a clock may end
     choice = tuple(indices[option] for indices, option in zip(candidates, allocation.choice, strict=True))
     return Round(choice, math.nan, allocation.loss, price, allocation.bound, allocation.gap)
 
@@ -225,20 +232,36 @@ def measure_slopes(
         [0.0 if index in candidates else None for index in range(len(table.candidates))] for candidates in reach
     ]
     squared = [list(of_head) for of_head in first_order]
+    of_modules = _kv_heads_of_modules(table)
+
+    def of_sequence(sequence: Tensor, exact: Tensor) -> tuple[float, list[_Slope]]:
+        slopes: list[_Slope] = []
+
+        def add_layer(name: str, observed: Observed) -> None:
+            if name in of_modules:
+                layer, kv_heads = of_modules[name]
+                for kv_head, *slope in _slopes_of_layer(observed, table, layer, reach[kv_heads], choice[kv_heads]):
+                    slopes.append((kv_heads.start + kv_head, *slope))
+
+        gradient = partial(kl_gradient, whole.head, exact)
+        return observe_sequence(whole.model, sequence, gradient, add_layer, running), slopes
+
     loss = 0.0
-    count = len(whole.sequences)
-    for sequence, hidden in zip(whole.sequences, whole.exact, strict=True):
-        kl, observed = observe_sequence(whole.model, sequence, partial(kl_gradient, whole.head, hidden), running)
-        loss += kl / count
-        start = 0  # the layer's first KV head among those of all layers
-        for layer, module in zip(table.layers, table.modules, strict=True):
-            kv_heads = slice(start, start + module.kv_heads)
-            slopes = _slopes_of_layer(observed.pop(layer.module), table, layer, reach[kv_heads], choice[kv_heads])
-            for kv_head, index, slope, square in slopes:
-                for totals, value in ((first_order, slope), (squared, square)):
-                    totals[start + kv_head][index] = (totals[start + kv_head][index] or 0.0) + value / count
-            start += module.kv_heads
+    for kl, slopes in gathered([of_sequence(*pair) for pair in zip(whole.sequences, whole.exact, strict=True)]):
+        loss += kl / whole.count
+        for kv_head, index, slope, square in slopes:
+            for totals, value in ((first_order, slope), (squared, square)):
+                totals[kv_head][index] = (totals[kv_head][index] or 0.0) + value / whole.count
     return loss, Slopes(first_order, squared)
+
+
+def _kv_heads_of_modules(table: LeverTable) -> dict[str, tuple[LayerLevers, slice]]:
+    """By module, what was measured of it, and the places of its KV heads among those of all."""
+    places, start = {}, 0
+    for layer, module in zip(table.layers, table.modules, strict=True):
+        places[layer.module] = layer, slice(start, start + module.kv_heads)
+        start += module.kv_heads
+    return places
 
 
 def _in_reach(table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int]) -> list[list[int]]:
@@ -277,8 +300,8 @@ def _without_beaten(
 
 def _slopes_of_layer(
     observed: Observed, table: LeverTable, layer: LayerLevers, reach: Sequence[Sequence[int]], choice: Sequence[int]
-) -> list[tuple[int, int, float, float]]:
-    """KV head, candidate, ``gradient . delta`` and relative ``|delta|^2`` for the candidates in reach, one module.
+) -> list[_Slope]:
+    """What the candidates in reach would change in one module, whose KV heads are counted from 0 on.
 
     ``reach`` holds the candidates of each of its KV heads, ``choice`` the one that runs now, whose change is nothing.
     """

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.capture import LayerTensors
+from taylorder.storage.processes import gather, total
 
 RIDGE = 1e-6
 """Share of the mean eigenvalue of a moment that is added to all its eigenvalues, for moments that are singular."""
@@ -60,8 +61,8 @@ def balanced_rotations(layer: LayerTensors, centres: Tensor, ridge: float = RIDG
 
 
 def _moment(vectors: Tensor, ridge: float) -> Tensor:
-    """Mean of ``x x^T`` over vectors ``[N, d]``, with the ridge: ``[d, d]``, invertible."""
-    moment = vectors.T @ vectors / len(vectors)
+    """Mean of ``x x^T`` over vectors ``[N, d]`` of all processes, with the ridge: ``[d, d]``, invertible."""
+    moment = total(vectors.T @ vectors) / sum(gather(len(vectors)))
     size = moment.diagonal().mean()
     # Vectors that are all zero have no size to be relative to, and any coordinates suit them.
     return moment + ridge * torch.where(size == 0, 1.0, size) * torch.eye(len(moment)).to(moment)

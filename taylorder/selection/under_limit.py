@@ -21,6 +21,7 @@ from taylorder.selection.near_sizes import kept_share
 from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, Among, Round, best_of, refine
 from taylorder.selection.settings import Limit
 from taylorder.selection.whole_model import WholeModel
+from taylorder.storage.processes import from_first
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
@@ -99,9 +100,9 @@ def choose(
             criterion = RELATIVE_L2
         offered, candidates = options(criterion.losses(table), sizes)
         if limit.budget is None:
-            allocation = allocate_within(offered, (limit.tolerance or 0.0) ** 2 * kv_heads)
+            allocation = from_first(lambda: allocate_within(offered, (limit.tolerance or 0.0) ** 2 * kv_heads))
         else:
-            allocation = allocate(offered, limit.budget * kv_heads)
+            allocation = from_first(lambda: allocate(offered, (limit.budget or 0) * kv_heads))
         choice = tuple(indices[option] for indices, option in zip(candidates, allocation.choice, strict=True))
     minimised = ITERATIVE if criterion is None else criterion.name
     provenance = {

@@ -13,14 +13,20 @@ from taylorder.adapt.prepared import PreparedConfig, prepare
 from taylorder.analysis.losses import hidden_states, language_model_head, mean_kl
 from taylorder.selection.config_of import config_of
 from taylorder.selection.lever_table import LeverTable
+from taylorder.storage.processes import gathered, share
 
 
 class WholeModel:
-    """A model and its exact self; what the latter computes is computed when it is first asked for."""
+    """A model and its exact self; what the latter computes is computed when it is first asked for.
+
+    ``sequences`` are those of this process, ``count`` how many all processes have.
+    """
 
     def __init__(self, model: Any, sequences: Tensor) -> None:
-        """Look at a model on sequences ``[N, T]``."""
-        self.model, self.sequences = model, sequences
+        """Look at a model on sequences ``[N, T]``, of which each process takes its share."""
+        self.model, self.count = model, len(sequences)
+        mine = share(self.count, "sequences that levers are measured on")
+        self.sequences = sequences[mine.start : mine.stop]
 
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -40,5 +46,5 @@ class WholeModel:
         """Mean KL of a choice to the exact model, in nats per token."""
         with adapted(self.model, self.prepared(table, choice)):
             hidden = [hidden_states(self.model, sequence).clone() for sequence in self.sequences]
-        kls = [mean_kl(self.head, exact, changed) for exact, changed in zip(self.exact, hidden, strict=True)]
+        kls = gathered([mean_kl(self.head, exact, changed) for exact, changed in zip(self.exact, hidden, strict=True)])
         return sum(kls) / len(kls)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from taylorder.errors import TaylorderError
 from taylorder.storage.files import replacing, sha256
+from taylorder.storage.processes import Result, from_first, is_first, spread
 from taylorder.storage.strict_json import read_json
 from taylorder.storage.tensor_files import tensors_as_bytes, tensors_of
 
@@ -25,7 +26,10 @@ _SETTINGS = "settings.json"
 
 
 class Records:
-    """A directory of named pieces: a JSON value each, with tensors beside it where there are any."""
+    """A directory of named pieces: a JSON value each, with tensors beside it where there are any.
+
+    Of several processes the first reads and writes, and tells the others what it read.
+    """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         """Open, and empty unless the pieces there were measured under these settings.
@@ -43,22 +47,30 @@ class Records:
         """
         self.directory = directory
         self._settings = json.dumps(settings, sort_keys=True)
+        self.replaced = from_first(lambda: self._open(fresh=fresh))
+
+    def _open(self, *, fresh: bool) -> bool:
+        """Empty the directory where need be; whether that threw pieces of other settings away."""
         try:
             other = self._bytes(_SETTINGS) != self._settings.encode()
-            self.replaced = other and not fresh and bool(self._files())
+            replaced = other and not fresh and bool(self._files())
             if fresh or other:
-                shutil.rmtree(directory, ignore_errors=True)
-                directory.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(self.directory, ignore_errors=True)
+                self.directory.mkdir(parents=True, exist_ok=True)
                 self._write(_SETTINGS, self._settings)
         except OSError as error:
             raise self._unwritable(error) from error
+        return replaced
 
     def names(self) -> list[str]:
         """The names of all finished pieces, sorted."""
-        return [path.stem for path in self._files() if self.get(path.stem) is not None]
+        return from_first(lambda: [path.stem for path in self._files() if self._read(path.stem) is not None])
 
     def get(self, name: str) -> Any:
         """The value of a piece, or None if it was not finished or is not whole."""
+        return from_first(lambda: self._read(name))
+
+    def _read(self, name: str) -> Any:
         try:
             piece = read_json(self.directory / f"{name}.json", finite=False)
             value = piece["value"]
@@ -69,6 +81,9 @@ class Records:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a piece; empty if it has none."""
+        return from_first(lambda: self._read_tensors(name))
+
+    def _read_tensors(self, name: str) -> dict[str, Tensor]:
         path = self.directory / f"{name}.safetensors"
         try:
             content = self._bytes(path.name)
@@ -78,6 +93,8 @@ class Records:
 
     def put(self, name: str, value: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Keep a piece; tensors go first, so that a value there vouches for them."""
+        if not is_first():
+            return
         content = tensors_as_bytes(tensors) if tensors else None
         path = self.directory / f"{name}.safetensors"
         try:
@@ -90,6 +107,30 @@ class Records:
             self._write(f"{name}.json", json.dumps(piece))
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def finish(
+        self,
+        names: Sequence[str],
+        work: Callable[[int], Result],
+        keep: Callable[[str, Result], None],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Have all pieces of these names: those that are missing are worked on, by as many processes as there are.
+
+        Args:
+            names: of the pieces.
+            work: from the place of a name to what becomes a piece.
+            keep: puts that under a name.
+            progress: called with the pieces done, and how many there are.
+
+        """
+        missing = [place for place, name in enumerate(names) if self.get(name) is None]
+        made = spread(work, missing)
+        for place, name in enumerate(names):
+            progress(place, len(names))
+            if place in missing:
+                keep(name, next(made))
+        progress(len(names), len(names))
 
     def _unwritable(self, error: OSError) -> TaylorderError:
         return TaylorderError(f"{self.directory} cannot be written ({error.strerror}); name another --out")
