@@ -9,6 +9,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # decided once, when triton is first imported: there is nothing to compile for
 
+import re
 import socket
 import string
 import sys
@@ -20,6 +21,8 @@ from command_line import WORDS
 from taylorder import cli
 from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.text import Text
+from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.evaluation.written_prompts import NEEDLES
 from taylorder.models.describe import describe
 from taylorder.models.loading import LoadedModel, load
 
@@ -63,6 +66,20 @@ def chromium(browser_folder):
 def tiny_tokenizer():
     """One token per character of ASCII text, 104 in all; ids below 4 are special."""
     return tiny.tokenizer(r"[\s\S]", string.printable)
+
+
+@pytest.fixture(scope="session")
+def docstrings():
+    """Enough of the evaluation text for short prompts."""
+    return Text("start of the evaluation text", evaluation_text().content[:200_000])
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer(docstrings):
+    """One token per word with the space before it, digit, sign or space: as large vocabularies split English."""
+    pattern = r" ?[A-Za-z]+|[\s\S]"
+    samples = [docstrings.content, "\n\n0123456789."] + [f"{needle}\n {needle}" for needle in NEEDLES]
+    return tiny.tokenizer(pattern, sorted({piece for sample in samples for piece in re.findall(pattern, sample)}))
 
 
 @pytest.fixture(scope="session")

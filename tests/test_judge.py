@@ -426,7 +426,7 @@ def test_the_short_form_says_why_there_is_none(llama, tiny_tokenizer, monkeypatc
 def tasks(monkeypatch):
     ids = tuple(tiny.tokens(1, 40)[0].tolist())
     made = tuple(
-        Task("copy", length, case, ids[case:length], tuple(Question(p, ids[case + p + 1]) for p in range(4, 12)))
+        Task("copy", length, case, ids[case:length], tuple(Question(p, ids[case + p + 1]) for p in range(4, 12)), 4)
         for length in (20, 36)
         for case in range(2)
     )

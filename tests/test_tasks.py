@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -15,8 +14,6 @@ import torch
 
 from taylorder.analysis.text import Text
 from taylorder.errors import NonFiniteError, UsageError
-from taylorder.evaluation import written_prompts
-from taylorder.evaluation.evaluation_text import evaluation_text
 from taylorder.evaluation.task_prompts import KINDS, make_tasks, write_prompts
 from taylorder.evaluation.tasks import Outcome, Question, Task, answer_logits, run_tasks, score, summarise
 
@@ -25,22 +22,8 @@ DEPTHS = 4
 
 
 @pytest.fixture(scope="module")
-def text():
-    """Enough of the evaluation text for short prompts."""
-    return Text("start of the evaluation text", evaluation_text().content[:200_000])
-
-
-@pytest.fixture(scope="module")
-def word_tokenizer(text):
-    """One token per word with the space before it, digit, sign or space: as large vocabularies split English."""
-    pattern = r" ?[A-Za-z]+|[\s\S]"
-    samples = [text.content, "\n\n0123456789."] + [f"{needle}\n {needle}" for needle in written_prompts.NEEDLES]
-    return tiny.tokenizer(pattern, sorted({piece for sample in samples for piece in re.findall(pattern, sample)}))
-
-
-@pytest.fixture(scope="module")
-def tasks(word_tokenizer, text):
-    return make_tasks(word_tokenizer, lengths=LENGTHS, cases=3, depths=DEPTHS, text=text)
+def tasks(word_tokenizer, docstrings):
+    return make_tasks(word_tokenizer, lengths=LENGTHS, cases=3, depths=DEPTHS, text=docstrings)
 
 
 class Induction(torch.nn.Module):
@@ -100,10 +83,10 @@ def test_prompts_fill_their_length(tasks):
         assert 0.8 * task.length <= len(task.input_ids) <= task.length
 
 
-def test_the_seed_decides_and_other_prompts_do_not_matter(word_tokenizer, text, tasks):
-    one = make_tasks(word_tokenizer, kinds=["needle"], lengths=[LENGTHS[1]], cases=1, depths=DEPTHS, text=text)
+def test_the_seed_decides_and_other_prompts_do_not_matter(word_tokenizer, docstrings, tasks):
+    one = make_tasks(word_tokenizer, kinds=["needle"], lengths=[LENGTHS[1]], cases=1, depths=DEPTHS, text=docstrings)
     assert one == tuple(task for task in _of(tasks, "needle") if (task.length, task.case) == (LENGTHS[1], 0))
-    other = make_tasks(word_tokenizer, kinds=KINDS, lengths=LENGTHS, cases=3, depths=DEPTHS, text=text, seed=1)
+    other = make_tasks(word_tokenizer, kinds=KINDS, lengths=LENGTHS, cases=3, depths=DEPTHS, text=docstrings, seed=1)
     assert not {task.input_ids for task in other} & {task.input_ids for task in tasks}
 
 
@@ -160,6 +143,19 @@ def test_the_second_list_is_the_first(tasks, word_tokenizer):
         ]
 
 
+@pytest.mark.parametrize(("kind", "between"), list(zip(KINDS, ("\n\n\n", "\n\n", "", "\n\n"), strict=True)))
+def test_the_context_ends_where_the_prompt_begins_to_ask(tasks, word_tokenizer, kind, between):
+    for task in _of(tasks, kind):
+        context, asked = map(word_tokenizer.decode, (task.input_ids[: task.context], task.input_ids[task.context :]))
+        assert context.endswith(between)
+        assert between not in asked.rstrip("\n") or kind == "copy"
+        assert min(question.position for question in task.questions) >= task.context
+        if kind in ("list", "copy"):
+            assert context.removesuffix(between) == asked.rstrip("\n")
+        else:
+            assert all(line in context for line in asked.rstrip("\n").split("\n"))
+
+
 def test_the_second_half_of_a_copy_is_the_first(tasks):
     for task in _of(tasks, "copy"):
         half = task.length // 2
@@ -168,26 +164,28 @@ def test_the_second_half_of_a_copy_is_the_first(tasks):
         assert [question.position for question in task.questions] == list(range(half, 2 * half - 1))
 
 
-def test_long_copies_are_thinned_evenly(word_tokenizer, text):
-    (task,) = make_tasks(word_tokenizer, kinds=["copy"], lengths=[2048], cases=1, text=text)
+def test_long_copies_are_thinned_evenly(word_tokenizer, docstrings):
+    (task,) = make_tasks(word_tokenizer, kinds=["copy"], lengths=[2048], cases=1, text=docstrings)
     positions = [question.position for question in task.questions]
     assert len(positions) == 256
     assert positions[0] == 1024
     assert {after - before for before, after in pairwise(positions)} <= {3, 4}
 
 
-def test_tokens_of_single_characters_make_prompts_too(tiny_tokenizer, text):
-    made = make_tasks(tiny_tokenizer, kinds=["lookup", "list", "copy"], lengths=[200], cases=1, depths=2, text=text)
-    made += make_tasks(tiny_tokenizer, kinds=["needle"], lengths=[500], cases=1, depths=2, text=text)
+def test_tokens_of_single_characters_make_prompts_too(tiny_tokenizer, docstrings):
+    made = make_tasks(
+        tiny_tokenizer, kinds=["lookup", "list", "copy"], lengths=[200], cases=1, depths=2, text=docstrings
+    )
+    made += make_tasks(tiny_tokenizer, kinds=["needle"], lengths=[500], cases=1, depths=2, text=docstrings)
     outcomes = run_tasks(Induction(len(tiny_tokenizer)), made)
     for task in made:
         assert task.length * 0.7 < len(task.input_ids) <= task.length
     assert {outcome.kind for outcome in outcomes if outcome.accuracy == 1.0} >= {"lookup", "needle"}
 
 
-def test_a_tokenizer_that_begins_every_text_begins_prompts(word_tokenizer, text, tasks):
+def test_a_tokenizer_that_begins_every_text_begins_prompts(word_tokenizer, docstrings, tasks):
     beginning = tiny.beginning_with(word_tokenizer, "<s>")
-    for task in make_tasks(beginning, lengths=LENGTHS[:1], cases=2, depths=DEPTHS, text=text):
+    for task in make_tasks(beginning, lengths=LENGTHS[:1], cases=2, depths=DEPTHS, text=docstrings):
         assert task.input_ids[0] == 1
         assert 1 not in task.input_ids[1:]
         assert len(task.input_ids) <= LENGTHS[0]
@@ -228,7 +226,7 @@ def test_rank_and_nll_are_over_the_candidates():
     model = Constant(5)
     model.forward = lambda input_ids, use_cache=False: SimpleNamespace(logits=logits.expand(1, input_ids.shape[1], 5))
     model.__class__ = type("Given", (Constant,), {"__call__": lambda self, **kwargs: self.forward(**kwargs)})
-    task = Task("lookup", 4, 0, (0, 3), (Question(0, 3, (1, 2, 3), 0.5),))
+    task = Task("lookup", 4, 0, (0, 3), (Question(0, 3, (1, 2, 3), 0.5),), 1)
     (outcome,) = score(model, task)
     assert (outcome.accuracy, outcome.rank, outcome.chance) == (0.0, 2.0, 1 / 3)
     assert outcome.nll == pytest.approx(float(logits[1:4].logsumexp(0) - 2.0))
@@ -246,8 +244,8 @@ def test_only_the_logits_of_the_answers_are_computed(name):
     assert answer_logits(model, ids, [3]).shape == (1, tiny.VOCAB)
 
 
-def test_a_random_model_runs(tiny_tokenizer, text):
-    made = make_tasks(tiny_tokenizer, kinds=["copy"], lengths=[32, 64, 128], max_context=tiny.CONTEXT, text=text)
+def test_a_random_model_runs(tiny_tokenizer, docstrings):
+    made = make_tasks(tiny_tokenizer, kinds=["copy"], lengths=[32, 64, 128], max_context=tiny.CONTEXT, text=docstrings)
     done = []
     outcomes = run_tasks(tiny.llama(), made, progress=lambda count, total: done.append((count, total)))
     assert [task.length for task in made] == [32] * 4 + [64] * 4
@@ -335,15 +333,15 @@ def test_runs_of_different_tasks_are_not_compared():
         ({"lengths": (3,), "kinds": ["copy"]}, "3 tokens are too few for a copy task: it takes at least 4"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(word_tokenizer, text, options, message):
+def test_what_cannot_be_asked_is_refused(word_tokenizer, docstrings, options, message):
     with pytest.raises(UsageError, match=message):
-        make_tasks(word_tokenizer, text=text, **options)
+        make_tasks(word_tokenizer, text=docstrings, **options)
 
 
 @pytest.mark.parametrize("kind", ["lookup", "list"])
-def test_too_few_words_are_refused(tiny_tokenizer, text, kind):
+def test_too_few_words_are_refused(tiny_tokenizer, docstrings, kind):
     with pytest.raises(UsageError, match=f"too few words with different first tokens for a {kind} task of 2048"):
-        make_tasks(tiny_tokenizer, kinds=[kind], lengths=[2048], text=text)
+        make_tasks(tiny_tokenizer, kinds=[kind], lengths=[2048], text=docstrings)
 
 
 def test_a_text_without_prose_is_refused(word_tokenizer):
@@ -366,10 +364,10 @@ def test_the_built_in_model_can_do_all_of_them(builtin):
 
 
 @pytest.mark.parametrize("kind", ["lookup", "list", "needle"])
-def test_prompts_as_text_are_those_of_the_tasks(word_tokenizer, text, kind):
+def test_prompts_as_text_are_those_of_the_tasks(word_tokenizer, docstrings, kind):
     """What a harness that tokenizes by itself is given asks what the tasks ask."""
-    written = list(write_prompts(word_tokenizer, kind, lengths=LENGTHS, text=text))
-    tasks = make_tasks(word_tokenizer, kinds=[kind], lengths=LENGTHS, text=text)
+    written = list(write_prompts(word_tokenizer, kind, lengths=LENGTHS, text=docstrings))
+    tasks = make_tasks(word_tokenizer, kinds=[kind], lengths=LENGTHS, text=docstrings)
     assert [length for length, _ in written] == [task.length for task in tasks]
     for (_, prompt), task in zip(written, tasks, strict=True):
         assert word_tokenizer(prompt.text, add_special_tokens=False).input_ids == list(task.input_ids)

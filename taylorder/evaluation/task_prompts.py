@@ -70,10 +70,10 @@ def make_tasks(
     tasks = []
     for drawn in _draws(kinds, _fitting(lengths, max_context), cases, seed):
         if drawn.kind == "copy":
-            ids, questions = _copy(source, drawn.length, drawn.generator)
+            ids, questions, context = _copy(source, drawn.length, drawn.generator)
         else:
-            ids, questions = _asked(source, drawn.written(source, depths))
-        tasks.append(Task(drawn.kind, drawn.length, drawn.case, tuple(ids), tuple(questions)))
+            ids, questions, context = _asked(source, drawn.written(source, depths))
+        tasks.append(Task(drawn.kind, drawn.length, drawn.case, tuple(ids), tuple(questions), context))
     return tuple(tasks)
 
 
@@ -136,21 +136,23 @@ def _source(tokenizer: Any, text: Text | None) -> TaskSource:
     return TaskSource(tokenizer, text or evaluation_text())
 
 
-def _copy(source: TaskSource, length: int, draw: np.random.Generator) -> tuple[list[int], list[Question]]:
+def _copy(source: TaskSource, length: int, draw: np.random.Generator) -> tuple[list[int], list[Question], int]:
     half = (length - len(source.start)) // 2
     if half < 2:
         raise UsageError(f"{length} tokens are too few for a copy task: it takes at least {4 + len(source.start)}")
     # Tokens that differ leave no doubt which one comes next; small vocabularies do not have enough of them.
     chosen = draw.choice(source.tokens, size=half, replace=half > len(source.tokens)).tolist()
     ids = source.start + chosen + chosen
-    return ids, _copied(ids, range(len(ids) - half + 1, len(ids)))
+    return ids, _copied(ids, range(len(ids) - half + 1, len(ids))), len(ids) - half
 
 
-def _asked(source: TaskSource, prompt: WrittenPrompt) -> tuple[list[int], list[Question]]:
-    """The tokens of a written prompt, and its questions: forced choices, or every token of the answers."""
-    ids, spans = source.encode(prompt.text, [(answer.start, answer.end) for answer in prompt.answers])
+def _asked(source: TaskSource, prompt: WrittenPrompt) -> tuple[list[int], list[Question], int]:
+    """The tokens of a written prompt, its questions (forced choices, or every token of the answers), its context."""
+    words = [(answer.start, answer.end) for answer in prompt.answers]
+    # A token that begins in the context and ends in what is asked is part of what is asked.
+    ids, (first, *spans) = source.encode(prompt.text, [(prompt.context, prompt.context + 1), *words])
     if not prompt.answers[0].choices:
-        return ids, _copied(ids, [token for span in spans for token in span])
+        return ids, _copied(ids, [token for span in spans for token in span]), first.start
     questions = []
     for span, answer in zip(spans, prompt.answers, strict=True):
         word = prompt.text[answer.start : answer.end]
@@ -161,7 +163,7 @@ def _asked(source: TaskSource, prompt: WrittenPrompt) -> tuple[list[int], list[Q
             )
         candidates = tuple(source.choices[choice] for choice in answer.choices)
         questions.append(Question(span.start - 1, ids[span.start], candidates, answer.depth))
-    return ids, questions
+    return ids, questions, first.start
 
 
 def _copied(ids: list[int], tokens: Sequence[int]) -> list[Question]:

@@ -51,7 +51,8 @@ class Question:
 class Task:
     """A prompt of at most ``length`` tokens and its questions; ``case`` numbers the prompts of a kind and length.
 
-    The prompt holds the right answers (teacher forcing): each question sees those before it answered rightly.
+    The prompt holds the right answers (teacher forcing): each question sees those before it answered rightly. Its first
+    ``context`` tokens are what the questions are about, and the others ask.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Task:
     case: int
     input_ids: tuple[int, ...]
     questions: tuple[Question, ...]
+    context: int
 
 
 @dataclass(frozen=True, slots=True)

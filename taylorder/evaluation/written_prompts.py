@@ -58,10 +58,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPrompt:
-    """A text that asks several questions and holds their answers, in the order of the text."""
+    """A text that asks several questions and holds their answers, in the order of the text.
+
+    ``context`` is how many characters stand before the part that asks: all that the questions are about.
+    """
 
     text: str
     answers: tuple[Answer, ...]
+    context: int
 
 
 def _lookup(source: TaskSource, length: int, depths: int, draw: np.random.Generator) -> WrittenPrompt:
@@ -74,15 +78,16 @@ def _lookup(source: TaskSource, length: int, depths: int, draw: np.random.Genera
         asked = [low + int(u * (high - low)) for u, low, high in zip(within, edges, edges[1:], strict=False)]
         unasked = sorted(set(range(lines)) - set(asked))
         example = unasked[int(spare * len(unasked))]
-        text = "".join(f"{line + 1}. {cues[line]} {answers[line]}\n" for line in range(lines))
-        text += f"\n\n{example + 1}. {cues[example]} {answers[example]}"
+        text = "".join(f"{line + 1}. {cues[line]} {answers[line]}\n" for line in range(lines)) + "\n\n"
+        context = len(text)
+        text += f"{example + 1}. {cues[example]} {answers[example]}"
         choices, spans = tuple(answers[:lines]), []
         for stretch in order:
             line = asked[stretch]
             text += f"\n{line + 1}. {cues[line]} "
             spans.append(Answer(len(text), len(text) + len(answers[line]), choices, _middle(stretch, depths)))
             text += answers[line]
-        return WrittenPrompt(text, tuple(spans))
+        return WrittenPrompt(text, tuple(spans), context)
 
     return _longest(build, depths + 1, len(words) // 2, source, length, "lookup")
 
@@ -91,13 +96,13 @@ def _list(source: TaskSource, length: int, depths: int, draw: np.random.Generato
     words = _shuffled(source, length, draw)
 
     def build(lines: int) -> WrittenPrompt:
-        copy = "".join(f"{line + 1}. {words[line]}\n" for line in range(lines))
-        text, spans = copy + "\n", []
+        text, spans = "".join(f"{line + 1}. {words[line]}\n" for line in range(lines)) + "\n", []
+        context = len(text)
         for line in range(lines):
             text += f"{line + 1}. "
             spans.append(Answer(len(text), len(text) + len(words[line])))
             text += words[line] + "\n"
-        return WrittenPrompt(text, tuple(spans[1:]))
+        return WrittenPrompt(text, tuple(spans[1:]), context)
 
     return _longest(build, 2, len(words), source, length, "list")
 
@@ -120,6 +125,7 @@ def _needle(source: TaskSource, length: int, depths: int, draw: np.random.Genera
             sentence = int(np.searchsorted(ends, (stretch + within[stretch]) / depths * ends[-1]))
             prose.insert(sentence, f"{needles[stretch]} {choices[stretch]}.")
         text, spans = " ".join(prose) + "\n\n", []
+        context = len(text)
         for stretch in order:
             text += needles[stretch] + " "
             word = choices[stretch]
@@ -127,7 +133,7 @@ def _needle(source: TaskSource, length: int, depths: int, draw: np.random.Genera
             text += word + ".\n"
         if (len(choices) < 2 * depths or choices[-1] in seen) and source.size(text) <= length:
             raise UsageError(_TOO_FEW_WORDS.format(kind="needle", length=length))
-        return WrittenPrompt(text, tuple(spans))
+        return WrittenPrompt(text, tuple(spans), context)
 
     return _longest(build, 1, length, source, length, "needle")
 
