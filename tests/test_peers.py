@@ -62,12 +62,15 @@ def test_a_list_is_one_question_and_every_choice_is_one(prompts):
         assert len(prompt.turns) == (1 if prompt.kind == "list" else 8)
 
 
-def test_prompts_come_back_case_by_case(prompts, tmp_path):
-    write_prompts(tmp_path / "prompts.jsonl", prompts)
+def test_prompts_come_back_short_ones_first(prompts, tmp_path):
+    longer = [replace(prompt, length=2 * LENGTH) for prompt in prompts]
+    write_prompts(tmp_path / "prompts.jsonl", [*longer, *prompts])
     first, digest = read_prompts(tmp_path / "prompts.jsonl", 1)
-    both, same = read_prompts(tmp_path / "prompts.jsonl", 2)
-    assert first == [prompt for prompt in prompts if prompt.case == 0] == both[:3]
-    assert sorted(both, key=prompts.index) == prompts
+    every, same = read_prompts(tmp_path / "prompts.jsonl", 2)
+    of_case = [[prompt for prompt in prompts if prompt.case == case] for case in (0, 1)]
+    long_of_case = [[replace(prompt, length=2 * LENGTH) for prompt in part] for part in of_case]
+    assert first == of_case[0] + long_of_case[0]
+    assert every == of_case[0] + long_of_case[0] + of_case[1] + long_of_case[1]
     assert digest == same
 
 
