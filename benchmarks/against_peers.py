@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from peers.protocol import Answers, read_prompts, rows_of, write_prompts
 
+MODEL = "smollm2-135m"
 CONFIGS = Path(__file__).parent / "configs"
 BUDGETS = ("64KiB", "128KiB")
 LENGTHS = (1024, 2048, 4096)
@@ -39,7 +40,7 @@ def prompts(arguments: argparse.Namespace) -> None:
     from taylorder.models.describe import describe
     from taylorder.models.loading import load
 
-    loaded = load()
+    loaded = load(MODEL)
     model = describe(loaded.model, loaded.name)
     configs = {budget: OrderConfig.load(_orders(budget)) for budget in BUDGETS}
     arguments.records.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def taylorder(arguments: argparse.Namespace) -> None:
     from taylorder.models.loading import load
     from taylorder.storage.provenance import software_versions
 
-    loaded = load()
+    loaded = load(MODEL)
     model = describe(loaded.model, loaded.name)
     configs = {budget: prepare(loaded.model, OrderConfig.load(_orders(budget)), model) for budget in arguments.budgets}
     _answer(OurSide(loaded.model, model, configs), software_versions(), arguments)
@@ -103,7 +104,7 @@ def _answer(side, software, arguments: argparse.Namespace) -> None:
 
 
 def _orders(budget: str) -> Path:
-    return CONFIGS / f"smollm2-135m-{budget}" / "orders.json"
+    return CONFIGS / f"{MODEL}-{budget}" / "orders.json"
 
 
 def _answers_path(records: Path, side: str) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import against_peers
 import numpy as np
 import pytest
 import torch
@@ -62,12 +64,15 @@ def test_a_list_is_one_question_and_every_choice_is_one(prompts):
         assert len(prompt.turns) == (1 if prompt.kind == "list" else 8)
 
 
-def test_prompts_come_back_case_by_case(prompts, tmp_path):
-    write_prompts(tmp_path / "prompts.jsonl", prompts)
+def test_prompts_come_back_short_ones_first(prompts, tmp_path):
+    longer = [replace(prompt, length=2 * LENGTH) for prompt in prompts]
+    write_prompts(tmp_path / "prompts.jsonl", [*longer, *prompts])
     first, digest = read_prompts(tmp_path / "prompts.jsonl", 1)
-    both, same = read_prompts(tmp_path / "prompts.jsonl", 2)
-    assert first == [prompt for prompt in prompts if prompt.case == 0] == both[:3]
-    assert sorted(both, key=prompts.index) == prompts
+    every, same = read_prompts(tmp_path / "prompts.jsonl", 2)
+    of_case = [[prompt for prompt in prompts if prompt.case == case] for case in (0, 1)]
+    long_of_case = [[replace(prompt, length=2 * LENGTH) for prompt in part] for part in of_case]
+    assert first == of_case[0] + long_of_case[0]
+    assert every == of_case[0] + long_of_case[0] + of_case[1] + long_of_case[1]
     assert digest == same
 
 
@@ -162,6 +167,34 @@ def test_lines_of_other_prompts_and_half_lines_do_not_count(prompts, answers):
     assert again.missing(prompts[0], EXACT, "")
     again.add(prompts[0], EXACT, "", prompts[0].answers, (1.0, 2.0))
     assert [row["chosen"] for row in rows_of(answers.path, "these")] == [prompts[0].answers]
+
+
+def test_the_driver_goes_from_a_model_to_rows(word_tokenizer, docstrings, loads, monkeypatch, tmp_path, capsys):
+    model = llama(vocab_size=len(word_tokenizer), max_position_embeddings=LENGTH)
+    loads(model, word_tokenizer)
+    (tmp_path / "smollm2-135m-64KiB").mkdir()
+    small(model)[1].save(tmp_path / "smollm2-135m-64KiB" / "orders.json")
+    monkeypatch.setattr("taylorder.evaluation.task_prompts.evaluation_text", lambda: docstrings)
+    for name, value in {"CONFIGS": tmp_path, "BUDGETS": ("64KiB",), "LENGTHS": (LENGTH,)}.items():
+        monkeypatch.setattr(against_peers, name, value)
+
+    def step(name, *options):
+        places = ["--records", str(tmp_path / "records"), "--out", str(tmp_path / "peers.json")]
+        monkeypatch.setattr("sys.argv", ["against_peers.py", name, *options, *places])
+        against_peers.main()
+        return capsys.readouterr().err
+
+    step("prompts", "--cases", "2")
+    assert (tmp_path / "records" / "model" / "model.safetensors").exists()
+    assert "3 of 3: needle, 320 tokens, case 0" in step("taylorder", "--cases", "1")
+    step("taylorder", "--cases", "2")
+    step("table")
+    document = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
+    assert {(row["task"], row["method"], row["cases"]) for row in document["rows"]} == {
+        (kind, method, 2) for kind in KINDS for method in (EXACT, *BY_BUDGET)
+    }
+    assert [side["side"] for side in document["measured"]] == ["taylorder"]
+    assert document["checks"] == []  # the other side has answered nothing
 
 
 def answered(prompts, method, right, budget="small"):

@@ -46,10 +46,14 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
 
 
 def read_prompts(path: Path, cases: int) -> tuple[list[Prompt], str]:
-    """The prompts of the first ``cases``, case by case, and a digest of all that the file has."""
+    """The prompts of the first ``cases``, and a digest of all that the file has.
+
+    They come in an order in which about as many tokens of every length are done at any time.
+    """
     content = path.read_bytes()
     prompts = [Prompt(**json.loads(line)) for line in content.splitlines()]
-    chosen = sorted((prompt for prompt in prompts if prompt.case < cases), key=lambda prompt: prompt.case)
+    chosen = [prompt for prompt in prompts if prompt.case < cases]
+    chosen.sort(key=lambda prompt: (prompt.case + 1) * prompt.length)
     return chosen, hashlib.sha256(content).hexdigest()
 
 

@@ -9,6 +9,7 @@ from page_tables.attention import bars
 from page_tables.claims import claims
 from page_tables.findings import commands, layer_wise, losses, minutes, orders
 from page_tables.generation import generation
+from page_tables.peers import agreement, held, needs, right
 from page_tables.policies import choices, elsewhere, rules, short, tasks, without
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -29,4 +30,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "policies-without": without,
     "policies-tasks": tasks,
     "generation": generation,
+    "peers-needs": needs,
+    "peers-lookup": lambda: right("lookup"),
+    "peers-list": lambda: right("list"),
+    "peers-needle": lambda: right("needle"),
+    "peers-bytes": held,
+    "peers-agreement": agreement,
 }
