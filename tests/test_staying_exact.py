@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import plain
@@ -216,3 +217,27 @@ def test_a_causal_module_that_is_called_twice_is_refused():
     model.config.num_hidden_layers = 3
     with pytest.raises(UnsupportedModelError, match=r"calls model\.layers\.0\.self_attn 2 times in a forward pass"):
         describe(model)
+
+
+# As a user sees them.
+
+
+def test_a_run_shows_layers_of_several_shapes(run, tmp_path, tiny_tokenizer):
+    folder = tiny.saved(tiny.gemma4(), tiny_tokenizer, tmp_path / "model")
+    options = ("--max-tokens", 128, "--rows", 4, "--sequence-length", 64, "--max-order", 2, "--no-eval")
+    plain_run, budget_run = tmp_path / "plain", tmp_path / "budget"
+    code, _, err = run("analyze", folder, *options, "--out", plain_run)
+    assert code == 0, err
+    code, out, err = run("analyze", folder, *options, "--budget", "25%", "--context", 64, "--out", budget_run)
+    assert code == 0, err
+    words = " ".join(out.split())
+    assert "The 8 heads of 2 sliding-window layers stay as they are and are not counted here" in words
+    assert re.search(r"layer +KV 0 +KV 1", out)
+    assert run("show", budget_run)[0] == 0
+    _, out, _ = run("compare", plain_run, budget_run, "--out", tmp_path / "pair.html")
+    assert "2 of 6 differ" in " ".join(out.split())
+    page = (tmp_path / "pair.html").read_text(encoding="utf-8")
+    assert page.count('<th scope="col">KV ') == 2
+    assert page.count("<td></td>") == 2  # of the two layers with one KV head
+    data = (budget_run / "report.html").read_text(encoding="utf-8")
+    assert "sliding window of 8 tokens" in data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ def pooled(layers: list[LayerTensors]) -> LayerTensors:
         return first
     q, k, v = (torch.cat(tensors) for tensors in zip(*((one.q, one.k, one.v) for one in layers), strict=True))
     masks = [one.mask for one in layers if one.mask is not None]
-    return LayerTensors(q, k, v, torch.cat(masks) if masks else None, first.scaling, first.causal, first.sink_logits)
+    return replace(first, q=q, k=k, v=v, mask=torch.cat(masks) if masks else None)
 
 
 def run_layers(
