@@ -35,10 +35,6 @@ def gptj():
     return hf.GPTJForCausalLM(hf.GPTJConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, **_IDS))
 
 
-def gemma2():
-    return hf.Gemma2ForCausalLM(hf.Gemma2Config(head_dim=8, **_GROUPED))
-
-
 def t5():
     return hf.T5Model(hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=128))
 
@@ -180,7 +176,6 @@ _REFUSED = [
     (bloom, r"BloomForCausalLM computes attention in its own code.*AttentionInterface.*Choose a model"),
     (gptj, r"GPTJForCausalLM computes attention in its own code.*Choose a model"),
     (no_transformer, r"Linear is not a transformers PreTrainedModel.*taylorder\.models\.load"),
-    (gemma2, r"subject caps its attention scores \(attn_logit_softcapping = 50\).*tanh.*Choose a model"),
     (t5, r"subject is an encoder-decoder \(t5\).*Choose a model"),
     (t5_encoder, r"layer\.0.*adds a learned position bias.*\(position_bias\).*Choose a model"),
     (gemma3n, r"shares keys and values between layers \(num_kv_shared_layers = 1\).*Choose a model"),
@@ -218,7 +213,6 @@ def test_an_unsupported_model_is_refused_in_one_sentence(factory, words):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ({"softcap": 30.0}, r"caps its scores.*\(softcap = 30\)"),
         ({"position_bias": torch.zeros(1)}, r"position bias.*\(position_bias\)"),
         ({"sinks": torch.zeros(1)}, r"denominator what it makes of each query.*\(sinks\)"),
         ({"indices": torch.zeros(1)}, r"learned index.*\(indices\)"),

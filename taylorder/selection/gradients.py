@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taylorder.errors import NonFiniteError
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.models.attention import AttentionCall, Observer, recording
 from taylorder.models.running import run_base
 
@@ -26,8 +27,8 @@ class Observed:
     """One attention module on one sequence, float32 (or the model's dtype), on the device of the model.
 
     ``q`` ``[H, T, d]``, ``k`` ``[G, T, d]`` (not centred), ``v`` ``[G, T, d_v]``, ``output`` ``[H, T, d_v]`` and
-    ``gradient``, of the same shape, of the loss by the output; ``sink_logits`` ``[H]`` are learned sinks, None without
-    them.
+    ``gradient``, of the same shape, of the loss by the output; ``terms`` are what the module does to scores beside
+    scaling them, for each head.
     """
 
     q: Tensor
@@ -36,7 +37,7 @@ class Observed:
     output: Tensor
     gradient: Tensor
     scaling: float
-    sink_logits: Tensor | None = None
+    terms: ScoreTerms = PLAIN
 
 
 def exactly(model: Any, observe: Observer) -> AbstractContextManager[None]:
@@ -62,24 +63,24 @@ def observe_sequence(
         NonFiniteError: loss or gradients are not finite.
 
     """
-    calls: dict[str, tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor | None]] = {}
+    calls: dict[str, tuple[Tensor, Tensor, Tensor, Tensor, float, ScoreTerms]] = {}
 
     def observe(call: AttentionCall, output: Tensor) -> None:
         output.retain_grad()
-        sinks = None if call.sink_logits is None else call.sink_logits.detach()
-        calls[call.name] = (call.q.detach(), call.k.detach(), call.v.detach(), output, call.scaling, sinks)
+        terms = call.terms.map(Tensor.detach)
+        calls[call.name] = (call.q.detach(), call.k.detach(), call.v.detach(), output, call.scaling, terms)
 
     with _input_gradient_only(model), torch.enable_grad(), running(model, observe):
         hidden = run_base(model, input_ids[None])
         loss, gradient = loss_gradient(hidden[0].detach())
         torch.autograd.backward(hidden, gradient[None])
     observed = {}
-    for name, (q, k, v, output, scaling, sinks) in calls.items():
+    for name, (q, k, v, output, scaling, terms) in calls.items():
         by_output = output.grad
         if by_output is None or not torch.isfinite(by_output).all():
             raise NonFiniteError(f"the gradient of the loss by the output of {name} is missing or not finite")
         observed[name] = Observed(
-            q[0], k[0], v[0], output.detach()[0].transpose(0, 1), by_output[0].transpose(0, 1), scaling, sinks
+            q[0], k[0], v[0], output.detach()[0].transpose(0, 1), by_output[0].transpose(0, 1), scaling, terms
         )
     return loss, observed
 
