@@ -38,6 +38,8 @@ class Case:
     cuts: tuple[int, ...]
     priority: torch.Tensor | None = None
     sink_logits: torch.Tensor | None = None
+    softcap: float | None = None
+    shift: torch.Tensor | None = None
 
     def to(self, dtype):
         return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
@@ -91,6 +93,8 @@ def reference(case):
         valid=case.valid,
         priority=case.priority,
         sink_logits=case.sink_logits,
+        softcap=case.softcap,
+        shift=case.shift,
     )
     return output
 
@@ -144,9 +148,11 @@ def cases(draw, orders=(1, 2, 3, 4, 6), drops=True, kept=(0,)):
         priority = torch.randint(0, levels, (B, G, T), generator=generator).float() / levels - 0.5
         if valid is not None:  # what padding holds has no say
             priority = priority.masked_fill(~valid[:, None], draw(st.sampled_from([0.0, 1e9, math.nan, math.inf])))
-    shape = draw(st.sampled_from([None, (G * group,), (B, G * group, T)]))
-    sink_logits = None if shape is None else 3 * torch.randn(shape, generator=generator)
-    return Case(tuple(heads), q, k, v, valid, causal, tuple(sorted({0, T, *inner})), priority, sink_logits)
+    sink_logits = 3 * torch.randn(G * group, generator=generator) if draw(st.booleans()) else None
+    softcap = draw(st.sampled_from([None, None, 1.5]))
+    shift = torch.randn(B, G * group, T, generator=generator) if draw(st.booleans()) else None
+    cuts = tuple(sorted({0, T, *inner}))
+    return Case(tuple(heads), q, k, v, valid, causal, cuts, priority, sink_logits, softcap, shift)
 
 
 SMALL = {
@@ -188,13 +194,14 @@ EAGER = {
 
 def attend(case, backend=None, state=None):
     """All calls of a case, where its tensors are: the output of all of them, and the last state."""
-    parts, valid, priority, sinks = [], case.valid, case.priority, case.sink_logits
+    parts, valid, priority, shift = [], case.valid, case.priority, case.shift
     for start, stop in zip(case.cuts, case.cuts[1:], strict=False):
         cut = slice(start, stop)
         part, state = taylor_attention(
             case.q[:, :, cut], case.k[:, :, cut], case.v[:, :, cut], case.heads, scaling=SCALING, causal=case.causal,
             valid=None if valid is None else valid[:, cut], priority=None if priority is None else priority[:, :, cut],
-            sink_logits=sinks if sinks is None or sinks.ndim == 1 else sinks[:, :, cut], state=state, backend=backend,
+            sink_logits=case.sink_logits, softcap=case.softcap, shift=None if shift is None else shift[:, :, cut],
+            state=state, backend=backend,
         )  # fmt: skip
         parts.append(part)
     return torch.cat(parts, 2), state
@@ -219,6 +226,7 @@ def recorded_sums(case):
     with sized({(torch_backend, "TaylorRun"): Recorder}):
         taylor_attention(
             case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid,
-            priority=case.priority, sink_logits=case.sink_logits, backend="torch",
+            priority=case.priority, sink_logits=case.sink_logits, softcap=case.softcap, shift=case.shift,
+            backend="torch",
         )  # fmt: skip
     return numerators, denominators

@@ -134,24 +134,23 @@ def reference_output(model, config, **inputs):
         output = torch.zeros(B, H, T, value.shape[-1], dtype=torch.float64)
         probe = config.probes.get(names[module])
         priority = None if probe is None else priorities(probe, key, value)
-        learned = kwargs.get("s_aux")
+        learned, cap = kwargs.get("s_aux"), kwargs.get("softcap")
         for h, head in enumerate(layers[names[module]]):
             g = h // (H // G)
             far = head.spec.far
             if isinstance(far, Exact):
                 scores = scaling * query[:, h] @ key[:, g].transpose(1, 2)
+                scores = scores if cap is None else cap * torch.tanh(scores / cap)
                 scores = scores.masked_fill(~attention_mask[:, 0], -1e300)
                 if learned is not None:
                     scores = torch.cat([scores, learned[h].double().expand(B, T, 1)], -1)
                 output[:, h] = scores.softmax(-1)[..., : key.shape[2]] @ value[:, g]
                 continue
             q, k = query[:, h], key[:, g]
-            sinks = None if learned is None else learned[h].double().expand(B, 1, T)
+            shift = torch.zeros(B, 1, T, dtype=torch.float64)
             if far.expansion != "zero":
                 centre = config.key_centres[names[module]][g].double()
-                k = k - centre
-                if sinks is not None:
-                    sinks = sinks - scaling * (q @ centre)[:, None]
+                k, shift = k - centre, scaling * (q @ centre)[:, None]
             if far.ranks is not None:
                 query_rotation, key_rotation = (matrix[g].double() for matrix in config.rotations[names[module]])
                 q, k = q @ query_rotation.mT, k @ key_rotation.mT
@@ -165,7 +164,9 @@ def reference_output(model, config, **inputs):
                 causal=causal,
                 valid=valid,
                 priority=None if priority is None else priority[:, g : g + 1],
-                sink_logits=sinks,
+                sink_logits=None if learned is None else learned[h : h + 1],
+                softcap=cap,
+                shift=shift,
             )
             output[:, h] = alone[:, 0]
         return output.transpose(1, 2).contiguous(), None

@@ -33,7 +33,7 @@ def test_numerators_and_denominators_in_float32(case, chosen):
     )
     truth, _ = reference_sums(
         case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid,
-        sink_logits=case.sink_logits,
+        sink_logits=case.sink_logits, softcap=case.softcap, shift=case.shift,
     )  # fmt: skip
     with sized(chosen):
         numerator, denominator = recorded_sums(case)

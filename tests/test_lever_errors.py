@@ -9,6 +9,7 @@ import torch
 
 from taylorder.adapt.probe import priorities
 from taylorder.kernels import HeadSpec, reference_attention
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.kernels.spec import Dropped, Exact, Near, Taylor
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed
@@ -32,40 +33,40 @@ INSTEAD = (None, None, WINDOW, Candidate(HeadSpec(Dropped(), Near(20, 2))), WIND
 PROBE = torch.randn(G, D + DV + 5, generator=torch.Generator().manual_seed(5))
 
 
-SINKS = torch.tensor([0.3, 4.0, -1.0, 2.0])[:H]
+TERMS = ScoreTerms(torch.tensor([0.3, 4.0, -1.0, 2.0]), 2.5)
 
 
-def observed(seed, spread=1.0, sinks=None):
+def observed(seed, spread=1.0, terms=PLAIN):
     generator = torch.Generator().manual_seed(seed)
     q = spread * torch.randn(H, T, D, generator=generator)
     k = torch.randn(G, T, D, generator=generator) + 1.5
     v = torch.randn(G, T, DV, generator=generator)
     gradient = torch.randn(H, T, DV, generator=generator) / T
     exact = [HeadSpec(Exact())] * H
-    output, _ = reference_attention(q[None], k[None], v[None], exact, scaling=SCALING, sink_logits=sinks)
-    return Observed(q, k, v, output[0].float(), gradient, SCALING, sinks)
+    output, _ = reference_attention(
+        q[None], k[None], v[None], exact, scaling=SCALING, sink_logits=terms.sink_logits, softcap=terms.softcap
+    )
+    return Observed(q, k, v, output[0].float(), gradient, SCALING, terms)
 
 
-def measured(candidates=CANDIDATES, instead=INSTEAD, seed=0, spread=1.0, sinks=None):
-    sequences = [observed(each, spread, sinks) for each in range(SEQUENCES)]
+def measured(candidates=CANDIDATES, instead=INSTEAD, seed=0, spread=1.0, terms=PLAIN):
+    sequences = [observed(each, spread, terms) for each in range(SEQUENCES)]
     return sequences, measure_levers("layer", sequences, candidates, instead, probe=PROBE, seed=seed)
 
 
 def reference(each, centres, rotations, specs):
     """Output ``[H, T, d_v]`` and the rows below the guard ``[H, T]``, float64."""
     q, k = each.q.double(), each.k.double() - centres[:, None]
-    learned = None
-    if each.sink_logits is not None:
-        lost = [SCALING * q[h] @ centres[h * G // H] for h in range(H)]
-        learned = torch.stack([sink - loss for sink, loss in zip(each.sink_logits.double(), lost, strict=True)])[None]
+    lost = torch.stack([SCALING * q[h] @ centres[h * G // H] for h in range(H)])
     if any(spec.ranks is not None for spec in specs):
         query, key = (rotation.double() for rotation in rotations)
         q = torch.stack([q[h] @ query[h * G // H].T for h in range(H)])
         k = torch.stack([k[g] @ key[g].T for g in range(G)])
     priority = priorities(PROBE, each.k[None], each.v[None])  # of keys as they were, neither centred nor rotated
     output, _ = reference_attention(
-        q[None], k[None], each.v.double()[None], specs, scaling=SCALING, priority=priority, sink_logits=learned
-    )
+        q[None], k[None], each.v.double()[None], specs, scaling=SCALING, priority=priority,
+        sink_logits=each.terms.sink_logits, softcap=each.terms.softcap, shift=lost[None],
+    )  # fmt: skip
     return output[0]
 
 
@@ -88,9 +89,9 @@ def plain_errors(sequences, layer, specs, kv_head):
     return math.sqrt(squared / size), weighted / (SEQUENCES * T)
 
 
-@pytest.fixture(scope="module", params=[None, SINKS], ids=["plain", "learned sinks"])
+@pytest.fixture(scope="module", params=[PLAIN, TERMS], ids=["plain", "sinks and a cap"])
 def both(request):
-    return measured(sinks=request.param)
+    return measured(terms=request.param)
 
 
 def test_rows_come_by_kv_head_and_candidate(both):

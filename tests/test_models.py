@@ -168,10 +168,9 @@ def test_remote_code_is_not_run_unasked(tmp_path, tiny_tokenizer):
     ("config", "architecture", "words"),
     [
         (hf.BloomConfig(), "BloomForCausalLM", "AttentionInterface"),
-        (hf.Gemma2Config(), "Gemma2ForCausalLM", "attn_logit_softcapping = 50"),
         (hf.T5Config(), "T5ForConditionalGeneration", "encoder-decoder"),
     ],
-    ids=["bloom", "gemma2", "t5"],
+    ids=["bloom", "t5"],
 )
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(
     tmp_path, tiny_tokenizer, config, architecture, words

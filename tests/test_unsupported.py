@@ -35,10 +35,6 @@ def mpnet():
     return hf.MPNetModel(hf.MPNetConfig(**_SMALL, **_IDS))
 
 
-def gemma2():
-    return hf.Gemma2ForCausalLM(hf.Gemma2Config(head_dim=8, **_GROUPED))
-
-
 def t5():
     return hf.T5Model(hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=128))
 
@@ -157,7 +153,6 @@ _REFUSED = [
     ),
     (mpnet, r"MPNetModel computes attention in its own code.*Choose .* BERT, .*, which are encoders of text"),
     (no_transformer, r"Linear is not a transformers PreTrainedModel.*taylorder\.models\.load"),
-    (gemma2, r"subject caps its attention scores \(attn_logit_softcapping = 50\).*tanh.*Choose a model"),
     (t5, r"subject is an encoder-decoder \(t5\).*Take one half of it .*or another model"),
     (t5_encoder, r"layer\.0.*adds a learned position bias.*\(position_bias\).*Choose a model"),
     (mamba, r"made no attention call on 8 tokens.*at least one layer of softmax attention"),
@@ -213,7 +208,6 @@ def test_the_part_that_sees_text_is_named_where_another_part_stands_against_the_
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ({"softcap": 30.0}, r"caps its scores.*\(softcap = 30\)"),
         ({"position_bias": torch.zeros(1)}, r"position bias.*\(position_bias\)"),
         ({"sinks": torch.zeros(1)}, r"denominator what it makes of each query.*\(sinks\)"),
         ({"indices": torch.zeros(1)}, r"learned index.*\(indices\)"),

@@ -66,11 +66,8 @@ def gemma3():
 
 
 def gpt_oss():
-    """Learned sinks; sliding (window 8), full, sliding, full; a router picks experts."""
-    config = hf.GptOssConfig(
-        head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2,
-        **{**decoder(), "num_hidden_layers": 4},
-    )  # fmt: skip
+    """Learned sinks; sliding (window 8), then full; a router picks experts."""
+    config = hf.GptOssConfig(head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2, **decoder())
     config._experts_implementation = "eager"  # the others have no float64
     return sunk(build(hf.GptOssForCausalLM, config))
 
@@ -81,6 +78,14 @@ def granite_swa():
         sliding_window=8, layer_types=["full_attention", "sliding_attention"], attention_multiplier=0.4, **decoder()
     )
     return sunk(build(hf.GraniteSWAForCausalLM, config))
+
+
+def gemma2():
+    """Capped scores, well below the largest of them; sliding (window 8), then full."""
+    config = hf.Gemma2Config(
+        head_dim=8, query_pre_attn_scalar=12, sliding_window=8, attn_logit_softcapping=2.0, **decoder()
+    )
+    return build(hf.Gemma2ForCausalLM, config)
 
 
 def sunk(model):
@@ -204,8 +209,12 @@ TINY: dict[str, Callable[[], hf.PreTrainedModel]] = {
 }
 """What most tests are run with; the others have tests of what is theirs."""
 
-WITH_SINKS: dict[str, Callable[[], hf.PreTrainedModel]] = {"gpt_oss": gpt_oss, "granite_swa": granite_swa}
-"""Those with learned sinks."""
+WITH_TERMS: dict[str, Callable[[], hf.PreTrainedModel]] = {
+    "gpt_oss": gpt_oss,
+    "granite_swa": granite_swa,
+    "gemma2": gemma2,
+}
+"""Those with learned sinks or capped scores."""
 
 
 def build(model_class, config, seed: int = 0) -> hf.PreTrainedModel:

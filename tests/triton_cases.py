@@ -86,7 +86,7 @@ def backward_error(found, case):
     """
     truth, _ = reference_sums(
         case.q, case.k, case.v, case.heads, scaling=SCALING, causal=case.causal, valid=case.valid,
-        priority=case.priority, sink_logits=case.sink_logits,
+        priority=case.priority, sink_logits=case.sink_logits, softcap=case.softcap, shift=case.shift,
     )  # fmt: skip
     B, _, T, _ = case.q.shape
     known = torch.ones(B, T, dtype=torch.bool) if case.valid is None else case.valid

@@ -19,7 +19,7 @@ from .verdict import DIFFER, PADDING_ROWS_DIFFER
 
 NAME = "architectures_benchmark"
 HIDDEN = -1e4  # or less is what float masks add to the scores of hidden keys
-BEYOND_SCORES = ("softcap", "position_bias", "sinks", "indices", "block_indices")
+BEYOND_SCORES = ("position_bias", "sinks", "indices", "block_indices")
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ class Call:
         return not shown.triu(1).any()
 
     @property
-    def learned_sinks(self) -> Tensor | None:
-        """``[H]``: their exponentials are in the denominator."""
-        return self.rest.get("s_aux")
+    def terms(self) -> dict[str, Any]:
+        """Learned sinks ``[H]`` in the denominator and a cap of scores, as the reference takes them."""
+        terms = {"sink_logits": self.rest.get("s_aux"), "softcap": self.rest.get("softcap")}
+        return {name: term for name, term in terms.items() if term is not None}
 
     @property
     def extra_terms(self) -> list[str]:
@@ -99,7 +100,7 @@ def _dispatch(
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     call = Call(names.get(module, type(module).__name__), module, query, key, value, attention_mask, scaling, rest)
     output = attend(call)
-    if output is None and call.learned_sinks is not None:  # for which SDPA has no argument
+    if output is None and call.terms:  # for which SDPA has no argument
         output = _textbook(call)
     if output is not None:
         return output.transpose(1, 2).to(query.dtype).contiguous(), None
@@ -107,17 +108,18 @@ def _dispatch(
 
 
 def _textbook(call: Call) -> Tensor:
-    """Softmax over the keys admitted and a learned sink, in float64: ``[B, H, T, d_v]``."""
-    q, (k, v) = (
-        call.q.double(),
-        (x.double().repeat_interleave(call.q.shape[1] // x.shape[1], 1) for x in (call.k, call.v)),
-    )
+    """Softmax over the keys admitted and a learned sink, of capped scores, in float64: ``[B, H, T, d_v]``."""
+    group = call.q.shape[1] // call.k.shape[1]
+    q, k, v = call.q.double(), *(x.double().repeat_interleave(group, 1) for x in (call.k, call.v))
     T, S = q.shape[2], k.shape[2]
     mask = torch.ones(T, S, dtype=torch.bool).tril(S - T) if call.mask is None and call.causal else call.mask
     scores = call.scaling * q @ k.mT
-    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-    sink = call.learned_sinks.double()[None, :, None, None].expand(*scores.shape[:3], 1)
-    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
+    cap, sinks = call.terms.get("softcap"), call.terms.get("sink_logits")
+    scores = scores if cap is None else cap * (scores / cap).tanh()
+    scores = scores if mask is None else scores.masked_fill(~mask, -1e300)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double()[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
+    return scores.softmax(-1)[..., :S] @ v
 
 
 def _configs(model: Any) -> list[Any]:

@@ -59,9 +59,8 @@ def reference_output(model: Any, open_modules: Collection[str], spec: HeadSpec, 
         _refuse_other_masks(call, valid)
         specs = [spec] * call.q.shape[1]
         output, _ = reference_attention(
-            call.q, call.k, call.v, specs, scaling=call.scaling, causal=call.causal, valid=valid,
-            sink_logits=call.learned_sinks,
-        )  # fmt: skip
+            call.q, call.k, call.v, specs, scaling=call.scaling, causal=call.causal, valid=valid, **call.terms
+        )
         return output
 
     with attending(model, attend):

@@ -25,9 +25,10 @@ from taylorder.errors import NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, score_space_attention
 from taylorder.kernels.differentiable import differentiable_attention
 from taylorder.kernels.kept_keys import UnrankedKeyError
+from taylorder.kernels.score_terms import ScoreTerms
 from taylorder.models.attention import AttentionCall, Observer, attends_causally
 from taylorder.models.masks import admitting, causal_mask, key_validity, short_mask
-from taylorder.models.own_attention import attend_unchanged, sink_logits
+from taylorder.models.own_attention import attend_unchanged, score_terms
 from taylorder.models.quiet import uncompiled
 from taylorder.models.refusals import refuse_block_mask, refuse_terms
 
@@ -135,7 +136,7 @@ def _attend(
             )
         try:
             output = _truncated(
-                run, run.plan.heads, layer, query, key, value, valid, scaling, causal, sink_logits(kwargs)
+                run, run.plan.heads, layer, query, key, value, valid, scaling, causal, score_terms(kwargs)
             )
         except UnrankedKeyError as error:
             raise NonFiniteError(
@@ -169,23 +170,27 @@ def _truncated(
     valid: Tensor | None,
     scaling: float,
     causal: bool,
-    sinks: Tensor | None,
+    terms: ScoreTerms,
 ) -> Tensor:
     """Attend as the plan says, from the state of ``layer`` if there is one.
 
-    ``valid`` is bool ``[B, S]``, or None; ``sinks`` are the learned ones ``[H]``, or None.
+    ``valid`` is bool ``[B, S]``, or None; ``terms`` are those of the heads ``[H]``.
     """
-    plan, priority = run.plan, None
+    plan, priority, shift = run.plan, None, None
     if plan.numbers is not None:
         priority = plan.numbers.priority(key, value)  # of keys as they are, before they are centred
-        sinks = None if sinks is None else plan.numbers.sink_logits(sinks, query, scaling)
+        shift = None if terms.plain else plan.numbers.shift(query, scaling)
         query, key = plan.numbers(query, key)
-    options: dict[str, Any] = {"scaling": scaling, "priority": priority, "sink_logits": sinks}
+    options: dict[str, Any] = {
+        "scaling": scaling, "priority": priority, "sink_logits": terms.sink_logits, "softcap": terms.softcap,
+        "shift": shift,
+    }  # fmt: skip
+    recorded = needs_gradient(query, key, value, terms.sink_logits)
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if valid is None else valid[:, -key.shape[2] :]
         output, guarded = layer.attend(query, key, value, valid=valid, backend=run.backend, **options)
-    elif run.guard and causal and query.shape[2] == key.shape[2] and not needs_gradient(query, key, value, sinks):
+    elif run.guard and causal and query.shape[2] == key.shape[2] and not recorded:
         output, state = attend_causally(query, key, value, heads, valid=valid, backend=run.backend, **options)
         guarded = state.guarded
     elif run.guard and causal and query.shape[2] == key.shape[2] and valid is None:

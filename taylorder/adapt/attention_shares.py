@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taylorder.kernels.learned_sinks import softmax
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.kernels.spec import Near
 
 _ROWS = 256
@@ -36,7 +36,7 @@ def group_shares(
     near: Near,
     far_from: Tensor | None,
     scaling: float,
-    sink_logits: Tensor | None = None,
+    terms: ScoreTerms = PLAIN,
 ) -> Tensor:
     """Shares of sinks, window, kept keys and the rest, float64 ``[h, 4]``, of the query heads of a KV head.
 
@@ -46,18 +46,18 @@ def group_shares(
         near: the near field of the KV head.
         far_from: row from which on each key is far, ``[T]``; None where no keys are kept.
         scaling: of the scores.
-        sink_logits: learned sinks ``[h]``; None without them.
+        terms: of the heads ``[h]``.
 
     """
     heads, T = query.shape[:2]
     place = torch.arange(T, device=key.device)
     sinks = place < near.sinks
+    of_rows = terms.at((..., None))
     sums = torch.zeros(heads, 4, dtype=torch.float64, device=key.device)
     for rows in torch.split(place, _ROWS):
         row = rows[:, None]
-        scores = query[:, rows].float() @ key.float().mT * scaling
-        learned = None if sink_logits is None else sink_logits[:, None].expand(-1, len(rows))
-        weights = softmax(scores.masked_fill(place > row, -torch.inf), learned)  # [h, R, T]
+        scores = of_rows.capped(query[:, rows].float() @ key.float().mT * scaling)
+        weights = of_rows.softmax(scores.masked_fill(place > row, -torch.inf))  # [h, R, T]
         window = ~sinks & (row - place < near.window)
         kept = torch.zeros_like(window) if far_from is None else ~sinks & ~window & (row < far_from)
         parts = (sinks.expand_as(window), window, kept, ~(sinks | window | kept))

@@ -49,11 +49,8 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
         key: Tensor,
         value: Tensor,
         *,
-        scaling: float,
-        valid: Tensor | None,
-        priority: Tensor | None = None,
-        sink_logits: Tensor | None = None,
         backend: str | None = None,
+        **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Attend with the tokens last given to ``update`` and take them in.
 
@@ -61,11 +58,8 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             query: ``[B, H, T, d]``.
             key: ``[B, G, T, d]``, centred as the config says.
             value: ``[B, G, T, d_v]``.
-            scaling: factor of q.k.
-            valid: bool ``[B, T]``, False for padding; None if there is none.
-            priority: of the keys, float32 ``[B, G, T]``; None where no head keeps keys.
-            sink_logits: learned sinks ``[H]`` or ``[B, H, T]``, as ``taylor_attention`` takes them; None without them.
             backend: as in ``taylor_attention``.
+            options: further arguments of that, but for the state.
 
         Returns:
             Output ``[B, H, T, d_v]`` in the dtype of ``query``, and the rows guarded, int64 ``[H]``.
@@ -86,9 +80,8 @@ class TaylorCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             )
         before = self.state.guarded.clone() if self.guards and self.state is not None else None
         output, self.state = attend_causally(
-            query, key, value, self.heads, scaling=scaling, valid=valid, priority=priority, sink_logits=sink_logits,
-            state=self.state, backend=backend,
-        )  # fmt: skip
+            query, key, value, self.heads, state=self.state, backend=backend, **options
+        )
         guarded = self.state.guarded
         if not self.guards:
             return output, guarded  # zeros for ever
@@ -212,17 +205,7 @@ def cropping_error() -> UsageError:
 
 
 def attend_causally(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: tuple[HeadSpec, ...],
-    *,
-    scaling: float,
-    valid: Tensor | None,
-    priority: Tensor | None = None,
-    sink_logits: Tensor | None = None,
-    state: State | None = None,
-    backend: str | None = None,
+    query: Tensor, key: Tensor, value: Tensor, heads: tuple[HeadSpec, ...], **options: Any
 ) -> tuple[Tensor, State]:
     """``taylor_attention`` in one direction, where there always is a state afterwards.
 
@@ -231,10 +214,7 @@ def attend_causally(
 
     """
     try:
-        output, after = taylor_attention(
-            query, key, value, heads, scaling=scaling, valid=valid, priority=priority, sink_logits=sink_logits,
-            state=state, backend=backend,
-        )  # fmt: skip
+        output, after = taylor_attention(query, key, value, heads, **options)
     except TritonUnavailableError as error:
         raise TaylorderError(str(error)) from error
     if after is None:

@@ -87,8 +87,8 @@ def seen_near(model: Any, config: OrderConfig, ids: Tensor) -> tuple[tuple[NearT
             if near.kept and ranking is not None:
                 far_rows = far_from(ranking[:, kv_head : kv_head + 1], None, near)[0, 0]
                 held.append(NearTokens(name, kv_head, near.sinks, near.window, _kept(far_rows, near)))
-            sinks = None if call.sink_logits is None else call.sink_logits[of_group]
-            parts = group_shares(query[0, of_group], key[0, kv_head], near, far_rows, call.scaling, sinks)
+            terms = call.terms.at(of_group)
+            parts = group_shares(query[0, of_group], key[0, kv_head], near, far_rows, call.scaling, terms)
             shares.extend(HeadShares(name, first + at, *of_head) for at, of_head in enumerate(parts.tolist()))
 
     with attach(model, config, observe=note):

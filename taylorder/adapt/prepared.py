@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.adapt.probe import priorities
 from taylorder.errors import UsageError
-from taylorder.kernels.learned_sinks import beside_centred_keys
+from taylorder.kernels.score_terms import shift_of
 from taylorder.kernels.spec import Exact, HeadSpec, deepest, grouped, keeps_keys
 from taylorder.models.description import ModelDescription
 
@@ -61,21 +61,20 @@ class LayerNumbers(nn.Module):
             query, key = _rotated(query, self.query_rotation), _rotated(key, self.key_rotation)
         return query, key
 
-    def sink_logits(self, learned: Tensor, query: Tensor, scaling: float) -> Tensor:
-        """Learned sinks ``[H]`` as they stand beside centred keys, from which scores lost something: ``[B, H, T]``.
+    def shift(self, query: Tensor, scaling: float) -> Tensor | None:
+        """By how much scores are less than the model's because keys are centred, ``[B, H, T]``; None if they are not.
 
         Args:
-            learned: as the model has them; they come back as they are where no keys are centred.
             query: ``[B, H, T, d]``, not rotated.
             scaling: factor of q.k.
 
         """
         self._follow(query.device)
         if self.centre is None:
-            return learned
+            return None
         dtype = torch.promote_types(query.dtype, torch.float32)
         centre = self.centre.to(query.dtype).to(dtype)  # what keys lose, which are of that dtype
-        return beside_centred_keys(learned.to(dtype), query.to(dtype), centre, scaling)
+        return shift_of(query.to(dtype), centre, scaling)
 
     def priority(self, key: Tensor, value: Tensor) -> Tensor | None:
         """Priorities of keys as the model made them, float32 ``[B, G, T]``; None where no head keeps keys.

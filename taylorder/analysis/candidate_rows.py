@@ -24,6 +24,7 @@ def candidate_rows(
     rmse = {kind: (squared / elements).sqrt() for kind, squared in sums.squared.items()}
     median = torch.cat(sums.row_errors, dim=-1).quantile(0.5, dim=-1)
     std = (scores.squared_deviation / scores.count).sqrt()
+    capped = layer.terms.softcap is not None
     largest_value = torch.stack(gather(layer.v.abs().amax((0, 2, 3)))).amax(0).tolist()
     ranks = logit_ranks(layer.q, layer.k, layer.valid)
     rows = []
@@ -56,9 +57,10 @@ def candidate_rows(
                         raw_max_error=float(sums.largest["raw"][figure]),
                         gaussian_prediction=gaussian_prediction(float(std[head]), order),
                         fitted_floor=fitted_floor(float(std[head]), order),
-                        certified_bound=certified_bound(
-                            float(sums.far_radius[index, head]), order, largest_value[kv_head]
-                        ),
+                        # The bound is on the exponential of the score, which a cap changes.
+                        certified_bound=None
+                        if capped
+                        else certified_bound(float(sums.far_radius[index, head]), order, largest_value[kv_head]),
                         log_keys=math.log(scores.keys),
                         logit_rank=ranks[head],
                     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.finite import refuse_broken_tensors
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.models.attention import AttentionCall, recording
 from taylorder.models.offloading import without_gradients
 from taylorder.models.running import run_base
@@ -23,7 +24,7 @@ class LayerTensors:
 
     ``q`` ``[B, H, T, d]``, ``k`` ``[B, G, T, d]``, ``v`` ``[B, G, T, d_v]``, any float dtype; ``mask`` bool
     ``[B, 1, T, T]`` (True = may attend), or None for plain causal or, with ``causal`` False, unrestricted attention;
-    ``sink_logits`` ``[H]`` are learned sinks, None without them.
+    ``terms`` are what the module does to scores beside scaling them, for each head.
     """
 
     q: Tensor
@@ -32,7 +33,7 @@ class LayerTensors:
     mask: Tensor | None
     scaling: float
     causal: bool
-    sink_logits: Tensor | None = None
+    terms: ScoreTerms = PLAIN
 
     @property
     def valid(self) -> Tensor:
@@ -88,9 +89,9 @@ def run_layers(
         mask = None if call.mask is None else call.mask.expand(len(call.q), -1, call.q.shape[2], -1).cpu()
         # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
         q, k, v = call.q.cpu(), call.k.cpu(), call.v.cpu()
-        sinks = None if call.sink_logits is None else call.sink_logits.detach().cpu()
+        terms = call.terms.map(lambda tensor: tensor.detach().cpu())
         so_far = seen.setdefault(call.name, [])
-        so_far.append(LayerTensors(q, k, v, mask, call.scaling, call.is_causal, sinks))
+        so_far.append(LayerTensors(q, k, v, mask, call.scaling, call.is_causal, terms))
         if len(so_far) == (calls or {}).get(call.name, 1):
             consume(call.name, pooled(seen.pop(call.name)))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taylorder.errors import UsageError
-from taylorder.kernels.learned_sinks import softmax
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.kernels.spec import SINKS
 
 LEAST_TOKENS = 16
@@ -62,7 +62,7 @@ class Reach:
 
 
 def attention_blocks(
-    q: Tensor, k: Tensor, scaling: float, rows: range, sink_logits: Tensor | None
+    q: Tensor, k: Tensor, scaling: float, rows: range, terms: ScoreTerms
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the causal attention of one KV head's queries, a block of rows at a time.
 
@@ -71,7 +71,7 @@ def attention_blocks(
         k: ``[T, d]``.
         scaling: factor of the scores.
         rows: consecutive query positions.
-        sink_logits: learned sinks ``[group]``; None without them.
+        terms: of the heads ``[group]``.
 
     Yields:
         The first row of the block, and float32 ``[group, rows, keys]``: keys up to the last row of the block, zero
@@ -80,15 +80,15 @@ def attention_blocks(
     """
     group, T, _ = q.shape
     size = max(1, _BLOCK // (group * T))
+    of_rows = terms.at((..., None))
     for start in range(rows.start, rows.stop, size):
         stop = min(start + size, rows.stop)
         scores = scaling * q[:, start:stop].float() @ k[:stop].float().T
         later = torch.ones(stop - start, stop, dtype=torch.bool, device=k.device).triu_(start + 1)
-        learned = None if sink_logits is None else sink_logits[:, None].expand(-1, stop - start)
-        yield start, softmax(scores.masked_fill_(later, -torch.inf), learned)
+        yield start, of_rows.softmax(of_rows.capped(scores).masked_fill_(later, -torch.inf))
 
 
-def log_use(q: Tensor, k: Tensor, scaling: float, reach: Reach, sink_logits: Tensor | None = None) -> Tensor:
+def log_use(q: Tensor, k: Tensor, scaling: float, reach: Reach, terms: ScoreTerms = PLAIN) -> Tensor:
     """How often later queries use each key: ``log mean min(1, attention * keys seen / 8)``, for probes.
 
     The mean is over the query heads of the group and the queries that count (:class:`Reach`); keys seen are those up to
@@ -99,7 +99,7 @@ def log_use(q: Tensor, k: Tensor, scaling: float, reach: Reach, sink_logits: Ten
         k: ``[G, T, d]``.
         scaling: factor of the scores.
         reach: which keys.
-        sink_logits: learned sinks ``[H]``, which take their part of the attention; None without them.
+        terms: of the heads ``[H]``; learned sinks take their part of the attention.
 
     Returns:
         Float32 ``[G, reach.stop - reach.first]``, of keys that nobody uses the log of 1e-8.
@@ -107,23 +107,20 @@ def log_use(q: Tensor, k: Tensor, scaling: float, reach: Reach, sink_logits: Ten
     """
     T = q.shape[1]
     means = []
-    for queries, keys, learned in zip(q.view(len(k), -1, *q.shape[1:]), k, _by_group(sink_logits, k), strict=True):
+    group = len(q) // len(k)
+    for kv_head, keys in enumerate(k):
+        heads = slice(kv_head * group, (kv_head + 1) * group)
         total = torch.zeros(T, device=k.device)
-        for start, weights in attention_blocks(queries, keys, scaling, range(T), learned):
+        for start, weights in attention_blocks(q[heads], keys, scaling, range(T), terms.at(heads)):
             rows, seen = weights.shape[1:]
             fair = torch.arange(start + 1, start + rows + 1, device=k.device)[:, None] / FAIR_SHARES
             total[:seen] += weights.mul_(fair).clamp_(max=1).tril_(start - reach.recent - 1).sum((0, 1))
-        means.append(total[reach.keys] / len(queries))
+        means.append(total[reach.keys] / group)
     later = torch.arange(T - 1 - reach.recent, 0, -1, device=k.device)[reach.keys]
     return (torch.stack(means) / later).clamp_(min=_LEAST_USE).log_()
 
 
-def _by_group(sink_logits: Tensor | None, k: Tensor) -> list[Tensor | None]:
-    """Learned sinks of the query heads of each KV head."""
-    return [None] * len(k) if sink_logits is None else list(sink_logits.view(len(k), -1))
-
-
-def attention_by_part(q: Tensor, k: Tensor, scaling: float, parts: int, sink_logits: Tensor | None = None) -> Tensor:
+def attention_by_part(q: Tensor, k: Tensor, scaling: float, parts: int, terms: ScoreTerms = PLAIN) -> Tensor:
     """Attention that every key receives from each of so many equal parts of the sequence.
 
     Args:
@@ -131,19 +128,19 @@ def attention_by_part(q: Tensor, k: Tensor, scaling: float, parts: int, sink_log
         k: ``[G, T, d]``.
         scaling: factor of the scores.
         parts: how many; the last also takes what T leaves over.
-        sink_logits: learned sinks ``[H]``; None without them.
+        terms: of the heads ``[H]``.
 
     Returns:
         Float32 ``[parts, G, T]``, summed over the queries of the part and the query heads of the group: all of it is
         ``H * T``, or less by what learned sinks take.
 
     """
-    T = q.shape[1]
+    T, group = q.shape[1], len(q) // len(k)
     received = torch.zeros(parts, len(k), T, device=k.device)
     for part in range(parts):
         rows = range(part * (T // parts), T if part == parts - 1 else (part + 1) * (T // parts))
-        learned = _by_group(sink_logits, k)
-        for kv_head, queries in enumerate(q.view(len(k), -1, *q.shape[1:])):
-            for _, weights in attention_blocks(queries, k[kv_head], scaling, rows, learned[kv_head]):
+        for kv_head, keys in enumerate(k):
+            heads = slice(kv_head * group, (kv_head + 1) * group)
+            for _, weights in attention_blocks(q[heads], keys, scaling, rows, terms.at(heads)):
                 received[part, kv_head, : weights.shape[-1]] += weights.sum((0, 1))
     return received

@@ -5,8 +5,8 @@ With scores ``s`` of a query against the keys it may attend, a near field (true 
 
     out = (e^-M sum_near e^s v + e^(mu-M) sum_far w v) / (the same with v = 1),   w = sum_{p<P} (s - mu)^p / p!
 
-A learned sink is one more near key, of value zero. Everything here is float64 and lives in score space. The terms of
-degree 0 … P-1 are formed once and read by all orders.
+A learned sink is one more near key, of value zero; a soft cap is one of near scores. Everything here is float64 and
+lives in score space. The terms of degree 0 … P-1 are formed once and read by all orders.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.threads import each_on_one_thread
-from taylorder.kernels.learned_sinks import softmax
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.kernels.spec import EXPANSIONS, GUARD, Expansion, Near
 from taylorder.storage.processes import gathered, total
 
@@ -163,8 +163,7 @@ class ScoreBlock:
 
     ``scores`` are centred, float64 ``[H, R, T]``; ``shift`` ``[H, R]`` is what centring took from every score of a row;
     ``values`` ``[G, T, d_v + 1]`` ends in a column of ones; ``allowed`` bool ``[R, T]``; ``rows`` ``[R]``; ``nth``
-    ``[T]`` counts the tokens up to each that are not padding; ``sinks`` ``[H, R]`` are learned ones as they stand
-    beside centred scores, None without them.
+    ``[T]`` counts the tokens up to each that are not padding; ``terms`` are those of rows ``[H, R]``, shift included.
     """
 
     scores: Tensor
@@ -173,7 +172,7 @@ class ScoreBlock:
     allowed: Tensor
     rows: Tensor
     nth: Tensor
-    sinks: Tensor | None = None
+    terms: ScoreTerms = PLAIN
 
     def weigh(self, weights: Tensor) -> Tensor:
         """``sum_j weights_ij [v_j, 1]`` for weights ``[H, R, T]``: ``[H, R, d_v + 1]``."""
@@ -187,7 +186,7 @@ class ScoreBlock:
 
     def exact_weights(self) -> Tensor:
         """Softmax weights of the keys ``[H, R, T]``."""
-        return softmax(self.scores.masked_fill(~self.allowed, -math.inf), self.sinks)
+        return self.terms.softmax(self.terms.capped(self.scores).masked_fill(~self.allowed, -math.inf))
 
     def near(self, near: Near) -> Tensor:
         """Keys that keep the true exponential: bool ``[R, T]``."""
@@ -223,7 +222,7 @@ def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) ->
             allowed=allowed,
             rows=part,
             nth=nth[:limit],
-            sinks=None if layer.sink_logits is None else layer.sink_logits.double()[:, None] - shift,
+            terms=layer.terms.map(Tensor.double).by_row(shift),
         )
 
 
@@ -238,21 +237,21 @@ def _add_sweep(sums: ErrorSums, block: ScoreBlock, exact: Tensor) -> None:
     reference = exact.square().sum(-1)
     row_errors = []
     for index, expansion in enumerate(sweep.expansions):
-        scores, sinks = block.scores, block.sinks
+        scores, terms = block.scores, block.terms
         if expansion == "zero":
-            scores, sinks = scores + block.shift[..., None], None if sinks is None else sinks + block.shift
+            scores, terms = scores + block.shift[..., None], terms.lowered(-block.shift)
         point = torch.zeros_like(block.shift)
         if expansion == "mean":
             point = (scores * far).sum(-1) / far_count.clamp(min=1)
         x = (scores - point[..., None]) * far
         sums.far_radius[index] = torch.maximum(sums.far_radius[index], x.abs().amax((-2, -1)))
-        near_sum, far_scale = _common_scale(block, scores, near, torch.where(has_far, point, -math.inf), sinks)
-        terms = [plain]
+        near_sum, far_scale = _common_scale(block, scores, near, torch.where(has_far, point, -math.inf), terms)
+        degrees = [plain]
         power = x.clone()
         for degree in range(1, sweep.max_order):
-            terms.append(block.weigh(power) / math.factorial(degree))
+            degrees.append(block.weigh(power) / math.factorial(degree))
             power *= x
-        raw = torch.stack(terms).cumsum(0)  # [P, H, R, d_v + 1]
+        raw = torch.stack(degrees).cumsum(0)  # [P, H, R, d_v + 1]
         guarded = has_far & (raw[..., -1] <= GUARD * far_count)
         safe = torch.where(guarded[..., None], plain, raw)
         squared = sums.add_outputs("guarded", index, _divide(near_sum + far_scale * safe), exact)
@@ -263,15 +262,16 @@ def _add_sweep(sums: ErrorSums, block: ScoreBlock, exact: Tensor) -> None:
 
 
 def _common_scale(
-    block: ScoreBlock, scores: Tensor, near: Tensor, point: Tensor, sinks: Tensor | None
+    block: ScoreBlock, scores: Tensor, near: Tensor, point: Tensor, terms: ScoreTerms
 ) -> tuple[Tensor, Tensor]:
-    """Bring near and far sums to one scale ``e^-M``, ``M = max(point, near scores)``, learned ``sinks`` among these.
+    """Bring near and far sums to one scale ``e^-M``, ``M = max(point, near scores)``, learned sinks among these.
 
     Returns ``e^-M sum_near e^s [v, 1]`` (``[H, R, d_v + 1]``) and the factor ``e^(point - M)`` (``[H, R, 1]``).
     """
+    sinks = terms.sinks
     if sinks is None and not near.any():
         return torch.zeros((), dtype=torch.float64), torch.ones_like(point)[..., None]
-    masked = scores.masked_fill(~near, -math.inf)
+    masked = terms.capped(scores).masked_fill(~near, -math.inf)
     top = torch.maximum(point, masked.amax(-1))[..., None]
     if sinks is not None:
         top = torch.maximum(top, sinks[..., None])

@@ -35,9 +35,9 @@ def truncated_weights(block: ScoreBlock, most: int) -> Iterator[Tensor]:
     total = torch.zeros_like(block.scores)
     count = block.allowed.sum(-1)
     sunk = torch.zeros_like(total[..., :1])  # weight of the learned sink, to the scale of the polynomial
-    if block.sinks is not None:
+    if block.terms.sinks is not None:
         mean = (block.scores * block.allowed).sum(-1) / count
-        sunk = (block.sinks - mean).exp()[..., None]
+        sunk = (block.terms.sinks - mean).exp()[..., None]
     plain = block.allowed / (count[:, None] + sunk)
     for term in degrees(block, most):
         total = total + term

@@ -42,7 +42,7 @@ _POINTERS = {
     "input": "keys values sink_keys sink_values output queries new_keys new_values",
     "fp32": "features coefficients sums means polynomials multiplicity numerators denominators "
     "folded_values folded_counts far_keys far_values far_counts origin around_mean expansions "
-    "priorities new_priorities sink_logits",
+    "priorities new_priorities sink_logits shifts",
     "i64": "state_rows tokens extents guarded",
     "i32": "items runs factors prefixes tile_groups level_ranks degree_ranks slot_degrees sink_counts ranks far_from "
     "numbers kept delays",
@@ -52,7 +52,7 @@ _POINTERS = {
 
 _KINDS = {name: kind for kind, names in _POINTERS.items() for name in names.split()}
 
-_NUMBERS = {"scaling": "fp32", "threshold": "fp32"}
+_NUMBERS = {"scaling": "fp32", "threshold": "fp32", "softcap": "fp32"}
 """Types of arguments that are neither pointers nor int32."""
 
 SHARED_LIMITS = {
@@ -189,7 +189,7 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
             constants = {**widths, "LEVELS": levels, "ROWS": rows}
             yield from settled("read_pending", label, settings, {**constants, "DEGREES": 4})
         settings = near_settings(head_dim, head_dim, precision, rows)
-        constants |= {"LEVELS": 1, "LEARNED": True}
+        constants |= {"LEVELS": 1, "LEARNED": True, "CAPPED": True, "SHIFTED": True}
         yield from settled("add_near_and_divide", f"d={head_dim} {phase} rows={rows}", settings, constants)
 
 

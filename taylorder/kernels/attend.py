@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .polynomial import Polynomials, partial_scores
+from .score_terms import PLAIN, ScoreTerms
 from .spec import GUARD
 from .state_products import Chunk, read
 
@@ -252,11 +253,11 @@ def attend(
     sinks: Optional[Sinks],
     polynomials: Polynomials,
     sight: Sight,
-    sink_logits: Optional[Tensor] = None,
+    terms: ScoreTerms = PLAIN,
 ) -> Sums:
     """Attend; ``queries`` ``[N, g, C, d]`` are scaled and of the dtype to compute in.
 
-    ``sink_logits`` ``[N, g, C]`` are learned sinks, as they stand beside these keys; None if there are none.
+    ``terms`` are those of rows ``[N, g, C]``.
     """
     count = sight.far_counts(tokens)
     if memory is not None:
@@ -278,7 +279,7 @@ def attend(
             plain = plain + memory.features[:, :1]
         numerator = torch.where(guarded[..., None], plain[:, None], numerator)
         denominator = torch.where(guarded, count.expand_as(denominator), denominator)
-    if sight.near.stop > sight.near.start or sinks is not None or sink_logits is not None:
+    if sight.near.stop > sight.near.start or sinks is not None or not terms.plain:
         point = torch.where(count > 0, point, -math.inf)
         if polynomials.drops_far is not None:
             point = point.masked_fill(polynomials.drops_far, -math.inf)
@@ -291,7 +292,7 @@ def attend(
                 tokens,
                 block_sinks,
                 block,
-                None if sink_logits is None else sink_logits[:, :, rows],
+                terms.at((..., rows)),
                 point[:, :, rows],
                 numerator[:, :, rows],
                 denominator[:, :, rows],
@@ -371,7 +372,7 @@ def _add_near(
     tokens: Unfolded,
     sinks: Optional[Sinks],
     sight: Sight,
-    sink_logits: Optional[Tensor],
+    terms: ScoreTerms,
     point: Tensor,
     numerator: Tensor,
     denominator: Tensor,
@@ -379,27 +380,28 @@ def _add_near(
     """Bring the far sums to the common scale ``e^-M`` and add the true exponentials of window, sinks, learned sinks."""
     N, g, C, _ = queries.shape
     seen = sight.near
-    scores = partial_scores(queries, tokens.keys[:, seen])
+    scores = terms.capped(partial_scores(queries, tokens.keys[:, seen]))
     sight.hide_far(scores)
     if tokens.keep is not None:
         scores.masked_fill_(~tokens.keep[:, None, None, seen], -math.inf)
     values = tokens.values[:, seen]
     if sinks is not None:
-        sink_scores = partial_scores(queries, sinks.keys)
+        sink_scores = terms.capped(partial_scores(queries, sinks.keys))
         if sinks.visible is not None:
             sink_scores.masked_fill_(~sinks.visible[:, None], -math.inf)
         scores, values = torch.cat([sink_scores, scores], -1), torch.cat([sinks.values, values], 1)
     top = torch.maximum(scores.amax(-1), point) if scores.shape[-1] else point
-    if sink_logits is not None:
-        top = torch.maximum(top, sink_logits)
+    learned = terms.sinks
+    if learned is not None:
+        top = torch.maximum(top, learned)
     top = torch.where(top == -math.inf, 0.0, top)  # a row without any key: its sums are empty
     weights = scores.sub_(top[..., None]).exp_()
     scale = (point - top).exp_()
     near = torch.bmm(weights.view(N, g * C, -1), values).view(N, g, C, -1)
     numerator.mul_(scale[..., None]).add_(near)
     denominator.mul_(scale).add_(weights.sum(-1))
-    if sink_logits is not None:
-        denominator += (sink_logits - top).exp_()
+    if learned is not None:
+        denominator += (learned - top).exp_()
 
 
 @lru_cache(maxsize=32)

@@ -13,9 +13,9 @@ from torch import Tensor
 from . import torch_backend, triton_backend
 from .exact import attend_exact_part
 from .kept_keys import check_priority
-from .learned_sinks import check_sink_logits
 from .request import Request
-from .score_space import score_space_attention
+from .score_space import attend_in_score_space
+from .score_terms import ScoreTerms
 from .spec import Exact, HeadSpec, check_heads, grouped, keeps_keys
 from .state import ExactPart, Part, State, StateShape
 
@@ -41,6 +41,8 @@ def taylor_attention(
     valid: Optional[Tensor] = None,
     priority: Optional[Tensor] = None,
     sink_logits: Optional[Tensor] = None,
+    softcap: Optional[float] = None,
+    shift: Optional[Tensor] = None,
     state: Optional[State] = None,
     backend: Optional[str] = None,
 ) -> tuple[Tensor, Optional[State]]:
@@ -60,8 +62,11 @@ def taylor_attention(
             padding. A head's near field has the ``kept`` keys of highest priority of all that are neither sinks nor in
             the window; of equal priorities the later key stays.
         sink_logits: learned sinks ``[H]``, whose exponential is added to the denominator of every row; they are scores,
-            to which ``scaling`` is not applied. ``[B, H, T]``, one for each row, where the caller's keys are centred:
-            a logit loses what the scores of its row lost. None if there are none.
+            to which ``scaling`` is not applied. None if there are none.
+        softcap: where the true exponential is taken, of ``softcap tanh(score / softcap)`` instead of the score;
+            polynomials are of the score before the cap. None if there is none.
+        shift: by how much the scores of each row are less than those of the model because the caller's keys are
+            centred, ``[B, H, T]``; weights do not notice, sinks and caps do. None if keys are not centred.
         state: what an earlier call returned, to go on from there. It is updated in place; ``clone`` it to fork.
         backend: ``triton`` (linear time, GPUs; on a CPU only in Triton's interpreter, which is slow and for tests),
             ``torch`` (linear time, any device) or ``score-space`` (quadratic, keeps every key). None takes the
@@ -89,8 +94,7 @@ def taylor_attention(
         _check_state(state, k, v, heads, causal)
     if keeps_keys(heads):
         check_priority(priority, k, valid)
-    if sink_logits is not None:
-        sink_logits = check_sink_logits(sink_logits, q)
+    terms = ScoreTerms.of_rows(q, sink_logits, softcap, shift)
     name = choose_backend(backend, state, q.device, q.dtype)
     B, H, T, _ = q.shape
     output = torch.empty(B, H, T, v.shape[-1], dtype=q.dtype, device=q.device)
@@ -98,7 +102,7 @@ def taylor_attention(
     # which would cost a quarter of the time here.
     with torch.inference_mode():
         state = state or _new_state(heads, name, k, v)
-        request = Request(q, k, v, scaling, causal, valid, priority, output, state.guarded, sink_logits)
+        request = Request(q, k, v, scaling, causal, valid, priority, output, state.guarded, terms)
         for part in state.parts if B and T else ():
             if not isinstance(part, ExactPart):
                 _LINEAR[name].run(part, request)
@@ -126,9 +130,9 @@ def _score_space(part: ExactPart, request: Request, heads: Sequence[HeadSpec]) -
     part.recent.append(request.k, request.v, request.valid)
     part.add_priorities(request.priority)
     keys, values, keep = part.recent.view()
-    rows, guarded = score_space_attention(
-        request.q, keys, values, heads, scaling=request.scaling, causal=request.causal, valid=keep,
-        priority=part.priority, sink_logits=request.sink_logits,
+    rows, guarded = attend_in_score_space(
+        request.q, keys, values, heads, request.terms, scaling=request.scaling, causal=request.causal, valid=keep,
+        priority=part.priority,
     )  # fmt: skip
     request.output.copy_(rows)
     request.guarded.add_(guarded)

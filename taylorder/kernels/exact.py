@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .kept_keys import KeptKeys, competing
-from .learned_sinks import scaled_attention
 from .request import Request
+from .score_terms import PLAIN, ScoreTerms
+from .softmax_attention import softmax_attention
 from .spec import Near
 from .state import ExactPart
 from .token_buffer import selection
@@ -26,7 +27,7 @@ def attend_exact_part(part: ExactPart, request: Request) -> None:
     q = request.by_group(request.q)[:, heads].flatten(1, 2)
     rows = exact_attention(
         q, *part.recent.view(), scaling=request.scaling, causal=request.causal,
-        sink_logits=request.sinks_of(part.kv_heads),
+        terms=request.terms_of(part.kv_heads),
     )  # fmt: skip
     request.write(part.kv_heads, request.by_group(rows), None, slice(None))
 
@@ -39,7 +40,7 @@ def exact_attention(
     *,
     scaling: float,
     causal: bool,
-    sink_logits: Optional[Tensor] = None,
+    terms: ScoreTerms = PLAIN,
 ) -> Tensor:
     """Attend with the last T of S tokens as queries.
 
@@ -50,7 +51,7 @@ def exact_attention(
         keep: bool ``[B, S]``, False for padding; None if there is none.
         scaling: factor of q.k.
         causal: False attends to all kept tokens.
-        sink_logits: learned sinks ``[B, H, T]``; None if there are none.
+        terms: of the rows ``[B, H, T]``.
 
     Returns:
         Output ``[B, H, T, d_v]``; rows of padding queries mean nothing.
@@ -58,7 +59,7 @@ def exact_attention(
     """
     T, S = q.shape[2], k.shape[2]
     if keep is None and (not causal or T in (1, S)):
-        return scaled_attention(q, k, v, scaling=scaling, causal=causal and T > 1, sink_logits=sink_logits)
+        return softmax_attention(q, k, v, scaling=scaling, causal=causal and T > 1, terms=terms)
     size = max(1, _MASK_ENTRIES // S)
     token = torch.arange(S, device=q.device)
     blocks = []
@@ -69,10 +70,14 @@ def exact_attention(
         mask = token[:seen] <= row if causal else token.new_ones(stop - start, S, dtype=torch.bool)
         if keep is not None:
             mask = mask & keep[:, None, None, :seen]
-        sinks = None if sink_logits is None else sink_logits[:, :, start:stop]
         blocks.append(
-            scaled_attention(
-                q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], scaling=scaling, mask=mask, sink_logits=sinks
+            softmax_attention(
+                q[:, :, start:stop],
+                k[:, :, :seen],
+                v[:, :, :seen],
+                scaling=scaling,
+                mask=mask,
+                terms=terms.at((..., slice(start, stop))),
             )
         )
     return torch.cat(blocks, 2)
@@ -90,7 +95,7 @@ def windowed_attention(
     *,
     scaling: float,
     priority: Optional[Tensor] = None,
-    sink_logits: Optional[Tensor] = None,
+    terms: ScoreTerms = PLAIN,
 ) -> Tensor:
     """Softmax attention to the keys of a near field, causal, without padding; differentiable.
 
@@ -101,7 +106,7 @@ def windowed_attention(
         near: with a window of at least 1, or kept keys.
         scaling: factor of q.k.
         priority: ``[B, G, T]``, needed where keys are kept.
-        sink_logits: learned sinks ``[B, H, T]``; None if there are none.
+        terms: of the rows ``[B, H, T]``.
 
     Returns:
         Output ``[B, H, T, d_v]``.
@@ -109,14 +114,13 @@ def windowed_attention(
     """
     T, group = q.shape[2], q.shape[1] // k.shape[1]
     if near.tokens >= T:
-        return scaled_attention(q, k, v, scaling=scaling, causal=True, sink_logits=sink_logits)
+        return softmax_attention(q, k, v, scaling=scaling, causal=True, terms=terms)
     blocks = [
-        scaled_attention(
-            q[:, :, rows], keys, values, scaling=scaling, mask=by_query_head(mask, group),
-            sink_logits=None if sink_logits is None else sink_logits[:, :, rows],
+        softmax_attention(
+            q[:, :, rows], keys, values, scaling=scaling, mask=by_query_head(mask, group), terms=terms.at((..., rows))
         )
         for rows, keys, values, mask in near_blocks(k, v, near, priority)
-    ]  # fmt: skip
+    ]
     return torch.cat(blocks, 2)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .kept_keys import far_from
-from .near_fields import LEAST_SUM, NearField, least_top
+from .near_fields import LEAST_SUM, NearField, least_top, sink_weight
+from .score_terms import PLAIN, ScoreTerms
 from .spec import Near
 
 _ROWS = 128
@@ -30,7 +31,7 @@ def attend_kept_fields(
     fields: Sequence[NearField],
     *,
     scaling: float,
-    sink_logits: Tensor | None = None,
+    terms: ScoreTerms = PLAIN,
 ) -> Tensor:
     """Attend causally with the query heads of one KV head, once for every near field.
 
@@ -41,7 +42,7 @@ def attend_kept_fields(
         priority: ``[T]``, of the keys.
         fields: what to run, at least one, all of them with kept keys.
         scaling: factor of q.k.
-        sink_logits: learned sinks ``[h, T]``, as in ``attend_near_fields``; None if there are none.
+        terms: of the rows ``[h, T]``.
 
     Returns:
         Outputs ``[len(fields), h, T, d_v]``. NaN in rows whose near field weighs nothing beside other keys.
@@ -55,8 +56,8 @@ def attend_kept_fields(
         members = [index for index, field in enumerate(fields) if field.near in chain]
         far_rows = torch.stack([far_from(priority[None, None], None, near)[0, 0] for near in chain])
         constant = any(fields[index].constants for index in members)
-        sums, top = _nested_sums(queries, k, v, far_rows, least_top(q, sink_logits, constant=constant))
-        sunk = 0.0 if sink_logits is None else (sink_logits[..., None] - top).exp()
+        sums, top = _nested_sums(queries, k, v, far_rows, least_top(q, terms, constant=constant), terms)
+        sunk = sink_weight(terms, top)
         for index in members:
             field, place = fields[index], chain.index(fields[index].near)
             total = sums[place].where(sums[place][..., -1:] > LEAST_SUM, math.nan)
@@ -82,7 +83,9 @@ def chains(fields: Sequence[Near]) -> list[list[Near]]:
     return result
 
 
-def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, at_least: Tensor) -> tuple[Tensor, Tensor]:
+def _nested_sums(
+    q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, at_least: Tensor, terms: ScoreTerms
+) -> tuple[Tensor, Tensor]:
     """Sums over near fields, each of which holds the one before it, and the score all weights are relative to.
 
     Args:
@@ -91,6 +94,7 @@ def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, at_least: Te
         v: ``[T, d_v]``.
         far_rows: row from which on each key is far, by near field, int64 ``[C, T]``.
         at_least: lower bound of the score that a row's weights are relative to, ``[h, T]``.
+        terms: of the rows.
 
     Returns:
         ``[C, h, T, d_v + 1]`` with the sum of the weights last, and ``[h, T, 1]``.
@@ -117,7 +121,8 @@ def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, at_least: Te
         at_hand = order[: staying + counts[C]]
         movers = at_hand[staying:]
         queries = q[:, rows].reshape(h * n, d)
-        scores = (k[at_hand] @ queries.mT).view(-1, h, n)  # keys first: few of them are taken, with all their rows
+        # Keys first: few of them are taken, with all their rows.
+        scores = _capped(terms.at((..., rows)), (k[at_hand] @ queries.mT).view(-1, h, n))
         row = torch.arange(start, rows.stop, device=q.device)
         scores[staying:].masked_fill_((movers[:, None] > row)[:, None], -math.inf)
         top = torch.maximum(scores.amax(0), at_least[:, rows])
@@ -142,3 +147,8 @@ def _nested_sums(q: Tensor, k: Tensor, v: Tensor, far_rows: Tensor, at_least: Te
             total = torch.addmm(total, weight.mT, keys)
             sums[field, :, rows] = total.view(h, n, width)
     return sums, tops
+
+
+def _capped(terms: ScoreTerms, scores: Tensor) -> Tensor:
+    """Scores ``[S, h, n]`` with the keys first."""
+    return scores if terms.softcap is None else terms.capped(scores.movedim(0, -1)).movedim(-1, 0).contiguous()

@@ -85,8 +85,8 @@ class KeptRun(TaylorRun):
         polynomials = Polynomials.build(part.specs * self.q.shape[0], q.shape[-1], self.dtype, q.device)
         sinks = self._sinks(self.all, Step(block.rows.start, block.rows.stop, 0, 0), origin)
         every = slice(0, self.group)
-        logits = self._sink_logits(self.all, block.rows, every, q, origin)
-        sums: Sums = attend(q, tokens, memory, sinks, polynomials, Chosen(nears, fars.to(self.dtype)), logits)
+        terms = self._terms(self.all, block.rows, every, q, origin)
+        sums: Sums = attend(q, tokens, memory, sinks, polynomials, Chosen(nears, fars.to(self.dtype)), terms)
         self.write(self.all, block.rows, every, sums)
 
     def _take_far(self, block: NearBlock) -> None:

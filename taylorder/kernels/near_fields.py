@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .exact import far_sums
+from .score_terms import PLAIN, ScoreTerms
 from .spec import GUARD, Dropped, HeadSpec, Near, Taylor
 
 _ROWS = 128
@@ -60,7 +61,7 @@ class NearField:
 
 
 def attend_near_fields(
-    q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearField], *, scaling: float, sink_logits: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, fields: Sequence[NearField], *, scaling: float, terms: ScoreTerms = PLAIN
 ) -> Tensor:
     """Attend causally with the query heads of one KV head, once for every near field.
 
@@ -70,8 +71,7 @@ def attend_near_fields(
         v: ``[T, d_v]``, float32.
         fields: what to run, at least one; without kept keys.
         scaling: factor of q.k.
-        sink_logits: learned sinks ``[h, T]``, which lost what scores lost where keys are centred; None if there are
-            none.
+        terms: of the rows ``[h, T]``.
 
     Returns:
         Outputs ``[len(fields), h, T, d_v]``. NaN in rows whose near field weighs nothing beside other keys.
@@ -81,9 +81,9 @@ def attend_near_fields(
     windows = sorted({min(field.near.window, T) for field in fields})
     most_sinks = min(max(field.near.sinks for field in fields), T)
     constant = any(field.constants for field in fields)
-    at_least = least_top(q, sink_logits, constant=constant)
-    within, sinks, top = _sums_by_window(q * scaling, k, v, windows, most_sinks, at_least)
-    sunk = 0.0 if sink_logits is None else (sink_logits[..., None] - top).exp()
+    at_least = least_top(q, terms, constant=constant)
+    within, sinks, top = _sums_by_window(q * scaling, k, v, windows, most_sinks, at_least, terms)
+    sunk = sink_weight(terms, top)
     row = torch.arange(T, device=q.device)
     before = torch.cat([torch.zeros_like(v[:1]), v.cumsum(0)])  # sums of the values before each token
     outputs = q.new_empty(len(fields), *q.shape[:2], v.shape[-1])
@@ -101,22 +101,28 @@ def attend_near_fields(
     return outputs
 
 
-def least_top(q: Tensor, sink_logits: Tensor | None, *, constant: bool) -> Tensor:
+def least_top(q: Tensor, terms: ScoreTerms, *, constant: bool) -> Tensor:
     """Scores that the one which a row's weights are relative to must not be below ``[h, T]``, beside its keys' scores.
 
     Args:
         q: ``[h, T, d]``.
-        sink_logits: learned sinks ``[h, T]``; None if there are none.
+        terms: of the rows.
         constant: whether far keys weigh as much as a score of 0.
 
     """
     least = q.new_full(q.shape[:2], 0.0 if constant else -math.inf)
-    return least if sink_logits is None else torch.maximum(least, sink_logits)
+    return least if terms.sinks is None else torch.maximum(least, terms.sinks)
+
+
+def sink_weight(terms: ScoreTerms, top: Tensor) -> Tensor | float:
+    """Weights of learned sinks relative to scores ``top`` ``[h, T, 1]``, of the same shape."""
+    return 0.0 if terms.sinks is None else (terms.sinks[..., None] - top).exp()
 
 
 def _sums_by_window(
-    q: Tensor, k: Tensor, v: Tensor, windows: Sequence[int], most_sinks: int, at_least: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, windows: Sequence[int], most_sinks: int, at_least: Tensor,
+    terms: ScoreTerms,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Sums over the last keys, by number of keys; weights of the first keys; and the score all weights are relative to.
 
     Args:
@@ -126,6 +132,7 @@ def _sums_by_window(
         windows: numbers of keys, ascending.
         most_sinks: of how many first keys to return the weights.
         at_least: lower bound of the score that a row's weights are relative to, ``[h, T]``.
+        terms: of the rows.
 
     Returns:
         ``[len(windows), h, T, d_v + 1]`` with the sum of the weights last, ``[h, T, most_sinks]`` and ``[h, T, 1]``.
@@ -140,10 +147,12 @@ def _sums_by_window(
         first = max(0, start - windows[-1] + 1)
         distance = positions[rows, None] - positions[first : rows.stop]  # 0 is the query's own key
         queries = q[:, rows].reshape(-1, d)
-        scores = (queries @ k[first : rows.stop].mT).view(h, *distance.shape).masked_fill_(distance < 0, -math.inf)
+        of_block = terms.at((..., rows))
+        scores = of_block.capped((queries @ k[first : rows.stop].mT).view(h, *distance.shape))
+        scores.masked_fill_(distance < 0, -math.inf)
         top = torch.maximum(scores.amax(-1, keepdim=True), at_least[:, rows, None])
         if most_sinks:
-            firsts = (queries @ k[:most_sinks].mT).view(h, -1, most_sinks)
+            firsts = of_block.capped((queries @ k[:most_sinks].mT).view(h, -1, most_sinks))
             firsts.masked_fill_(positions[:most_sinks] > positions[rows, None], -math.inf)
             top = torch.maximum(top, firsts.amax(-1, keepdim=True))
             sinks[:, rows] = (firsts - top).exp()

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .exact import by_query_head, windowed_attention
 from .kept_keys import BLOCK_ROWS, KeptKeys
-from .learned_sinks import scaled_attention, softmax
 from .near_slots import NearPart, RankedTokens, is_padding
 from .request import Request
+from .softmax_attention import softmax_attention
 from .spec import Near
 from .token_buffer import of_heads, selection
 
@@ -53,11 +53,13 @@ def run(part: NearPart, request: Request) -> None:
 def _attend(part: NearPart, request: Request) -> None:
     """Attend with one token to all slots."""
     q = request.by_group(request.q)[:, selection(part.kv_heads)].flatten(1, 3).to(part.dtype)
-    scores = torch.baddbmm(part.hidden[:, None], q, part.keys.to(part.dtype).mT, alpha=request.scaling)
+    keys, terms = part.keys.to(part.dtype), request.terms_of(part.kv_heads, slice(0, 1)).at((..., 0))
+    if terms.softcap is None:
+        scores = torch.baddbmm(part.hidden[:, None], q, keys.mT, alpha=request.scaling)
+    else:
+        scores = terms.capped(request.scaling * q @ keys.mT).add_(part.hidden[:, None])
     scores.view(len(q), len(part.nears), request.group, -1).masked_fill_(part.layout.others, -math.inf)
-    sinks = request.sinks_of(part.kv_heads)
-    weights = softmax(scores, None if sinks is None else sinks[..., 0])
-    rows = torch.bmm(weights, part.values.to(part.dtype))
+    rows = torch.bmm(terms.softmax(scores), part.values.to(part.dtype))
     rows = rows.view(len(q), len(part.nears), request.group, 1, -1)
     for g in part.blind:
         rows[:, g] = 0.0
@@ -68,7 +70,7 @@ def _attend_window(request: Request, kv_heads: Sequence[int], near: Near, tokens
     """Attend with whole sequences to a window and sinks; return which tokens are near to the last, ``[B, n, N]``."""
     q = request.by_group(request.q)[:, selection(kv_heads)].flatten(1, 2)
     rows = windowed_attention(
-        q, tokens.keys, tokens.values, near, scaling=request.scaling, sink_logits=request.sinks_of(kv_heads)
+        q, tokens.keys, tokens.values, near, scaling=request.scaling, terms=request.terms_of(kv_heads)
     )
     request.write(kv_heads, request.by_group(rows), None, slice(None))
     B, n, T = tokens.ranks.shape
@@ -91,13 +93,13 @@ def _attend_blocks(
     entries = B * n * request.group * (min(near.tokens, total) + BLOCK_ROWS)
     for block in near_keys.blocks(min(BLOCK_ROWS, max(16, _ENTRIES // entries))):
         mask = block.masks()[0] & ~is_padding(block.gather(tokens.ranks))[:, :, None]
-        rows = scaled_attention(
+        rows = softmax_attention(
             q[:, :, :, block.rows].flatten(1, 2),
             block.gather(tokens.keys).to(dtype),
             block.gather(tokens.values).to(dtype),
             scaling=request.scaling,
             mask=by_query_head(mask, request.group),
-            sink_logits=request.sinks_of(kv_heads, block.rows),
+            terms=request.terms_of(kv_heads, block.rows),
         )
         request.write(kv_heads, request.by_group(rows), None, block.rows)
     window = torch.arange(max(held, total - near.window), total, device=q.device)

@@ -2,7 +2,7 @@
 
 ``out = (e^-M sum_near e^s v + e^(mu-M) sum_far w v) / (the same with v = 1)``, ``w = sum_p c_p (s^[r_p] - mu^[r_p])^p``
 (arXiv 2602.00294 is the case of no near field, ``mu = 0`` and full ranks). Learned sinks are one more near key, of
-value zero. Nothing here is fast. Every fast path is compared with it.
+value zero; a soft cap is one of the scores of near keys. Nothing here is fast. Every fast path is compared with it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def reference_attention(
     valid: Tensor | None = None,
     priority: Tensor | None = None,
     sink_logits: Tensor | None = None,
+    softcap: float | None = None,
+    shift: Tensor | None = None,
     state: ReferenceState | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ReferenceState | None]:
@@ -55,7 +57,10 @@ def reference_attention(
         causal: False attends in both directions (no near field, no state).
         valid: bool ``[B, T]``, False for padding; rows of padding queries are zero.
         priority: ``[B, G, T]``, of the keys; needed where a head keeps keys.
-        sink_logits: learned sinks, ``[H]`` or ``[B, H, T]``; None if there are none.
+        sink_logits: learned sinks ``[H]``; None if there are none.
+        softcap: cap of scores under the true exponential; None if there is none.
+        shift: by how much scores are less than the model's because keys are centred, ``[B, H, T]``; None if they are
+            not.
         state: what an earlier call returned, to go on from there.
         backend: accepted for the common signature and ignored.
 
@@ -65,7 +70,7 @@ def reference_attention(
     """
     sums, after = reference_sums(
         q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, sink_logits=sink_logits,
-        state=state,
+        softcap=softcap, shift=shift, state=state,
     )  # fmt: skip
     return sums.numerator / sums.denominator.clamp(min=torch.finfo(torch.float64).tiny)[..., None], after
 
@@ -101,6 +106,8 @@ def reference_sums(
     valid: Tensor | None = None,
     priority: Tensor | None = None,
     sink_logits: Tensor | None = None,
+    softcap: float | None = None,
+    shift: Tensor | None = None,
     state: ReferenceState | None = None,
 ) -> tuple[ReferenceSums, ReferenceState | None]:
     """Return what ``reference_attention`` divides; same arguments."""
@@ -119,9 +126,9 @@ def reference_sums(
     key = torch.arange(S, device=q.device)
     row = key[S - T :, None]
     allowed = known[:, None, :] & (key <= row if causal else torch.ones(T, S, dtype=torch.bool, device=q.device))
-    sinks = q.new_full((B, H, T), -math.inf, dtype=torch.float64)  # a key whose weight is nothing
-    if sink_logits is not None:
-        sinks = (sink_logits[:, None] if sink_logits.ndim == 1 else sink_logits).double().expand(B, H, T)
+    lost = torch.zeros(B, H, T, dtype=torch.float64, device=q.device) if shift is None else shift.double()
+    sinks = q.new_full((H,), -math.inf) if sink_logits is None else sink_logits  # without any, a key of no weight
+    sinks = sinks.double()[None, :, None] - lost
     heads_of: list[tuple[Tensor, ...]] = []
     for h, spec in enumerate(heads):
         g = h * k.shape[1] // H
@@ -133,7 +140,9 @@ def reference_sums(
                 raise ValueError(f"head {h} keeps {spec.near.kept} keys and priority is None, expected [B, G, T]")
             near = near | _kept(priority[:, g], known, spec.near)[:, S - T :]
         far = allowed & ~near
-        heads_of.append(_one_head(q[:, h].double(), keys[:, g], spec, near, far, scaling, sinks[:, h]))
+        heads_of.append(
+            _one_head(q[:, h].double(), keys[:, g], spec, near, far, scaling, sinks[:, h], softcap, lost[:, h])
+        )
     weights, sizes, sunk, margins = (torch.stack(parts, 1) for parts in zip(*heads_of))
     weights, sizes = weights * valid[:, None, :, None], sizes * valid[:, None, :, None]
     sunk = sunk * valid[:, None]
@@ -165,9 +174,17 @@ def _kept(priority: Tensor, known: Tensor, near: Near) -> Tensor:
 
 
 def _one_head(
-    q: Tensor, k: Tensor, spec: HeadSpec, near: Tensor, far: Tensor, scaling: float, sinks: Tensor
+    q: Tensor,
+    k: Tensor,
+    spec: HeadSpec,
+    near: Tensor,
+    far: Tensor,
+    scaling: float,
+    sinks: Tensor,
+    softcap: float | None,
+    lost: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One head: q ``[B, T, d]``, k ``[B, S, d]``, near and far bool ``[B, T, S]``, learned sinks ``[B, T]``.
+    """One head: q ``[B, T, d]``, k ``[B, S, d]``, near and far bool ``[B, T, S]``, learned sinks and shift ``[B, T]``.
 
     Returns:
         Weights ``[B, T, S]``, the same with every term of the polynomial taken absolute, the weight of the learned sink
@@ -192,6 +209,8 @@ def _one_head(
         margin = torch.where(far_count > 0, above.abs() / (sizes * far).sum(-1, keepdim=True), math.inf)
         weights = torch.where(above > 0, weights, 1.0) * far
         sizes = torch.where(above > 0, sizes, 1.0) * far
+    if softcap is not None:  # of the true exponential alone
+        scores = softcap * torch.tanh((scores + lost[..., None]) / softcap) - lost[..., None]
     candidates = torch.cat([point, sinks[..., None], scores.masked_fill(~near, -math.inf)], -1)
     top = candidates.amax(-1, keepdim=True)
     top = torch.where(top == -math.inf, 0.0, top)  # a row without any key: its sums are empty

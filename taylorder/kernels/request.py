@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+import torch
 from torch import Tensor
 
+from .score_terms import PLAIN, ScoreTerms
 from .token_buffer import selection
 
 
@@ -18,7 +20,7 @@ class Request:
     Attributes:
         output: ``[B, H, T, d_v]``, to be written.
         guarded: int64 ``[H]``, to which guarded rows are added.
-        sink_logits: learned sinks of every row ``[B, H, T]``, of the dtype of sums; None if there are none.
+        terms: of every row, ``[B, H, T]``.
 
     """
 
@@ -31,7 +33,7 @@ class Request:
     priority: Optional[Tensor]
     output: Tensor
     guarded: Tensor
-    sink_logits: Optional[Tensor] = None
+    terms: ScoreTerms = PLAIN
 
     @property
     def group(self) -> int:
@@ -42,11 +44,12 @@ class Request:
         """``[B, H, T, *]`` as ``[B, G, g, T, *]``."""
         return tensor.view(tensor.shape[0], -1, self.group, *tensor.shape[2:])
 
-    def sinks_of(self, kv_heads: Sequence[int], rows: slice = slice(None)) -> Optional[Tensor]:
-        """Learned sinks of the query heads of some KV heads, ``[B, G g, R]``; None if there are none."""
-        if self.sink_logits is None:
-            return None
-        return self.by_group(self.sink_logits)[:, selection(kv_heads), :, rows].flatten(1, 2)
+    def terms_of(self, kv_heads: Sequence[int], rows: slice = slice(None)) -> ScoreTerms:
+        """Terms of the query heads of some KV heads, ``[B, G g, R]``."""
+        if self.terms.plain or len(kv_heads) == self.k.shape[1]:
+            return self.terms.at((..., rows))
+        heads = torch.arange(self.q.shape[1], device=self.q.device).view(-1, self.group)[list(kv_heads)].flatten()
+        return self.terms.at((slice(None), heads)).at((..., rows))
 
     def write(
         self, kv_heads: Sequence[int], result: Tensor, guarded: Optional[Tensor], rows: slice,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .kept_keys import check_priority, far_from
-from .learned_sinks import check_sink_logits
+from .score_terms import ScoreTerms
 from .spec import GUARD, Exact, HeadSpec, Taylor, check_heads, keeps_keys
 
 _BLOCK_SCORES = 1 << 20
@@ -32,6 +32,8 @@ def score_space_attention(
     valid: Optional[Tensor] = None,
     priority: Optional[Tensor] = None,
     sink_logits: Optional[Tensor] = None,
+    softcap: Optional[float] = None,
+    shift: Optional[Tensor] = None,
     guard: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Attend to all keys given; the queries are those of the last T of S keys.
@@ -45,7 +47,10 @@ def score_space_attention(
         causal: False attends to all valid keys.
         valid: bool ``[B, S]``, False for padding.
         priority: float32 ``[B, G, S]``, needed where a head keeps keys.
-        sink_logits: learned sinks, ``[H]`` or ``[B, H, T]``; None if there are none.
+        sink_logits: learned sinks ``[H]``; None if there are none.
+        softcap: cap of scores under the true exponential; None if there is none.
+        shift: by how much scores are less than the model's because keys are centred, ``[B, H, T]``; None if they are
+            not.
         guard: False leaves vanishing or negative denominators as they are (to show what the guard hides).
 
     Returns:
@@ -56,8 +61,26 @@ def score_space_attention(
     check_heads(heads, q.shape[1], k.shape[1], causal)
     if keeps_keys(heads):
         check_priority(priority, k, valid)
-    if sink_logits is not None:
-        sink_logits = check_sink_logits(sink_logits, q)
+    terms = ScoreTerms.of_rows(q, sink_logits, softcap, shift)
+    return attend_in_score_space(
+        q, k, v, heads, terms, scaling=scaling, causal=causal, valid=valid, priority=priority, guard=guard
+    )
+
+
+def attend_in_score_space(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: Sequence[HeadSpec],
+    terms: ScoreTerms,
+    *,
+    scaling: float,
+    causal: bool = True,
+    valid: Optional[Tensor] = None,
+    priority: Optional[Tensor] = None,
+    guard: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """``score_space_attention`` of what is checked already, with the terms of rows ``[B, H, T]``."""
     B, H, T, _ = q.shape
     S, G = k.shape[2], k.shape[1]
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -76,8 +99,8 @@ def score_space_attention(
                 head = _Head(keys, values, known, heads[h], causal, guard, far)
                 for start in range(0, T, rows):
                     stop = min(start + rows, T)
-                    sinks = None if sink_logits is None else sink_logits[b, h, start:stop, None]
-                    block, hits = head.rows(q[b, h, start:stop].to(dtype) * scaling, S - T + start, sinks)
+                    of_rows = terms.at((b, h, slice(start, stop)))
+                    block, hits = head.rows(q[b, h, start:stop].to(dtype) * scaling, S - T + start, of_rows)
                     output[b, h, start:stop] = block
                     guarded[h] += hits
     return output.to(q.dtype), guarded
@@ -96,10 +119,10 @@ class _Head:
         sink = known & (self.rank <= spec.near.sinks)
         self.sink_end = int(sink.nonzero()[-1]) + 1 if bool(sink.any()) else 0
 
-    def rows(self, q: Tensor, first: int, sinks: Optional[Tensor]) -> tuple[Tensor, int]:
+    def rows(self, q: Tensor, first: int, terms: ScoreTerms) -> tuple[Tensor, int]:
         """Attend for scaled queries ``[R, d]`` at positions ``first`` …: ``[R, d_v]``, and how many rows were guarded.
 
-        ``sinks`` are the learned ones ``[R, 1]``, or None.
+        ``terms`` are those of the rows ``[R]``.
 
         Keys that are far for every row of the block need no causal mask and no exponential; in a long context those are
         nearly all. The others, ``mixed``, get both treatments under their masks.
@@ -118,17 +141,18 @@ class _Head:
         far = allowed & ~near
         live = self.known[position]
         numerator, denominator, point, hits = self._far_sums(q, slice(start, end), mixed, far.to(q.dtype), live)
-        scores = (q @ self.keys[mixed].T).masked_fill(~near, -math.inf)
+        scores = terms.capped(q @ self.keys[mixed].T).masked_fill(~near, -math.inf)
         top = point if scores.shape[1] == 0 else torch.maximum(point, scores.amax(-1, keepdim=True))
+        sinks = terms.sinks
         if sinks is not None:
-            top = torch.maximum(top, sinks)
+            top = torch.maximum(top, sinks[:, None])
         # A row without any key has no top; and since any top would do, no gradient goes through it.
         top = torch.where(top == -math.inf, torch.zeros_like(top), top).detach()
         weights = (scores - top).exp()
         scale = (point - top).exp()
         denominator = weights.sum(-1, keepdim=True) + scale * denominator
         if sinks is not None:
-            denominator = denominator + (sinks - top).exp()
+            denominator = denominator + (sinks[:, None] - top).exp()
         numerator = weights @ self.values[mixed] + scale * numerator
         output = numerator / torch.where(denominator == 0, torch.ones_like(denominator), denominator)
         return output * live, hits  # rows of padding queries put out nothing

@@ -25,6 +25,7 @@ from . import fold_rule
 from .attend import Extent, Memory, Sinks, Sums, Unfolded, attend
 from .polynomial import Polynomials
 from .request import Request
+from .score_terms import ScoreTerms
 from .state import TaylorPart
 from .state_products import Chunk, fold
 from .tables import count
@@ -206,8 +207,8 @@ class TaylorRun:
             rows = slice(step.start, step.stop)
             for heads, polynomial in zip(splits, polynomials):
                 q = queries[:, :, heads, rows][:, kv_heads].flatten(0, 1).to(self.dtype) * self.request.scaling
-                logits = self._sink_logits(where, rows, heads, q, origin)
-                self.write(where, rows, heads, attend(q, tokens, held, sinks, polynomial, extent, logits))
+                terms = self._terms(where, rows, heads, q, origin)
+                self.write(where, rows, heads, attend(q, tokens, held, sinks, polynomial, extent, terms))
 
     def write(self, where: Slice, rows: slice, heads: slice, sums: Sums) -> None:
         """Put out the quotients of the sums of ``rows`` for query heads ``heads`` of each group in ``where``."""
@@ -255,15 +256,14 @@ class TaylorRun:
                 some = slice(first, first + self.together)
                 fold(self.folding, tokens.keys[some], tokens.values[some], memory.features[some], memory.sums[some])
 
-    def _sink_logits(
-        self, where: Slice, rows: slice, heads: slice, queries: Tensor, origin: Optional[Tensor]
-    ) -> Optional[Tensor]:
-        """Learned sinks ``[N, g, C]`` for scaled queries ``[N, g, C, d]`` and keys relative to ``origin``."""
-        if self.request.sink_logits is None:
-            return None
-        logits = self.request.by_group(self.request.sink_logits)[where.sequences, :, heads, rows]
-        logits = logits[:, selection(where.kv_heads)].flatten(0, 1)
-        return logits if origin is None else logits - (queries @ origin[:, None, :, None])[..., 0]
+    def _terms(self, where: Slice, rows: slice, heads: slice, queries: Tensor, origin: Optional[Tensor]) -> ScoreTerms:
+        """Terms ``[N, g, C]`` for scaled queries ``[N, g, C, d]`` and keys relative to ``origin``."""
+        terms = self.request.terms
+        if terms.plain:
+            return terms
+        terms = terms.by_group(self.group).at((where.sequences, slice(None), heads, rows))
+        terms = terms.at((slice(None), selection(where.kv_heads))).flatten(0, 1)
+        return terms if origin is None else terms.lowered((queries @ origin[:, None, :, None])[..., 0])
 
     def _sinks(self, where: Slice, step: Step, origin: Optional[Tensor]) -> Optional[Sinks]:
         part = self.part

@@ -17,8 +17,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from taylorder.kernels.score_terms import ScoreTerms
 from taylorder.models.masks import admitting, looks_ahead
-from taylorder.models.own_attention import attend_unchanged, sink_logits
+from taylorder.models.own_attention import attend_unchanged, score_terms
 from taylorder.models.quiet import quiet_transformers, uncompiled
 from taylorder.models.refusals import refuse_block_mask, refuse_class, refuse_mask, refuse_terms
 
@@ -57,9 +58,9 @@ class AttentionCall:
         return None if window is None else int(window)
 
     @property
-    def sink_logits(self) -> torch.Tensor | None:
-        """Learned sinks ``[H]``, scores that every row's denominator has beside those of keys; None without them."""
-        return sink_logits(self.kwargs)
+    def terms(self) -> ScoreTerms:
+        """What the module does to scores beside scaling them, for each head."""
+        return score_terms(self.kwargs)
 
     @property
     def chunk(self) -> int | None:
@@ -118,8 +119,8 @@ def recording(model: nn.Module, sink: Sink | None, *, observe: Observer | None =
     attention it selected before.
 
     Raises UnsupportedModelError when the class does not dispatch its attention and, from within the forward pass, when
-    a call carries a term that cannot be measured (a bias on the scores, capped scores). An exception
-    raised by ``sink`` propagates through the forward pass.
+    a call carries a term that cannot be measured (a bias on the scores). An exception raised by ``sink`` propagates
+    through the forward pass.
     """
     refuse_class(model)
     _register()

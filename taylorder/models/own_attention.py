@@ -1,7 +1,7 @@
 """Attention as a model computes it by itself, for what attends through a name registered here and is to stay the same.
 
 Models whose scores are plain run transformers' SDPA, whatever they run by themselves. What SDPA has no argument for,
-learned sinks, is computed by the function that the model's own file has for it, to the last bit.
+learned sinks and soft caps, is computed by the function that the model's own file has for it, to the last bit.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from taylorder.errors import UnsupportedModelError
-
-SINK_LOGITS = "s_aux"
-"""The argument of an attention call that holds learned sinks, ``[H]``."""
+from taylorder.kernels.score_terms import ScoreTerms
 
 _EAGER = "eager_attention_forward"
 
@@ -50,13 +48,13 @@ def attend_unchanged(
         kwargs: what else the module passed.
 
     Raises:
-        UnsupportedModelError: there are learned sinks, and the model's file has no function that computes them.
+        UnsupportedModelError: there are such terms, and the model's file has no function that computes them.
 
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     kwargs.pop("is_causal", None)  # ``causal`` says it
-    if sink_logits(kwargs) is None:
+    if score_terms(kwargs).plain:
         output: Tensor = sdpa_attention_forward(
             module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=causal, **kwargs
         )[0]
@@ -74,9 +72,10 @@ def attend_unchanged(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def sink_logits(kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Learned sinks ``[H]`` among the arguments of an attention call; None if it has none."""
-    return kwargs.get(SINK_LOGITS)
+def score_terms(kwargs: Mapping[str, Any]) -> ScoreTerms:
+    """What the arguments of an attention call do to scores beside scaling: learned sinks ``[H]``, and a cap."""
+    cap = kwargs.get("softcap")
+    return ScoreTerms(kwargs.get("s_aux"), None if cap is None else float(cap))
 
 
 def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -86,8 +85,8 @@ def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
         if function is not None:
             return function
     raise UnsupportedModelError(
-        f"{type(module).__name__} has learned sinks, and its file ({type(module).__module__}) has no {_EAGER} to "
-        "compute them by: update the model's code, or choose a model whose class is in transformers."
+        f"{type(module).__name__} has learned sinks or capped scores, and its file ({type(module).__module__}) has no "
+        f"{_EAGER} to compute them by: update the model's code, or choose a model whose class is in transformers."
     )
 
 

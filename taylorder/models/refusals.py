@@ -1,9 +1,9 @@
 """What cannot be measured truthfully, said before any long work.
 
 Taylor truncation needs every score of a head to be ``scaling * q.k`` and nothing else, over all keys that a causal,
-sliding or padding mask admits; beside these a head may have a learned sink. Each ``refuse_*`` raises
-:class:`UnsupportedModelError` (``refuse_block_mask``, of what the caller passed, :class:`UsageError`) naming what was
-found, why it cannot be measured, and the way out; it returns None when nothing stands against the model.
+sliding or padding mask admits; a head may have a learned sink beside these, and scores a soft cap. Each ``refuse_*``
+raises :class:`UnsupportedModelError` (``refuse_block_mask``, of what the caller passed, :class:`UsageError`) naming
+what was found, why it cannot be measured, and the way out; it returns None when nothing stands against the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _LAYER_TYPES = {
 }
 
 _CALL_TERMS = {
-    "softcap": "caps its scores with a tanh, so exp is not applied to q.k itself",
     "position_bias": "adds a learned position bias to its scores, and exp(bias) does not factorise over query and key",
     "sinks": "adds to the softmax denominator what it makes of each query, which is no score of a key",
     "indices": "picks the keys of each query by a learned index, which no running sum follows",
@@ -100,11 +99,6 @@ def refuse_config(config: Any, name: str, *, half: bool = False) -> None:
             f"{name} is an encoder-decoder ({config.model_type}): its decoder and cross attention cannot be calibrated "
             "on plain text. Take one half of it (model.get_encoder() or model.get_decoder()), which may be measured by "
             "itself, or another model."
-        )
-    if cap := getattr(text, "attn_logit_softcapping", None):
-        raise UnsupportedModelError(
-            f"{name} caps its attention scores (attn_logit_softcapping = {cap:g}): a tanh stands between q.k and exp, "
-            f"so the Taylor terms of q.k are not its own. {OTHER_MODEL}."
         )
     for layer_type in getattr(text, "layer_types", None) or ():
         if layer_type in _LAYER_TYPES:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from torch import Tensor
 
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.kernels.spec import GUARD, HeadSpec, Taylor
 
 _EVALUATIONS = 50
@@ -27,7 +28,7 @@ _EVALUATIONS = 50
 class HeadRows:
     """Some query rows of one query head against all keys of one sequence, float64, with what all candidates share."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, sinks: Tensor | None = None) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, terms: ScoreTerms = PLAIN) -> None:
         """Form the scores.
 
         Args:
@@ -35,7 +36,7 @@ class HeadRows:
             k: ``[T, d]``, centred (and rotated).
             v: ``[T, d_v]``.
             rows: positions of the queries ``[R]``.
-            sinks: learned sinks as they stand beside centred keys ``[R]``; None without them.
+            terms: of the rows ``[R]``.
 
         """
         self.q, self.k = q, k
@@ -43,8 +44,9 @@ class HeadRows:
         self.seen = self.key <= self.row
         self.values = torch.cat([v, v.new_ones(len(v), 1)], -1)
         self.scores = q @ k.T
-        masked = self.scores.masked_fill(~self.seen, -math.inf)
+        masked = terms.capped(self.scores).masked_fill(~self.seen, -math.inf)
         self.top = masked.amax(-1, keepdim=True)
+        sinks = terms.sinks
         if sinks is not None:
             self.top = torch.maximum(self.top, sinks[:, None])
         self.weights = (masked - self.top).exp()

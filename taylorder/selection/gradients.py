@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taylorder.errors import NonFiniteError
+from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.models.attention import AttentionCall, Observer, recording
 from taylorder.models.running import run_base
 from taylorder.selection.recomputing import by_layer, goes_by_layer
@@ -28,8 +29,8 @@ class Observed:
     """One attention module on one sequence, float32 (or the model's dtype), on the device of the model.
 
     ``q`` ``[H, T, d]``, ``k`` ``[G, T, d]`` (not centred), ``v`` ``[G, T, d_v]``, ``output`` ``[H, T, d_v]`` and
-    ``gradient``, of the same shape, of the loss by the output; ``sink_logits`` ``[H]`` are learned sinks, None without
-    them.
+    ``gradient``, of the same shape, of the loss by the output; ``terms`` are what the module does to scores beside
+    scaling them, for each head.
     """
 
     q: Tensor
@@ -38,7 +39,7 @@ class Observed:
     output: Tensor
     gradient: Tensor
     scaling: float
-    sink_logits: Tensor | None = None
+    terms: ScoreTerms = PLAIN
 
 
 Consumer = Callable[[str, Observed], None]
@@ -76,14 +77,13 @@ def observe_sequence(
     """
     twice = goes_by_layer(model, len(input_ids))
     awaited: set[str] = set()
-    calls: dict[str, tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor | None]] = {}
+    calls: dict[str, tuple[Tensor, Tensor, Tensor, Tensor, float, ScoreTerms]] = {}
     on_the_way_back = False
 
     def observe(call: AttentionCall, output: Tensor) -> None:
         if on_the_way_back or not twice:
-            sinks = None if call.sink_logits is None else call.sink_logits.detach()
             q, k, v = call.q.detach(), call.k.detach(), call.v.detach()
-            calls[call.name] = (q, k, v, output.detach(), call.scaling, sinks)
+            calls[call.name] = (q, k, v, output.detach(), call.scaling, call.terms.map(Tensor.detach))
         if not on_the_way_back:
             awaited.add(call.name)
             output.register_hook(partial(arrived, call.name))  # type: ignore[no-untyped-call]
@@ -92,9 +92,9 @@ def observe_sequence(
         if not torch.isfinite(gradient).all():
             raise _broken(name)
         awaited.discard(name)
-        q, k, v, output, scaling, sinks = calls.pop(name)
+        q, k, v, output, scaling, terms = calls.pop(name)
         by_output = gradient.contiguous()[0].transpose(0, 1)
-        consume(name, Observed(q[0], k[0], v[0], output[0].transpose(0, 1), by_output, scaling, sinks))
+        consume(name, Observed(q[0], k[0], v[0], output[0].transpose(0, 1), by_output, scaling, terms))
 
     with _input_gradient_only(model), torch.enable_grad(), running(model, observe), by_layer(model, twice):
         hidden = run_base(model, input_ids[None])

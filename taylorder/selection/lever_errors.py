@@ -22,8 +22,8 @@ from taylorder.analysis.truncation import key_centres, relative
 from taylorder.kernels import HeadSpec, taylor_attention
 from taylorder.kernels.kept_fields import attend_kept_fields
 from taylorder.kernels.kept_keys import far_from
-from taylorder.kernels.learned_sinks import beside_centred_keys
 from taylorder.kernels.near_fields import NearField, attend_near_fields
+from taylorder.kernels.score_terms import shift_of
 from taylorder.kernels.spec import Exact, Near, keeps_keys
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.fitted_coefficients import HeadRows, Moments, fit, moments
@@ -96,10 +96,10 @@ class Runner:
         self.group = group
         k = observed.k.float() - prepared.centres[:, None].to(observed.k.device)
         self.plain = observed.q.float(), k
-        self.sinks = None  # [H, T], as they stand beside centred keys
-        if observed.sink_logits is not None:
-            learned, centres = observed.sink_logits.float(), prepared.centres.to(k.device)
-            self.sinks = beside_centred_keys(learned, self.plain[0][None], centres, observed.scaling)[0]
+        self.terms = observed.terms  # of rows [H, T]
+        if not observed.terms.plain:
+            shift = shift_of(self.plain[0][None], prepared.centres.to(k.device), observed.scaling)[0]
+            self.terms = observed.terms.map(Tensor.float).by_row(shift)
         self.priority = None  # [G, T]
         if prepared.probe is not None:
             self.priority = priorities(prepared.probe.to(k.device), observed.k[None], observed.v[None])[0]
@@ -135,9 +135,11 @@ class Runner:
             q, k = self.tensors(rotated=any(spec.ranks is not None for spec in specs))
             keys, values = k[None, kv_head, None], self.observed.v[None, kv_head, None].float()
             priority = self.priorities(kv_head)[None, None] if keeps_keys(specs) else None
+            terms = self.terms.at(heads)
             output, state = taylor_attention(
                 q[None, heads], keys, values, specs, scaling=self.observed.scaling, priority=priority,
-                sink_logits=None if self.sinks is None else self.sinks[None, heads],
+                sink_logits=self.observed.terms.at(heads).sink_logits, softcap=terms.softcap,
+                shift=None if terms.shift is None else terms.shift[None],
             )  # fmt: skip
             if state is None:
                 raise RuntimeError("taylor_attention returned no state for causal attention")
@@ -148,8 +150,7 @@ class Runner:
         q, k = self.tensors(rotated=False)
         heads = self._heads(kv_head)
         inputs = q[heads], k[kv_head], self.observed.v[kv_head].float()
-        sinks = None if self.sinks is None else self.sinks[heads]
-        options: dict[str, Any] = {"scaling": self.observed.scaling, "sink_logits": sinks}
+        options: dict[str, Any] = {"scaling": self.observed.scaling, "terms": self.terms.at(heads)}
         plain = [index for index, field in fields.items() if not field.near.kept]
         keeping = [index for index, field in fields.items() if field.near.kept]
         if plain:
@@ -313,8 +314,8 @@ def fit_coefficients(
                     q, k = runner.tensors(rotated=ranked)
                     keys, values = k[head // group], observed.v[head // group]
                     scaled = q[head, rows].double() * observed.scaling
-                    sinks = None if runner.sinks is None else runner.sinks[head, rows].double()
-                    shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows, sinks)
+                    terms = runner.terms.at((head, rows)).map(Tensor.double)
+                    shared[ranked] = HeadRows(scaled, keys.double(), values.double(), rows, terms)
                 found[index, head] = moments(shared[ranked], spec, far_rows[head // group, spec.near])
         of_sequences.append(found)
     everywhere = gathered(of_sequences)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taylorder.analysis.losses import language_model_head, nll_gradient
 from taylorder.errors import UnsupportedModelError
+from taylorder.kernels.score_terms import ScoreTerms
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.gradients import Observed, observe_sequence
@@ -151,20 +152,21 @@ class _Observations:
     def __init__(self, spilled: Spill, modules: Collection[str]) -> None:
         """Keep what is observed of these modules."""
         self.spilled, self.modules = spilled, modules
-        self._about: dict[str, tuple[float, torch.device]] = {}
+        self._about: dict[str, tuple[float, ScoreTerms, torch.device]] = {}
 
     def keep(self, sequence: int, module: str, observed: Observed) -> None:
         """Put away what was observed of a module on the sequence of that number."""
         if module in self.modules:
             tensors = {name: getattr(observed, name) for name in _TENSORS}
             self.spilled.put(f"{module}-{sequence}", tensors)
-            self._about[module] = observed.scaling, observed.q.device
+            self._about[module] = observed.scaling, observed.terms, observed.q.device
 
     def take(self, sequence: int, module: str) -> Observed:
         """The same, where the module is."""
-        scaling, device = self._about[module]
+        scaling, terms, device = self._about[module]
         tensors = self.spilled.take(f"{module}-{sequence}")
-        return Observed(**{name: tensor.to(device) for name, tensor in tensors.items()}, scaling=scaling)
+        q, k, v, output, gradient = (tensors[name].to(device) for name in _TENSORS)
+        return Observed(q, k, v, output, gradient, scaling, terms)
 
 
 def record_name(module: str) -> str:

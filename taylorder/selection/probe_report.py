@@ -162,7 +162,7 @@ def _judge_sequence(model: Any, description: ModelDescription, probes: Probes, s
     def consume(name: str, layer: LayerTensors) -> None:
         if name in probes.weights:
             priority = priorities(probes.weights[name], layer.k, layer.v)[0]
-            received = attention_by_part(layer.q[0], layer.k[0], layer.scaling, PARTS, layer.sink_logits)
+            received = attention_by_part(layer.q[0], layer.k[0], layer.scaling, PARTS, layer.terms)
             rows.extend(judge_module(name, priority, received, reach))
 
     run_layers(model, sequence[None], consume)

@@ -145,7 +145,7 @@ def sequence_equations(model: Any, description: ModelDescription, sequence: Tens
     def consume(name: str, layer: LayerTensors) -> None:
         if name in modules:
             features = probe_features(layer.k[0, :, reach.keys], layer.v[0, :, reach.keys])
-            use = log_use(layer.q[0], layer.k[0], layer.scaling, reach, layer.sink_logits)
+            use = log_use(layer.q[0], layer.k[0], layer.scaling, reach, layer.terms)
             equations[name] = NormalEquations.of(features, use)
 
     run_layers(model, sequence[None], consume)

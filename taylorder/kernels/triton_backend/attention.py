@@ -83,7 +83,7 @@ class _Call:
         self.causal, self.scaling, k, v = request.causal, request.scaling, request.k, request.v
         self.q, self.k, self.v = (of_heads(tensor, part.kv_heads) for tensor in (request.by_group(request.q), k, v))
         self.priority = None if request.priority is None else of_heads(request.priority, part.kv_heads)
-        self.sink_logits = None if request.sink_logits is None else request.sink_logits.contiguous()
+        self.terms = request.terms
         self.valid = None if request.valid is None else request.valid.contiguous().view(torch.uint8)
         self.precision = Precision.of(k.dtype, machine())
         self.value_dim = v.shape[-1]
@@ -228,7 +228,7 @@ class _Call:
                 "sink_values": part.sink_values,
                 "sink_counts": tables.sink_counts,
                 "sink_slots": part.sink_keys.shape[2],
-                "sink_logits": part.folded_counts if self.sink_logits is None else self.sink_logits,
+                **self._terms(),
                 "ranks": _constant(B, n, EVERY, torch.int32, q.device) if ranks is None else ranks,
                 "items": todo.blocks,
                 "numbers": _numbers(part.kv_heads, q.device),
@@ -241,8 +241,22 @@ class _Call:
                 "padded": int(self.valid is not None),
                 "threshold": GUARD,
             },
-            {**constants, "LEARNED": self.sink_logits is not None},
+            {
+                **constants,
+                "LEARNED": self.terms.sink_logits is not None,
+                "CAPPED": self.terms.softcap is not None,
+                "SHIFTED": self.terms.shift is not None,
+            },
         )
+
+    def _terms(self) -> dict[str, Any]:
+        """What ``add_near_and_divide`` is given of learned sinks and soft cap."""
+        terms, unread = self.terms, self.part.folded_counts
+        return {
+            "sink_logits": unread if terms.sink_logits is None else terms.sink_logits[0, :, 0].contiguous(),
+            "shifts": unread if terms.shift is None else terms.shift.contiguous(),
+            "softcap": terms.softcap or 0.0,
+        }
 
     def _far(self, n: int) -> FarSums:
         part = self.part

@@ -118,6 +118,19 @@ def _add_exponentials(numerator, denominator, top, score, inside, value, DOT: tl
 
 
 @triton.jit
+def _capped(score, softcap, shift, CAPPED: tl.constexpr, SHIFTED: tl.constexpr):
+    """Scores ``[ROWS, COLUMNS]`` as the true exponential takes them, relative to ``shift`` as they come."""
+    if CAPPED:
+        if SHIFTED:
+            score += shift[:, None]
+        # tanh by the exponential, which saturates on both sides.
+        score = softcap * (1.0 - 2.0 / (tl.exp(score * (2.0 / softcap)) + 1.0))
+        if SHIFTED:
+            score -= shift[:, None]
+    return score
+
+
+@triton.jit
 def add_near_and_divide(
     coordinates,  # [N, 1 + d, ld] of queries
     coefficients,  # float32 [N, slots, ld]; row 0 is degree 0
@@ -136,7 +149,8 @@ def add_near_and_divide(
     sink_keys,  # [N, sink_slots, d]
     sink_values,  # [N, sink_slots, d_v]
     sink_counts,  # int32 [G], sinks of each KV head
-    sink_logits,  # float32 [B, heads, all_tokens], learned sinks; not read unless LEARNED
+    sink_logits,  # float32 [heads], learned sinks; not read unless LEARNED
+    shifts,  # float32 [B, heads, all_tokens], by how much scores are less than the model's; not read unless SHIFTED
     ranks,  # int32 [B, new], valid tokens of a sequence up to a row
     items,  # int32 [programs, 4]: n, first row, first piece, number of pieces
     numbers,  # int32 [G], which of all KV heads these are
@@ -156,12 +170,15 @@ def add_near_and_divide(
     sink_slots,
     scaling,
     threshold,  # a far denominator not above this share of the far tokens is guarded
+    softcap,  # of scores under the true exponential; not used unless CAPPED
     HEAD_DIM: tl.constexpr,
     HEAD_BLOCK: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     VALUE_BLOCK: tl.constexpr,
     LEVELS: tl.constexpr,
     LEARNED: tl.constexpr,  # whether there are learned sinks
+    CAPPED: tl.constexpr,  # whether there is a soft cap
+    SHIFTED: tl.constexpr,  # whether keys are centred, as far as sinks and caps notice
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DOT: tl.constexpr,
@@ -213,9 +230,12 @@ def add_near_and_divide(
     has_far = top > -float("inf")
     numerator = tl.where(has_far[:, None], numerator, 0.0)
     denominator = tl.where(has_far, denominator, 0.0)
-    if LEARNED:
+    shift = tl.zeros((ROWS,), tl.float32)
+    if SHIFTED:
         among_all = n // kv_heads * heads + tl.load(numbers + kv_head) * group + head
-        learned = tl.load(sink_logits + among_all * all_tokens + first_token + token, mask=real, other=0.0)
+        shift = tl.load(shifts + among_all * all_tokens + first_token + token, mask=real, other=0.0)
+    if LEARNED:
+        learned = tl.load(sink_logits + tl.load(numbers + kv_head) * group + head, mask=real, other=0.0) - shift
         above = tl.maximum(top, learned)
         scale = tl.exp(top - above)
         numerator *= scale[:, None]
@@ -245,6 +265,7 @@ def add_near_and_divide(
             other=0.0,
         )
         score = tl.dot(query, key, input_precision=PRECISION) * scaling
+        score = _capped(score, softcap, shift, CAPPED, SHIFTED)
         inside = known[None, :] & (sink[None, :] < rank[:, None])
         numerator, denominator, top = _add_exponentials(
             numerator, denominator, top, score, inside, value, DOT, PRECISION
@@ -265,6 +286,7 @@ def add_near_and_divide(
             other=0.0,
         )
         score = tl.dot(query, key, input_precision=PRECISION) * scaling
+        score = _capped(score, softcap, shift, CAPPED, SHIFTED)
         far = tl.load(far_from + first_key + near, mask=known, other=-1)
         inside = (near[None, :] <= own[:, None]) & (far[None, :] > position[:, None])
         numerator, denominator, top = _add_exponentials(

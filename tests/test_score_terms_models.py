@@ -1,4 +1,4 @@
-"""Models with learned sinks, from the calls that are recorded to what is generated: nothing forgets the sinks."""
+"""Models with learned sinks or capped scores, from the calls that are recorded to what is generated."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import copy
 import pydoc_data.topics
 from dataclasses import replace
 
-import numpy as np
 import plain
 import pytest
 import torch
-from generating import LENGTH, MODES, SIZES, generate, in_pieces, padded_batch, positions, run, uniform
+from generating import LENGTH, MODES, generate, padded_batch, positions, run, uniform
 from measured_levers import (
     CENTRE_3,
     DROPPED,
@@ -28,35 +27,39 @@ from measured_levers import (
 )
 from measured_levers import LENGTH as LEVERS_LENGTH
 from mixed_orders import keeping_config, mixed_config, ranked_config, reference_output
-from tiny import WITH_SINKS, gpt_oss, tokens
+from tiny import WITH_TERMS, gemma2, gpt_oss, tokens
 from tolerances import relative_error
 
 import taylorder
-from taylorder.adapt.cache import TaylorCache
 from taylorder.adapt.near_example import seen_near
+from taylorder.analysis.candidate_rows import candidate_rows
 from taylorder.analysis.capture import run_layers
 from taylorder.analysis.future_attention import Reach, attention_by_part, log_use
 from taylorder.analysis.losses import hidden_states
 from taylorder.analysis.truncation import Sweep, blocks, key_centres, measure
 from taylorder.claims.weights import truncated_weights
 from taylorder.errors import UnsupportedModelError
+from taylorder.kernels.score_terms import PLAIN
 from taylorder.models.attention import recording
 from taylorder.models.describe import describe
 from taylorder.models.own_attention import attend_unchanged
 from taylorder.selection.config_of import config_of
 
 
-@pytest.fixture(params=WITH_SINKS)
+@pytest.fixture(params=WITH_TERMS)
 def model(request):
-    return WITH_SINKS[request.param]()
+    return WITH_TERMS[request.param]()
 
 
-def without_sinks(model):
-    """The same with sinks that take nothing."""
+def without_terms(model):
+    """The same with sinks that take nothing, and no caps."""
     other = copy.deepcopy(model)
     for name, parameter in other.named_parameters():
         if name.endswith("sinks"):
             parameter.data.fill_(-60.0)
+    for module in other.modules():
+        if getattr(module, "attn_logit_softcapping", None) is not None:
+            module.attn_logit_softcapping = None
     return other
 
 
@@ -64,10 +67,10 @@ def first_open_layer(model):
     (name, *_) = (module.name for module in describe(model, "tiny").open_modules)
     layers = {}
     run_layers(model, tokens(2, 24), lambda module, layer: layers.update({module: layer}))
-    return model.get_submodule(name), layers[name]
+    return layers[name]
 
 
-def test_recording_hands_sinks_over_and_changes_no_bit(model):
+def test_recording_hands_terms_over_and_changes_no_bit(model):
     ids, mask = padded_batch(40)
     calls = []
     with torch.no_grad():
@@ -76,7 +79,10 @@ def test_recording_hands_sinks_over_and_changes_no_bit(model):
             found = model(ids, attention_mask=mask).logits
     assert torch.equal(found[mask.bool()], expected[mask.bool()])
     for call in calls:
-        assert torch.equal(call.sink_logits, call.module.sinks)
+        sinks, cap = (getattr(call.module, name, None) for name in ("sinks", "attn_logit_softcapping"))
+        assert (sinks is None) != (cap is None)
+        assert call.terms.softcap == cap
+        assert sinks is None or torch.equal(call.terms.sink_logits, sinks)
 
 
 def test_a_sequence_at_a_time_is_the_whole_batch_to_the_last_bit(model, monkeypatch):
@@ -89,11 +95,12 @@ def test_a_sequence_at_a_time_is_the_whole_batch_to_the_last_bit(model, monkeypa
     assert torch.equal(found[mask.bool()], expected[mask.bool()])
 
 
-def test_a_model_whose_file_has_no_function_for_sinks_is_refused_by_name():
+@pytest.mark.parametrize("term", [{"s_aux": torch.zeros(1)}, {"softcap": 2.0}])
+def test_a_model_whose_file_has_no_function_for_terms_is_refused_by_name(term):
     module = torch.nn.Linear(1, 1)
     vectors = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(UnsupportedModelError, match=r"Linear has learned sinks.*no eager_attention_forward.*update"):
-        attend_unchanged(module, vectors, vectors, vectors, None, causal=True, scaling=1.0, s_aux=torch.zeros(1))
+    with pytest.raises(UnsupportedModelError, match=r"Linear has learned sinks or.*no eager_attention_forward.*update"):
+        attend_unchanged(module, vectors, vectors, vectors, None, causal=True, scaling=1.0, **term)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -125,26 +132,25 @@ def test_an_adapted_model_is_the_float64_reference(model, kind):
     expected = reference_output(model, config, input_ids=ids, **inputs)[mask.bool()]
     with torch.no_grad(), taylorder.adapted(model, config):
         found = model(ids, **inputs).logits[mask.bool()]
-    forgotten = reference_output(without_sinks(model), config, input_ids=ids, **inputs)[mask.bool()]
+    forgotten = reference_output(without_terms(model), config, input_ids=ids, **inputs)[mask.bool()]
     assert relative_error(found, expected) < 1e-4
     assert relative_error(forgotten, expected) > 0.01  # negative control
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_a_cache_is_one_full_pass(model, kind):
+@pytest.mark.parametrize("kind", ["mixed", "keeping keys"])
+def test_a_cache_is_one_full_pass(model, kind, monkeypatch):
     config = CONFIGS[kind](model)
     ids, mask = padded_batch(LENGTH)
-    _, pieces = run(model, config, ids, mask, SIZES)
+    _, pieces = run(model, config, ids, mask)
     with torch.no_grad(), taylorder.adapted(model, config):
         whole = model(ids, attention_mask=mask, position_ids=positions(mask)).logits
-        spoiled = without_sinks(model)
-    with torch.no_grad(), taylorder.adapted(spoiled, config):
-        other = in_pieces(spoiled, TaylorCache(spoiled, config), ids, mask, SIZES)
+        monkeypatch.setattr("taylorder.adapt.attention.score_terms", lambda _kwargs: PLAIN)
+        forgotten = model(ids, attention_mask=mask, position_ids=positions(mask)).logits
     assert relative_error(pieces[mask.bool()], whole[mask.bool()]) < 1e-4
-    assert relative_error(other[mask.bool()], whole[mask.bool()]) > 0.01  # negative control
+    assert relative_error(forgotten[mask.bool()], whole[mask.bool()]) > 0.01  # negative control
 
 
-def test_gradients_pass_in_training_and_reach_the_sinks(model):
+def test_gradients_pass_and_reach_the_sinks(model):
     config = mixed_config(model)
     ids = tokens(2, 20)
     with taylorder.adapted(model, config):
@@ -153,52 +159,62 @@ def test_gradients_pass_in_training_and_reach_the_sinks(model):
     expected = reference_output(model, config, input_ids=ids)
     assert relative_error(output.detach(), expected) < 1e-4
     for module in describe(model, "tiny").open_modules:
-        assert model.get_submodule(module.name).sinks.grad.abs().max() > 0
+        sinks = getattr(model.get_submodule(module.name), "sinks", None)
+        assert sinks is None or sinks.grad.abs().max() > 0
+        assert model.get_submodule(module.name).q_proj.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("expansion", ["zero", "centre", "mean"])
 @pytest.mark.parametrize("window, sinks", [(0, 0), (5, 2)])
 def test_truncation_errors_are_those_of_the_plain_loop(model, expansion, window, sinks):
-    module, layer = first_open_layer(model)
+    layer = first_open_layer(model)
     centres = key_centres(layer)
     rows = [torch.tensor([0, 3, 11, 23]), torch.tensor([7, 22])]
     statistics, (errors,) = measure(layer, centres, rows, (Sweep(3, window, sinks, (expansion,)),))
-    group = layer.q.shape[1] // layer.k.shape[1]
+    group, learned = layer.q.shape[1] // layer.k.shape[1], layer.terms.sink_logits
     for head in range(layer.q.shape[1]):
         q, k, v = (x.double().numpy() for x in (layer.q[:, head], layer.k[:, head // group], layer.v[:, head // group]))
         positions = [part.tolist() for part in rows]
         expected = plain.head_errors(
             q, k, v, centres[head // group].numpy(), positions, lambda _b, i: range(i + 1), layer.scaling, 3, expansion,
-            window=window, sinks=sinks, learned=float(module.sinks[head]),
+            window=window, sinks=sinks, learned=None if learned is None else learned[head].item(),
+            softcap=layer.terms.softcap,
         )  # fmt: skip
         found = float((errors.squared["guarded"][0, 2, head] / statistics.output_squared[head]).sqrt())
         assert found == pytest.approx(expected["relative_l2"], rel=1e-6)
         assert float(errors.largest["guarded"][0, 2, head]) == pytest.approx(expected["max_error"], rel=1e-6)
 
 
-def test_attention_of_keys_is_what_sinks_leave(model):
-    _, layer = first_open_layer(model)
+def weights_of_rows(q, k, scaling, terms, head):
+    """Exact weights of one head ``[T, T]`` in float64."""
+    q, k = q[head].double(), k[head * len(k) // len(q)].double()
+    scores = scaling * q @ k.T
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
+    weights = scores.exp().tril()
+    sink = 0.0 if terms.sink_logits is None else terms.sink_logits[head].exp().item()
+    return weights / (weights.sum(-1, keepdim=True) + sink)
+
+
+def test_attention_that_keys_receive(model):
+    layer = first_open_layer(model)
     q, k = layer.q[0], layer.k[0]
-    group = len(q) // len(k)
-    T = q.shape[1]
-    received = attention_by_part(q, k, layer.scaling, 2, layer.sink_logits)
-    expected, use = np.zeros((2, len(k), T)), np.zeros((len(k), T))
+    group, T = len(q) // len(k), q.shape[1]
     reach = Reach.of(T)
+    received, use = torch.zeros(2, len(k), T, dtype=torch.float64), torch.zeros(len(k), T, dtype=torch.float64)
     for head in range(len(q)):
-        scores = (layer.scaling * q[head].double() @ k[head // group].double().T).detach().numpy()
-        for row in range(T):
-            weights = np.exp(scores[row, : row + 1])
-            weights /= weights.sum() + np.exp(float(layer.sink_logits[head]))
-            expected[row // (T // 2), head // group, : row + 1] += weights
-            later = np.arange(row + 1) < row - reach.recent
-            use[head // group, : row + 1] += np.minimum(1, weights * (row + 1) / 8) * later / group
-    assert received.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    rows_later = np.arange(T - 1 - reach.recent, 0, -1)[reach.keys]
-    found = log_use(q, k, layer.scaling, reach, layer.sink_logits).exp().numpy()
-    assert found == pytest.approx(np.maximum(use[:, reach.keys] / rows_later, 1e-8), rel=1e-4)
+        weights = weights_of_rows(q, k, layer.scaling, layer.terms, head)
+        received[:, head // group] += weights.view(2, T // 2, T).sum(1)
+        fair = (weights * torch.arange(1, T + 1)[:, None] / 8).clamp(max=1)
+        use[head // group] += fair.tril(-reach.recent - 1).sum(0) / group
+    found = attention_by_part(q, k, layer.scaling, 2, layer.terms)
+    torch.testing.assert_close(found.double(), received, rtol=1e-4, atol=1e-6)
+    later = torch.arange(T - 1 - reach.recent, 0, -1)[reach.keys]
+    found = log_use(q, k, layer.scaling, reach, layer.terms).exp()
+    torch.testing.assert_close(found.double(), (use[:, reach.keys] / later).clamp(min=1e-8), rtol=1e-4, atol=1e-9)
 
 
-def test_shares_of_attention_leave_out_what_the_sinks_take(model):
+def test_shares_of_attention_are_those_of_exact_weights(model):
     config = keeping_config(model)
     ids = tokens(1, 40)[0]
     shares = {(one.module, one.head): one for one in seen_near(model, config, ids)[1]}
@@ -208,22 +224,26 @@ def test_shares_of_attention_leave_out_what_the_sinks_take(model):
     assert shares
     for (name, head), one in shares.items():
         call = calls[name]
-        key = call.k[0, head * call.k.shape[1] // call.q.shape[1]].double()
-        scores = (call.scaling * call.q[0, head].double() @ key.T).masked_fill(
-            torch.ones(40, 40).triu(1) > 0, -torch.inf
-        )
-        taken = (call.sink_logits[head].double() - torch.logaddexp(scores.logsumexp(-1), call.sink_logits[head])).exp()
-        assert one.sinks + one.window + one.kept + one.rest == pytest.approx(float(1 - taken.mean()), abs=1e-5)
+        weights = weights_of_rows(call.q[0], call.k[0], call.scaling, call.terms, head)
+        first = config_near(config, name, head).sinks
+        assert one.sinks == pytest.approx(float(weights[:, :first].sum(-1).mean()), abs=1e-5)
+        assert one.sinks + one.window + one.kept + one.rest == pytest.approx(float(weights.sum(-1).mean()), abs=1e-5)
+
+
+def config_near(config, name, head):
+    (layer,) = (layer for layer in config.layers if layer.module == name)
+    return layer.heads[head].spec.near
 
 
 def test_truncated_weights_of_claims_tend_to_the_exact_ones(model):
-    _, layer = first_open_layer(model)
-    small = replace(layer, q=layer.q / 50)
+    layer = first_open_layer(model)
+    small = replace(layer, q=layer.q / 50)  # scores so small that no cap shows
     (block,) = blocks(small, key_centres(small), 0, torch.tensor([5, 20, 23]))
     exact = block.exact_weights()
     *_, eighth = truncated_weights(block, 8)
-    torch.testing.assert_close(eighth, exact, rtol=1e-6, atol=1e-8)
-    assert (exact.sum(-1) < 0.999).all()
+    cap = layer.terms.softcap
+    torch.testing.assert_close(eighth, exact, rtol=1e-6 if cap is None else 1e-3, atol=1e-8)
+    assert (exact.sum(-1) < 0.999).all() == (cap is None)
 
 
 CHOICES = [(EXACT, DROPPED, FITTED_1, RANKED), (EVEN, FITTED_2, CENTRE_3, KEPT), (KEPT_2, TAYLOR_1, KEPT_1, DROPPED)]
@@ -252,11 +272,23 @@ def test_a_config_has_the_errors_that_were_measured(model, tmp_path):
             assert error == pytest.approx(table.rows()[kv_head][choice[kv_head]].relative_l2, rel=1e-4, abs=1e-6)
 
 
-def test_analyze_measures_and_says_nothing_of_a_refusal(tiny_tokenizer):
-    model = gpt_oss()
+def test_analyze_measures_by_the_terms(tiny_tokenizer):
     text = " ".join(pydoc_data.topics.topics.values())[:4000]
-    settings = {"text": text, "max_tokens": 96, "sequence_length": 32, "max_order": 3}
+    settings = {"text": text, "max_tokens": 64, "sequence_length": 32, "max_order": 3}
+    model = gpt_oss()
     errors = {row.relative_l2 for row in taylorder.analyze(model, tiny_tokenizer, **settings).candidates}
-    others = {row.relative_l2 for row in taylorder.analyze(without_sinks(model), tiny_tokenizer, **settings).candidates}
+    others = {row.relative_l2 for row in taylorder.analyze(without_terms(model), tiny_tokenizer, **settings).candidates}
     assert errors
     assert not errors & others - {0.0}
+
+
+def test_a_bound_that_knows_nothing_of_caps_is_not_given():
+    model = gemma2()
+    module, layer = describe(model, "tiny").open_modules[0], first_open_layer(model)
+    small = replace(layer, q=layer.q / 50)
+    figures = []
+    for of_layer in (small, replace(small, terms=PLAIN)):
+        scores, (sums,) = measure(of_layer, key_centres(small), [torch.tensor([5, 20])] * 2, (Sweep(3),))
+        figures.append({row.certified_bound for row in candidate_rows(module, of_layer, scores, sums)})
+    assert figures[0] == {None}
+    assert None not in figures[1]
