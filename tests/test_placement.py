@@ -70,5 +70,6 @@ def test_a_map_that_cannot_be_kept_is_refused(device_map, words, folder):
 
 
 def test_a_map_that_leaves_modules_out_is_refused(folder):
-    with pytest.raises(UsageError, match=r"the device map does not fit .*model: The device_map provided does not give"):
+    words = r"the device map does not fit .*model \(The device_map provided .*\): give every module a place"
+    with pytest.raises(UsageError, match=words):
         load(str(folder), device_map={"model.layers.0": "cpu", "model.norm": "disk"})

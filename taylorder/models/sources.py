@@ -147,8 +147,11 @@ def explained(source: Source) -> Iterator[None]:
         raise TaylorderError(f"{source.name} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:
         text = str(error)
-        if "device_map" in text:
-            raise UsageError(f"the device map does not fit {source.name}: {first_line(error)}.") from error
+        if "device_map" in text or "Disk offload" in text:
+            raise UsageError(
+                f"the device map does not fit {source.name} ({first_line(error)}): give every module a place, and no "
+                "module of a GGUF file one on disk"
+            ) from error
         if "trust_remote_code" in text:
             raise UsageError(
                 f"{source.name} brings its own Python code, which is not run unasked: read it, then load the model "
