@@ -132,7 +132,7 @@ def test_a_constant_far_field_needs_no_scores(monkeypatch, window, sinks):
     # The last two are guarded: a constant that is too small, and one that is negative.
     heads = [HeadSpec(Taylor(1, coefficients=(c,)), Near(window, sinks)) for c in (1.0, 2.5, 1e-4, -1.0)]
     expected, hits = gradients(lambda q, k, v: score_space_attention(q, k, v, heads, scaling=SCALING), inputs, weights)
-    monkeypatch.setattr("taylorder.kernels.differentiable.score_space_attention", None)
+    monkeypatch.setattr("taylorder.kernels.differentiable.attend_in_score_space", None)
     found, guarded = gradients(
         lambda q, k, v: differentiable_attention(q, k, v, heads, scaling=SCALING), inputs, weights
     )
@@ -173,9 +173,9 @@ def told_of_near(monkeypatch):
     """The list of windows that the torch backend handed to ordinary attention."""
     calls = []
 
-    def attend(q, k, v, near, *, scaling):
+    def attend(q, k, v, near, **options):
         calls.append((q.shape[2], near.window, near.sinks))
-        return windowed_attention(q, k, v, near, scaling=scaling)
+        return windowed_attention(q, k, v, near, **options)
 
     monkeypatch.setattr(near_run, "windowed_attention", attend)
     return calls

@@ -189,8 +189,12 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
             constants = {**widths, "LEVELS": levels, "ROWS": rows}
             yield from settled("read_pending", label, settings, {**constants, "DEGREES": 4})
         settings = near_settings(head_dim, head_dim, precision, rows)
-        constants |= {"LEVELS": 1, "LEARNED": True, "CAPPED": True, "SHIFTED": True}
-        yield from settled("add_near_and_divide", f"d={head_dim} {phase} rows={rows}", settings, constants)
+        for terms in (False, True):
+            if terms and phase != "decode" and not every_setting:
+                continue  # one of each head dim shows that they compile
+            label = f"d={head_dim} {phase} rows={rows}" + (" sinks and cap" if terms else "")
+            flags = dict.fromkeys(("LEARNED", "CAPPED", "SHIFTED"), terms)
+            yield from settled("add_near_and_divide", label, settings, {**constants, "LEVELS": 1, **flags})
 
 
 def orders(head_dim: int) -> tuple[int, ...]:
