@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import asdict
 
 import pytest
@@ -15,6 +16,7 @@ from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.models.describe import describe
 from taylorder.selection import lever_table as levers
 from taylorder.selection.candidates import Candidate
+from taylorder.selection.gradients import Observed
 from taylorder.storage.records import Records
 
 CANDIDATES = (
@@ -201,3 +203,18 @@ def test_a_model_without_a_cache_to_exchange_is_refused(factory, tmp_path):
 def test_a_model_without_a_loss_is_refused(tmp_path):
     with pytest.raises(UnsupportedModelError, match="LlamaModel has no language-model head"):
         measure(tiny.llama().base_model, Records(tmp_path, SETTINGS))
+
+
+def test_what_was_observed_is_in_memory_one_layer_at_a_time(model, monkeypatch, tmp_path):
+    in_memory, on_disk, real = [], [], levers.measure_levers
+
+    def counting(*arguments, **options):
+        in_memory.append(sum(type(held) is Observed for held in gc.get_objects()))
+        on_disk.append(len(list(tmp_path.rglob("spilled-0/*"))))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(levers, "measure_levers", counting)
+    measure(model, Records(tmp_path, SETTINGS))
+    assert in_memory == [2, 2, 2, 2]  # of two sequences
+    assert on_disk == [6, 4, 2, 0]
+    assert not list(tmp_path.rglob("spilled*"))
