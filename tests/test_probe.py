@@ -59,6 +59,12 @@ def test_what_a_model_names_its_output_does_not_matter(factory, causal):
         assert not torch.allclose(model(ids, attention_mask=mask)[0], plain)
 
 
+def test_inputs_beside_text_are_named_where_there_is_a_part_for_them():
+    assert describe(tiny.gemma3_vlm()).unmeasured == ("image",)
+    assert describe(tiny.gemma3()).unmeasured == ()  # although its class has it from one that sees
+    assert describe(tiny.llama()).unmeasured == ()
+
+
 def test_a_model_that_puts_out_nothing_per_token_is_refused():
     model = tiny.llama()
     model.model.register_forward_hook(lambda module, args, output: (output.last_hidden_state.mean(1),))

@@ -72,8 +72,9 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
 
 
 def _beside_text(model: Any) -> tuple[str, ...]:
-    """What else a model takes, as its class says."""
-    modalities = getattr(model, "input_modalities", "text")
+    """What else a model takes, as its class says; text models inherit that from classes that see, and have no part."""
+    alone = model.config.get_text_config() is model.config
+    modalities = "text" if alone else getattr(model, "input_modalities", "text")
     return tuple(kind for kind in ([modalities] if isinstance(modalities, str) else modalities) if kind != "text")
 
 
