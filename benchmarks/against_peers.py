@@ -34,7 +34,7 @@ LENGTHS = (1024, 2048, 4096)
 
 def prompts(arguments: argparse.Namespace) -> None:
     """Write what both sides start from."""
-    from peers.ours import drawn, write_weights
+    from peers.ours import drawn
 
     from taylorder.adapt.config import OrderConfig
     from taylorder.models.describe import describe
@@ -46,7 +46,7 @@ def prompts(arguments: argparse.Namespace) -> None:
     arguments.records.mkdir(parents=True, exist_ok=True)
     made = drawn(loaded.tokenizer, model, configs, lengths=LENGTHS, cases=arguments.cases)
     write_prompts(arguments.records / "prompts.jsonl", made)
-    write_weights(loaded.model, arguments.records / "model")
+    loaded.model.save_pretrained(arguments.records / "model")
 
 
 def taylorder(arguments: argparse.Namespace) -> None:

@@ -51,15 +51,6 @@ def drawn(
         )
 
 
-def write_weights(model: Any, folder: Path) -> None:
-    """What the other side loads; transformers refuses to write what it has read from a GGUF file."""
-    config = copy.deepcopy(model.config)
-    vars(config).pop("quantization_config", None)
-    twin = type(model)(config)
-    twin.load_state_dict(model.state_dict())
-    twin.save_pretrained(folder)
-
-
 @dataclass(frozen=True)
 class OurSide:
     """A model, and configs for it by the names of their budgets."""
