@@ -92,7 +92,7 @@ CONTRACT = {
     "doctor": {"--format": "human"},
     "compare": {
         "--context": None, "--eval": False, "--sequences": None, "--text": None, "--model": None, "--out": None,
-        "--seed": 0, "--device": "cpu", "--dtype": None, "--format": "human",
+        "--seed": 0, "--device": "cpu", "--device-map": None, "--dtype": None, "--format": "human",
     },
     "export": {
         "--out": Path("taylorder-export"), "--model": None, "--link": False, "--layer-wise": False,

@@ -100,9 +100,9 @@ def test_heads_under_an_added_mask_are_measured_and_run_as_under_a_boolean_one()
         torch.no_grad(),
     ):
         model(ids, attention_mask=mask)
-    _, q, k, v, output, scaling = found[0]
+    call, output = found[0]
     expected, _ = reference_attention(
-        q, k, v, [HeadSpec(Taylor(3, "mean"))] * 4, scaling=scaling, causal=False, valid=mask.bool()
+        call.q, call.k, call.v, [HeadSpec(Taylor(3, "mean"))] * 4, scaling=call.scaling, causal=False, valid=mask.bool()
     )
     assert torch.allclose(output.double(), expected.transpose(1, 2), atol=1e-5)
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from typing import get_args
 from unittest.mock import Mock
 
 import numpy as np
@@ -20,11 +19,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from taylorder.analysis import _weightwatcher
-from taylorder.analysis.results import Projection, SpectralRow
+from taylorder.analysis.results import ROLES, SpectralRow
 from taylorder.analysis.spectral import NEAR_TIE, PER_HEAD_NOTE, Matrix, fit_spectra
 from taylorder.errors import TaylorderError
 
-PROJECTIONS = get_args(Projection)
 PARITY = 1e-9
 FIGURES = ("alpha", "D", "sigma", "tail", "alpha_low", "alpha_high", "spectral_norm", "stable_rank", "hill_alpha")
 
@@ -41,7 +39,7 @@ def fit(weight):
 
 def attention(seed):
     """Linear layers ``{q,k,v,o}_proj``, grouped: k and v are not square."""
-    module = nn.ModuleDict({f"{p}_proj": nn.Linear(48, 16 if p in "kv" else 48, bias=False) for p in PROJECTIONS})
+    module = nn.ModuleDict({f"{p}_proj": nn.Linear(48, 16 if p in "kv" else 48, bias=False) for p in ROLES})
     for linear in module.values():
         linear.weight.data = heavy(*linear.weight.shape, seed=(seed := seed + 1))
     return module
@@ -58,7 +56,7 @@ def weightwatcher():
 @pytest.mark.filterwarnings("ignore")
 def test_equals_weightwatcher_on_the_model(weightwatcher):
     model = nn.ModuleDict({"first": attention(0), "second": attention(10)})
-    rows = fit_spectra([Matrix(n, p, m[f"{p}_proj"].weight) for n, m in model.items() for p in PROJECTIONS])
+    rows = fit_spectra([Matrix(n, p, m[f"{p}_proj"].weight) for n, m in model.items() for p in ROLES])
     details = weightwatcher.WeightWatcher(model=model).analyze().set_index("longname")
     assert len(rows) == len(details) == 8
     for row in rows:
@@ -135,7 +133,7 @@ def test_nothing_that_differs_with_a_gpu_is_used(weightwatcher, monkeypatch):
 @given(st.lists(st.sampled_from([*GOOD, *BAD]), max_size=6))
 def test_one_row_per_matrix_in_order(names):
     weights = [(GOOD | BAD)[name] for name in names]
-    matrices = [Matrix(f"m{i}", PROJECTIONS[i % 4], weight, head=i) for i, weight in enumerate(weights)]
+    matrices = [Matrix(f"m{i}", ROLES[i % 4], weight, head=i) for i, weight in enumerate(weights)]
     rows = fit_spectra(matrices)
     assert [(r.module, r.projection, r.head) for r in rows] == [(m.module, m.projection, m.head) for m in matrices]
     assert [row.status for row in rows] == ["success" if name in GOOD else "failed" for name in names]

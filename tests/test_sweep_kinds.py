@@ -25,7 +25,7 @@ KINDS = {
     "layoutlm base": (ADAPTED, "a mask that is added"),
     "dpr base": (ADAPTED, "an output that is no token's"),
     "bart base": (REFUSED, "encoder and decoder together"),
-    "gemma2 head": (REFUSED, "capped scores"),
+    "gemma2 head": (GENERATED, "capped scores"),
     "falcon head": (REFUSED, "attention in its own code"),
     "deepseek_v32 head": (REFUSED, "keys picked by an index"),
     "mamba head": (REFUSED, "no attention"),

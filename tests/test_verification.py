@@ -134,15 +134,15 @@ WRONG = {
 @pytest.mark.parametrize("where", WRONG)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_an_exact_config_that_computes_something_else_is_refused(where, attention, monkeypatch):
-    exact = runtime._exact
+    exact = runtime.attend_unchanged
 
-    def wrong(module, query, key, value, mask, *rest):
-        return exact(module, query, key, value, mask, *rest) * (1.01 if WRONG[where](query, mask) else 1.0)
+    def wrong(module, query, key, value, mask, **rest):
+        return exact(module, query, key, value, mask, **rest) * (1.01 if WRONG[where](query, mask) else 1.0)
 
     model = tiny.llama()
     model.set_attn_implementation(attention)
     config = OrderConfig.uniform(model, 2, "mean")
-    monkeypatch.setattr(runtime, "_exact", wrong)
+    monkeypatch.setattr(runtime, "attend_unchanged", wrong)
     with pytest.raises(UnsupportedModelError, match=f"with every head exact: {where}, its hidden states differ by 0.0"):
         enter(model, config)
     monkeypatch.undo()
@@ -150,10 +150,10 @@ def test_an_exact_config_that_computes_something_else_is_refused(where, attentio
 
 
 def test_a_bit_is_a_difference_on_a_cpu(monkeypatch):
-    exact = runtime._exact
+    exact = runtime.attend_unchanged
     model = tiny.llama()
     config = OrderConfig.uniform(model, 2, "mean")
-    monkeypatch.setattr(runtime, "_exact", lambda *arguments: exact(*arguments) * (1 + 2e-7))
+    monkeypatch.setattr(runtime, "attend_unchanged", lambda *given, **more: exact(*given, **more) * (1 + 2e-7))
     with pytest.raises(UnsupportedModelError, match="where 0e[+]00 is allowed"):
         enter(model, config)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.prepared import PreparedConfig, prepare
-from taylorder.analysis.capture import run_layers
+from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.analysis.future_attention import attention_blocks
 from taylorder.models.description import ModelDescription
 
@@ -60,7 +60,7 @@ def received_later(model: Any, description: ModelDescription, sequence: Tensor) 
         if name in modules:
             received[name] = torch.stack(
                 [
-                    _received(queries, keys, layer.scaling)
+                    _received(queries, keys, layer)
                     for queries, keys in zip(layer.q[0].unflatten(0, (layer.k.shape[1], -1)), layer.k[0], strict=True)
                 ]
             )[None]
@@ -69,10 +69,10 @@ def received_later(model: Any, description: ModelDescription, sequence: Tensor) 
     return received
 
 
-def _received(q: Tensor, k: Tensor, scaling: float) -> Tensor:
+def _received(q: Tensor, k: Tensor, layer: LayerTensors) -> Tensor:
     T = len(k)
     total = torch.zeros(T)
-    for start, weights in attention_blocks(q, k, scaling, range(T)):
+    for start, weights in attention_blocks(q, k, layer.scaling, range(T), layer.terms):
         total[: weights.shape[-1]] += weights.tril_(start - RECENT - 1).sum((0, 1))
     return total / (len(q) * (T - 1 - RECENT - torch.arange(T)).clamp(min=1))
 

@@ -51,7 +51,7 @@ def uses(layer: LayerTensors) -> dict[str, Tensor]:
     for kv_head, queries in enumerate(q.view(G, -1, *q.shape[1:])):
         for part in range(PARTS):
             rows = range(part * size, T if part == PARTS - 1 else (part + 1) * size)
-            for start, weights in attention_blocks(queries, k[kv_head], layer.scaling, rows):
+            for start, weights in attention_blocks(queries, k[kv_head], layer.scaling, rows, layer.terms):
                 seen = weights.shape[-1]
                 values = v[kv_head, :seen]
                 change = weights * torch.cdist(weights @ values, values)

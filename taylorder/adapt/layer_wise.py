@@ -10,7 +10,6 @@ from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near
 from taylorder.models.description import ModelDescription
 
 POLICY = "layer-wise"
-_WHOLE = "a KV head of the layer needs the whole context"
 
 
 def layer_wise(config: OrderConfig, model: ModelDescription) -> OrderConfig:
@@ -38,7 +37,7 @@ def layer_wise(config: OrderConfig, model: ModelDescription) -> OrderConfig:
 def _longest(heads: tuple[HeadOrder, ...]) -> HeadOrder:
     specs = [head.spec for head in heads]
     if not all(isinstance(spec.far, Dropped) for spec in specs):
-        return HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason=_WHOLE)
+        return HeadOrder(spec=HeadSpec(Exact()), error=0.0, reason="layer")
     sinks = max(spec.near.sinks for spec in specs)
     held = max(spec.near.sinks + spec.near.window + spec.near.kept for spec in specs)
     return HeadOrder(spec=HeadSpec(Dropped(), Near(held - sinks, sinks)))

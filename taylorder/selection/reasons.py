@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from taylorder.models.description import WhyExact
 
-Reason = Literal["tolerance", "cost", "group", "alpha", "near", WhyExact, "budget", "levers"]
+Reason = Literal["tolerance", "cost", "group", "alpha", "near", WhyExact, "budget", "levers", "layer"]
 """What the choices set; a config edited by hand may say something else."""
 
 
@@ -27,6 +27,7 @@ REASONS: dict[str, Explained] = {
     "chunked": Explained("h", "exact: layer that attends within chunks (~), its cache is constant already"),
     "shared": Explained("r", "exact: its keys are read by several layers (~), so that they have to be kept"),
     "budget": Explained("b", "exact: the budget pays for its whole KV cache"),
+    "layer": Explained("l", "exact: another KV head of its layer needs the whole context"),
     "levers": Explained("e", "exact: the error allowed in all is spent better on other KV heads"),
 }
 
