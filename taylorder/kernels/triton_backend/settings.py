@@ -73,7 +73,7 @@ TAKE_TOKEN = (Setting(1024, 4, 1),)
 PREPARED_ROWS = 16
 """Rows of a program of ``prepare_rows``: blocks of query rows are multiples of it."""
 
-PREPARE_ROWS = (Setting(0, 4, 1),)
+PREPARE_ROWS = (Setting(0, 8, 1),)
 """Of ``prepare_rows``."""
 
 
