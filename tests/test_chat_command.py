@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 
@@ -173,6 +174,7 @@ class Terminal:
     def __init__(self, *arguments):
         self.process, self.terminal = pty.fork()
         if not self.process:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts in the background ignore it
             environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}
             os.execve(sys.executable, [sys.executable, "-m", "taylorder", *map(str, arguments)], environment)
         self.text = ""
