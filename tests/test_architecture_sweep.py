@@ -7,8 +7,10 @@ import copy
 import pytest
 import torch
 from architecture_sweep import verdict as verdicts
-from architecture_sweep.attention import compare_admissions
+from architecture_sweep.attention import attending, compare_admissions
+from architecture_sweep.building import all_runs, build
 from architecture_sweep.log import Log
+from architecture_sweep.own_inputs import own_inputs
 from architecture_sweep.summary import summary
 from architecture_sweep.verdict import DIFFER, PADDING_ROWS_DIFFER, verdict
 
@@ -177,3 +179,22 @@ def test_masks_are_compared_row_by_row():
     assert compare_admissions([causal, causal], [causal, block], real) == DIFFER
     assert compare_admissions([causal], [padded], real) == DIFFER
     assert compare_admissions([causal], [], real).startswith("not compared")
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["vit", "siglip2_vision_model", "qwen2_5_vl_vision", "videomae", "wav2vec2", "timesfm", "clip", "musicgen"],
+)
+def test_models_are_built_and_fed_what_they_take_for_as_many_examples_as_asked_for(model_type):
+    """Pixels, padded patches, packed patches, films, sound, series, two kinds at once, codes of several books."""
+    facts = {}
+    run = next(run for run in all_runs() if run.model_type == model_type)
+    model = build(run, facts)
+    assert facts["ran"], facts
+    attended = []
+    with torch.no_grad(), attending(model, attended.append):
+        model(**own_inputs(model, batch=3))
+    assert attended
+    assert all(len(tensor) % 3 == 0 for tensor in own_inputs(model, batch=3).values())
+    for name, tensor in own_inputs(model, batch=3).items():  # the same each time, or there is nothing to compare
+        assert torch.equal(tensor, own_inputs(model, batch=3)[name])

@@ -12,7 +12,8 @@ import transformers
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto as auto
 
-from .inputs import own_inputs, token_ids
+from .inputs import token_ids
+from .own_inputs import own_inputs
 from .recipes import RECIPES, SPECIAL_CASES
 
 _WITH_A_HEAD = (

@@ -1,9 +1,8 @@
-"""What the models are run on: token ids and a tokenizer for them, batches with padding, kinds of tokens, pixels."""
+"""What the models are run on: token ids and a tokenizer for them, batches with padding, kinds of tokens."""
 
 from __future__ import annotations
 
 import inspect
-import re
 import string
 from typing import Any
 
@@ -69,43 +68,12 @@ def text() -> Text:
     return Text("random letters", "".join(letters[number] for number in drawn))
 
 
-def own_inputs(model: Any) -> dict[str, Tensor]:
-    """Whatever forward takes by a name known here: what a model that does not run on token ids alone may want."""
-    fields = _flattened(model.config)
-    accepted = inspect.signature(model.forward).parameters
-    ids = token_ids(length=24)
-    size = _number(fields.get("image_size"), 64)
-    channels = _number(fields.get("num_channels", fields.get("in_channels")), 3)
-    bands = fields.get("num_mel_bins", fields.get("feature_size", fields.get("input_feat_per_channel", 80)))
-    frames = 2 * fields.get("max_source_positions", 100)
-    features = torch.randn(1, bands, frames) if "max_source_positions" in fields else torch.randn(1, frames, bands)
-    patch = _number(fields.get("patch_size"), 14)
-    known = {
-        "input_ids": ids,
-        "decoder_input_ids": ids[:, :12],
-        "pixel_values": torch.randn(1, channels, size, size),
-        "input_values": torch.randn(1, 16000),
-        "input_features": features,
-        "bbox": torch.tensor([[[1, 1, 9, 9]] * 24]),
-    }
-    if "grid_thw" in accepted:
-        known["grid_thw"] = torch.tensor([[1, 4, 4]])
-        known["hidden_states"] = torch.randn(16, channels * fields.get("temporal_patch_size", 1) * patch**2)
-    return {name: value for name, value in known.items() if name in accepted}
-
-
-def _number(value: Any, default: int) -> int:
-    """A field that is a number, or several of them, or absent."""
-    found = re.search(r"\d+", str(value))
-    return int(found.group()) if found else default
-
-
-def _flattened(config: Any) -> dict[str, Any]:
+def flattened(config: Any) -> dict[str, Any]:
     """The fields of a config and of those it holds, the outer ones winning."""
     found: dict[str, Any] = {}
     for value in vars(config).values():
         if isinstance(value, transformers.PreTrainedConfig):
-            found = _flattened(value) | found
+            found = flattened(value) | found
     plain = {
         name: value
         for name, value in vars(config).items()

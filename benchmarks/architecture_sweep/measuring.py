@@ -15,6 +15,7 @@ from taylorder.analysis.projections import projection_weights
 from . import inputs
 from .attention import Call, attending
 from .examination import Examination
+from .own_inputs import own_inputs
 from .running import run
 
 MOST_PARAMETERS = 20_000_000
@@ -115,7 +116,7 @@ def own_calls(examination: Examination, model: Any) -> None:
 
     def attend() -> None:
         with torch.no_grad(), attending(model, note):
-            model(**inputs.own_inputs(model))
+            model(**own_inputs(model))
 
     examination.untouched("own inputs", attend)
     examination.record["own_inputs"] = {

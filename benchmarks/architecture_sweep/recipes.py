@@ -95,15 +95,41 @@ def _fields(**values: Any) -> Recipe:
     return set_fields
 
 
+def _sections(config: Any) -> None:
+    """Three axes of positions, which the default has not, and which the model does not run without."""
+    config.rope_parameters = {**config.rope_parameters, "mrope_section": [1, 1, 2]}
+
+
+_SERIES = _fields(prediction_length=8, context_length=32)
+
 # What is done to the tiny config of a type after a recipe.
 SPECIAL_CASES: dict[str, Recipe] = {
+    "autoformer": _SERIES,
     "bamba": _fields(attn_layer_indices=[1]),
+    "blip-2": _fields(image_token_index=250, num_query_tokens=4),
+    "chameleon": _fields(vocabulary_map={"<image>": 200}),
     "cohere_compass": lambda config: _rotary_by_kind_of_layer(config.text_config),
     "cohere_compass_text": _rotary_by_kind_of_layer,
     "dbrx": lambda config: vars(config.attn_config).update(rope_theta=1e4, clip_qkv=8.0),
+    "deepseek_ocr2": lambda config: _fields(mlp_layer_types=["dense", "sparse"])(config.text_config),
     "deepseek_v2": _fields(num_experts_per_tok=2),
+    "depth_pro": _fields(patch_size=64, intermediate_hook_ids=(1, 0)),
+    "granite4_vision": _fields(deepstack_layer_map=[[0, 0]]),
     "granitemoehybrid": _fields(layer_types=["linear_attention", "full_attention"]),
+    "hunyuan_vl": lambda config: _sections(config.text_config),
+    "hunyuan_vl_text": _sections,
+    "informer": _SERIES,
+    "instructblip": _fields(image_token_index=250, num_query_tokens=4),
+    "instructblipvideo": _fields(image_token_index=250, video_token_index=250, num_query_tokens=4),
+    "kosmos-2": _fields(latent_query_num=4),
     "lfm2_moe": _fields(layer_types=["conv", "full_attention"]),
+    "moonshine_streaming": _fields(num_key_value_heads=HEADS),
     "nemotron": _fields(num_key_value_heads=KV_HEADS),
+    "qwen2_5_omni_thinker": _fields(vision_start_token_id=250),
+    "qwen3_omni_moe_thinker": _fields(vision_start_token_id=250),
+    "t5gemma2_encoder": lambda config: _fields(dropout_rate=0.0)(config.text_config),
+    "time_series_transformer": _SERIES,
+    "zamba": _fields(num_hidden_layers=4, layers_block_type=["linear_attention", "hybrid"] * 2),
+    "xmod": _fields(default_language="en_XX"),
     "zamba2": _fields(mamba_headdim=16),
 }

@@ -81,6 +81,9 @@ _RULES: tuple[tuple[str, Any], ...] = (
     (r"full_attention_interval|global_attn_every_n_layers|sliding_window_pattern|no_rope_layer_interval", 2),
     (r"attn_every_n_layers", 2),
     (r"cross_attention_frequency", 1),
+    (r"crop_size", 64),
+    (r"num_queries", _at_most(8)),
+    (r"frames_per_clip", _at_most(4)),
 )
 
 
