@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], list[str],
     Refuses what the calls give away.
     """
     base: Any = getattr(model, "base_model", model)
-    if (main := getattr(base, "main_input_name", "input_ids")) != "input_ids":
+    main = getattr(base, "main_input_name", "input_ids")
+    if main != "input_ids" and "input_ids" not in inspect.signature(base.forward).parameters:
         raise UnsupportedModelError(
             f"{name} takes {main}, where token ids are expected: calibration text cannot be run through it. Give it "
             f"{main}: `taylorder analyze --inputs FILE.safetensors`, or taylorder.analyze(model, inputs=[...])."

@@ -63,6 +63,7 @@ def _run(analysis: Analysis, selection: Selection) -> Section:
     others = [module for module in model.closed_modules if module.head_dim != typical.head_dim]
     apart = f" ({counted(len(others), 'layer')} that stay exact: {others[0].head_dim})" if others else ""
     alone = f"; {listed(model.unmeasured)} inputs were not measured" if model.unmeasured else ""
+    source = text.source if text.inputs is None else f"{text.source} ({text.inputs})"
     near = f"window {analysis.window}, sinks {analysis.sinks}" if analysis.window or analysis.sinks else "none"
     named = {
         "model": f"{model.architecture}, {model.direction}",
@@ -73,7 +74,7 @@ def _run(analysis: Analysis, selection: Selection) -> Section:
             else f"{model.shape}; layer N is {names.pattern}"
         ),
         "text" if text.inputs is None else "inputs": (
-            f"{text.source}{'' if text.inputs is None else f' ({text.inputs})'}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
+            f"{source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
             f"{'' if text.bos is None else ', each begun with BOS'}, {rows}, seed {text.seed}{alone}"
         ),
         "rows": f"{number(text.far_rows)} of {counted(text.rows, 'measured query row')} have far keys",
