@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taylorder.commands._shared import print_analysis, write_run
+from taylorder.commands._shared import load_described, print_analysis, write_run
 from taylorder.commands._stopping import kept
 from taylorder.errors import UsageError
+from taylorder.runs.subject import ToLoad
 from taylorder.selection.settings import DEFAULTS, AnalyzeSettings
 
 if TYPE_CHECKING:
@@ -16,15 +17,21 @@ if TYPE_CHECKING:
 
 
 def refuse_text_options(settings: AnalyzeSettings, *, text: bool, dry_run: bool) -> None:
-    """Refuse options that say something of text, or that need it."""
-    given = {
-        "--text": text,
-        "--max-tokens": settings.max_tokens != DEFAULTS.max_tokens,
-        "--sequence-length": settings.sequence_length != DEFAULTS.sequence_length,
-        "--budget": settings.budget is not None,
-        "--levers": settings.levers is not None,
-        "--dry-run": dry_run,
-    }
+    """Refuse options of an analysis that say something of text, or that need it."""
+    refuse_beside_inputs(
+        {
+            "--text": text,
+            "--max-tokens": settings.max_tokens != DEFAULTS.max_tokens,
+            "--sequence-length": settings.sequence_length != DEFAULTS.sequence_length,
+            "--budget": settings.budget is not None,
+            "--levers": settings.levers is not None,
+            "--dry-run": dry_run,
+        }
+    )
+
+
+def refuse_beside_inputs(given: dict[str, bool]) -> None:
+    """Refuse options about text that were given."""
     if unfit := [option for option, there in given.items() if there]:
         raise UsageError(f"{unfit[0]} is about text, and --inputs takes its place; leave out one of the two")
 
@@ -45,19 +52,14 @@ def analyze_on_inputs(
     from taylorder.storage import processes
 
     with StderrProgress() as progress:
-        progress.say(f"loading {model or 'the built-in model'}")
-
         from taylorder.analysis.analyze import analyze as measure
         from taylorder.evaluation.evaluate import SHORT_SECONDS
         from taylorder.evaluation.on_inputs import evaluate_on_inputs
-        from taylorder.models.describe import describe
         from taylorder.models.inputs import Inputs
-        from taylorder.models.loading import load
         from taylorder.selection.by_tolerance import select
 
         inputs = Inputs.of_files(files)
-        loaded = load(model, device=place.device, device_map=place.device_map, dtype=dtype, text=False)
-        description = describe(loaded.model, loaded.name, weights_note=loaded.weights_note, inputs=inputs)
+        loaded, description = load_described(ToLoad(model, dtype), place, progress, inputs=inputs)
         progress.say(f"measuring {description.shape} on {inputs.source} ({inputs.words})")
         measured = settings.measured()
         del measured["max_tokens"], measured["sequence_length"]
@@ -75,7 +77,6 @@ def analyze_on_inputs(
                     description,
                     selection.config,
                     inputs,
-                    length=analysis.calibration.sequence_length,
                     seconds=SHORT_SECONDS,
                     progress=progress,
                 )

@@ -138,16 +138,7 @@ def analyze(
         str,
         options.value("Measure N random query rows of each sequence.", "N|all", group=options.CALIBRATION),
     ] = str(DEFAULTS.rows),
-    inputs: Annotated[
-        list[Path] | None,
-        options.path(
-            "Instead of text, run the model on the tensors in this safetensors file, by the names of its arguments: "
-            "pixel_values, input_features, decoder_input_ids…; repeat for several batches.",
-            "--inputs",
-            default=False,
-            group=options.CALIBRATION,
-        ),
-    ] = None,
+    inputs: options.InputsOfAnalysis = None,
     seed: Annotated[int, options.seed(options.CALIBRATION)] = DEFAULTS.seed,
     out: Annotated[
         Path,

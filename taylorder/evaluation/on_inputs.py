@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -32,14 +33,13 @@ def evaluate_on_inputs(
     config: OrderConfig,
     inputs: Inputs,
     *,
-    length: int,
-    seconds: float,
+    seconds: float = math.inf,
     progress: Progress = silent,
 ) -> Evaluation:
     """Compare a config with exact attention, order 3 and the paper's order 4, batch by batch.
 
     What is compared are the final hidden states, or, where a class names none, all that it puts out. No further batch
-    is begun after ``seconds``; ``length`` is the tokens of a sequence.
+    is begun after ``seconds``.
 
     Raises:
         NonFiniteError: the exact model breaks down.
@@ -51,6 +51,7 @@ def evaluate_on_inputs(
     contenders = [*([] if exact else [Contender(rivals.CONFIG, config)]), *simple_rivals(description)]
     distances: dict[str, list[HiddenDistance]] = {contender.name: [] for contender in contenders}
     failures: dict[str, str] = {}
+    length = description.typical.tokens or description.max_context
     began, done, examples = time.monotonic(), 0, 0
     for batch in inputs.batches:
         if done and time.monotonic() - began > seconds:

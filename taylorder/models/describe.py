@@ -20,7 +20,7 @@ from taylorder.models.cross_attention import is_cross, noting_other_states
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.fingerprint import fingerprint
 from taylorder.models.inputs import Batch, GivenInputs, Inputs
-from taylorder.models.positions import longest_context, lookups
+from taylorder.models.positions import TableRead, longest_context, lookups
 from taylorder.models.probing import refuse_other_numbers
 from taylorder.models.refusals import (
     dtype_name,
@@ -68,7 +68,7 @@ def describe(
         calls, cross, returned = _probe(model, name) if batch is None else _run(model, name, batch)
     modules = _modules(calls, name, of_text=batch is None)
     if batch is not None:
-        modules = _longest(modules, batch, partial(longest_context, model, name, seen))
+        modules = _longest(modules, batch, partial(longest_context, model, name), seen)
     for call in calls:
         refuse_projections(call.name, call.module)
     refuse_other_numbers(model, name, modules, returned, batch)
@@ -196,12 +196,17 @@ def _modules(calls: Sequence[AttentionCall], name: str, *, of_text: bool) -> tup
 
 
 def _longest(
-    modules: tuple[AttentionModule, ...], batch: Batch, of_text: Callable[[], int]
+    modules: tuple[AttentionModule, ...],
+    batch: Batch,
+    of_text: Callable[[list[TableRead]], int],
+    seen: Sequence[TableRead],
 ) -> tuple[AttentionModule, ...]:
     """The modules with the most tokens that they attend to: those of the batch, or of text the model's longest."""
     ids = {batch[name].shape[-1] for name in ("input_ids", "decoder_input_ids") if name in batch}
+    longest = {length: of_text([read for read in seen if len(read.rows) == length]) for length in ids}
     return tuple(
-        replace(module, tokens=of_text()) if module.causal and module.tokens in ids else module for module in modules
+        replace(module, tokens=longest.get(module.tokens or 0, module.tokens)) if module.causal else module
+        for module in modules
     )
 
 

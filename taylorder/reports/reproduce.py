@@ -70,9 +70,10 @@ def show_command(directory: Path | None) -> str:
     return shlex.join(["taylorder", "show", str(directory or DEFAULT)])
 
 
-def eval_command(directory: Path | None) -> str:
-    """`taylorder eval` of a run, which knows its model."""
-    return shlex.join(["taylorder", "eval", "--config", str(directory or DEFAULT)])
+def eval_command(directory: Path | None, calibration: Calibration) -> str:
+    """`taylorder eval` of a run, which knows its model, on inputs where that is what it was measured on."""
+    inputs = [] if calibration.inputs is None else ["--inputs", "FILE"]
+    return shlex.join(["taylorder", "eval", "--config", str(directory or DEFAULT), *inputs])
 
 
 def generate_command(config: str) -> str:
