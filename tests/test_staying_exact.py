@@ -163,7 +163,9 @@ def test_open_layers_of_several_shapes_are_measured_and_run_and_get_no_levers():
     model = uneven()
     described = describe(model)
     assert not described.alike
-    config = OrderConfig.uniform(described, 2, "mean", 3, 1)
+    config = OrderConfig.uniform(described, 2, "mean", 3, 1).with_key_centres(
+        {module.name: torch.zeros(module.kv_heads, module.head_dim) for module in described.modules}
+    )
     expected = reference_output(model, config, input_ids=tiny.tokens(1, 20))
     with torch.no_grad():
         plain = model(tiny.tokens(1, 20))[0]

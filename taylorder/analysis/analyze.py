@@ -126,14 +126,6 @@ def analyze(
     >>> share = row.relative_l2  # 0.07 is an error of 7 % of the output's length
     >>> table = analysis.to_frame()  # pandas, one row per head and candidate
 
-    A model that sees or hears is run on inputs of its own, as its processor makes them:
-
-    >>> from transformers import ViTConfig, ViTModel
-    >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    >>> images = [{"pixel_values": torch.rand(4, 3, 32, 32)} for _ in range(2)]  # two batches of four images
-    >>> taylorder.analyze(ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)), inputs=images)
-    <Analysis of ViTModel: 1 layers x 2 heads, 8 x 17 tokens, orders 1 to 8>
-
     Args:
         model: a transformers model that dispatches its attention through ``AttentionInterface``.
         tokenizer: its tokenizer; None where it is run on ``inputs``.
