@@ -93,7 +93,7 @@ def _outcome(record: Mapping[str, Any]) -> str:
     if "failed" in record["build"]:
         return NOT_BUILT
     stages = [failure["stage"] for failure in record["refused"]]
-    if "analysis" not in record:
+    if record.get("analysis") is None:
         # A tiny config that contradicts itself runs on nothing; the refusal then says so, and means the benchmark.
         fed = record["build"]["ran"] or not any("did not run" in failure["message"] for failure in record["refused"])
         return REFUSED if fed else NOT_BUILT
