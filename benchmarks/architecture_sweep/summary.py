@@ -97,8 +97,8 @@ def _notes_on(record: Record) -> Iterator[str]:
         yield record["ended"].splitlines()[0][:80]
     if "failed" in build or build.get("ran") is False:
         yield "not built, or built and did not run on anything known here"
-    if "tokens" not in record.get("exact", {"tokens"}):
-        yield "nothing compared on plain tokens"
+    if not {"tokens", "own inputs"} & set(record.get("exact", {"tokens"})):
+        yield "nothing compared on plain tokens or on inputs of its own"
     if analysis.get("without_alpha"):
         yield f"no alpha for {', '.join(analysis['without_alpha'])}"
     if analysis.get("unseen"):
