@@ -20,9 +20,9 @@ from taylorder.models.describe import describe
 from taylorder.selection.rotations import balanced_rotations
 
 
-def mixed_config(model, seed=0):
+def mixed_config(model, seed=0, description=None):
     """Orders 1 to 4, all expansions, windows and sinks, exact groups; layers that have to be, exact."""
-    description = describe(model, "tiny")
+    description = description or describe(model, "tiny")
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n):

@@ -121,8 +121,12 @@ def test_exceptions_that_are_not_the_projects_are_named(changes, words):
         ({"refused": [failure("adapt")]}, verdicts.REFUSED_LATER),
         ({"refused": [failure("all near, token_type_ids, a block of ones")]}, verdicts.GENERATED),
         ({"refused": [failure("load")]}, verdicts.GENERATED),
-        ({"refused": [failure("analyze")]}, verdicts.REFUSED),
-        ({"refused": [failure("analyze", message="it did not run")], "build__ran": False}, verdicts.NOT_BUILT),
+        ({"refused": [failure("analyze")], "analysis": None}, verdicts.REFUSED),
+        (
+            {"refused": [failure("analyze", message="it did not run")], "build__ran": False, "analysis": None},
+            verdicts.NOT_BUILT,
+        ),
+        ({"refused": [failure("analyze")], "exact": {"own inputs": SAME}, "generate": {}}, verdicts.ADAPTED),
         ({"build__failed": "no recipe gives a model"}, verdicts.NOT_BUILT),
         ({"ended": "timeout in adapt"}, verdicts.TIMEOUT),
         ({"ended": "died in build"}, verdicts.NOT_JUDGED),
@@ -137,7 +141,7 @@ def test_what_passes_has_an_outcome(changes, outcome):
 
 
 def test_the_summary_counts_types_by_their_best_variant_and_names_what_failed():
-    refused = record(variant="base", refused=[failure("analyze", "UnsupportedModelError")])
+    refused = record(variant="base", refused=[failure("analyze", "UnsupportedModelError")], analysis=None)
     wrong = record(type="gemma3", reference__tokens__distance=0.5)
     crash = record(type="minimax", foreign=[failure("adapt", "ValueError", "no", where="m.py:6")])
     lines = summary([record(), refused, wrong, crash]).splitlines()

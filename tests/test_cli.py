@@ -61,15 +61,16 @@ def test_help_and_version_import_nothing_heavy(arguments):
 
 CONTRACT = {
     "analyze": {
-        "--text": None, "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
+        "--text": None, "--inputs": None,
+        "--max-tokens": 8192, "--sequence-length": 1024, "--rows": "64", "--tolerance": "int4",
         "--max-order": 8, "--window": 0, "--sinks": 0, "--policy": "error", "--context": None,
         "--budget": None, "--levers": None, "--lever-length": None, "--fresh": False,
         "--out": Path("taylorder-out"), "--seed": 0, "--per-head-alpha": False, "--no-eval": False, "--dry-run": False,
         "--device": "cpu", "--device-map": None, "--dtype": "float32", "--format": "human",
     },
     "eval": {
-        "--config": None, "--text": None, "--lengths": None, "--tokens": 16384, "--tasks": True, "--rivals": False,
-        "--max-kl": None,
+        "--config": None, "--text": None, "--inputs": None, "--lengths": None, "--tokens": 16384, "--tasks": True,
+        "--rivals": False, "--max-kl": None,
         "--out": None, "--seed": 0, "--device": "cpu", "--device-map": None, "--dtype": None, "--format": "human",
     },
     "show": {"--section": None, "--svg": None, "--format": "human"},

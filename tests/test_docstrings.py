@@ -61,11 +61,12 @@ def namespace(shown, monkeypatch, tmp_path):
     """The names of an example, in a folder of its own; what was measured above is not measured again."""
 
     def once(module, name, value):
-        signature = inspect.signature(getattr(module, name))
+        measure = getattr(module, name)
+        signature = inspect.signature(measure)
 
         def measured_before(*args, **options):
             signature.bind(*args, **options)
-            return value
+            return measure(*args, **options) if "inputs" in options else value
 
         monkeypatch.setattr(module, name, measured_before, raising=False)
 

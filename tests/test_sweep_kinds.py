@@ -24,12 +24,16 @@ KINDS = {
     "albert base": (ADAPTED, "one layer called several times"),
     "layoutlm base": (ADAPTED, "a mask that is added"),
     "dpr base": (ADAPTED, "an output that is no token's"),
-    "bart base": (REFUSED, "encoder and decoder together"),
+    "bart base": (ADAPTED, "encoder and decoder together"),
+    "whisper head": (ADAPTED, "a decoder that hears"),
+    "wav2vec2 base": (ADAPTED, "sound"),
+    "clip base": (ADAPTED, "text and images side by side"),
+    "qwen2_5_vl_vision base": (ADAPTED, "images of several sizes in one row"),
     "gemma2 head": (GENERATED, "capped scores"),
     "falcon head": (REFUSED, "attention in its own code"),
     "deepseek_v32 head": (REFUSED, "keys picked by an index"),
     "mamba head": (REFUSED, "no attention"),
-    "vit base": (REFUSED, "images"),
+    "vit base": (ADAPTED, "images"),
 }
 
 

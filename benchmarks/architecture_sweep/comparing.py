@@ -18,6 +18,11 @@ from .attention import admissions, compare_admissions
 from .examination import Examination
 from .running import distance, reference_output, right_output, run
 
+Batch = dict[str, Tensor]
+
+OWN = "own inputs"
+"""Name of the batch that a model is run on where token ids alone will not do."""
+
 ORDER, WINDOW, SINKS = 2, 4, 1
 _ROUNDING = 1e-5
 
@@ -51,7 +56,15 @@ def _direction(causal: bool) -> str:
     return "causal" if causal else "both directions"
 
 
-def against_the_reference(examination: Examination, model: Any, description: Any) -> None:
+def token_batches() -> dict[str, Batch]:
+    """A plain batch and a padded one."""
+    return {
+        "tokens": {"input_ids": inputs.token_ids()},
+        "left padding": inputs.left_padded(inputs.token_ids(batch=2)),
+    }
+
+
+def against_the_reference(examination: Examination, model: Any, description: Any, batches: dict[str, Batch]) -> None:
     """One low order for all heads against the reference, and whether the model is as it was afterwards."""
     record = examination.record
     record["reference"] = {}
@@ -59,16 +72,13 @@ def against_the_reference(examination: Examination, model: Any, description: Any
         HeadSpec(Taylor(ORDER, "mean"), Near(WINDOW, SINKS)) if description.causal else HeadSpec(Taylor(ORDER, "mean"))
     )
     open_modules = {module.name for module in description.open_modules}
-    batches = {
-        "tokens": {"input_ids": inputs.token_ids()},
-        "left padding": inputs.left_padded(inputs.token_ids(batch=2)),
-    }
+    own = [batches[OWN]] if OWN in batches else None
     for name, batch in batches.items():
         stage = f"adapt, {name}"
         plain = examination.untouched(stage, lambda batch=batch: right_output(model, **batch))
         if plain is None:
             continue
-        found = examination.product(stage, lambda batch=batch: _adapted(model, description, batch))
+        found = examination.product(stage, lambda batch=batch: _adapted(model, description, batch, own))
         again = examination.product(f"after {stage}", lambda batch=batch: run(model, **batch))
         record["restored"] = record.get("restored", True) and again is not None and bool(torch.equal(again, plain))
         formula = examination.untouched(
@@ -81,15 +91,15 @@ def against_the_reference(examination: Examination, model: Any, description: Any
             }
 
 
-def _adapted(model: Any, description: Any, batch: dict[str, Tensor]) -> Tensor:
-    with taylorder.adapted(model, low_order(description)):
+def _adapted(model: Any, description: Any, batch: Batch, own: list[Batch] | None) -> Tensor:
+    with taylorder.adapted(model, low_order(description), inputs=own):
         return run(model, **batch)
 
 
-def against_the_untouched(examination: Examination, model: Any, description: Any) -> None:
+def against_the_untouched(examination: Examination, model: Any, description: Any, batches: dict[str, Batch]) -> None:
     """Two configs that change nothing, on every batch: all heads exact, and all keys of a causal model near."""
     untouched: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    batches = inputs.batches(model)
+    own = [batches[OWN]] if OWN in batches else None
     for name, batch in batches.items():
         with admissions() as masks:
             plain = examination.untouched(name, lambda batch=batch: right_output(model, **batch))
@@ -102,7 +112,7 @@ def against_the_untouched(examination: Examination, model: Any, description: Any
         examination.record[label] = {}
         with ExitStack() as stack:
             block = examination.product(
-                label, lambda config=config: stack.enter_context(taylorder.adapted(model, config()))
+                label, lambda config=config: stack.enter_context(taylorder.adapted(model, config(), inputs=own))
             )
             for name, (plain, masks) in untouched.items() if block is not None else ():
                 with admissions() as inside:
@@ -114,13 +124,14 @@ def against_the_untouched(examination: Examination, model: Any, description: Any
                     examination.record[label][name] = compared | {"untouched_runs_sdpa": bool(masks)}
 
 
-def _compared(found: Tensor, plain: Tensor, batch: dict[str, Tensor]) -> dict[str, Any]:
+def _compared(found: Tensor, plain: Tensor, batch: Batch) -> dict[str, Any]:
     """How outputs at real tokens differ."""
     real = _real(batch)
     rows = real if found.shape[:2] == real.shape else slice(None)
     return {"distance": distance(found[rows], plain[rows]), "identical": bool(torch.equal(found[rows], plain[rows]))}
 
 
-def _real(batch: dict[str, Tensor]) -> Tensor:
-    """Bool ``[B, T]``, False for padding."""
-    return batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+def _real(batch: Batch) -> Tensor:
+    """Bool ``[B, T]``, False for padding; ``[1, 1]`` where the batch says nothing of tokens."""
+    ones = torch.ones_like(batch["input_ids"]) if "input_ids" in batch else torch.ones(1, 1)
+    return batch.get("attention_mask", ones).bool()

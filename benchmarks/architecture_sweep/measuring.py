@@ -22,8 +22,10 @@ MOST_PARAMETERS = 20_000_000
 """Of a model that is saved and loaded again."""
 
 
-def analyze(model: Any) -> Any:
-    """Analyse as a user does who has the model in memory."""
+def analyze(model: Any, batch: dict[str, Tensor] | None = None) -> Any:
+    """Analyse as a user does who has the model in memory, on text or on a batch of its own inputs."""
+    if batch is not None:
+        return taylorder.analyze(model, inputs=[batch], rows=8, max_order=3)
     length, letters = inputs.LENGTH, inputs.text()
     options = {"max_tokens": 4 * length, "sequence_length": length, "rows": 8, "max_order": 3}
     return taylorder.analyze(model, inputs.tokenizer(), text=letters, **options)
@@ -105,8 +107,12 @@ def _cosine(entering: Tensor, weight: Tensor, actual: Tensor, *, everywhere: boo
     return round(cosine.min().item(), 4) if cosine.isfinite().all() else -1.0
 
 
-def own_calls(examination: Examination, model: Any) -> None:
-    """What a refusal costs: with inputs of the model's own, do its attention calls come through, and are they plain?"""
+def own_calls(examination: Examination, model: Any) -> dict[str, Tensor] | None:
+    """What a refusal costs: with inputs of the model's own, do its attention calls come through, and are they plain?
+
+    Returns these inputs, None where the model runs on none that are known here.
+    """
+    batch = examination.untouched("making inputs", lambda: own_inputs(model))
     terms: set[str] = set()
     shapes: list[tuple[int, int]] = []
 
@@ -114,16 +120,18 @@ def own_calls(examination: Examination, model: Any) -> None:
         shapes.append((call.q.shape[2], call.k.shape[2]))
         terms.update(call.extra_terms)
 
-    def attend() -> None:
+    def attend() -> bool:
         with torch.no_grad(), attending(model, note):
-            model(**own_inputs(model))
+            model(**batch)
+        return True
 
-    examination.untouched("own inputs", attend)
+    ran = batch and examination.untouched("own inputs", attend)
     examination.record["own_inputs"] = {
         "calls": len(shapes),
         "cross": sum(queries != keys for queries, keys in shapes),
         "extra_terms": sorted(terms),
     }
+    return batch if ran else None
 
 
 def load(examination: Examination, model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -35,7 +36,9 @@ def right_output(model: Any, **batch: Tensor) -> Tensor:
 
 
 def without_cache(model: Any) -> dict[str, bool]:
-    return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
+    takes = inspect.signature(model.forward).parameters
+    known = "use_cache" in takes or ("kwargs" in takes and hasattr(model.config.get_text_config(), "use_cache"))
+    return {"use_cache": False} if known else {}
 
 
 def distance(found: Tensor, expected: Tensor) -> float | None:
@@ -51,11 +54,13 @@ def reference_output(model: Any, open_modules: Collection[str], spec: HeadSpec, 
     for it.
     """
     padding = batch.get("attention_mask")
-    valid = None if padding is None else padding.bool()
+    of_text = None if padding is None else padding.bool()
 
     def attend(call: Call) -> Tensor | None:
         if call.name not in open_modules:
             return None
+        # Inputs of a model's own are not of as many tokens as it attends to: only its mask tells which are real.
+        valid = of_text if "input_ids" in batch and len(batch) < 3 else _shown(call)
         _refuse_other_masks(call, valid)
         specs = [spec] * call.q.shape[1]
         output, _ = reference_attention(
@@ -65,6 +70,14 @@ def reference_output(model: Any, open_modules: Collection[str], spec: HeadSpec, 
 
     with attending(model, attend):
         return run(model, **batch)
+
+
+def _shown(call: Call) -> Tensor | None:
+    """Keys that some query sees, bool ``[B, S]``; None where no mask is given."""
+    if call.mask is None:
+        return None
+    shown = call.mask if call.mask.dtype == torch.bool else call.mask > HIDDEN
+    return shown.any(-2)[:, 0].expand(len(call.q), -1)
 
 
 def _refuse_other_masks(call: Call, valid: Tensor | None) -> None:

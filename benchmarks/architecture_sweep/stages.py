@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import comparing, generating, measuring
+from . import comparing, generating, inputs, measuring
 from .building import NotBuiltError, Run, build
 from .examination import Examination, OutOfMemoryError
 
@@ -31,15 +31,30 @@ def _stages(run: Run, examination: Examination) -> None:
         return
     analysis = examination.product("analyze", lambda: measuring.analyze(model))
     if analysis is None:
-        measuring.own_calls(examination, model)
+        _on_inputs(examination, model)
         return
     description = analysis.model
     record["analysis"] = measuring.what_was_seen(model, analysis)
     record["projection_cosines"] = examination.untouched("projections", lambda: measuring.projection_cosines(model))
     comparing.directions(examination, model, description)
-    comparing.against_the_reference(examination, model, description)
-    comparing.against_the_untouched(examination, model, description)
+    comparing.against_the_reference(examination, model, description, comparing.token_batches())
+    comparing.against_the_untouched(examination, model, description, inputs.batches(model))
     if run.variant == "head" and description.causal:
         generating.against_a_full_pass(examination, model, lambda: comparing.low_order(description))
     if record["build"]["parameters"] <= measuring.MOST_PARAMETERS:
         measuring.load(examination, model)
+
+
+def _on_inputs(examination: Examination, model: Any) -> None:
+    """What is refused on token ids alone goes through the same on inputs of its own, where there are any."""
+    record = examination.record
+    batch = measuring.own_calls(examination, model)
+    if batch is None:
+        return
+    analysis = examination.product("analyze on inputs", lambda: measuring.analyze(model, batch))
+    if analysis is None:
+        return
+    record["analysis"] = measuring.what_was_seen(model, analysis)
+    batches = {comparing.OWN: batch}
+    comparing.against_the_reference(examination, model, analysis.model, batches)
+    comparing.against_the_untouched(examination, model, analysis.model, batches)

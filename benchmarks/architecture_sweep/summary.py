@@ -69,11 +69,11 @@ def _refusals(judged: list[tuple[Record, Verdict]]) -> Iterator[str]:
     later: dict[str, list[str]] = defaultdict(list)
     kinds: dict[str, list[str]] = defaultdict(list)
     for record, found in judged:
+        at_first = [failure for failure in record.get("refused", ()) if failure["stage"].startswith("analyze")]
+        if at_first and found.outcome == REFUSED:  # on inputs of its own, if it was given any, else on token ids
+            at_once[reason(record, at_first[-1]["message"])].append(_name(record))
         for failure in record.get("refused", ()):
-            if failure["stage"] == "analyze":
-                if found.outcome == REFUSED:
-                    at_once[reason(record, failure["message"])].append(_name(record))
-            else:
+            if failure not in at_first:
                 group = kinds if about_kinds_of_tokens(failure["stage"]) else later
                 group[f"{failure['stage']}: {reason(record, failure['message'])}"].append(_name(record))
     yield from _grouped("Refused by reason", at_once)
@@ -97,8 +97,8 @@ def _notes_on(record: Record) -> Iterator[str]:
         yield record["ended"].splitlines()[0][:80]
     if "failed" in build or build.get("ran") is False:
         yield "not built, or built and did not run on anything known here"
-    if "tokens" not in record.get("exact", {"tokens"}):
-        yield "nothing compared on plain tokens"
+    if not {"tokens", "own inputs"} & set(record.get("exact", {"tokens"})):
+        yield "nothing compared on plain tokens or on inputs of its own"
     if analysis.get("without_alpha"):
         yield f"no alpha for {', '.join(analysis['without_alpha'])}"
     if analysis.get("unseen"):

@@ -93,13 +93,13 @@ def _outcome(record: Mapping[str, Any]) -> str:
     if "failed" in record["build"]:
         return NOT_BUILT
     stages = [failure["stage"] for failure in record["refused"]]
-    if "analyze" in stages:
+    if record.get("analysis") is None:
         # A tiny config that contradicts itself runs on nothing; the refusal then says so, and means the benchmark.
         fed = record["build"]["ran"] or not any("did not run" in failure["message"] for failure in record["refused"])
         return REFUSED if fed else NOT_BUILT
-    if any(not about_kinds_of_tokens(stage) and stage != "load" for stage in stages):
+    if any(not about_kinds_of_tokens(stage) and stage not in ("load", "analyze") for stage in stages):
         return REFUSED_LATER
-    if "tokens" not in record["exact"]:
+    if record["exact"].keys().isdisjoint({"tokens", "own inputs"}):
         return NOT_JUDGED  # the untouched model does not run on these tokens
     return GENERATED if "to_full_pass" in record.get("generate", {}) else ADAPTED
 

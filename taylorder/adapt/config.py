@@ -29,6 +29,7 @@ from taylorder.adapt.decisions import (
     FlatOrder,
     HeadOrder,
     LayerOrders,
+    LayerShape,
     ModelIdentity,
     ProbeText,
     Provenance,
@@ -43,6 +44,7 @@ from taylorder.kernels.spec import Exact, Expansion, HeadSpec, Taylor, check_gro
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.fingerprint import way_out_of_rounding
+from taylorder.models.inputs import Inputs
 from taylorder.storage.files import replacing, sha256
 from taylorder.storage.frames import as_html, frame
 from taylorder.storage.strict_json import brief, explain, in_line, read_json
@@ -94,10 +96,8 @@ class OrderConfig(Strict):
         for layer in self.layers:
             if layer.shape is None and len(layer.heads) != model.heads:
                 raise ValueError(f"layer {layer.module} lists {len(layer.heads)} heads, expected {model.heads}")
-            if layer.shape is not None and not all(isinstance(head.spec.far, Exact) for head in layer.heads):
-                raise ValueError(f"layer {layer.module} has a shape of its own, expected every head 'exact'")
             for index, head in enumerate(layer.heads):
-                check_ranks(layer.module, index, head.spec, model.head_dim)
+                check_ranks(layer.module, index, head.spec, shape_of(layer, model).head_dim)
             for kv_head, group in enumerate(groups_of(layer, model)):
                 check_group(f"layer {layer.module}, KV head {kv_head}", [head.spec for head in group])
         return self
@@ -160,9 +160,9 @@ class OrderConfig(Strict):
 
         """
         self._refuse_unlisted("rotations", rotations)
-        copy = self.model_copy()
+        copy, shapes = self.model_copy(), self._shapes()
         copy._rotations = {
-            module: checked_rotations(module, pair, self.model.kv_heads, self.model.head_dim)
+            module: checked_rotations(module, pair, shapes[module].kv_heads, shapes[module].head_dim)
             for module, pair in rotations.items()
         }
         return copy
@@ -200,12 +200,15 @@ class OrderConfig(Strict):
             text = None if about is None else ProbeText.model_validate(about)
         except ValidationError as error:
             raise ConfigError(f"probe: {explain(error)}") from error
-        copy = self.model_copy(update={"probe": text})
+        copy, shapes = self.model_copy(update={"probe": text}), self._shapes()
         copy._probes = {
-            module: checked_probe(module, probe, self.model.kv_heads, self.model.head_dim)
+            module: checked_probe(module, probe, shapes[module].kv_heads, shapes[module].head_dim)
             for module, probe in probes.items()
         }
         return copy
+
+    def _shapes(self) -> dict[str, LayerShape]:
+        return {layer.module: shape_of(layer, self.model) for layer in self.layers}
 
     def _refuse_unlisted(self, what: str, tensors: Mapping[str, object]) -> None:
         unknown = sorted(tensors.keys() - {layer.module for layer in self.layers})
@@ -453,9 +456,9 @@ def _cells(head: HeadOrder) -> dict[str, Any]:
     return {"runs": head.spec.runs, **cells}
 
 
-def described(model: ModelDescription | nn.Module) -> ModelDescription:
-    """Return the description of a model, or the description it already is."""
-    return model if isinstance(model, ModelDescription) else describe(model)
+def described(model: ModelDescription | nn.Module, inputs: Inputs | None = None) -> ModelDescription:
+    """Return the description of a model, run on ``inputs`` if there are any, or the description it already is."""
+    return model if isinstance(model, ModelDescription) else describe(model, inputs=inputs)
 
 
 def _equal(ours: dict[str, tuple[torch.Tensor, ...]], theirs: dict[str, tuple[torch.Tensor, ...]]) -> bool:

@@ -176,7 +176,7 @@ class LayerShape(Strict):
 class LayerOrders(Strict):
     """The heads of one attention module, in order.
 
-    ``shape`` stands where the module has another one than the model's typical module; its heads are exact then.
+    ``shape`` stands where the module has another one than the model's typical module.
     """
 
     module: ModuleName

@@ -18,6 +18,7 @@ from taylorder.kernels import TritonUnavailableError
 from taylorder.kernels.dispatch import choose_backend
 from taylorder.models.attention import ATTENTION_NAME as RECORDING
 from taylorder.models.attention import Observer, selections
+from taylorder.models.inputs import GivenInputs, Inputs
 from taylorder.models.running import device_of
 
 
@@ -119,6 +120,7 @@ def attach(
     guard: bool = True,
     backend: str | None = None,
     observe: Observer | None = None,
+    inputs: Inputs | GivenInputs | None = None,
 ) -> Handle:
     """Run ``model`` with the order of every head as ``config`` says, until the handle is closed.
 
@@ -151,6 +153,8 @@ def attach(
             kernel does (gradients, both directions, ``guard=False``) is computed otherwise either way.
         observe: called by every attention module with what it was given and what it put out, see
             :data:`taylorder.models.attention.Observer`.
+        inputs: what the model is run on if it takes more than token ids or something else, as for
+            :func:`taylorder.analyze`; the short probe runs the first batch.
 
     Returns:
         The :class:`Handle`, which is also a context manager. It counts guarded rows and makes caches.
@@ -166,9 +170,9 @@ def attach(
         NonFiniteError: from a forward pass that overflows.
 
     """
-    prepared = prepare(model, config)
+    prepared = prepare(model, config, inputs=inputs)
     _check_backend(prepared, backend)
-    verify(model, prepared.plans)
+    verify(model, prepared.plans, prepared.inputs)
     return Handle(prepared, guard=guard, backend=backend, observe=observe)
 
 
@@ -180,6 +184,7 @@ def adapted(
     guard: bool = True,
     backend: str | None = None,
     observe: Observer | None = None,
+    inputs: Inputs | GivenInputs | None = None,
 ) -> Iterator[Counts]:
     """``with attach(...)``: run ``model`` with ``config`` inside the block. See :func:`attach`.
 
@@ -195,7 +200,7 @@ def adapted(
         :class:`~taylorder.adapt.attention.Counts` of guarded rows, filled while the model runs.
 
     """
-    with attach(model, config, guard=guard, backend=backend, observe=observe) as handle:
+    with attach(model, config, guard=guard, backend=backend, observe=observe, inputs=inputs) as handle:
         yield handle.counts
 
 

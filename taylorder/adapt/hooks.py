@@ -168,8 +168,9 @@ def _preparing_caches(model: Any, hooks: Hooks, new_cache: NewCache) -> Iterator
     """
     shadowed = vars(model).get(_PREPARE)
     original = getattr(model, _PREPARE)
-    # The others make caches of classes of their own, and take no other.
+    # The others make caches of classes of their own, and take no other; so do models whose decoder reads an encoder.
     takes_any = getattr(model, "_supports_default_dynamic_cache", lambda: True)()
+    takes_any = takes_any and not getattr(model.config, "is_encoder_decoder", False)
 
     def prepare(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not hooks.in_force():  # a shallow copy of the model has outlived it

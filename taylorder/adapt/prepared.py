@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taylorder.adapt.config import LayerOrders, OrderConfig
+from taylorder.adapt.config import LayerOrders, OrderConfig, described
+from taylorder.adapt.decisions import shape_of
 from taylorder.adapt.probe import priorities
 from taylorder.errors import UsageError
 from taylorder.kernels.score_terms import shift_of
 from taylorder.kernels.spec import Exact, HeadSpec, deepest, grouped, keeps_keys
 from taylorder.models.description import ModelDescription
+from taylorder.models.inputs import GivenInputs, Inputs
 
 
 class LayerNumbers(nn.Module):
     """Key centre, rotations and probe of one layer, float32 whatever the model runs in.
+
+    Gradients flow to them where they ask for it; to train one, put an ``nn.Parameter`` in its place.
 
     They belong to what is attached and not to the model, whose parameters, buffers and ``state_dict`` stay what they
     are, and whose ``half()`` does not round them. They follow it all the same: the first keys that come from another
@@ -32,7 +36,10 @@ class LayerNumbers(nn.Module):
         query_rotation: what queries are multiplied by, ``A_q`` ``[G, d, d]`` (the identity for groups without ranks);
             None where no head has ranks.
         key_rotation: the same for centred keys, ``A_k``.
-        probe: what gives keys their priorities, ``[G, F]``; None where no head keeps keys.
+        probe: what gives keys their priorities, ``[G, F]``; None where no head keeps keys. No gradients flow to it: it
+            decides which keys stay.
+        coefficients: of the polynomials of the query heads, ``[H, P]`` up to the largest order P, in place of those of
+            the config, while they are trained; None takes those.
 
     """
 
@@ -40,6 +47,7 @@ class LayerNumbers(nn.Module):
     query_rotation: Tensor | None
     key_rotation: Tensor | None
     probe: Tensor | None
+    coefficients: Tensor | None
 
     def __init__(
         self, centre: Tensor | None, rotations: tuple[Tensor, Tensor] | None, probe: Tensor | None = None
@@ -51,6 +59,7 @@ class LayerNumbers(nn.Module):
         self.register_buffer("query_rotation", query)
         self.register_buffer("key_rotation", key)
         self.register_buffer("probe", probe)
+        self.register_buffer("coefficients", None)
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and rotate: query ``[B, H, T, d]`` and key ``[B, G, T, d]``, as the kernels take them."""
@@ -91,7 +100,8 @@ class LayerNumbers(nn.Module):
 
     def _follow(self, device: torch.device) -> None:
         # Not buffers(), which takes longer than the attention of a short window does.
-        if any(numbers is not None and numbers.device != device for numbers in self._buffers.values()):
+        held = (*self._buffers.values(), *self._parameters.values())
+        if any(numbers is not None and numbers.device != device for numbers in held):
             with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
                 self.to(device)
 
@@ -126,17 +136,22 @@ class LayerPlan:
 class PreparedConfig:
     """What :func:`prepare` made of a config for ``model`` and the weights it had then.
 
-    ``digest`` is that of :func:`execution_digest`; ``plans`` has every attention module, in the order of the config.
+    ``digest`` is that of :func:`execution_digest`; ``plans`` has every attention module, in the order of the config and
+    then those of cross attention, which are exact. ``inputs`` are what the model can be run on, None for token ids.
     """
 
     model: Any
     config: OrderConfig
     digest: str
     plans: Mapping[nn.Module, LayerPlan]
+    inputs: Inputs | None = None
 
 
 def prepare(
-    model: Any, config: OrderConfig | PreparedConfig, description: ModelDescription | None = None
+    model: Any,
+    config: OrderConfig | PreparedConfig,
+    description: ModelDescription | None = None,
+    inputs: Inputs | GivenInputs | None = None,
 ) -> PreparedConfig:
     """Check a config against a model and plan its layers, to attach it and to make caches as often as wanted.
 
@@ -145,11 +160,13 @@ def prepare(
         config: per-head decisions; what is prepared for this model already comes back as it is.
         description: of the model as it is now, if it was made already. Otherwise a short forward pass and all weights
             are looked at.
+        inputs: what the model is run on if it takes more than token ids or something else, as for
+            :func:`taylorder.analyze`.
 
     Raises:
         ConfigError: the config does not belong to the model; says what differs.
         UnsupportedModelError: the model cannot be described.
-        UsageError: the config is none, or was prepared for another model.
+        UsageError: the config is none, or was prepared for another model; or the inputs are none.
 
     """
     if isinstance(config, PreparedConfig):
@@ -164,11 +181,14 @@ def prepare(
             f"the config is a {type(config).__name__}, expected an OrderConfig: OrderConfig.load reads one from "
             "a file, and a selection has one as its .config"
         )
-    config.check(model if description is None else description)
+    given = None if inputs is None else Inputs.of(inputs)
+    description = description or described(model, given)
+    config.check(description)
     modules = dict(model.named_modules())
     with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
         plans = {modules[layer.module]: plan_layer(config, layer) for layer in config.layers}
-    return PreparedConfig(model, config, execution_digest(config), plans)
+    plans |= {modules[name]: LayerPlan(name) for name in description.cross}
+    return PreparedConfig(model, config, execution_digest(config), plans, given)
 
 
 def plan_layer(config: OrderConfig, layer: LayerOrders) -> LayerPlan:
@@ -176,7 +196,7 @@ def plan_layer(config: OrderConfig, layer: LayerOrders) -> LayerPlan:
     specs = tuple(head.spec for head in layer.heads)
     if all(isinstance(spec.far, Exact) for spec in specs):
         return LayerPlan(layer.module)
-    polynomials = [deepest(group) for group in grouped(specs, config.model.kv_heads)]
+    polynomials = [deepest(group) for group in grouped(specs, shape_of(layer, config.model).kv_heads)]
     centre = config.key_centres.get(layer.module)
     if centre is not None:
         plain = [far is None or far.expansion == "zero" for far in polynomials]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from taylorder.analysis.candidate_rows import candidate_rows
-from taylorder.analysis.capture import LayerTensors, run_layers
+from taylorder.analysis.capture import LayerTensors, run_layers, run_layers_on
 from taylorder.analysis.finite import refuse_broken_weights
 from taylorder.analysis.losses import (
     EXACT,
@@ -39,6 +39,7 @@ from taylorder.errors import NonFiniteError, UnsupportedModelError, UsageError
 from taylorder.kernels.spec import MAX_ORDER, SINKS
 from taylorder.models.describe import describe
 from taylorder.models.description import AttentionModule, ModelDescription
+from taylorder.models.inputs import GivenInputs, Inputs
 from taylorder.models.running import refuse_foreign_ids
 from taylorder.storage import processes
 from taylorder.storage.progress import Progress, silent
@@ -55,30 +56,44 @@ PREVIEW_ORDERS = (1, 2, 3, 4)
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Calibration sequences ``[N, T]`` and the positions of the query rows measured in each, ``[R]``."""
+    """What the model is run on, and how query rows are drawn: as many of each sequence, with one seed.
 
-    tokens: Tokens
-    input_ids: Tensor
-    query_rows: list[Tensor]
+    ``tokens`` are those of a text, whose sequences ``inputs`` are then; None for inputs of the model's own.
+    """
+
+    inputs: Inputs
+    tokens: Tokens | None
+    length: int
+    rows: int | None
+    seed: int
+
+    def query_rows(self, length: int | None = None) -> list[Tensor]:
+        """Positions of the query rows measured in each batch, ``[R]``, of sequences so long."""
+        return query_rows(len(self.inputs), length or self.length, self.rows, self.seed)
 
     def far_share(self, near: int) -> float:
         """Share of the query rows that see more keys than a near field of so many holds."""
-        return float(np.mean([row >= near for row in torch.cat(self.query_rows).tolist()]))
+        return float(np.mean([row >= near for row in torch.cat(self.query_rows()).tolist()]))
 
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """What was measured of the heads, by module name: rows, key centres ``[G, d]``, preview ``[H][orders]``."""
+    """What was measured of the heads, by module name: rows, key centres ``[G, d]``, preview ``[H][orders]``.
+
+    ``seen`` are sequences and tokens of each.
+    """
 
     candidates: dict[str, list[CandidateRow]]
     centres: dict[str, Tensor]
     previews: dict[str, tuple[tuple[float, ...], ...]]
+    seen: dict[str, tuple[int, int]]
 
 
 def analyze(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Any = None,
     *,
+    inputs: Inputs | GivenInputs | None = None,
     name: str | None = None,
     description: ModelDescription | None = None,
     text: Text | Tokens | str | None = None,
@@ -113,13 +128,17 @@ def analyze(
 
     Args:
         model: a transformers model that dispatches its attention through ``AttentionInterface``.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; None where it is run on ``inputs``.
+        inputs: what to run the model on instead of text: batches of tensors by the names of its arguments, all of the
+            same shapes, or a function that yields them. What self attention sees is measured, of encoders and of
+            decoders; cross attention stays as it is. All batches go through the model together.
         name: what to call the model in the results; default as ``taylorder.describe`` has it.
         description: ``taylorder.describe(model)``, if it was made already.
         text: calibration text, as a string or in tokens; default the English that Python ships (465 kB).
-        max_tokens: tokens used, cut into sequences of ``sequence_length``. Memory grows with it.
+        max_tokens: tokens of the text used, cut into sequences of ``sequence_length``. Memory grows with it.
         sequence_length: tokens per sequence; models with fewer positions use as many as they have.
-        rows: query rows measured per sequence, drawn at random; None measures all.
+        rows: query rows measured per sequence, drawn at random; None measures all. Of inputs, the sequences of one
+            batch are measured at the same positions.
         max_order: largest order P measured, 1 … 8.
         window: near field: the last keys, the query's own included, that keep the true exponential.
         sinks: near field: the first keys.
@@ -134,7 +153,7 @@ def analyze(
 
     Raises:
         UnsupportedModelError: the model cannot be measured truthfully.
-        UsageError: an argument is out of range, or the text too short.
+        UsageError: an argument is out of range, the text too short, or the inputs are no tensors that the model takes.
         NonFiniteError: the model produces NaN or infinities.
 
     """
@@ -144,19 +163,24 @@ def analyze(
     _check_range("seed", seed, 0, None)
     if rows is not None:
         _check_range("rows", rows, 1, None)
+    given = None if inputs is None else Inputs.of(inputs)
+    if (given is None) == (tokenizer is None and not isinstance(text, Tokens)) or (given is not None and text):
+        raise UsageError("analyze takes a tokenizer, with a text or without, or inputs; give it one of the two")
     if description is None:
-        description = describe(model, name)
+        description = describe(model, name, inputs=given)
     if not description.causal and (window or sinks):
         raise UsageError(
             f"{description.name} attends in both directions and has no near field; found window {window} and sinks "
             f"{sinks}, expected 0 and 0"
         )
     refuse_broken_weights(model, description.name)
-    tokens = Tokens.of(tokenizer, text)
-    length = min(sequence_length, description.max_context)
-    input_ids = tokens.first(length, max_tokens)
-    refuse_foreign_ids(model, input_ids)
-    sample = _Sample(tokens, input_ids, query_rows(len(input_ids), length, rows, seed))
+    tokens, length = None, description.max_context
+    if given is None:
+        tokens, length = Tokens.of(tokenizer, text), min(sequence_length, length)
+        sequences = tokens.first(length, max_tokens)
+        refuse_foreign_ids(model, sequences)
+        given = Inputs.of_tokens(sequences, tokens.text.source)
+    sample = _Sample(given, tokens, length, rows, seed)
     sweeps = _sweeps(description, sample, max_order, window, sinks)
     report = progress or silent
     spectral = _spectra(model, description, per_head_alpha, report)
@@ -166,7 +190,7 @@ def analyze(
         preview = NearFieldPreview(PREVIEW_WINDOW, SINKS, _preview_orders(max_order), heads.previews)
     return Analysis(
         model=description,
-        calibration=_calibration(model, description, sample, sample.far_share(window + sinks), seed),
+        calibration=_calibration(model, description, sample, heads, sample.far_share(window + sinks)),
         max_order=max_order,
         window=window,
         sinks=sinks,
@@ -188,8 +212,8 @@ def _sweeps(
     """
     if not sample.far_share(window + sinks):
         raise UsageError(
-            f"window {window} and sinks {sinks} leave none of the {sum(map(len, sample.query_rows))} measured query "
-            f"rows a far key in sequences of {sample.input_ids.shape[1]} tokens, so that nothing would be truncated: "
+            f"window {window} and sinks {sinks} leave none of the {sum(map(len, sample.query_rows()))} measured query "
+            f"rows a far key in sequences of {sample.length} tokens, so that nothing would be truncated: "
             "make the sequences longer (--sequence-length), or the near field smaller"
         )
     asked = Sweep(max_order, window, sinks)
@@ -210,45 +234,64 @@ def _measure_heads(
 
     Each process runs its share, and all of them get the same.
     """
-    mine = processes.share(len(sample.input_ids), "calibration sequences")
-    query_rows = sample.query_rows[mine.start : mine.stop]
+    mine = processes.share(len(sample.inputs), "calibration sequences")
     modules = {module.name: module for module in description.modules}
-    heads = _Heads({}, {}, {})
+    heads = _Heads({}, {}, {}, {})
 
     def consume(module_name: str, layer: LayerTensors) -> None:
         centre = key_centres(layer)
-        scores, sums = measure(layer, centre, query_rows * modules[module_name].calls, sweeps)
+        sequences, _, length, _ = layer.q.shape
+        rows = sample.query_rows(length)[mine.start : mine.stop]
+        # A batch may be of several examples, and of an image in windows; and a module may attend several times.
+        rows *= sequences // len(rows)
+        scores, sums = measure(layer, centre, rows, sweeps)
         heads.centres[module_name] = centre.float().cpu()
         heads.candidates[module_name] = candidate_rows(modules[module_name], layer, scores, sums[0])
+        heads.seen[module_name] = sequences // len(mine) * len(sample.inputs), length
         for preview in sums[1:]:
             errors = relative(preview.squared["guarded"][0], scores.output_squared)
             heads.previews[module_name] = tuple(map(tuple, errors.T.tolist()))
         report(HEADS, len(heads.candidates), len(modules))
 
-    run_layers(model, sample.input_ids[mine.start : mine.stop], consume, calls=description.calls)
+    batch = sample.inputs.together(mine)
+    if sample.tokens is None:
+        run_layers_on(model, batch, consume, description.cross)
+    else:
+        run_layers(model, batch["input_ids"], consume, calls=description.calls)
     return heads
 
 
 def _calibration(
-    model: Any, description: ModelDescription, sample: _Sample, far_share: float, seed: int
+    model: Any, description: ModelDescription, sample: _Sample, heads: _Heads, far_share: float
 ) -> Calibration:
-    """What the results say of the text, with the model's own loss on it."""
-    tokens, input_ids = sample.tokens, sample.input_ids
-    nll, vocabulary = _loss(model, description, input_ids[0, :LOSS_TOKENS])
+    """What the results say of the text or the inputs, with the model's own loss on text."""
+    tokens, inputs = sample.tokens, sample.inputs
+    if tokens is None:
+        sequences, length = heads.seen[description.typical.name]
+        source, sha256, bos, unknown = inputs.source, inputs.sha256, None, 0.0
+        nll, vocabulary = None, None
+    else:
+        input_ids = inputs.together()["input_ids"]
+        sequences, length = input_ids.shape
+        source, sha256, bos = tokens.text.source, tokens.text.sha256, tokens.bos
+        unknown = tokens.unknown_share(input_ids)
+        nll, vocabulary = _loss(model, description, input_ids[0, :LOSS_TOKENS])
+    drawn = sample.query_rows(length)
     return Calibration(
-        source=tokens.text.source,
-        text_sha256=tokens.text.sha256,
-        sequences=len(input_ids),
-        sequence_length=input_ids.shape[1],
-        tokens=input_ids.numel(),
-        rows_per_sequence=len(sample.query_rows[0]),
-        seed=seed,
-        query_rows=tuple(tuple(positions.tolist()) for positions in sample.query_rows),
-        bos=tokens.bos,
-        unknown_share=tokens.unknown_share(input_ids),
+        source=source,
+        text_sha256=sha256,
+        sequences=sequences,
+        sequence_length=length,
+        tokens=sequences * length,
+        rows_per_sequence=len(drawn[0]),
+        seed=sample.seed,
+        query_rows=tuple(tuple(positions.tolist()) for positions in drawn),
+        bos=bos,
+        unknown_share=unknown,
         far_share=far_share,
         nll=nll,
         vocabulary=vocabulary,
+        inputs=None if tokens is not None else inputs.words,
     )
 
 

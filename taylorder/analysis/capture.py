@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.kernels.score_terms import PLAIN, ScoreTerms
 from taylorder.models.attention import AttentionCall, recording
+from taylorder.models.inputs import Batch
 from taylorder.models.offloading import without_gradients
-from taylorder.models.running import run_base
+from taylorder.models.running import run_base, run_batch
 
 _WAY_OUT = "nothing can be measured there: load the model in float32, or check its weights"
 
@@ -61,6 +63,33 @@ def run_layers(
     attention_mask: Tensor | None = None,
     calls: Mapping[str, int] | None = None,
 ) -> None:
+    """:func:`record_layers` of token ids ``[B, T]``; ``attention_mask`` is 0 for padding, None if there is none."""
+    record_layers(model, lambda: run_base(model, input_ids, attention_mask), consume, calls)
+
+
+def run_layers_on(
+    model: Any, batch: Batch, consume: Callable[[str, LayerTensors], None], cross: Collection[str]
+) -> None:
+    """:func:`record_layers` of a batch of a model's own inputs, without the modules ``cross`` of cross attention.
+
+    How often a module attends may depend on how many examples there are: the model runs once more, to count.
+    """
+
+    def run() -> Any:
+        return run_batch(model, batch)
+
+    seen: Counter[str] = Counter()
+    with without_gradients(model), recording(model, lambda call: seen.update([call.name])):
+        run()
+    record_layers(model, run, consume, {name: 0 if name in cross else times for name, times in seen.items()})
+
+
+def record_layers(
+    model: Any,
+    run: Callable[[], Any],
+    consume: Callable[[str, LayerTensors], None],
+    calls: Mapping[str, int] | None = None,
+) -> None:
     """Call ``consume(module name, tensors)`` for every attention module, in the order the model runs them.
 
     All sequences go through the model together, so that a statistic over the whole text (a key centre) is known before
@@ -72,10 +101,10 @@ def run_layers(
 
     Args:
         model: a transformers model.
-        input_ids: ``[B, T]``.
+        run: runs it on all sequences.
         consume: must not keep the tensors.
-        attention_mask: ``[B, T]``, 0 for padding; None if there is none.
-        calls: how often each module attends, see ``ModelDescription.calls``; None for once each.
+        calls: how often each module attends, see ``ModelDescription.calls``, 0 for those that are left out; None for
+            once each.
 
     Raises:
         NonFiniteError: a module's queries, keys or values hold NaN or infinities.
@@ -85,6 +114,9 @@ def run_layers(
     seen: dict[str, list[LayerTensors]] = {}
 
     def sink(call: AttentionCall) -> None:
+        times = (calls or {}).get(call.name, 1)
+        if not times:
+            return
         refuse_broken_tensors(call.name, {"queries": call.q, "keys": call.k, "values": call.v}, _WAY_OUT)
         mask = None if call.mask is None else call.mask.expand(len(call.q), -1, call.q.shape[2], -1).cpu()
         # Measured in float64 on the CPU: most accelerators have little float64, and these are one layer's tensors.
@@ -92,8 +124,8 @@ def run_layers(
         terms = call.terms.map(lambda tensor: tensor.detach().cpu())
         so_far = seen.setdefault(call.name, [])
         so_far.append(LayerTensors(q, k, v, mask, call.scaling, call.is_causal, terms))
-        if len(so_far) == (calls or {}).get(call.name, 1):
+        if len(so_far) == times:
             consume(call.name, pooled(seen.pop(call.name)))
 
     with without_gradients(model), recording(model, sink):
-        run_base(model, input_ids, attention_mask)
+        run()

@@ -115,7 +115,8 @@ class Calibration:
     ``unknown_share`` the share of tokens that the tokenizer did not know; ``far_share`` the share of measured query
     rows that have keys outside of the near field. ``nll`` is the loss of the model as it is, in nats per token, on the
     first :data:`~taylorder.analysis.analyze.LOSS_TOKENS` tokens, and ``vocabulary`` the number of its tokens; None
-    without a language-model head.
+    without a language-model head. ``inputs`` are names and shapes of a batch of the model's own inputs, in words, which
+    stand in the place of a text, and whose hash ``text_sha256`` is then; None for text.
     """
 
     source: str
@@ -131,6 +132,7 @@ class Calibration:
     far_share: float = 1.0
     nll: float | None = None
     vocabulary: int | None = None
+    inputs: str | None = None
 
     @property
     def rows(self) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taylorder.analysis.results import Analysis
     from taylorder.evaluation.evaluate import Evaluation
     from taylorder.models.description import ModelDescription
+    from taylorder.models.inputs import Inputs
     from taylorder.models.loading import LoadedModel
     from taylorder.reports.budgets import BudgetsReport
     from taylorder.reports.progress import StderrProgress
@@ -31,8 +32,12 @@ def load_described(
     place: Placement,
     progress: StderrProgress,
     way_out: str = "name the model itself, and the run with --config",
+    inputs: Inputs | None = None,
 ) -> tuple[LoadedModel, ModelDescription]:
-    """Load a model, the built-in one for None, and describe it; the way out is from a run that names no model here."""
+    """Load a model, the built-in one for None, and describe it; the way out is from a run that names no model here.
+
+    With ``inputs`` of its own it needs no tokenizer.
+    """
     progress.say(f"loading {to_load.model or 'the built-in model'}")
 
     from taylorder.models.describe import describe
@@ -45,8 +50,9 @@ def load_described(
             device_map=place.device_map,
             dtype=to_load.dtype,
             revision=to_load.revision,
+            text=inputs is None,
         )
-    return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
+    return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note, inputs=inputs)
 
 
 def check_texts(files: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from taylorder.commands import options
 from taylorder.commands._choosing import Measured
+from taylorder.commands._on_inputs import analyze_on_inputs, refuse_text_options
 from taylorder.commands._planning import print_plan, timed
 from taylorder.commands._shared import (
     check_kind,
@@ -137,6 +138,7 @@ def analyze(
         str,
         options.value("Measure N random query rows of each sequence.", "N|all", group=options.CALIBRATION),
     ] = str(DEFAULTS.rows),
+    inputs: options.InputsOfAnalysis = None,
     seed: Annotated[int, options.seed(options.CALIBRATION)] = DEFAULTS.seed,
     out: Annotated[
         Path,
@@ -175,6 +177,8 @@ def analyze(
     Example: taylorder analyze gpt2 --budget 10%,25%,50% --context 1024 --out gpt2-budgets
 
     Example: taylorder analyze gpt2 --window 64 --sinks 4 --out gpt2-out
+
+    Example: taylorder analyze my-vit --inputs images.safetensors
     """
     place = Placement.of(device, device_map)
     files, budgets = text or [], parse_budgets(budget) if budget is not None else ()
@@ -199,6 +203,10 @@ def analyze(
     check_texts(files)
     check_writable(out)
     check_kind(out, several=several)
+    if inputs:
+        refuse_text_options(settings, text=bool(files), dry_run=dry_run)
+        analyze_on_inputs(model, inputs, settings, place, dtype, out, output, evaluated=not no_eval)
+        return
     runs = [(settings, out)]
     if several:
         runs = [(replace(settings, budget=one), out / one.folder) for one in budgets]

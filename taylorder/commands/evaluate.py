@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from taylorder.commands import options
+from taylorder.commands._on_inputs import refuse_beside_inputs
 from taylorder.commands._shared import check_texts, check_writable, load_described, print_report
 from taylorder.commands._subject import subject
 from taylorder.errors import BoundMissedError, TaylorderError, UsageError
@@ -17,6 +18,8 @@ from taylorder.models.placement import Placement
 if TYPE_CHECKING:
     from taylorder.models.description import ModelDescription
     from taylorder.reports.evaluation import EvalReport
+    from taylorder.reports.progress import StderrProgress
+    from taylorder.runs.subject import ConfigAndModel
 
 
 def evaluate(
@@ -28,6 +31,7 @@ def evaluate(
             "Evaluate on this UTF-8 file; repeat for several.", "--text", default="docstrings of numpy and scipy"
         ),
     ] = None,
+    inputs: options.Inputs = None,
     lengths: Annotated[
         str | None,
         options.value(
@@ -65,6 +69,8 @@ def evaluate(
     Example: taylorder eval --no-tasks
 
     Example: taylorder eval --config gpt2-out --lengths 1024,4096
+
+    Example: taylorder eval my-vit-out --inputs other-images.safetensors
     """
     files = text or []
     asked = options.parse_numbers("--lengths", lengths, 2)
@@ -79,12 +85,18 @@ def evaluate(
             raise UsageError(f"--out {out} is a directory; name a file")
         if not out.exists() or out.is_file():
             check_writable(Path(os.path.realpath(out)).parent)
+    if inputs:
+        given = {"--text": bool(files), "--lengths": asked is not None, "--max-kl": max_kl is not None}
+        refuse_beside_inputs(given | {"--rivals": every_rival})
     place = Placement.of(device, device_map)
     about = subject(model, config, dtype)
 
     from taylorder.reports.progress import StderrProgress
 
     with StderrProgress() as progress:
+        if inputs:
+            _print(_on_inputs(about, inputs, place, progress), out, output)
+            return
         loaded, description = load_described(about.to_load, place, progress)
         about.config.check(description)
 
@@ -127,6 +139,25 @@ def evaluate(
             dtype=description.dtype,
         )
     _print(report, out, output)
+
+
+def _on_inputs(about: ConfigAndModel, files: list[Path], place: Placement, progress: StderrProgress) -> EvalReport:
+    """How far outputs move on inputs of the model's own."""
+    from taylorder.evaluation.on_inputs import evaluate_on_inputs
+    from taylorder.models.inputs import Inputs
+    from taylorder.reports.evaluation import EvalReport
+
+    given = Inputs.of_files(files)
+    loaded, description = load_described(about.to_load, place, progress, inputs=given)
+    about.config.check(description)
+    return EvalReport(
+        model=description,
+        config=about.config,
+        config_path=str(about.path),
+        evaluation=evaluate_on_inputs(loaded.model, description, about.config, given, progress=progress),
+        device=str(place),
+        dtype=description.dtype,
+    )
 
 
 def _alphas_beside(path: Path, description: ModelDescription) -> dict[str, float | None] | None:

@@ -67,6 +67,19 @@ ModelOfRunOption = Annotated[str | None, typer.Option(**_MODEL_OF_RUN)]
 Config = Annotated[
     Path | None, path(f"Take this config: an orders.json, or a run ({A_RUN}).", "--config", "FILE|DIR", str(DEFAULT))
 ]
+
+
+def inputs(group: str | None = None) -> Any:
+    """Files of what a model is run on."""
+    text = (
+        "Instead of text, run the model on the tensors of this safetensors file, by the names of its arguments: "
+        "pixel_values, input_features, decoder_input_ids…; repeat for several batches."
+    )
+    return path(text, "--inputs", default=False, group=group)
+
+
+Inputs = Annotated[list[Path] | None, inputs()]
+InputsOfAnalysis = Annotated[list[Path] | None, inputs(CALIBRATION)]
 Seed = Annotated[int, seed()]
 Device = Annotated[str, value("Run on this torch device, such as cpu or cuda.", "NAME", group=MACHINE)]
 DeviceMap = Annotated[

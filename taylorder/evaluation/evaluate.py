@@ -236,7 +236,7 @@ def evaluate_shortly(
     if beside_window:
         contenders += [] if exact else [rivals.window_instead(description, config, length)]
     else:
-        contenders += _simple_rivals(description)
+        contenders += simple_rivals(description)
     began = time.monotonic()
     try:
         unseen = tokenise(tokenizer, text())
@@ -273,7 +273,7 @@ def _contenders(
     return contenders + (rivals.paper(description) if every_rival and description.open_modules else [])
 
 
-def _simple_rivals(description: ModelDescription) -> list[Contender]:
+def simple_rivals(description: ModelDescription) -> list[Contender]:
     """Order 3 beside a near field, and the paper's order 4."""
     window, sinks = (64, SINKS) if description.causal else (0, 0)
     near = f", {sinks} sinks and a window of {window}" if description.causal else ""

@@ -165,6 +165,9 @@ def at_equal_bytes(
     model: ModelDescription, config: OrderConfig, alphas: Mapping[str, float | None], tokens: int
 ) -> list[Contender]:
     """What the bytes of a config buy otherwise at that context length; what they do not buy is there as absent."""
+    if not model.alike:
+        absent = "layers have heads of several shapes, and one window for all would take other bytes in each"
+        return [Contender(name, None, absent=absent) for name in (WINDOW, ONE_ORDER, ALPHAS)]
     budget = bytes_per_kv_head(config, model, tokens)
     by_name = {
         WINDOW: sliding_window(model, budget, tokens),

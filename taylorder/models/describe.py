@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +16,11 @@ from torch import nn
 from taylorder.errors import TaylorderError, UnsupportedModelError, first_line
 from taylorder.models.adapters import refuse_adapters
 from taylorder.models.attention import AttentionCall, recording
+from taylorder.models.cross_attention import is_cross, noting_other_states
 from taylorder.models.description import AttentionModule, ModelDescription
 from taylorder.models.fingerprint import fingerprint
-from taylorder.models.positions import longest_context, lookups
+from taylorder.models.inputs import Batch, GivenInputs, Inputs
+from taylorder.models.positions import TableRead, longest_context, lookups
 from taylorder.models.probing import refuse_other_numbers
 from taylorder.models.refusals import (
     dtype_name,
@@ -24,15 +30,22 @@ from taylorder.models.refusals import (
     refuse_weights,
     text_part,
 )
-from taylorder.models.running import PROBE_TOKENS, leaving_no_trace, probe_ids, run_base
+from taylorder.models.running import PROBE_TOKENS, leaving_no_trace, probe_ids, run_base, run_batch
 
 
-def describe(model: nn.Module, name: str | None = None, *, weights_note: str | None = None) -> ModelDescription:
+def describe(
+    model: nn.Module,
+    name: str | None = None,
+    *,
+    weights_note: str | None = None,
+    inputs: Inputs | GivenInputs | None = None,
+) -> ModelDescription:
     """Describe a model's attention modules as one short forward pass calls them; the model is left as it was.
 
     ``model`` is a transformers model; ``name`` and ``weights_note`` go into the description, by default what ``load``
-    gave them, or the name that the config has. Raises UnsupportedModelError, naming what was found and the way out,
-    for every model that cannot be measured truthfully.
+    gave them, or the name that the config has. ``inputs`` are what a model is run on that takes more than token ids, or
+    something else, as :func:`taylorder.analyze` takes them; the first batch is run. Raises UnsupportedModelError,
+    naming what was found and the way out, for every model that cannot be measured truthfully.
 
     >>> import taylorder
     >>> loaded = taylorder.load()
@@ -48,26 +61,28 @@ def describe(model: nn.Module, name: str | None = None, *, weights_note: str | N
     config: Any = model.config
     loaded_as, note, origin = getattr(model, "loaded_as", ("", None, None))
     name = name or loaded_as or getattr(config, "name_or_path", "") or type(model).__name__
-    refuse_config(config, name, half=_is_half(model))
+    batch = None if inputs is None else Inputs.of(inputs).batches[0]
+    refuse_config(config, name, fed=batch is not None or _is_half(model))
     refuse_weights(model, name)
     with lookups(model) as seen:
-        calls, hidden = _probe(model, name)
-    max_context = longest_context(model, name, seen)
-    modules = _modules(calls, name)
+        calls, cross, returned = _probe(model, name) if batch is None else _run(model, name, batch)
+    modules = _modules(calls, name, of_text=batch is None)
+    if batch is not None:
+        modules = _longest(modules, batch, partial(longest_context, model, name), seen)
     for call in calls:
         refuse_projections(call.name, call.module)
-    _refuse_mixture(modules, name)
-    refuse_other_numbers(model, name, modules, hidden)
+    refuse_other_numbers(model, name, modules, returned, batch)
     return ModelDescription(
         name=name,
         architecture=type(model).__name__,
         modules=modules,
-        max_context=max_context,
+        max_context=max(module.tokens or longest_context(model, name, seen) for module in modules),
         fingerprint=fingerprint(model),
         weights_note=weights_note or note,
         dtype=dtype_name(model),
         origin=origin,
-        unmeasured=_beside_text(model),
+        unmeasured=_beside_text(model) if batch is None else (),
+        cross=tuple(cross),
     )
 
 
@@ -84,49 +99,75 @@ def _is_half(model: Any) -> bool:
     return base.get_encoder() is base or base.get_decoder() is base
 
 
-def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], torch.Tensor]:
-    """Run a few tokens; return the attention calls in order, and the hidden states ``[2, 8, hidden]``.
+def _probe(model: nn.Module, name: str) -> tuple[list[AttentionCall], list[str], torch.Tensor]:
+    """Run a few tokens; return the attention calls in order, no cross attention, and hidden states ``[2, 8, hidden]``.
 
     Refuses what the calls give away.
     """
     base: Any = getattr(model, "base_model", model)
-    if getattr(base, "main_input_name", "input_ids") != "input_ids":
+    main = getattr(base, "main_input_name", "input_ids")
+    if main != "input_ids" and "input_ids" not in inspect.signature(base.forward).parameters:
         raise UnsupportedModelError(
-            f"{name} takes {base.main_input_name}, where token ids are expected: calibration text cannot be run "
-            "through it. Choose a language model or a text encoder."
+            f"{name} takes {main}, where token ids are expected: calibration text cannot be run through it. Give it "
+            f"{main}: `taylorder analyze --inputs FILE.safetensors`, or taylorder.analyze(model, inputs=[...])."
         )
     calls: list[AttentionCall] = []
-    try:
-        with leaving_no_trace(model), recording(model, calls.append):
-            hidden = run_base(model, probe_ids(model))
-    except TaylorderError:
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{name} ({type(model).__name__}) did not run on {PROBE_TOKENS} token ids alone "
-            f"({type(error).__name__}: {first_line(error)}). "
-            f"{text_part(base) or 'Choose a model that takes nothing else'}."
-        ) from error
-    _refuse_calls(calls, name)
-    return calls, hidden
-
-
-def _refuse_calls(calls: list[AttentionCall], name: str) -> None:
-    if not calls:
-        raise UnsupportedModelError(
-            f"{name} made no attention call on {PROBE_TOKENS} tokens: it has linear attention, convolution or "
-            "recurrence only, or attention that bypasses transformers' AttentionInterface. Choose a model with "
-            "at least one layer of softmax attention."
-        )
+    with (
+        _explained(base, name, f"{PROBE_TOKENS} token ids alone"),
+        leaving_no_trace(model),
+        recording(model, calls.append),
+    ):
+        hidden = run_base(model, probe_ids(model))
+    _refuse_none(calls, name, f"{PROBE_TOKENS} tokens")
     for call in calls:
         if call.k.shape[2] != call.q.shape[2]:
             raise UnsupportedModelError(
                 f"{call.name} attends from {call.q.shape[2]} queries to {call.k.shape[2]} keys (cross attention), "
                 "where equally many are expected: choose a model with self attention only."
             )
+    return calls, [], hidden
 
 
-def _modules(calls: Sequence[AttentionCall], name: str) -> tuple[AttentionModule, ...]:
+def _run(model: nn.Module, name: str, batch: Batch) -> tuple[list[AttentionCall], list[str], Any]:
+    """Run a batch; return the calls of self attention in order, the modules of cross attention, and what came out."""
+    calls: list[AttentionCall] = []
+    with (
+        _explained(model, name, "its inputs"),
+        leaving_no_trace(model),
+        noting_other_states(model) as given,
+        recording(model, calls.append),
+    ):
+        returned = run_batch(model, batch)
+    cross = {call.name: None for call in calls if is_cross(call, given)}
+    calls = [call for call in calls if call.name not in cross]
+    _refuse_none(calls, name, "its inputs")
+    return calls, list(cross), returned
+
+
+@contextmanager
+def _explained(model: Any, name: str, on: str) -> Iterator[None]:
+    """Say by name that a model did not run on something, where it fails inside the block."""
+    try:
+        yield
+    except TaylorderError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} ({type(model).__name__}) did not run on {on} ({type(error).__name__}: {first_line(error)}). "
+            f"{text_part(model) or 'Give it all that it takes, with --inputs FILE.safetensors or inputs='}."
+        ) from error
+
+
+def _refuse_none(calls: list[AttentionCall], name: str, on: str) -> None:
+    if not calls:
+        raise UnsupportedModelError(
+            f"{name} made no call of self attention on {on}: it has linear attention, convolution or recurrence only, "
+            "or attention that bypasses transformers' AttentionInterface. Choose a model with at least one layer of "
+            "softmax attention."
+        )
+
+
+def _modules(calls: Sequence[AttentionCall], name: str, *, of_text: bool) -> tuple[AttentionModule, ...]:
     """The modules in the order in which they first attend."""
     # All calls are alive, so equal addresses are one tensor.
     readers: dict[int, set[str]] = {}
@@ -138,8 +179,14 @@ def _modules(calls: Sequence[AttentionCall], name: str) -> tuple[AttentionModule
     modules: dict[str, AttentionModule] = {}
     for call in calls:
         several = len(readers[call.k.data_ptr()]) > 1
-        module = _module(call, makers[call.k.data_ptr()] if several else None, times[call.name])
-        if modules.setdefault(call.name, module) != module or (module.calls > 1 and module.causal):
+        module = _module(call, makers[call.k.data_ptr()] if several else None, times[call.name], of_text=of_text)
+        first = modules.setdefault(call.name, module)
+        if first.tokens != module.tokens:
+            raise UnsupportedModelError(
+                f"{name} calls {call.name} on {first.tokens} and on {module.tokens} tokens in a forward pass: give it "
+                "inputs that are cut into equal parts, such as images of one size."
+            )
+        if first != module or (module.calls > 1 and module.causal):
             raise UnsupportedModelError(
                 f"{name} calls {call.name} {times[call.name]} times in a forward pass (differential attention, loops "
                 "over layers): it has no single cache for a state to replace. Choose a model whose modules each attend "
@@ -148,7 +195,22 @@ def _modules(calls: Sequence[AttentionCall], name: str) -> tuple[AttentionModule
     return tuple(modules.values())
 
 
-def _module(call: AttentionCall, keys_of: str | None, calls: int) -> AttentionModule:
+def _longest(
+    modules: tuple[AttentionModule, ...],
+    batch: Batch,
+    of_text: Callable[[list[TableRead]], int],
+    seen: Sequence[TableRead],
+) -> tuple[AttentionModule, ...]:
+    """The modules with the most tokens that they attend to: those of the batch, or of text the model's longest."""
+    ids = {batch[name].shape[-1] for name in ("input_ids", "decoder_input_ids") if name in batch}
+    longest = {length: of_text([read for read in seen if len(read.rows) == length]) for length in ids}
+    return tuple(
+        replace(module, tokens=longest.get(module.tokens or 0, module.tokens)) if module.causal else module
+        for module in modules
+    )
+
+
+def _module(call: AttentionCall, keys_of: str | None, calls: int, *, of_text: bool) -> AttentionModule:
     return AttentionModule(
         name=call.name,
         heads=call.q.shape[1],
@@ -162,6 +224,7 @@ def _module(call: AttentionCall, keys_of: str | None, calls: int) -> AttentionMo
         keys_of=keys_of,
         latent_dim=_latent_dim(call.module),
         calls=calls,
+        tokens=None if of_text else call.q.shape[2],
     )
 
 
@@ -172,25 +235,3 @@ def _latent_dim(module: Any) -> int | None:
     parts = [getattr(module, name, None) for name in ("kv_lora_rank", "qk_rope_head_dim")]
     known = [part for part in parts if isinstance(part, int)]
     return sum(known) if len(known) == len(parts) else None
-
-
-def _refuse_mixture(modules: tuple[AttentionModule, ...], name: str) -> None:
-    """What may be run is offered to all heads alike, so that those that may be truncated have to be of one kind.
-
-    Modules that stay exact may have other shapes, but attend in the same direction.
-    """
-    directions = {module.causal for module in modules}
-    alike = [module for module in modules if module.stays_exact is None] if len(directions) == 1 else modules
-    kinds = {
-        (module.heads, module.kv_heads, module.head_dim, module.value_dim, module.causal): module for module in alike
-    }
-    if len(kinds) > 1:
-        named = ", ".join(
-            f"{module.name} has {module.heads} heads on {module.kv_heads} KV heads of dimension {module.head_dim} "
-            f"(values {module.value_dim}, {'causal' if module.causal else 'bidirectional'})"
-            for module in kinds.values()
-        )
-        raise UnsupportedModelError(
-            f"{name} has attention modules of {len(kinds)} kinds, where one is expected: {named}. Choose a model whose "
-            "layers all have the same heads, those aside that stay exact (sliding windows, chunks, shared keys)."
-        )

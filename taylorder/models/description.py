@@ -25,7 +25,8 @@ class AttentionModule:
     module that makes the keys, this one or another, where several modules attend to them; None where no other does.
     ``latent_dim`` is of latent attention: the numbers of a token that all its KV heads are made of, which a server
     keeps in their place; None elsewhere. ``calls`` is how often it attends in a forward pass: more than once where
-    layers share their weights (ALBERT).
+    layers share their weights (ALBERT). ``tokens`` is the most that it attends to where the model was given inputs of
+    its own, such as the patches of an image; None where it was run on text alone, which ``max_context`` limits.
     """
 
     name: str
@@ -40,6 +41,7 @@ class AttentionModule:
     keys_of: str | None = None
     latent_dim: int | None = None
     calls: int = 1
+    tokens: int | None = None
 
     @property
     def group(self) -> int:
@@ -95,7 +97,9 @@ class ModelDescription:
     ``unmeasured`` names the inputs that the model takes beside text, such as images, which nothing here is run on.
     ``fingerprint`` identifies the weights whatever dtype they are held in; ``max_context`` is the longest context in
     tokens; ``weights_note`` tells the reader when the weights are not the original ones (dequantised); ``dtype`` is
-    what the model ran in, as torch calls it; ``origin`` is None where ``load`` did not load it.
+    what the model ran in, as torch calls it; ``origin`` is None where ``load`` did not load it. ``cross`` names the
+    modules that attend to what another part of the model makes (cross attention): they are not measured, and stay as
+    they are.
     """
 
     name: str
@@ -107,6 +111,7 @@ class ModelDescription:
     dtype: str = "float32"
     origin: ModelOrigin | None = None
     unmeasured: tuple[str, ...] = ()
+    cross: tuple[str, ...] = ()
 
     @property
     def open_modules(self) -> tuple[AttentionModule, ...]:
@@ -135,8 +140,14 @@ class ModelDescription:
 
     @property
     def typical(self) -> AttentionModule:
-        """A module with the shape of all open ones; where none is open, the first."""
+        """A module with the shape of all open ones; of several shapes, or where none is open, that of the first."""
         return (self.open_modules or self.modules)[0]
+
+    @property
+    def alike(self) -> bool:
+        """Whether all open modules have heads of one shape."""
+        shapes = {(one.heads, one.kv_heads, one.head_dim, one.value_dim) for one in self.open_modules}
+        return len(shapes) < 2
 
     @property
     def calls(self) -> dict[str, int]:
@@ -149,11 +160,21 @@ class ModelDescription:
         return all(module.causal for module in self.modules)
 
     @property
+    def direction(self) -> str:
+        """Which way it attends, in words, and what of it is cross attention."""
+        directions = {module.causal for module in self.modules}
+        words = "causal" if self.causal else "bidirectional (no cache)"
+        if len(directions) > 1:
+            words = "some layers causal, others bidirectional"
+        return f"{words}; {len(self.cross)} modules of cross attention stay exact" if self.cross else words
+
+    @property
     def shape(self) -> str:
-        """Layers and heads, in words; those of the typical layer where layers differ."""
+        """Layers and heads, in words; where layers differ those of the layers that may be truncated."""
         calls = sorted({module.calls for module in self.modules})
         called = "" if calls == [1] else f", called {' or '.join(map(str, calls))} times"
-        return f"{len(self.modules)} layers x {self.typical.heads} heads{called}"
+        heads = sorted({module.heads for module in self.open_modules} or {self.typical.heads})
+        return f"{len(self.modules)} layers x {' or '.join(map(str, heads))} heads{called}"
 
     def __repr__(self) -> str:
         """One line; ``modules`` has the rest."""

@@ -21,18 +21,19 @@ from taylorder.models.running import input_device
 from taylorder.models.sources import BUILTIN, explained, gguf_parsed_once, locate
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A transformers model in eval mode with its tokenizer.
 
-    ``name`` is what was asked for; ``weights_note`` tells the reader when the weights are not the original ones.
+    ``name`` is what was asked for; ``weights_note`` tells the reader when the weights are not the original ones;
+    ``tokenizer`` is None for a model that is run on inputs of its own.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any  # transformers', PreTrainedTokenizerBase
     name: str
     weights_note: str | None = None
 
@@ -50,6 +51,7 @@ def load(
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    text: bool = True,
 ) -> LoadedModel:
     """Load a model and its tokenizer, in eval mode, on ``device`` or as ``device_map`` says, quietly.
 
@@ -60,6 +62,8 @@ def load(
     ``revision`` is a branch, tag or commit of a Hub id, and nothing for any other. ``device_map`` is what transformers
     takes (``"auto"``, ``"balanced"``, ``"sequential"``, or devices by name of module, ``"cpu"`` and ``"disk"`` among
     them), and then ``device`` says nothing; layers on disk are read when they run (docs/larger-models.md).
+    ``text=False`` loads a model that is run on inputs of its own (images, sound, both halves of an encoder-decoder),
+    without a tokenizer.
 
     >>> import taylorder
     >>> loaded = taylorder.load()  # or a name: "gpt2", a folder, a .gguf file
@@ -77,7 +81,7 @@ def load(
         refuse_device_map(device_map)
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UsageError(f"dtype {dtype} is none of torch's: expected float32, bfloat16, float16 or auto.")
-    source = locate(BUILTIN if name is None else name)
+    source = locate(BUILTIN if name is None else name, text=text)
     with quiet_transformers(), explained(source), gguf_parsed_once(source) as weights_note:
         from transformers import AutoConfig, AutoTokenizer
 
@@ -89,11 +93,11 @@ def load(
         else:
             refuse_adapter_files(source.folder, source.name, local=source.local, revision=options.get("revision"))
         config = AutoConfig.from_pretrained(source.folder, **options)
-        refuse_config(config, source.name)
+        refuse_config(config, source.name, fed=not text)
         auto = auto_class(config, gguf=source.gguf is not None)
         if (built := built_class(auto, config)) is not None:
             refuse_class(built)
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, **options) if text else None
         # Of a device map: weights that the checkpoint has in another form than the model are written there.
         folder = None if device_map is None else TemporaryDirectory(prefix="taylorder-offload-")
         if folder is not None:

@@ -23,6 +23,7 @@ _STATED = (
     "max_seq_len",
     "n_ctx",
     "seq_length",
+    "max_target_positions",
 )
 
 

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 
 from taylorder.errors import UnsupportedModelError, first_line
 from taylorder.models.attention import recording, selections
+from taylorder.models.inputs import Batch
 from taylorder.models.refusals import OTHER_MODEL
-from taylorder.models.running import PROBE_TOKENS, leaving_no_trace, probe_ids, probe_mask, run_base
+from taylorder.models.running import (
+    PROBE_TOKENS,
+    leaving_no_trace,
+    outputs,
+    probe_ids,
+    probe_mask,
+    run_base,
+    run_batch,
+)
 
 if TYPE_CHECKING:
     from taylorder.models.description import AttentionModule
@@ -37,14 +46,29 @@ def once(model: nn.Module, about: Hashable, check: Callable[[], None]) -> None:
         passed.add(state)
 
 
-def refuse_other_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
+def refuse_other_numbers(
+    model: Any, name: str, modules: Sequence[AttentionModule], recorded: Any, batch: Batch | None = None
+) -> None:
     """Refuse a model that does not attend as its calls say, in their direction or at all.
 
-    What is recorded goes through SDPA; ``recorded`` are its hidden states of the probe.
+    What is recorded goes through SDPA; ``recorded`` is what it gave: on the probe its hidden states, or all that it put
+    out on a ``batch``.
     """
     if any(str(attention).startswith("taylorder") for _, attention in selections(model)):
         return  # inside a block, before which it was looked at as it is
-    once(model, tuple(modules), partial(_compare_numbers, model, name, modules, recorded))
+    if batch is None:
+        check = partial(_compare_numbers, model, name, modules, recorded)
+    else:
+        check = partial(_compare_outputs, model, name, modules, recorded, batch)
+    once(model, (tuple(modules), None if batch is None else tuple(batch)), check)
+
+
+def _compare_outputs(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Any, batch: Batch) -> None:
+    # Recorded modules attend in the direction that is read off them, so that a wrong one shows in the numbers.
+    with running_untouched(model, name, "its inputs"):
+        plain = outputs(run_batch(model, batch))
+    off = farthest(outputs(recorded), plain)
+    _refuse_difference(model, name, modules, off, plain[0].dtype)
 
 
 def _compare_numbers(model: Any, name: str, modules: Sequence[AttentionModule], recorded: Tensor) -> None:
@@ -55,7 +79,7 @@ def _compare_numbers(model: Any, name: str, modules: Sequence[AttentionModule], 
         padded = run_base(model, ids, mask)
     with leaving_no_trace(model), recording(model, None):
         recorded_padded = run_base(model, ids, mask)
-    allowed = rounding(plain.dtype, sum(module.calls for module in modules))
+    allowed = _allowed(plain.dtype, modules)
     ahead = distance(plain[1, :-1], plain[0, :-1])
     causal = all(module.causal for module in modules)
     if ahead > allowed if causal else ahead == 0.0:
@@ -67,17 +91,30 @@ def _compare_numbers(model: Any, name: str, modules: Sequence[AttentionModule], 
         )
     real = mask.bool().to(padded.device)
     off = max(distance(recorded, plain), distance(recorded_padded[real], padded[real]))
+    _refuse_difference(model, name, modules, off, plain.dtype)
+
+
+def _refuse_difference(
+    model: Any, name: str, modules: Sequence[AttentionModule], off: float, dtype: torch.dtype
+) -> None:
+    allowed = _allowed(dtype, modules)
     if off > (0.0 if same_bits(model) else allowed):
         raise UnsupportedModelError(
             f"{name} computes something else through SDPA, which is what is measured, than by its own attention "
             f"({_attention(model)}): hidden states differ by {off:.2g} of their norm, where rounding explains "
-            f"{allowed:.0e}. {_way_out_of_other_numbers(model, plain.dtype)}."
+            f"{allowed:.0e}. {_way_out_of_other_numbers(model, dtype)}."
         )
 
 
+def _allowed(dtype: torch.dtype, modules: Sequence[AttentionModule]) -> float:
+    return rounding(dtype, sum(module.calls for module in modules))
+
+
 @contextmanager
-def running_untouched(model: Any, name: str) -> Iterator[None]:
+def running_untouched(model: Any, name: str, on: str = f"{PROBE_TOKENS} token ids") -> Iterator[None]:
     """:func:`leaving_no_trace`, for runs of a model as it is; where it fails by itself, that is said by name.
+
+    ``on`` is what it runs on, in words.
 
     Raises:
         UnsupportedModelError: anything was raised inside the block.
@@ -88,7 +125,7 @@ def running_untouched(model: Any, name: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise UnsupportedModelError(
-            f"{name} does not run by its own attention ({_attention(model)}) on {PROBE_TOKENS} token ids "
+            f"{name} does not run by its own attention ({_attention(model)}) on {on} "
             f"({type(error).__name__}: {first_line(error)}), so nothing can be compared with it: "
             f"{'mend the model or its config first' if _attention(model) == 'sdpa' else _SDPA_FIRST}."
         ) from error
@@ -118,6 +155,13 @@ def distance(states: Tensor, expected: Tensor) -> float:
         return 0.0
     relative = float((states.double() - expected.double()).norm() / expected.double().norm())
     return float("inf") if math.isnan(relative) else relative
+
+
+def farthest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest :func:`distance` between outputs and those expected; infinite where they are not as many."""
+    if len(found) != len(expected) or not expected:
+        return float("inf")
+    return max(distance(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:

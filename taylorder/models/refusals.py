@@ -88,17 +88,17 @@ def _of_its_kind(model_class: Any) -> str:
     )
 
 
-def refuse_config(config: Any, name: str, *, half: bool = False) -> None:
+def refuse_config(config: Any, name: str, *, fed: bool = False) -> None:
     """Refuse what a transformers config gives away; ``name`` is the model's, for the message.
 
-    ``half`` says that the model is the encoder alone or the decoder alone of what the config describes.
+    ``fed`` says that an encoder-decoder gets all that it takes: both kinds of inputs, or it is one half of itself.
     """
     text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False) and not half:
+    if getattr(config, "is_encoder_decoder", False) and not fed:
         raise UnsupportedModelError(
-            f"{name} is an encoder-decoder ({config.model_type}): its decoder and cross attention cannot be calibrated "
-            "on plain text. Take one half of it (model.get_encoder() or model.get_decoder()), which may be measured by "
-            "itself, or another model."
+            f"{name} is an encoder-decoder ({config.model_type}), which takes more than plain text: give both halves "
+            "their inputs, `taylorder analyze --inputs FILE.safetensors` or taylorder.analyze(model, inputs=[...]), or "
+            "take one half of it (model.get_encoder() or model.get_decoder())."
         )
     for layer_type in getattr(text, "layer_types", None) or ():
         if layer_type in _LAYER_TYPES:

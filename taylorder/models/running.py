@@ -1,7 +1,8 @@
-"""Run a model without the head on top of it, on a few probe tokens or on given ones, and leave no trace in it."""
+"""Run a model without the head on top of it, on a few probe tokens or on given inputs, and leave no trace in it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.models.inputs import Batch
 from taylorder.models.offloading import place_of
 from taylorder.models.positions import token_embeddings
 from taylorder.models.quiet import quiet_transformers
@@ -33,6 +35,44 @@ def forward(
     if cache is not None:
         options["past_key_values"] = cache
     return base(input_ids=input_ids.to(device), **options)
+
+
+def run_batch(model: Any, batch: Batch) -> Any:
+    """Run a model on named tensors, without the head on top of it where its body takes them all, and without a cache.
+
+    The tensors are moved to where the model takes them, and to the dtype it computes in; return what its class returns.
+
+    Raises:
+        UsageError: the model has no argument of some name, or no embedding for one of the ids.
+
+    """
+    body = getattr(model, "base_model", model)
+    taking = next((part for part in (body, model) if batch.keys() <= _arguments(part)), None)
+    if taking is None:
+        unknown = sorted(batch.keys() - _arguments(model))
+        known = ", ".join(name for name in inspect.signature(model.forward).parameters if "kwargs" not in name)
+        raise UsageError(f"{type(model).__name__} takes no {', '.join(unknown)}; expected some of {known}")
+    if "input_ids" in batch:
+        refuse_foreign_ids(model, batch["input_ids"])
+    takes = _arguments(taking)
+    has_cache = "use_cache" in takes or ("kwargs" in takes and hasattr(model.config.get_text_config(), "use_cache"))
+    device, dtype = input_device(model), model.dtype
+    tensors = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype) for name, tensor in batch.items()
+    }
+    return taking(**tensors, **({"use_cache": False} if has_cache else {}))
+
+
+def _arguments(model: Any) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
+
+
+def outputs(returned: Any) -> list[Tensor]:
+    """Every tensor of real numbers in what a forward pass returned, in order: hidden states, embeddings, logits."""
+    if isinstance(returned, Tensor):
+        return [returned] if returned.is_floating_point() else []
+    parts = returned.values() if isinstance(returned, dict) else returned if isinstance(returned, list | tuple) else ()
+    return [tensor for part in parts for tensor in outputs(part)]
 
 
 def per_token(output: Any, input_ids: Tensor) -> Tensor:

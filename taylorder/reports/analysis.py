@@ -40,7 +40,7 @@ def sections(
         report.append(Section("Alphas of single heads", blocks, "each head", name="alphas"))
     report.append(_savings(analysis, selection))
     if evaluation is not None:
-        report.append(short_section(evaluation))
+        report.append(short_section(evaluation, held_out=analysis.calibration.inputs is None))
     else:
         losses = analysis.model.causal
         what = "Losses were" if losses else "How far the config moves the final hidden states was"
@@ -63,15 +63,18 @@ def _run(analysis: Analysis, selection: Selection) -> Section:
     others = [module for module in model.closed_modules if module.head_dim != typical.head_dim]
     apart = f" ({counted(len(others), 'layer')} that stay exact: {others[0].head_dim})" if others else ""
     alone = f"; {listed(model.unmeasured)} inputs were not measured" if model.unmeasured else ""
+    source = text.source if text.inputs is None else f"{text.source} ({text.inputs})"
     near = f"window {analysis.window}, sinks {analysis.sinks}" if analysis.window or analysis.sinks else "none"
     named = {
-        "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
+        "model": f"{model.architecture}, {model.direction}",
         "heads": (
             f"{counted(len(model.modules), 'layer')} of {counted(typical.heads, 'head')}{shared}, head dim "
             f"{typical.head_dim}{apart}; layer N is {names.pattern}"
+            if model.alike
+            else f"{model.shape}; layer N is {names.pattern}"
         ),
-        "text": (
-            f"{text.source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
+        "text" if text.inputs is None else "inputs": (
+            f"{source}, {number(text.sequences)} x {counted(text.sequence_length, 'token')}"
             f"{'' if text.bos is None else ', each begun with BOS'}, {rows}, seed {text.seed}{alone}"
         ),
         "rows": f"{number(text.far_rows)} of {counted(text.rows, 'measured query row')} have far keys",

@@ -67,8 +67,8 @@ def as_document(report: EvalReport) -> dict[str, Any]:
     return stamped(SCHEMA, content)
 
 
-def short_section(evaluation: Evaluation) -> Section:
-    """What ``analyze`` and ``show`` print of the short evaluation."""
+def short_section(evaluation: Evaluation, *, held_out: bool) -> Section:
+    """What ``analyze`` and ``show`` print of the short evaluation, on held-out text or on the inputs of calibration."""
     if not evaluation.comparisons:
         reason = paragraph(f"Not measured: {evaluation.reason}.")
         return Section("What the model loses", (reason,), "config", name="loss")
@@ -80,6 +80,8 @@ def short_section(evaluation: Evaluation) -> Section:
     lines.append(
         f"Held-out text: {comparison.text_source}, seed {comparison.seed}.{rough} `taylorder eval` compares at equal "
         "bytes and at longer contexts."
+        if held_out
+        else f"On the inputs that were measured: {comparison.text_source}."
     )
     blocks = (*_tables(comparison, tables.differences), paragraph(*lines))
     return Section(f"What the model loses: {_sequences(comparison)}", blocks, "config", name="loss")
@@ -118,7 +120,7 @@ def _facts(report: EvalReport) -> dict[str, str]:
     model, config = report.model, report.config
     heads = ", ".join(f"{kind}: {count}" for kind, count in config.counts().items())
     facts = {
-        "model": f"{model.architecture}, {'causal' if model.causal else 'bidirectional (no cache)'}",
+        "model": f"{model.architecture}, {model.direction}",
         "config": f"{report.config_path}; heads: {heads}",
     }
     if (probe := near_words.probe_sentence(config)) is not None:

@@ -146,7 +146,9 @@ def _commands(
         (show_command(directory), "prints the report again, without measuring"),
     ]
     if summary.head_counts(analysis, selection).adapted:
-        commands.append((eval_command(directory), f"measures what {verdict.eval_measures(analysis)}"))
+        commands.append(
+            (eval_command(directory, analysis.calibration), f"measures what {verdict.eval_measures(analysis)}")
+        )
     return commands
 
 

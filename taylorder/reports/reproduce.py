@@ -30,14 +30,18 @@ def analyze_command(
     length, longest = calibration.sequence_length, analysis.model.max_context
     words = ["taylorder", "analyze", analysis.model.name]
     if calibration.source != CALIBRATION_SOURCE:
-        words += [word for file in calibration.source.split(", ") for word in ("--text", file)]
+        option = "--text" if calibration.inputs is None else "--inputs"
+        words += [word for file in calibration.source.split(", ") for word in (option, file)]
     rows, usual_rows = _rows(calibration), DEFAULTS.rows or length
     near: dict[str, Any] = {"window": analysis.window, "sinks": analysis.sinks}
     settings = near | {"policy": selection.policy, "context": selection.context}
     settings |= {"budget": None if levers is None or levers.budget is None else f"{levers.budget}B"} | changes
-    options: list[tuple[str, Any, Any]] = [
+    of_text: list[tuple[str, Any, Any]] = [
         ("--max-tokens", calibration.tokens, DEFAULTS.max_tokens // length * length),
         ("--sequence-length", length, min(DEFAULTS.sequence_length, longest)),
+    ]
+    options = of_text if calibration.inputs is None else []
+    options += [
         ("--rows", rows, rows if calibration.rows_per_sequence == min(usual_rows, length) else str(usual_rows)),
         ("--tolerance", selection.tolerance, DEFAULTS.tolerance),
         ("--max-order", analysis.max_order, DEFAULTS.max_order),
@@ -66,9 +70,10 @@ def show_command(directory: Path | None) -> str:
     return shlex.join(["taylorder", "show", str(directory or DEFAULT)])
 
 
-def eval_command(directory: Path | None) -> str:
-    """`taylorder eval` of a run, which knows its model."""
-    return shlex.join(["taylorder", "eval", "--config", str(directory or DEFAULT)])
+def eval_command(directory: Path | None, calibration: Calibration) -> str:
+    """`taylorder eval` of a run, which knows its model, on inputs where that is what it was measured on."""
+    inputs = [] if calibration.inputs is None else ["--inputs", "FILE"]
+    return shlex.join(["taylorder", "eval", "--config", str(directory or DEFAULT), *inputs])
 
 
 def generate_command(config: str) -> str:

@@ -30,13 +30,15 @@ def latent_bytes(analysis: Analysis, selection: Selection) -> tuple[int, int]:
 
 
 def attention_multiplications(analysis: Analysis, selection: Selection) -> tuple[int, int]:
-    """Multiply-adds of two-sided attention over ``context`` tokens: every head exact, and as the config has it.
+    """Multiply-adds of two-sided attention over ``context`` tokens, or over as many as a module attends to at most.
+
+    The first is with every head exact, the second as the config has it.
 
     Taylor attention reads the state once per query head and adds to it once per KV head (``cost.break_even_flops``).
     """
     exact = adapted = 0
-    n = selection.context
     for module, layer in zip(analysis.model.modules, selection.config.layers, strict=True):
+        n = min(selection.context, module.tokens or selection.context)
         quadratic = module.calls * n * module.seen_tokens(n) * (module.head_dim + module.value_dim)
         for heads in module.groups(layer.heads):
             exact += quadratic * len(heads)

@@ -289,6 +289,8 @@ def _verb(count: int, verb: str) -> str:
 
 def eval_measures(analysis: Analysis) -> str:
     """What ``taylorder eval`` says of a config: an encoder has no loss, and no bytes to spend otherwise."""
+    if analysis.calibration.inputs is not None:
+        return "this config does to outputs, on inputs of yours in FILE"
     if analysis.model.causal:
         return "this config costs in loss, beside simpler uses of the same bytes"
     return "this config does to the final hidden states"
@@ -297,14 +299,14 @@ def eval_measures(analysis: Analysis) -> str:
 def next_command(analysis: Analysis, selection: Selection, directory: Path | None = None) -> tuple[str, str]:
     """What to type next, and why: ``(command, reason)``."""
     counts = summary.head_counts(analysis, selection)
-    evaluate = eval_command(directory), f"what {eval_measures(analysis)}"
+    evaluate = eval_command(directory, analysis.calibration), f"what {eval_measures(analysis)}"
     if not counts.open:
         return show_command(directory), "this report again, without measuring"
     if selection.levers is not None:
         return evaluate
     if not selection.why.bounded:
         return _analyze(analysis, selection, policy="error"), "what the measured errors would choose, to compare"
-    if analysis.model.causal:
+    if analysis.model.causal and analysis.calibration.inputs is None:
         longest = analysis.model.max_context
         context = min(_ADVISED_CONTEXT, longest) if selection.context == longest else selection.context
         budget = {"budget": _ADVISED_BUDGET, "context": context, "window": DEFAULTS.window, "sinks": DEFAULTS.sinks}

@@ -139,21 +139,13 @@ def select(
         raise UsageError(f"policy is {policy!r}, expected one of {', '.join(POLICIES)}")
     if not (0 < tolerance < math.inf and context > 0):
         raise UsageError(f"tolerance is {tolerance} and context {context}, expected both above 0 and finite")
-    typical = analysis.model.typical
-    largest = cost.largest_order(
-        typical.head_dim,
-        typical.value_dim,
-        context,
-        causal=analysis.model.causal,
-        group=typical.group,
-        near=analysis.window + analysis.sinks,
-    )
     rows: dict[tuple[str, int], list[CandidateRow]] = {}
     for row in analysis.candidates:
         rows.setdefault((row.module, row.head), []).append(row)
     layers, verdicts = [], []
     for module in analysis.model.modules:
         measured = [rows[module.name, head] for head in range(module.heads)]
+        largest = _largest_order(analysis, module, context)
         if module.stays_exact is not None:
             picks: list[Pick] = [module.stays_exact] * module.heads
         elif analysis.calibration.far_share < LEAST_FAR_SHARE:
@@ -187,7 +179,20 @@ def select(
         software=software_versions(),
         layers=tuple(layers),
     ).with_key_centres(analysis.key_centres)
+    largest = _largest_order(analysis, analysis.model.typical, context)
     return Selection(config, POLICIES[policy], tolerance, context, largest, tuple(verdicts))
+
+
+def _largest_order(analysis: Analysis, module: AttentionModule, context: int) -> int:
+    """The largest order that pays off in a module at a context, or at the most tokens that it attends to."""
+    return cost.largest_order(
+        module.head_dim,
+        module.value_dim,
+        min(context, module.tokens or context),
+        causal=analysis.model.causal,
+        group=module.group,
+        near=analysis.window + analysis.sinks,
+    )
 
 
 def _head_orders(

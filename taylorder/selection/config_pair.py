@@ -155,7 +155,8 @@ def recorded_shapes(*configs: OrderConfig) -> list[RecordedShape] | None:
     """
     model = configs[0].model
     shape = RecordedShape(model.head_dim, model.head_dim)
-    return [shape] * model.layers if any(_explains(shape, config) for config in configs) else None
+    alike = all(layer.shape is None for layer in configs[0].layers)
+    return [shape] * model.layers if alike and any(_explains(shape, config) for config in configs) else None
 
 
 def _explains(shape: KvShape, config: OrderConfig) -> bool:

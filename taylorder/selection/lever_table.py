@@ -85,9 +85,15 @@ def refuse_unsupported(description: ModelDescription) -> None:
     """Refuse models without a cache that could be exchanged for something else.
 
     Raises:
-        UnsupportedModelError: the model is bidirectional, or all its modules have sliding windows.
+        UnsupportedModelError: the model is bidirectional, all its modules stay exact, or they have heads of several
+            shapes.
 
     """
+    if not description.alike:
+        raise UnsupportedModelError(
+            f"{description.name} has layers whose heads are of several shapes, and levers are offered to all alike; "
+            "leave out --budget and --levers"
+        )
     if not description.causal or not description.open_modules:
         raise UnsupportedModelError(
             f"{description.name} has no attention module whose cache could be exchanged: levers are for causal models "
