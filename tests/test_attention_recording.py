@@ -197,12 +197,6 @@ def test_a_selection_that_does_not_take_is_refused(llama, monkeypatch):
     assert llama.config._attn_implementation == "sdpa"
 
 
-def test_a_float_mask_is_refused(llama):
-    bias = torch.full((1, 1, 24, 24), -1.5)
-    with recording(llama, lambda call: None), pytest.raises(UnsupportedModelError, match=r"mask of float32.*bool"):
-        run(llama, {"input_ids": tiny.tokens(), "attention_mask": bias})
-
-
 def test_selecting_the_attention_is_silent(llama, capfd):
     with recording(llama, lambda call: None):
         run(llama, {"input_ids": tiny.tokens()})

@@ -31,7 +31,9 @@ KINDS = {
     "qwen2_5_vl_vision base": (ADAPTED, "images of several sizes in one row"),
     "gemma2 head": (GENERATED, "capped scores"),
     "falcon head": (REFUSED, "attention in its own code"),
-    "deepseek_v32 head": (REFUSED, "keys picked by an index"),
+    "deepseek_v32 head": (GENERATED, "keys picked by an index"),
+    "swin base": (ADAPTED, "a bias of positions"),
+    "deepseek_v4 head": (REFUSED, "compressed keys"),
     "mamba head": (REFUSED, "no attention"),
     "vit base": (ADAPTED, "images"),
 }

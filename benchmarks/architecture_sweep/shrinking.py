@@ -82,7 +82,7 @@ _RULES: tuple[tuple[str, Any], ...] = (
     (r"attn_every_n_layers", 2),
     (r"cross_attention_frequency", 1),
     (r"crop_size", 64),
-    (r"num_queries", _at_most(8)),
+    (r"num_queries|index_topk", _at_most(8)),
     (r"frames_per_clip", _at_most(4)),
 )
 

@@ -27,7 +27,7 @@ from taylorder.kernels.differentiable import differentiable_attention, needs_gra
 from taylorder.kernels.kept_keys import UnrankedKeyError
 from taylorder.kernels.score_terms import ScoreTerms
 from taylorder.models.attention import AttentionCall, Observer, attends_causally
-from taylorder.models.masks import admitting, causal_mask, key_validity, short_mask
+from taylorder.models.masks import admitted_and_added, admitting, causal_mask, key_validity, short_mask
 from taylorder.models.own_attention import attend_unchanged, score_terms
 from taylorder.models.quiet import uncompiled
 from taylorder.models.refusals import refuse_block_mask, refuse_terms
@@ -119,7 +119,8 @@ def _attend(
     if not single:
         refuse_broken_tensors(name, given, _OVERFLOWED)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    causal = attends_causally(module, kwargs, admitting(attention_mask), query.shape[2])
+    shown, added = admitted_and_added(attention_mask, kwargs)
+    causal = attends_causally(module, kwargs, shown, query.shape[2])
     if run.plan.heads is None:
         mask = attention_mask
         if mask is not None and mask.ndim == 2:  # the validity of keys
@@ -128,6 +129,7 @@ def _attend(
     else:
         refuse_packed(name, attention_mask, kwargs)
         valid = honoured(name, attention_mask, query.shape[2], causal=causal)
+        valid = None if valid is None else valid.expand(len(query), -1)  # one row may stand for all
         if valid is not None and layer is None and valid.shape[1] != key.shape[2]:
             raise UsageError(
                 f"{name} has {key.shape[2]} keys and is given a mask for {valid.shape[1]}, which cannot tell which are "
@@ -147,7 +149,8 @@ def _attend(
     if single and not math.isfinite(float(output.sum(dtype=torch.float64))):
         refuse_broken_tensors(name, given | {"outputs": output}, _OVERFLOWED)
     if run.observe is not None:
-        run.observe(AttentionCall(name, module, query, key, value, attention_mask, scaling, kwargs), output)
+        call = AttentionCall(name, module, query, key, value, attention_mask, scaling, kwargs, added)
+        run.observe(call, output)
     return output, None
 
 

@@ -35,7 +35,7 @@ def verify(model: Any, plans: Mapping[nn.Module, LayerPlan], inputs: Inputs | No
     exact = {module: ModuleRun(LayerPlan(plan.name), Counts()) for module, plan in plans.items()}
     about = tuple((plan.name, attends_causally(module, {})) for module, plan in plans.items())
     if inputs is None:
-        once(model, about, partial(_compare_exact, model, exact))
+        once(model, about, partial(_compare_exact, model, exact, any(causal for _, causal in about)))
     else:
         batch = inputs.batches[0]
         once(model, (about, tuple(batch)), partial(_compare_outputs, model, exact, batch))
@@ -49,10 +49,10 @@ def _compare_outputs(model: Any, exact: dict[nn.Module, ModuleRun], batch: Batch
     _refuse_difference(model, exact, "on its inputs", farthest(found, expected))
 
 
-def _compare_exact(model: Any, exact: dict[nn.Module, ModuleRun]) -> None:
+def _compare_exact(model: Any, exact: dict[nn.Module, ModuleRun], use_cache: bool) -> None:
     with running_untouched(model, type(model).__name__):
-        expected, cached = _runs(model, use_cache=True)
-        if not cached:  # it may make a cache of its own that an adapted model does not read
+        expected, cached = _runs(model, use_cache=use_cache)
+        if use_cache and not cached:  # it may make a cache of its own that an adapted model does not read
             expected, _ = _runs(model, use_cache=False)
     with leaving_no_trace(model), installed(model, exact, "", guard=True, new_cache=None):
         states, _ = _runs(model, use_cache=cached)

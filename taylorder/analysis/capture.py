@@ -26,7 +26,9 @@ class LayerTensors:
 
     ``q`` ``[B, H, T, d]``, ``k`` ``[B, G, T, d]``, ``v`` ``[B, G, T, d_v]``, any float dtype; ``mask`` bool
     ``[B, 1, T, T]`` (True = may attend), or None for plain causal or, with ``causal`` False, unrestricted attention;
-    ``terms`` are what the module does to scores beside scaling them, for each head.
+    ``terms`` are what the module does to scores beside scaling them, for each head, ``added`` what it adds to
+    them, ``[B, 1 or H, T, T]``, and ``picked`` which of the keys under the mask a learned index picks, bool
+    ``[B, 1, T, T]``.
     """
 
     q: Tensor
@@ -36,6 +38,8 @@ class LayerTensors:
     scaling: float
     causal: bool
     terms: ScoreTerms = PLAIN
+    added: Tensor | None = None
+    picked: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -51,9 +55,11 @@ def pooled(layers: list[LayerTensors]) -> LayerTensors:
     first = layers[0]
     if len(layers) == 1:
         return first
-    q, k, v = (torch.cat(tensors) for tensors in zip(*((one.q, one.k, one.v) for one in layers), strict=True))
-    masks = [one.mask for one in layers if one.mask is not None]
-    return replace(first, q=q, k=k, v=v, mask=torch.cat(masks) if masks else None)
+    together: dict[str, Any] = {}
+    for name in ("q", "k", "v", "mask", "added", "picked"):
+        parts = [tensor for one in layers if (tensor := getattr(one, name)) is not None]
+        together[name] = torch.cat(parts) if parts else None
+    return replace(first, **together)
 
 
 def run_layers(
@@ -123,7 +129,9 @@ def record_layers(
         q, k, v = call.q.cpu(), call.k.cpu(), call.v.cpu()
         terms = call.terms.map(lambda tensor: tensor.detach().cpu())
         so_far = seen.setdefault(call.name, [])
-        so_far.append(LayerTensors(q, k, v, mask, call.scaling, call.is_causal, terms))
+        added = None if call.added is None else call.added.expand(len(q), -1, -1, -1).cpu()
+        picked = None if call.picked is None else call.picked.cpu()
+        so_far.append(LayerTensors(q, k, v, mask, call.scaling, call.is_causal, terms, added, picked))
         if len(so_far) == times:
             consume(call.name, pooled(seen.pop(call.name)))
 

@@ -214,9 +214,14 @@ def blocks(layer: LayerTensors, centres: Tensor, sequence: int, rows: Tensor) ->
             allowed = key <= part[:, None]
         else:
             allowed = torch.ones(len(part), limit, dtype=torch.bool, device=keys.device)
+        if layer.picked is not None:
+            allowed = allowed & layer.picked[sequence, 0, part, :limit]
         shift = torch.bmm(grouped, centres[:, :, None]).view(H, len(part))
+        scores = torch.bmm(grouped, keys[:, :limit].transpose(1, 2)).view(H, len(part), limit)
+        if layer.added is not None:
+            scores += layer.added[sequence, :, part, :limit].double().masked_fill(~allowed, 0.0)
         yield ScoreBlock(
-            scores=torch.bmm(grouped, keys[:, :limit].transpose(1, 2)).view(H, len(part), limit),
+            scores=scores,
             shift=shift,
             values=values[:, :limit],
             allowed=allowed,

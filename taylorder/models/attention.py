@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from taylorder.kernels.score_terms import ScoreTerms
-from taylorder.models.masks import admitting, looks_ahead
+from taylorder.models.masks import admitted_and_added, looks_ahead, picked_keys
 from taylorder.models.own_attention import attend_unchanged, score_terms
 from taylorder.models.quiet import quiet_transformers, uncompiled
 from taylorder.models.refusals import refuse_block_mask, refuse_class, refuse_mask, refuse_terms
@@ -34,7 +34,8 @@ class AttentionCall:
     ``q`` is ``[B, H, T, d]``, ``k`` ``[B, G, S, d]`` and ``v`` ``[B, G, S, d_v]`` in the model's dtype, after rotary
     embedding and query/key norms, KV heads not repeated; S = T unless a cache is in use. ``mask`` is bool
     ``[B, 1, T, S]`` or broadcastable to it, True where a query may look, or None where ``is_causal`` says all there is
-    to say. ``scaling`` is the factor of q.k; ``kwargs`` is whatever else the module passed.
+    to say. ``scaling`` is the factor of q.k; ``kwargs`` is whatever else the module passed; ``added`` is what is added
+    to scores ``[B, H, T, S]``, or broadcastable to it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class AttentionCall:
     mask: torch.Tensor | None
     scaling: float
     kwargs: Mapping[str, Any]
+    added: torch.Tensor | None = None
 
     @property
     def is_causal(self) -> bool:
@@ -74,9 +76,21 @@ class AttentionCall:
         return int(config.attention_chunk_size) if chunked and config is not None else None
 
     @property
+    def picked(self) -> torch.Tensor | None:
+        """Which keys a learned index picks for each query, bool ``[B, 1, T, S]``, beside the mask; None for all."""
+        return picked_keys(self.kwargs, self.k.shape[2])
+
+    @property
+    def beyond_scores(self) -> Literal["indexed", "biased"] | None:
+        """What the weights depend on beside queries and keys: a choice of keys, or a bias; None for nothing else."""
+        if self.picked is not None:
+            return "indexed"
+        return None if self.added is None else "biased"
+
+    @property
     def is_local(self) -> bool:
-        """Whether the mask hides more than later tokens and padding, of contexts that are long enough."""
-        return self.sliding_window is not None or self.chunk is not None
+        """Whether the mask may hide more than later tokens and padding, of contexts that are long enough."""
+        return self.sliding_window is not None or self.chunk is not None or self.added is not None
 
 
 def attends_causally(
@@ -186,12 +200,14 @@ def _record(
 ) -> tuple[torch.Tensor, None]:
     """Tell the sink, then compute what transformers would: the registered attention, output ``[B, T, H, d_v]``."""
     target = _SINKS.get(module)
-    causal = attends_causally(module, kwargs, admitting(attention_mask), query.shape[2])
     if target is not None:
         refuse_terms(target.name, module, kwargs)
-        factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         refuse_block_mask(target.name, attention_mask)
-        call = AttentionCall(target.name, module, query, key, value, admitting(attention_mask), factor, kwargs)
+    mask, added = admitted_and_added(attention_mask, kwargs)
+    causal = attends_causally(module, kwargs, mask, query.shape[2])
+    if target is not None:
+        factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        call = AttentionCall(target.name, module, query, key, value, mask, factor, kwargs, added)
         refuse_mask(target.name, module, call.mask, query.shape[2], causal=call.is_causal, local=call.is_local)
         if target.sink is not None:
             target.sink(call)

@@ -203,7 +203,14 @@ def _longest(
 ) -> tuple[AttentionModule, ...]:
     """The modules with the most tokens that they attend to: those of the batch, or of text the model's longest."""
     ids = {batch[name].shape[-1] for name in ("input_ids", "decoder_input_ids") if name in batch}
-    longest = {length: of_text([read for read in seen if len(read.rows) == length]) for length in ids}
+
+    def stated(length: int) -> int:
+        try:
+            return of_text([read for read in seen if len(read.rows) == length])
+        except UnsupportedModelError:  # relative positions, such as T5's, have no end
+            return length
+
+    longest = {length: stated(length) for length in ids}
     return tuple(
         replace(module, tokens=longest.get(module.tokens or 0, module.tokens)) if module.causal else module
         for module in modules
@@ -225,6 +232,7 @@ def _module(call: AttentionCall, keys_of: str | None, calls: int, *, of_text: bo
         latent_dim=_latent_dim(call.module),
         calls=calls,
         tokens=None if of_text else call.q.shape[2],
+        beyond_scores=call.beyond_scores,
     )
 
 

@@ -11,8 +11,9 @@ from taylorder.kernels.spec import grouped
 _T = TypeVar("_T")
 
 
-WhyExact = Literal["sliding", "chunked", "shared"]
-"""Why no state can replace the cache of a module: a window of its own, chunks, or keys that several modules read."""
+WhyExact = Literal["sliding", "chunked", "shared", "indexed", "biased"]
+"""Why no state can replace the cache of a module: a window of its own, chunks, keys that several modules read, keys
+picked by a learned index, or a bias that is added to scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class AttentionModule:
     keeps in their place; None elsewhere. ``calls`` is how often it attends in a forward pass: more than once where
     layers share their weights (ALBERT). ``tokens`` is the most that it attends to where the model was given inputs of
     its own, such as the patches of an image; None where it was run on text alone, which ``max_context`` limits.
+    ``beyond_scores`` tells what its weights depend on beside queries and keys: a learned index that picks the keys of
+    each query, or a bias that is added to scores, such as one of positions; None for nothing else.
     """
 
     name: str
@@ -42,6 +45,7 @@ class AttentionModule:
     latent_dim: int | None = None
     calls: int = 1
     tokens: int | None = None
+    beyond_scores: Literal["indexed", "biased"] | None = None
 
     @property
     def group(self) -> int:
@@ -55,7 +59,7 @@ class AttentionModule:
             return "sliding"
         if self.chunk is not None:
             return "chunked"
-        return None if self.keys_of is None else "shared"
+        return self.beyond_scores if self.keys_of is None else "shared"
 
     def why_exact(self) -> str:
         """The same in words, to follow the name of the module; it must stay exact."""
@@ -64,6 +68,10 @@ class AttentionModule:
                 return f"attends to a sliding window of {self.sliding_window} tokens"
             case "chunked":
                 return f"attends within chunks of {self.chunk} tokens"
+            case "indexed":
+                return "picks the keys of each query by a learned index, which no running sum follows,"
+            case "biased":
+                return "adds to its scores what does not factorise over query and key, such as a bias of positions,"
         return "attends to keys that another layer attends to as well"
 
     def seen_tokens(self, tokens: int) -> int:
@@ -136,7 +144,13 @@ class ModelDescription:
                 return "every layer has a sliding window of its own"
             case whys if whys == {"chunked"}:
                 return "every layer attends within chunks"
-        return "every layer has a sliding window, chunks, or keys that other layers read as well"
+            case whys if whys == {"indexed"}:
+                return "every layer picks the keys of each query by a learned index"
+            case whys if whys == {"biased"}:
+                return "every layer adds to its scores, such as a bias of positions"
+            case whys if whys <= {"sliding", "chunked", "shared"}:
+                return "every layer has a sliding window, chunks, or keys that other layers read as well"
+        return "every layer has a window or chunks, picks its keys, adds to its scores, or shares keys with others"
 
     @property
     def typical(self) -> AttentionModule:

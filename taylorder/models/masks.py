@@ -6,6 +6,7 @@ field is a sum over all earlier (or all) real keys. Exact heads follow whatever 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ def short_mask(**options: Any) -> Tensor | None:
 
     Returns:
         None where ``sdpa_mask`` gives None. For plain causal masks the validity of keys, bool ``[B, S]``; for plain
-        masks in both directions the mask itself, ``[B, 1, T, S]``, as a view of as much. Any other mask as it is.
+        masks in both directions the mask itself, ``[B, 1, T, S]``, as a view of as much. Any other mask as it is, and
+    so is one that the model asks for with ``allow_is_causal_skip=False``, because it reads the mask itself.
 
     """
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
     function = options.get("mask_function", causal_mask_function)
-    if options.get("local_size") is not None or function not in (causal_mask_function, bidirectional_mask_function):
+    read_by_model = function is causal_mask_function and not options.get("allow_is_causal_skip", True)
+    plain = function in (causal_mask_function, bidirectional_mask_function)
+    if options.get("local_size") is not None or read_by_model or not plain:
         whole: Tensor | None = sdpa_mask(**options)
         return whole
     short: Tensor | None = sdpa_mask(**{**options, "mask_function": _every_key})
@@ -54,6 +58,28 @@ def admitting(mask: Tensor | None) -> Tensor | None:
         return mask
     admitted = mask == 0
     return admitted if bool((admitted | (mask <= _HIDDEN)).all()) else mask
+
+
+def admitted_and_added(mask: Tensor | None, kwargs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Which keys a mask lets the queries see, bool, and what the call adds to their scores; None where nothing.
+
+    Scores are added to by an argument ``position_bias``, or by a mask that is not only of zeros and what hides.
+    """
+    added: Tensor | None = kwargs.get("position_bias")
+    mask = admitting(mask)
+    if mask is not None and mask.is_floating_point():
+        added = mask if added is None else added + mask
+        mask = mask > _HIDDEN
+    return mask, added
+
+
+def picked_keys(kwargs: Mapping[str, Any], keys: int) -> Tensor | None:
+    """Which keys the argument ``indices`` ``[B, T, n]`` of a call picks, bool ``[B, 1, T, S]``; None for all."""
+    indices: Tensor | None = kwargs.get("indices")
+    if indices is None:
+        return None
+    picked = torch.zeros(*indices.shape[:2], keys, dtype=torch.bool, device=indices.device)
+    return picked.scatter(-1, indices.long(), True)[:, None]
 
 
 def key_validity(mask: Tensor | None, queries: int, *, causal: bool) -> Tensor | None:

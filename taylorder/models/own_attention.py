@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from taylorder.errors import UnsupportedModelError
 from taylorder.kernels.score_terms import ScoreTerms
+from taylorder.models.masks import picked_keys
 
 _EAGER = "eager_attention_forward"
 
@@ -41,7 +42,7 @@ def attend_unchanged(
         query: ``[B, H, T, d]``.
         key: ``[B, G, S, d]``.
         value: ``[B, G, S, d_v]``.
-        mask: bool ``[B, 1 or H, T, S]``, or None.
+        mask: bool ``[B, 1 or H, T, S]``, or float of what is added to scores, or None.
         causal: whether a missing mask means "no look ahead".
         scaling: factor of q.k; None is ``d ** -0.5``.
         dropout: of the weights.
@@ -54,6 +55,10 @@ def attend_unchanged(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     kwargs.pop("is_causal", None)  # ``causal`` says it
+    picked = picked_keys(kwargs, key.shape[2])
+    if picked is not None:
+        del kwargs["indices"]
+        mask = picked if mask is None else mask & picked
     if score_terms(kwargs).plain:
         output: Tensor = sdpa_attention_forward(
             module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=causal, **kwargs
@@ -68,7 +73,9 @@ def attend_unchanged(
         some = slice(start, start + together)
         part = added if added is None or len(added) == 1 else added[some]
         tensors = (tensor[some] for tensor in (query, key, value))
-        outputs.append(eager(module, *tensors, part, scaling=factor, dropout=dropout, **kwargs)[0])
+        bias = kwargs.get("position_bias")
+        options = kwargs if bias is None or len(bias) == 1 else {**kwargs, "position_bias": bias[some]}
+        outputs.append(eager(module, *tensors, part, scaling=factor, dropout=dropout, **options)[0])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -96,5 +103,7 @@ def _added(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Ten
         if not causal or query.shape[2] == 1:
             return None
         mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if mask.is_floating_point():
+        return mask
     zeros = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
     return zeros.masked_fill_(~mask, torch.finfo(query.dtype).min)

@@ -23,15 +23,12 @@ OTHER_MODEL = "Choose a model with plain scores, such as Llama, Qwen, Mistral, G
 _DEQUANTISE = "Load the model without quantisation, or dequantise it first (model.dequantize())"
 
 _LAYER_TYPES = {
-    "indexed_attention": "it picks the keys of each query by a learned index, which no running sum follows",
     "compressed_sparse_attention": "it attends to compressed keys picked by a learned index",
     "heavily_compressed_attention": "it attends to compressed keys, not to the keys of tokens",
 }
 
 _CALL_TERMS = {
-    "position_bias": "adds a learned position bias to its scores, and exp(bias) does not factorise over query and key",
     "sinks": "adds to the softmax denominator what it makes of each query, which is no score of a key",
-    "indices": "picks the keys of each query by a learned index, which no running sum follows",
     "block_indices": "picks blocks of keys for each query by a learned index, which no running sum follows",
 }
 

@@ -126,6 +126,10 @@ def staying(module: AttentionModule) -> str | None:
             return f"chunks of {counted(module.chunk or 0, 'token')}"
         case "shared":
             return "keys that several layers read"
+        case "indexed":
+            return "keys picked by a learned index"
+        case "biased":
+            return "a bias added to scores"
     return None
 
 
@@ -133,6 +137,8 @@ _STAYING: dict[WhyExact, str] = {
     "sliding": "sliding-window layer",
     "chunked": "chunked layer",
     "shared": "key-sharing layer",
+    "indexed": "key-picking layer",
+    "biased": "biased layer",
 }
 
 
