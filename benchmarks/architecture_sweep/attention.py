@@ -97,6 +97,9 @@ def _dispatch(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     names, attend = _IN_FORCE[-1]
+    if (indices := rest.get("indices")) is not None:  # which models hand over instead of a mask that hides the others
+        picked = (indices[..., None] == torch.arange(key.shape[2])).any(-2)[:, None]
+        attention_mask = picked if attention_mask is None else attention_mask & picked
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     call = Call(names.get(module, type(module).__name__), module, query, key, value, attention_mask, scaling, rest)
     output = attend(call)
