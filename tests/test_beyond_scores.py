@@ -45,15 +45,22 @@ def deepseek_v32():
     return tiny.build(hf.DeepseekV32ForCausalLM, config)
 
 
-MODELS = {"biased": t5_encoder, "indexed": deepseek_v32}
+def diffllama():
+    """Differential attention: two calls of each module, with the same keys and other values."""
+    return tiny.build(hf.DiffLlamaForCausalLM, hf.DiffLlamaConfig(**tiny.decoder()))
+
+
+MODELS = {"biased": t5_encoder, "indexed": deepseek_v32, "repeated": diffllama}
 WHOLE = {
     "biased": "every layer adds to its scores, such as a bias of positions",
     "indexed": "every layer picks the keys of each query by a learned index",
+    "repeated": "every layer attends several times to the same keys",
 }
 
 SENTENCES = {
     "biased": "adds to its scores what does not factorise over query and key",
     "indexed": "picks the keys of each query by a learned index",
+    "repeated": r"attends 2 times to the same keys \(differential attention\)",
 }
 
 
@@ -70,7 +77,7 @@ def test_what_stays_exact_and_that_nothing_can_be_chosen(subject):
     config = OrderConfig.uniform(description, 2)
     heads = (HeadOrder(spec=HeadSpec(Taylor(2))),) * 4
     layers = tuple(LayerOrders(module=layer.module, heads=heads) for layer in config.layers)
-    with pytest.raises(ConfigError, match=rf"{SENTENCES[why]}.*, and stays as it is, but the config gives it an order"):
+    with pytest.raises(ConfigError, match=rf"{SENTENCES[why]}.* and stays as it is, but the config gives it an order"):
         taylorder.attach(model, config.model_copy(update={"layers": layers}))
 
 
@@ -91,7 +98,7 @@ def test_what_is_measured_is_what_the_model_computes(subject):
     ids, mask = padded_batch(LENGTH)
     with torch.no_grad(), recording(model, None, observe=note):
         model(input_ids=ids, attention_mask=mask)
-    assert [layer.added is not None for layer in layers] == [why == "biased"] * 2
+    assert [layer.added is not None for layer in layers] == [why == "biased"] * len(layers)
     row = torch.tensor([3, 17, 23])
     for layer, output in zip(layers, outputs, strict=True):
         (block,) = blocks(layer, key_centres(layer), 0, row)
@@ -111,20 +118,27 @@ def test_an_exact_config_changes_no_bit_and_analysis_shows_errors(subject, tiny_
     assert {head.reason for layer in config.layers for head in layer.heads} == {why}
 
 
-def test_picked_keys_are_kept_and_picked_again_in_generation():
-    model = deepseek_v32()
+@pytest.mark.parametrize("factory", [deepseek_v32, diffllama])
+def test_generation_is_that_of_the_untouched_model_with_the_same_cache(factory):
+    model = factory()
     ids, mask = padded_batch(LENGTH)
     tokens = generate(model, ids, mask, do_sample=False).sequences
-    config, sizes = OrderConfig.uniform(model, "exact"), (9, 1, 14)
+    config, sizes = OrderConfig.uniform(model, 2, "mean", window=4), (9, 1, 14)
     with torch.no_grad():
         pieces = in_pieces(model, hf.DynamicCache(config=model.config), ids, mask, sizes)
         with taylorder.adapted(model, config):
             assert torch.equal(generate(model, ids, mask, do_sample=False).sequences, tokens)
             assert torch.equal(in_pieces(model, TaylorCache(model, config), ids, mask, sizes), pieces)
+
+
+def test_it_matters_which_keys_are_picked():
+    model = deepseek_v32()
+    ids, _ = padded_batch(LENGTH)
+    with torch.no_grad():
         whole = model(ids).logits
         for layer in model.model.layers:
             layer.self_attn.indexer.index_topk = LENGTH
-        assert not torch.allclose(model(ids).logits, whole, atol=1e-2)  # negative control: picking matters
+        assert not torch.allclose(model(ids).logits, whole, atol=1e-2)
 
 
 def test_a_mask_that_adds_to_scores_is_a_bias_and_closes_its_layers():

@@ -186,10 +186,11 @@ def _modules(calls: Sequence[AttentionCall], name: str, *, of_text: bool) -> tup
                 f"{name} calls {call.name} on {first.tokens} and on {module.tokens} tokens in a forward pass: give it "
                 "inputs that are cut into equal parts, such as images of one size."
             )
-        if first != module or (module.calls > 1 and module.causal):
+        keys = {one.k.data_ptr() for one in calls if one.name == call.name}
+        if first != module or (module.causal and len(keys) > 1):
             raise UnsupportedModelError(
-                f"{name} calls {call.name} {times[call.name]} times in a forward pass (differential attention, loops "
-                "over layers): it has no single cache for a state to replace. Choose a model whose modules each attend "
+                f"{name} calls {call.name} {times[call.name]} times in a forward pass, with other keys or in another "
+                "way each time (loops over layers): it has no single cache. Choose a model whose modules each attend "
                 "once, or an encoder, which has no cache."
             )
     return tuple(modules.values())

@@ -11,9 +11,9 @@ from taylorder.kernels.spec import grouped
 _T = TypeVar("_T")
 
 
-WhyExact = Literal["sliding", "chunked", "shared", "indexed", "biased"]
-"""Why no state can replace the cache of a module: a window of its own, chunks, keys that several modules read, keys
-picked by a learned index, or a bias that is added to scores."""
+WhyExact = Literal["sliding", "chunked", "shared", "repeated", "indexed", "biased"]
+"""Why no state can replace the cache of a module: a window of its own, chunks, keys that several modules or several of
+its own calls read, keys picked by a learned index, or a bias that is added to scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,9 @@ class AttentionModule:
             return "sliding"
         if self.chunk is not None:
             return "chunked"
-        return self.beyond_scores if self.keys_of is None else "shared"
+        if self.keys_of is not None:
+            return "shared"
+        return "repeated" if self.causal and self.calls > 1 else self.beyond_scores
 
     def why_exact(self) -> str:
         """The same in words, to follow the name of the module; it must stay exact."""
@@ -68,6 +70,8 @@ class AttentionModule:
                 return f"attends to a sliding window of {self.sliding_window} tokens"
             case "chunked":
                 return f"attends within chunks of {self.chunk} tokens"
+            case "repeated":
+                return f"attends {self.calls} times to the same keys (differential attention)"
             case "indexed":
                 return "picks the keys of each query by a learned index, which no running sum follows,"
             case "biased":
@@ -144,6 +148,8 @@ class ModelDescription:
                 return "every layer has a sliding window of its own"
             case whys if whys == {"chunked"}:
                 return "every layer attends within chunks"
+            case whys if whys == {"repeated"}:
+                return "every layer attends several times to the same keys"
             case whys if whys == {"indexed"}:
                 return "every layer picks the keys of each query by a learned index"
             case whys if whys == {"biased"}:

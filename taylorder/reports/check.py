@@ -163,6 +163,7 @@ def _stays_exact(model: ModelDescription) -> str:
         why = {
             "sliding": f"sliding windows of {sizes} tokens, whose cache is constant already",
             "chunked": f"chunks of {sizes} tokens, whose cache is constant already",
+            "repeated": "keys that several of their calls read, which have to be kept",
             "indexed": "keys that a learned index picks for each query, which have to be kept",
             "biased": "a bias added to their scores, which no running sum follows",
         }.get(reason or "", "keys that several of them read, which have to be kept")

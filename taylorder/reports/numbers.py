@@ -126,6 +126,8 @@ def staying(module: AttentionModule) -> str | None:
             return f"chunks of {counted(module.chunk or 0, 'token')}"
         case "shared":
             return "keys that several layers read"
+        case "repeated":
+            return "several calls with the same keys"
         case "indexed":
             return "keys picked by a learned index"
         case "biased":
@@ -137,6 +139,7 @@ _STAYING: dict[WhyExact, str] = {
     "sliding": "sliding-window layer",
     "chunked": "chunked layer",
     "shared": "key-sharing layer",
+    "repeated": "repeatedly attending layer",
     "indexed": "key-picking layer",
     "biased": "biased layer",
 }
