@@ -267,6 +267,7 @@ SPECIAL_CASES: Mapping[str, Mapping[str, Make | None]] = {
         "pixel_values": _images(1),
         "pixel_attention_mask": lambda sizes: sizes.whole(1, 1).bool(),
     },
+    "pixtral": {"pixel_values": lambda sizes: _images()(sizes)[:1]},  # several would be one sequence, cut by its mask
     "pocket_tts_audio_tokenizer": _MONO,
     "pocket_tts_audio_tokenizer_encoder": _MONO,
     "qwen2_5_omni_thinker": _TEXT | {"attention_mask": _ones(TOKENS)},

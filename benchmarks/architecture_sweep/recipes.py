@@ -101,6 +101,12 @@ def _sections(config: Any) -> None:
 
 
 _SERIES = _fields(prediction_length=8, context_length=32)
+_ZAMBA = _fields(
+    num_hidden_layers=4,
+    layers_block_type=["linear_attention", "hybrid"] * 2,
+    attention_hidden_size=2 * HIDDEN,
+    attention_head_dim=32,
+)
 
 # What is done to the tiny config of a type after a recipe.
 SPECIAL_CASES: dict[str, Recipe] = {
@@ -127,9 +133,9 @@ SPECIAL_CASES: dict[str, Recipe] = {
     "nemotron": _fields(num_key_value_heads=KV_HEADS),
     "qwen2_5_omni_thinker": _fields(vision_start_token_id=250),
     "qwen3_omni_moe_thinker": _fields(vision_start_token_id=250),
+    "step3p7": lambda config: _fields(sliding_window=16)(config.text_config),
     "t5gemma2_encoder": lambda config: _fields(dropout_rate=0.0)(config.text_config),
     "time_series_transformer": _SERIES,
-    "zamba": _fields(num_hidden_layers=4, layers_block_type=["linear_attention", "hybrid"] * 2),
-    "xmod": _fields(default_language="en_XX"),
-    "zamba2": _fields(mamba_headdim=16),
+    "zamba": _ZAMBA,
+    "zamba2": lambda config: (_ZAMBA(config), _fields(mamba_headdim=16, hybrid_layer_ids=[1, 3])(config)),
 }
