@@ -151,7 +151,7 @@ def program(summary: LeverSummary) -> str:
         )
         starts, before, slopes = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts), "", ""
         if starts:
-            before = f"Measured first (window + sinks + kept keys): {starts}; the best near fields begin. "
+            before = f"Measured first (window + sinks + kept keys): {starts}; the best begins. "
         if 0 < summary.slope_sequences < summary.sequences:
             slopes = f", slopes on {summary.slope_sequences} of {summary.sequences} sequences in turn"
         return size_words + (
