@@ -20,16 +20,22 @@ class CannotTellError(Exception):
 
 
 def run(model: Any, **batch: Tensor) -> Tensor:
-    """The first output of the model without a cache: logits, or hidden states ``[B, T, .]``."""
+    """The first output of real numbers, without a cache: logits, or hidden states ``[B, T, .]``; else the first."""
     with torch.no_grad():
-        return model(**batch, **without_cache(model))[0]
+        returned = model(**batch, **without_cache(model))
+    outputs = (
+        [returned]
+        if isinstance(returned, Tensor)
+        else list(returned.values() if isinstance(returned, dict) else returned)
+    )
+    return next((one for one in outputs if isinstance(one, Tensor) and one.is_floating_point()), outputs[0])
 
 
 def right_output(model: Any, **batch: Tensor) -> Tensor:
     """What the untouched model puts out; CannotTellError unless that is finite and the same twice."""
     output = run(model, **batch)
-    if not isinstance(output, Tensor) or not output.isfinite().all():
-        raise CannotTellError(f"the first output is a {type(output).__name__}, or not finite")
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.isfinite().all():
+        raise CannotTellError(f"the first output is a {type(output).__name__} of no real numbers, or not finite")
     if not torch.equal(output, run(model, **batch)):
         raise CannotTellError("the first output is another one each time")
     return output
