@@ -136,6 +136,7 @@ SPECIAL_CASES: dict[str, Recipe] = {
     "step3p7": lambda config: _fields(sliding_window=16)(config.text_config),
     "t5gemma2_encoder": lambda config: _fields(dropout_rate=0.0)(config.text_config),
     "time_series_transformer": _SERIES,
+    "xmod": _fields(default_language="en_XX"),
     "zamba": _ZAMBA,
     "zamba2": lambda config: (_ZAMBA(config), _fields(mamba_headdim=16, hybrid_layer_ids=[1, 3])(config)),
 }
