@@ -227,6 +227,7 @@ SPECIAL_CASES: Mapping[str, Mapping[str, Make | None]] = {
     "glmasr_encoder": {"input_features": _bands_first},
     "granite_speech5_ctc": {"input_features": _random(_FRAMES, 320)},
     "granite_speech5_encoder": {"input_features": _random(_FRAMES, 320)},
+    "granite4_vision": _TEXT,
     "hunyuan_vl": _TEXT,
     "hunyuan_vl_vision": _PATCHES,
     "idefics": {"pixel_values": _images(1), "image_attention_mask": _ones(TOKENS, 1)},

@@ -120,7 +120,7 @@ SPECIAL_CASES: dict[str, Recipe] = {
     "deepseek_ocr2": lambda config: _fields(mlp_layer_types=["dense", "sparse"])(config.text_config),
     "deepseek_v2": _fields(num_experts_per_tok=2),
     "depth_pro": _fields(patch_size=64, intermediate_hook_ids=(1, 0)),
-    "granite4_vision": _fields(deepstack_layer_map=[[0, 0]]),
+    "granite4_vision": _fields(deepstack_layer_map=[[0, 0]], downsample_rate="1/2"),
     "granitemoehybrid": _fields(layer_types=["linear_attention", "full_attention"]),
     "hunyuan_vl": lambda config: _sections(config.text_config),
     "hunyuan_vl_text": _sections,
