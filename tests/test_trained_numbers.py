@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixed_orders import ranked_config
-from test_gradients import llama64
+from observing import llama64
 from tiny import tokens
 from torch import nn
 

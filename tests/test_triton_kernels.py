@@ -97,7 +97,12 @@ CONTROLS = {
 }
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_has_a_control():
+    gradients = {name for name, kernel in KERNELS.items() if kernel.file == "gradient_kernels"}  # test_triton_gradients
+    assert set(CONTROLS) == set(KERNELS) - gradients
+
+
+@pytest.mark.parametrize("kernel", CONTROLS)
 def test_a_perturbed_input_of_any_kernel_shows(kernel):
     case = problem(
         [HeadSpec(Taylor(3, "mean"), Near(6, 2)), HeadSpec(Taylor(4, "centre"), Near(6, 2))],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernel_cases import SCALING
 
 from taylorder.kernels import fold_rule, reference_sums
-from taylorder.kernels.triton_backend import attention, fold, head_tables, plan
+from taylorder.kernels.triton_backend import attention, fold, head_tables, plan, state_gradients
 from taylorder.kernels.triton_backend.settings import Setting
 from taylorder.kernels.triton_backend.tiles import Layout
 
@@ -66,7 +66,7 @@ def sized(chosen, layout=None):
 def altering(kernel, argument, change):
     """Pass one kernel one argument changed."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (attention, fold):
+        for module in (attention, fold, state_gradients):
             original = module.launch
 
             def launch(name, programs, settings, arguments, *rest, original=original):

@@ -24,6 +24,7 @@ from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.errors import NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, score_space_attention
 from taylorder.kernels.differentiable import differentiable_attention, needs_gradient
+from taylorder.kernels.dispatch import asked_backend
 from taylorder.kernels.kept_keys import UnrankedKeyError
 from taylorder.kernels.score_terms import ScoreTerms
 from taylorder.models.attention import AttentionCall, Observer, attends_causally
@@ -201,8 +202,9 @@ def _truncated(
         output, guarded = layer.attend(query, key, value, valid=valid, backend=run.backend, **options)
     elif whole and (own is not None or needs_gradient(query, key, value, terms.sink_logits, shift)):
         output, guarded = differentiable_attention(
-            query, key, value, heads, causal=causal, valid=valid, coefficients=own, **options
-        )
+            query, key, value, heads, causal=causal, valid=valid, coefficients=own,
+            backend=asked_backend(run.backend)[0], **options,
+        )  # fmt: skip
     elif whole and causal:
         output, state = attend_causally(query, key, value, heads, valid=valid, backend=run.backend, **options)
         guarded = state.guarded

@@ -23,6 +23,9 @@ from taylorder.kernels.triton_backend.launch import KERNELS, kernel, product_con
 from taylorder.kernels.triton_backend.layout_tables import Kind, layout_tables
 from taylorder.kernels.triton_backend.plan import TOGETHER
 from taylorder.kernels.triton_backend.settings import (
+    GRADIENT_ROWS,
+    GRADIENT_SETTINGS,
+    MOST_GRADIENT_DIM,
     PREPARE_ROWS,
     PREPARED_ROWS,
     TAKE_TOKEN,
@@ -35,6 +38,7 @@ from taylorder.kernels.triton_backend.settings import (
     query_rows,
     state_settings,
 )
+from taylorder.kernels.triton_backend.state_gradients import gradient_layout
 from taylorder.kernels.triton_backend.tiles import Layout
 
 _POINTERS = {
@@ -42,7 +46,7 @@ _POINTERS = {
     "input": "keys values sink_keys sink_values output queries new_keys new_values",
     "fp32": "features coefficients sums means polynomials multiplicity numerators denominators "
     "folded_values folded_counts far_keys far_values far_counts origin around_mean expansions "
-    "priorities new_priorities sink_logits shifts",
+    "priorities new_priorities sink_logits shifts row_values row_weights by_coordinates by_coefficients",
     "i64": "state_rows tokens extents guarded",
     "i32": "items runs factors prefixes tile_groups level_ranks degree_ranks slot_degrees sink_counts ranks far_from "
     "numbers kept delays",
@@ -67,6 +71,9 @@ SHARED_LIMITS = {
     "gfx950": 160 << 10,
 }
 """Most bytes of shared memory that a program can have, where that is known."""
+
+GRADIENT_SLOTS = 16
+"""Block of slots in ``differentiate_rows``: no state of the orders compiled has more."""
 
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -176,6 +183,8 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
                 {**tiling, "ROWS": rows, "TOGETHER": TOGETHER},
                 copy=phase == "prefill",
             )
+        if head_dim <= MOST_GRADIENT_DIM:
+            yield from _gradient_jobs(head_dim, order, ranks, every_setting)
     widths = {"HEAD_BLOCK": block}
     yield from settled("take_token", f"d={head_dim}", TAKE_TOKEN, {**widths, "RANKED": True, "MEANS": True})
     for order in orders(head_dim):
@@ -195,6 +204,20 @@ def jobs(head_dim: int, dtype: torch.dtype, every_setting: bool = False) -> Iter
             label = f"d={head_dim} {phase} rows={rows}" + (" sinks and cap" if terms else "")
             flags = dict.fromkeys(("LEARNED", "CAPPED", "SHIFTED"), terms)
             yield from settled("add_near_and_divide", label, settings, {**constants, "LEVELS": 1, **flags})
+
+
+def _gradient_jobs(head_dim: int, order: int, ranks: tuple[int, ...] | None, every_setting: bool) -> Iterator[Job]:
+    """What passes gradients through states, in float32 whatever the inputs are."""
+    layout, exact = gradient_layout(head_dim, order, ranks), Precision.of(torch.float32, "cuda")
+    tiling = layout.constants(order)
+    label = f"d={head_dim} P={order} {layout.name} T={layout.tile}" + (" rank 8" if ranks else "") + " float32"
+    rows = {"HEAD_BLOCK": power_of_two(head_dim), "SLOTS": GRADIENT_SLOTS, "ROWS": GRADIENT_ROWS}
+    for name, settings, constants in (
+        ("fold_rows", fold_settings(head_dim, head_dim, exact), tiling),
+        ("differentiate_rows", GRADIENT_SETTINGS, tiling | rows),
+    ):
+        for index, setting in enumerate(settings if every_setting else settings[:1]):
+            yield Job(name, label, torch.float32, head_dim, tuple(constants.items()), setting, index == 0)
 
 
 def orders(head_dim: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from . import fold_rule
 from .exact import windowed_attention
 from .polynomial import Polynomials
 from .recomputed import Inputs, attend_in_blocks
+from .recorded_features import Features, TorchFeatures
 from .row_attention import RowAttention
 from .row_steps import Plan
 from .score_terms import ScoreTerms
@@ -26,6 +27,7 @@ from .softmax_attention import softmax_attention
 from .spec import Exact, HeadSpec, Near, Taylor, check_heads, deepest, grouped, ignores_shifts
 from .tables import count
 from .token_buffer import selection
+from .triton_backend.state_gradients import triton_features
 
 BLOCK_ROWS = 128
 """Query rows of a block: few, because a block weighs keys above the diagonal in vain."""
@@ -53,6 +55,7 @@ def differentiable_attention(
     softcap: Optional[float] = None,
     shift: Optional[Tensor] = None,
     coefficients: Optional[Tensor] = None,
+    backend: Optional[str] = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend to whole sequences; gradients of first order flow to every tensor but ``valid`` and ``priority``.
 
@@ -70,6 +73,8 @@ def differentiable_attention(
         shift: by how much scores are less because keys are centred, ``[B, H, T]``; None if they are not.
         coefficients: ``[H, P]`` in place of those of the specs, one per degree up to the largest order P; what a head
             has no use for is ignored. None takes those of the specs.
+        backend: of what goes through features: ``triton``, where Triton can (heads of at most 64 dimensions, not in
+            float64), or torch. None is ``triton`` on GPUs. Everything else is torch's in any case.
 
     Returns:
         Output ``[B, H, T, d_v]`` in the dtype of ``query``, zero for padding; the guard is applied. And guarded rows
@@ -107,7 +112,7 @@ def differentiable_attention(
             of_kind = terms.at((slice(None), selection(members)))
             ranking = None if ranking is None else ranking[:, chosen]
         own = None if coefficients is None else coefficients[selection(members)]
-        rows, hits = _attend_kind(q, k, v, specs, scaling, causal, valid, ranking, of_kind, own)
+        rows, hits = _attend_kind(q, k, v, specs, scaling, causal, valid, ranking, of_kind, own, backend)
         outputs.append(rows)
         guarded.append(hits)
         order_of_heads += members
@@ -149,7 +154,7 @@ def _kind(group: Sequence[HeadSpec]) -> tuple[HeadSpec, ...]:
 
 def _attend_kind(
     q: Tensor, k: Tensor, v: Tensor, specs: Sequence[HeadSpec], scaling: float, causal: bool, valid: Optional[Tensor],
-    priority: Optional[Tensor], terms: ScoreTerms, coefficients: Optional[Tensor],
+    priority: Optional[Tensor], terms: ScoreTerms, coefficients: Optional[Tensor], backend: Optional[str],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``differentiable_attention`` of KV heads of one kind, with the terms of rows ``[B, H, T]``."""
     B, H, T, d = q.shape
@@ -182,7 +187,7 @@ def _attend_kind(
         polynomials = Polynomials.build((tuple(group),), d, dtype, q.device)
         own = _coefficients(specs, polynomials.order, coefficients, queries).view(1, G, H // G, -1)
         own = own.expand(B, -1, -1, -1).flatten(0, 1)
-    plan = _plan(polynomials, near, causal, known, priority, terms, queries, d_v)
+    plan = _plan(polynomials, near, causal, known, priority, terms, queries, d_v, backend)
     sinks, shift = (None if x is None else x.reshape(B * G, H // G, T) for x in (terms.sink_logits, terms.shift))
     rows, guarded = attend_in_blocks(plan, Inputs(queries, keys, torch.cat([values, ones], -1), own, sinks, shift))
     rows, guarded = rows.view(B, H, T, d_v), guarded.view(B, H, T)
@@ -202,7 +207,7 @@ def _coefficients(specs: Sequence[HeadSpec], order: int, given: Optional[Tensor]
 
 def _plan(
     polynomials: Optional[Polynomials], near: Near, causal: bool, known: Optional[Tensor],
-    priority: Optional[Tensor], terms: ScoreTerms, queries: Tensor, value_dim: int,
+    priority: Optional[Tensor], terms: ScoreTerms, queries: Tensor, value_dim: int, backend: Optional[str],
 ) -> Plan:  # fmt: skip
     """How KV heads of one kind are worked through, for queries ``[N, g, T, d]``."""
     _, g, T, d = queries.shape
@@ -215,7 +220,12 @@ def _plan(
         fold = folds_from(T if causal else 2 * T, near.window, features, d, value_dim, g)
         width = width if fold is None else max(at_hand + fold, features)
     rows = max(1, min(BLOCK_ROWS, T))
-    attention = RowAttention(polynomials, near.tokens > 0, terms.softcap)
+    made: Optional[Features] = None
+    if fold is not None and polynomials is not None:
+        made = TorchFeatures(polynomials.ranks)
+        if backend == "triton" or (backend is None and queries.device.type == "cuda"):
+            made = triton_features(d, value_dim, polynomials.ranks, queries.device, queries.dtype) or made
+    attention = RowAttention(polynomials, near.tokens > 0, terms.softcap, made)
     together = max(1, _NUMBERS // max(1, g * rows * width))
     ranking = None if priority is None or not near.kept else priority.flatten(0, 1)
     return Plan(attention, near, causal, rows, together, fold, waits, known, ranking)

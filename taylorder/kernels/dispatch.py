@@ -51,8 +51,8 @@ def taylor_attention(
 
     Sums are taken in float32 (float64 for float64 inputs), whatever the dtype of the inputs.
 
-    Gradients flow where autograd records and a tensor asks for them: see :mod:`.differentiable`, which then computes
-    whole sequences with torch whatever the backend, but for ``score-space``, and returns no state.
+    Gradients flow where autograd records and a tensor asks for them: whole sequences are computed as
+    :mod:`.differentiable` says, unless the backend is ``score-space``, and there is no state.
 
     Args:
         q: queries of the new tokens ``[B, H, T, d]``; float32, bfloat16, float16 or float64. T may be 0.
@@ -107,11 +107,14 @@ def taylor_attention(
                 "state was given, and gradients are recorded, which do not pass through a state: expected None and the "
                 "whole sequence in one call, or a call under torch.no_grad()"
             )
-        whole = score_space_attention if asked_backend(backend)[0] == "score-space" else differentiable_attention
-        return whole(
-            q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, sink_logits=sink_logits,
-            softcap=softcap, shift=shift,
-        )[0], None  # fmt: skip
+        options: dict[str, Any] = {
+            "scaling": scaling, "causal": causal, "valid": valid, "priority": priority, "sink_logits": sink_logits,
+            "softcap": softcap, "shift": shift,
+        }  # fmt: skip
+        asked, _ = asked_backend(backend)
+        if asked == "score-space":
+            return score_space_attention(q, k, v, heads, **options)[0], None
+        return differentiable_attention(q, k, v, heads, backend=asked, **options)[0], None
     name = choose_backend(backend, state, q.device, q.dtype)
     B, H, T, _ = q.shape
     output = torch.empty(B, H, T, v.shape[-1], dtype=q.dtype, device=q.device)

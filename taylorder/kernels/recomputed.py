@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .row_attention import RowTensors, folded
+from .recorded_features import Features
+from .row_attention import RowTensors
 from .row_blocks import Tokens
 from .row_steps import Plan, Step
 
@@ -87,7 +88,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, *tensors: Any) -> tuple[Tensor, Tensor]:
         inputs = Inputs(*tensors)
-        q, v = inputs.q, inputs.v
+        q, v, attention = inputs.q, inputs.v, plan.attention
         output = q.new_empty(*q.shape[:3], v.shape[-1] - 1)
         guarded = torch.empty(q.shape[:3], dtype=torch.bool, device=q.device)
         kept: list[Tensor] = []  # features and sums, each once
@@ -98,8 +99,8 @@ class _Recomputed(torch.autograd.Function):
             totals = [given.k.new_zeros(len(given.k), given.k.shape[-1]), v.new_zeros(len(given.v), v.shape[-1])]
             sums = _numbered(kept, totals)
             for step in plan.steps(part, q.shape[2], q.device):
-                if step.folding.number:
-                    made = folded(step.folding.of(given.k), step.folding.of(given.v), plan.ranks)
+                if step.folding.number and attention.features is not None:
+                    made = attention.features.fold(step.folding.of(given.k), step.folding.of(given.v))
                     if features:
                         made = [kept[index] + more for index, more in zip(features, made)]
                     features = _numbered(kept, made)
@@ -107,7 +108,7 @@ class _Recomputed(torch.autograd.Function):
                     totals = [total + step.gone.of(x).sum(1) for total, x in zip(totals, (given.k, given.v))]
                     sums = _numbered(kept, totals)
                 steps.append((part, step, features, sums))
-                rows, hits = plan.attention.rows(
+                rows, hits = attention.rows(
                     given.of_rows(step, totals), [kept[index] for index in features], _masks(plan, part, step, q.device)
                 )
                 output[part, :, step.block.rows], guarded[part, :, step.block.rows] = rows, hits
@@ -144,17 +145,17 @@ class _Recomputed(torch.autograd.Function):
             by.add_rows(step, of_rows, by_sums)
             of_features = found[len(tensors) :]
             by_features = [total.add_(more) for total, more in zip(by_features, of_features)] or of_features
-            if step.folding.number:
-                _unfold(step.folding, given, by, by_features, plan.ranks)
+            if step.folding.number and plan.attention.features is not None:
+                _unfold(plan.attention.features, step.folding, given, by, by_features)
         return None, *(x if needed else None for x, needed in zip(result, ctx.needs_input_grad[1:]))
 
 
-def _unfold(tokens: Tokens, given: Inputs, by: Inputs, by_features: Sequence[Tensor], ranks: Sequence[int]) -> None:
-    """Add the gradients of folded tokens to ``by``, from those of all features they went into."""
+def _unfold(features: Features, tokens: Tokens, given: Inputs, by: Inputs, by_folded: Sequence[Tensor]) -> None:
+    """Add the gradients of folded tokens to ``by``, from those of what they were folded into."""
     with torch.enable_grad():
         keys, values = _leaf(tokens.of(given.k)), _leaf(tokens.of(given.v))
-        features = folded(keys, values, ranks)
-    by_keys, by_values = torch.autograd.grad(features, (keys, values), by_features)
+        folded = features.fold(keys, values)
+    by_keys, by_values = torch.autograd.grad(folded, (keys, values), by_folded)
     tokens.add(by.k, by_keys)
     tokens.add(by.v, by_values)
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Optional
+from functools import partial
+from typing import Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from .polynomial import Polynomials, partial_scores
-from .recorded_products import extended, power_sum
+from .recorded_features import Features
+from .recorded_products import power_sum
 from .score_terms import ScoreTerms
 from .spec import GUARD
-from .tables import count, monomials
 
 
 class RowTensors(NamedTuple):
@@ -54,12 +55,14 @@ class RowAttention:
         polynomials: of the query heads; None where all far fields are dropped.
         near: whether there is a near field.
         softcap: as in ``ScoreTerms``.
+        features: how keys are folded, and queries read what they are folded into; None where none are.
 
     """
 
     polynomials: Optional[Polynomials]
     near: bool
     softcap: Optional[float]
+    features: Optional[Features]
 
     def rows(
         self, tensors: RowTensors, features: Sequence[Tensor], masks: Optional[tuple[Tensor, Tensor]]
@@ -68,7 +71,7 @@ class RowAttention:
 
         Args:
             tensors: all of them.
-            features: of every degree, as ``folded`` returns them; none where nothing is folded.
+            features: what is folded, as ``Features`` has it; nothing where nothing is.
             masks: which keys at hand are near, bool ``[N or 1, C, K]``, and which of the first F are far; None where
                 nobody is at hand.
 
@@ -81,7 +84,10 @@ class RowAttention:
         far = guarded = point = None
         if self.polynomials is not None:
             polynomials = replace(self.polynomials, coefficients=tensors.coefficients, square=None)
-            far, guarded, point = _far_sums(tensors, features, polynomials, None if masks is None else masks[1], scores)
+            folded = None
+            if features and self.features is not None:
+                folded = partial(self.features.read, q, features, polynomials)
+            far, guarded, point = _far_sums(tensors, folded, polynomials, None if masks is None else masks[1], scores)
         if scores is None and terms.plain and far is not None:
             total = far
         else:
@@ -91,66 +97,14 @@ class RowAttention:
         return output, torch.zeros_like(output[..., 0], dtype=torch.bool) if guarded is None else guarded
 
 
-def folded(keys: Tensor, values: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-    """Features of tokens, summed with their values: per degree p ``[N, D_p, d_v + 1]``, over ``ranks[p]`` coordinates.
-
-    Args:
-        keys: ``[N, C, d]``.
-        values: ``[N, C, d_v + 1]``.
-        ranks: of every degree; entry 0 is unused.
-
-    """
-    sums = [values.sum(1, keepdim=True)]
-    columns = keys.mT.contiguous()
-    below = columns
-    for degree, rank in enumerate(ranks[1:], 1):
-        if rank == 0:
-            break
-        below = below[:, :rank] if degree == 1 else _extended(below, columns[:, :rank], degree)
-        product = torch.bmm(below, values)
-        sums.append(product if degree == 1 else product * _multiplicity(degree, rank, keys))
-    return sums
-
-
-def _extended(below: Tensor, coordinates: Tensor, degree: int) -> Tensor:
-    return extended(below[:, : count(degree - 1, coordinates.shape[1])], coordinates, degree)
-
-
-def _multiplicity(degree: int, rank: int, like: Tensor) -> Tensor:
-    return monomials(degree, rank, like.device).multiplicity.to(like.dtype)
-
-
-def _read(
-    queries: Tensor, features: Sequence[Tensor], polynomials: Polynomials, means: Optional[list[Tensor]]
-) -> Tensor:
-    """What the folded tokens contribute, ``[N, g, C, d_v + 1]``."""
-    N, g, C, d = queries.shape
-    columns = queries.permute(0, 3, 1, 2).reshape(N, d, g * C)
-    coefficients = [
-        b.permute(0, 3, 1, 2).expand(-1, -1, -1, C).reshape(N, b.shape[-1], g * C)
-        for b in polynomials.state_coefficients(means)
-    ]
-    total = coefficients[0].mT * features[0]
-    below = columns
-    for degree, rank in enumerate(polynomials.ranks[1:], 1):
-        if rank == 0:
-            break
-        coordinates = columns[:, :rank]
-        weighted = coordinates * coefficients[degree]
-        if degree > 1:
-            weighted = _extended(below, weighted, degree)
-            below = _extended(below, coordinates, degree) if degree + 1 < polynomials.order else below
-        total = torch.baddbmm(total, weighted.mT, features[degree])
-    return total.view(N, g, C, -1)
-
-
 def _far_sums(
-    tensors: RowTensors, features: Sequence[Tensor], polynomials: Polynomials, mask: Optional[Tensor],
-    scores: Optional[Tensor],
+    tensors: RowTensors, folded: Optional[Callable[[Optional[list[Tensor]]], Tensor]], polynomials: Polynomials,
+    mask: Optional[Tensor], scores: Optional[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Sums over far keys relative to ``e^point`` ``[N, g, C, d_v + 1]``, where the guard took effect, and the point.
 
-    ``scores`` are those of the keys at hand ``[N, g, C, K]``, if there are any; ``mask`` is of the first F of them.
+    ``folded`` gives what folded tokens contribute, by the means; ``scores`` are those of the keys at hand
+    ``[N, g, C, K]``, if there are any, and ``mask`` is of the first F of them.
     """
     q, keys, values = tensors.queries, tensors.keys, tensors.values
     width = 0 if mask is None else mask.shape[-1]
@@ -182,7 +136,7 @@ def _far_sums(
     if polynomials.order == 1:
         total = tensors.coefficients[:, :, None, :] * plain()
     else:
-        parts = [_read(q, features, polynomials, means)] if features else []
+        parts = [] if folded is None else [folded(means)]
         if tensors.waiting_keys.shape[1]:
             weights = _weights(q, tensors.waiting_keys, polynomials, means, None)
             parts.append(_weighted(weights, tensors.waiting_values))

@@ -59,12 +59,6 @@ class Plan:
     known: Optional[Tensor]
     priority: Optional[Tensor]
 
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Coordinates of every degree; nothing without polynomials."""
-        polynomials = self.attention.polynomials
-        return () if polynomials is None else polynomials.ranks
-
     def parts(self, heads: int) -> Iterator[slice]:
         """KV heads computed together, of so many in all."""
         for start in range(0, heads, self.together):

@@ -39,6 +39,8 @@ KERNELS = {
     "prepare_rows": Kernel("preparing_kernels", None, ("HEAD_DIM", "LEVELS", "DEGREES", "SLOTS", "ROWS")),
     "fold_tokens": Kernel("state_kernels", "TOKENS", _STATE_KEY, ("features", "sums")),
     "read_state": Kernel("state_kernels", None, (*_STATE_KEY, "ROWS")),
+    "fold_rows": Kernel("gradient_kernels", "TOKENS", _STATE_KEY),
+    "differentiate_rows": Kernel("gradient_kernels", None, (*_STATE_KEY, "ROWS")),
     "read_pending": Kernel("token_kernels", "COLUMNS", _TOKEN_KEY),
     "add_near_and_divide": Kernel("token_kernels", "COLUMNS", _TOKEN_KEY, ("guarded",)),
 }

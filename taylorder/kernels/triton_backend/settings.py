@@ -112,6 +112,20 @@ def state_settings(rows: int) -> tuple[Setting, ...]:
     return (Setting(0, 4, 2),)
 
 
+GRADIENT_ROWS = 16
+"""Rows of a program of ``differentiate_rows``, which holds gradients of all their coordinates."""
+
+MOST_GRADIENT_DIM = 64
+"""Widest heads whose states pass gradients here: beyond, ``differentiate_rows`` spills on NVIDIA."""
+
+GRADIENT_TILE = 32
+"""Most features per tile of states that pass gradients: with 64, ``differentiate_rows`` spills on sm_90."""
+
+
+GRADIENT_SETTINGS = (Setting(0, 4, 1),)
+"""Of ``differentiate_rows``."""
+
+
 def pending_settings(head_dim: int, value_dim: int, precision: Precision, rows: int) -> tuple[Setting, ...]:
     """Settings of ``read_pending``, the default first."""
     if rows > 16 and _wide(head_dim, value_dim) > 128:
