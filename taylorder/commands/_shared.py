@@ -45,6 +45,7 @@ def load_described(
             device_map=place.device_map,
             dtype=to_load.dtype,
             revision=to_load.revision,
+            adapter=to_load.adapter,
         )
     return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note)
 

@@ -1,0 +1,316 @@
+"""Train a model for its config, the controls likewise, and measure them all: from a config to a healed one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.prepared import execution_digest
+from taylorder.analysis.losses import EXACT, has_language_model_head
+from taylorder.analysis.text import Text, calibration_text
+from taylorder.analysis.tokens import Tokens, tokenise
+from taylorder.errors import UnsupportedModelError, UsageError
+from taylorder.evaluation import rivals
+from taylorder.evaluation.continuations import drawn
+from taylorder.evaluation.rivals import Contender
+from taylorder.healing import states
+from taylorder.healing.checkpoint import Checkpoint
+from taylorder.healing.course import Course, Outcome, Refit, part, recorded_probes, with_recorded
+from taylorder.healing.probes import refitted
+from taylorder.healing.schedule import Schedule
+from taylorder.healing.settings import HealSettings
+from taylorder.healing.student import Student
+from taylorder.healing.table import Row, Sample, table
+from taylorder.healing.text import TrainingText, training_text
+from taylorder.healing.timing import Pace, longest_schedule
+from taylorder.healing.trained import as_they_were, trained_layers, training
+from taylorder.healing.variants import has_polynomials
+from taylorder.models.adapters import merge_adapter
+from taylorder.models.describe import describe
+from taylorder.models.description import ModelDescription
+from taylorder.models.fingerprint import fingerprint
+from taylorder.selection.choice_text import ChoiceText
+from taylorder.selection.probes import probe_sequences
+from taylorder.storage import processes
+from taylorder.storage.durations import duration
+from taylorder.storage.progress import Progress, silent
+from taylorder.storage.provenance import software_versions
+from taylorder.storage.records import Records
+
+SEQUENCES = 8
+"""Of each kind of unseen text."""
+
+PROSE, CODE = "prose", "code"
+"""Kinds of unseen text."""
+
+ADAPTER = "adapter"
+"""Folder, beside the records, of what was trained for the config."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a healing will do: its steps, and the seconds that each training takes by its name."""
+
+    schedule: Schedule
+    seconds: dict[str, float]
+
+    @property
+    def share(self) -> float:
+        """Of the time, what the training for the config itself takes."""
+        return self.seconds[states.CONFIG] / sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What came of it.
+
+    Attributes:
+        model: what was healed, as it was before.
+        config: for the healed weights; its probes are those that belong to them.
+        settings: how.
+        plan: what was planned.
+        outcomes: of every training, by its name.
+        rows: the table, exact first.
+        samples: the unseen text of its figures.
+        text: what was learnt from.
+        text_tokens: tokens that this has.
+        adapter: the folder of what was trained.
+
+    """
+
+    model: ModelDescription
+    config: OrderConfig
+    settings: HealSettings
+    plan: Plan
+    outcomes: dict[str, Outcome]
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    text: Text
+    text_tokens: int
+    adapter: Path
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def heal(
+    model: Any,
+    tokenizer: Any,
+    config: OrderConfig,
+    settings: HealSettings,
+    *,
+    directory: Path,
+    fresh: bool = False,
+    description: ModelDescription | None = None,
+    text: Text | None = None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Healing:
+    """Train a model so that it runs with a config as the exact model runs, and measure what that buys.
+
+    The model is left as it was. What was done is kept in ``directory``, and a run with the same settings goes on there,
+    at the step where it was.
+
+    Args:
+        model: a causal transformers model with a language-model head, in float32.
+        tokenizer: its tokenizer.
+        config: what it is to run with.
+        settings: how it is trained.
+        directory: keeps records and the adapter; created if need be.
+        fresh: forget what is there.
+        description: ``taylorder.describe(model)``, if it was made already.
+        text: what to learn from; default :func:`~taylorder.healing.text.training_text`.
+        progress: called with a stage, what is done of it, and its size.
+        say: called with what will be done, how long it takes, and losses.
+
+    Raises:
+        ConfigError: the config does not belong to the model.
+        UsageError: the config leaves nothing to heal, or the text is too short.
+        UnsupportedModelError: the model predicts no next token, or its projections are not known.
+        NonFiniteError: a loss is not finite.
+
+    """
+    description = description or describe(model)
+    config.check(description)
+    _refuse(model, description, config, settings)
+    own_text = text is not None
+    text = text or training_text()
+    tokens = tokenise(tokenizer, text)
+    learnt = TrainingText.of(tokens, settings.longest)
+    samples = _samples(tokenizer, settings)
+    records = Records(directory, _settings(description, config, settings, learnt), fresh=fresh)
+    if records.replaced:
+        say(f"{directory} had records of other settings, which are gone: this healing begins anew")
+    window = rivals.window_instead(description, config, settings.longest)
+    courses, reasons = _courses(config, window, settings)
+    with training(model, description, settings.train, settings.seed) as trained:
+        student = partial(Student, model, description, trained)
+        plan = _plan(records, settings, courses, student, learnt, say)
+        refit = _refit(tokenizer, description, config, tokens if own_text else None)
+        outcomes = {}
+        for name, course_config in courses.items():
+            outcome = _recorded(records, name, course_config)
+            if outcome is None:
+                course = Course(
+                    name, student(course_config), plan.schedule, learnt, settings, Checkpoint(records, name),
+                    limit=_limit(plan, name, settings), refit=refit if name == states.CONFIG else None,
+                    progress=progress, say=say,
+                )  # fmt: skip
+                outcome = course.run()
+                _record(records, name, outcome)
+                say(f"{name}: {outcome.stopped}, best after {outcome.best} steps, {duration(outcome.seconds)}")
+            outcomes[name] = outcome
+        shown = states.states(config, window, outcomes, reasons)
+        say(f"measuring {sum(not state.absent for state in shown)} states of the model on unseen text and tasks")
+        rows = table(student(config), shown, samples, tokenizer, seed=settings.seed, records=records, progress=progress)
+        adapter = directory / ADAPTER
+        trained.load(outcomes[states.CONFIG].weights)
+        processes.from_first(lambda: trained.save(adapter, description))
+    healed = _for_healed(model, description, outcomes[states.CONFIG], config, settings, text, adapter)
+    return Healing(description, healed, settings, plan, outcomes, rows, samples, text, len(tokens.ids), adapter)
+
+
+def _refuse(model: Any, description: ModelDescription, config: OrderConfig, settings: HealSettings) -> None:
+    if not description.causal or not has_language_model_head(model):
+        raise UnsupportedModelError(
+            f"{description.name} predicts no next token, and healing trains a model by what it predicts: load a causal "
+            "model with its head"
+        )
+    if rivals.exact_everywhere(config):
+        raise UsageError("the config keeps every head exact, so there is nothing to heal; name another with --config")
+    if settings.longest > description.max_context:
+        raise UsageError(
+            f"--context has {settings.longest}, but {description.name} sees {description.max_context} tokens at most; "
+            "lower it"
+        )
+    if settings.drop_window and not has_polynomials(config):
+        raise UsageError(
+            "--drop-window leaves near fields out beside polynomials, and no head of the config has one; leave it out"
+        )
+
+
+def _settings(
+    description: ModelDescription, config: OrderConfig, settings: HealSettings, text: TrainingText
+) -> dict[str, Any]:
+    """Everything that a record depends on."""
+    return {
+        "model": description.fingerprint, "dtype": description.dtype, "config": execution_digest(config),
+        "text": text.sha256, "settings": settings.record(), "software": software_versions(),
+    }  # fmt: skip
+
+
+def _samples(tokenizer: Any, settings: HealSettings) -> tuple[Sample, ...]:
+    from taylorder.evaluation.evaluation_text import evaluation_code, evaluation_text
+
+    samples = []
+    for name, text in ((PROSE, evaluation_text()), (CODE, evaluation_code())):
+        sequences = drawn(tokenise(tokenizer, text), settings.longest, SEQUENCES, settings.seed)
+        samples.append(Sample(name, text.source, text.sha256, sequences))
+    return tuple(samples)
+
+
+def _courses(
+    config: OrderConfig, window: Contender, settings: HealSettings
+) -> tuple[dict[str, OrderConfig | None], dict[str, str]]:
+    """What is trained: a config by the name of each training, None for the exact model; and why the others are not."""
+    courses: dict[str, OrderConfig | None] = {states.CONFIG: config}
+    if not settings.controls:
+        return courses, {rivals.WINDOW: states.NO_CONTROLS, EXACT: states.NO_CONTROLS}
+    reasons = {}
+    if window.config is None:
+        reasons[rivals.WINDOW] = window.absent or "exact"
+    else:
+        courses[rivals.WINDOW] = window.config
+    return courses | {EXACT: None}, reasons
+
+
+def _plan(
+    records: Records,
+    settings: HealSettings,
+    courses: Mapping[str, OrderConfig | None],
+    student: Callable[[OrderConfig | None], Student],
+    text: TrainingText,
+    say: Callable[[str], None],
+) -> Plan:
+    """As many steps as there is time for, timed once: a run that goes on has the plan that it began with."""
+    kept = records.get("plan")
+    if kept is None:
+        say("timing a step")
+        sequence = text.blocks[0]
+        paces = {name: Pace.of(student(config), sequence, settings.stages) for name, config in courses.items()}
+        schedule = longest_schedule(settings, list(paces.values()), text.held_out.numel())
+        seconds = {name: pace.seconds(schedule, text.held_out.numel()) for name, pace in paces.items()}
+        kept = {"steps": schedule.steps, "seconds": seconds}
+        records.put("plan", kept)
+    plan = Plan(Schedule(kept["steps"], settings.stages, settings.contexts), kept["seconds"])
+    times = ", ".join(f"{duration(seconds)} for {name}" for name, seconds in plan.seconds.items())
+    say(
+        f"{plan.schedule.steps} steps, {plan.schedule.tokens:,} tokens of {text.source}: about {times}; of the time "
+        f"{plan.share:.0%} is for the config itself, and the rest for the controls"
+    )
+    return plan
+
+
+def _limit(plan: Plan, name: str, settings: HealSettings) -> float | None:
+    """Seconds that a training may take: its share of the minutes."""
+    if settings.minutes is None:
+        return None
+    return 60 * settings.minutes * plan.seconds[name] / sum(plan.seconds.values())
+
+
+def _refit(tokenizer: Any, description: ModelDescription, config: OrderConfig, tokens: Tokens | None) -> Refit | None:
+    """How probes are fitted anew: on the user's text, else on the text that `analyze` fits them to."""
+    if not config.probes:
+        return None
+    used = tokens or ChoiceText.of(tokenizer, tokenise(tokenizer, calibration_text())).joined
+    sequences, _ = probe_sequences(used, description)
+    return lambda student, of: refitted(student, of, sequences, used.text)
+
+
+def _record(records: Records, name: str, outcome: Outcome) -> None:
+    about, probes = recorded_probes(outcome.config)
+    tensors = {f"weights.{key}": tensor for key, tensor in outcome.weights.items()}
+    tensors |= {f"probe.{key}": tensor for key, tensor in probes.items()}
+    value = {key: getattr(outcome, key) for key in _PLAIN}
+    records.put(f"trained-{name}", value | {"probe": about}, tensors)
+
+
+_PLAIN = ("losses", "held_out", "best", "tokens", "seconds", "stopped")
+
+
+def _recorded(records: Records, name: str, config: OrderConfig | None) -> Outcome | None:
+    value = records.get(f"trained-{name}")
+    if value is None:
+        return None
+    tensors = records.tensors(f"trained-{name}")
+    plain = {key: value[key] for key in _PLAIN} | {"held_out": [(done, loss) for done, loss in value["held_out"]]}
+    return Outcome(part(tensors, "weights"), with_recorded(config, value["probe"], part(tensors, "probe")), **plain)
+
+
+def _for_healed(
+    model: Any,
+    description: ModelDescription,
+    outcome: Outcome,
+    config: OrderConfig,
+    settings: HealSettings,
+    text: Text,
+    adapter: Path,
+) -> OrderConfig:
+    """The config for the weights with the adapter merged, which are in the model for a moment."""
+    with as_they_were(model, trained_layers(model, description, settings.train)):
+        merge_adapter(model, adapter)
+        healed = fingerprint(model)
+    chosen = outcome.config or config
+    about = {"train": settings.train, "steps": outcome.best, "text": text.source, "text_sha256": text.sha256,
+             "seed": settings.seed, "base": description.fingerprint}  # fmt: skip
+    return chosen.model_copy(
+        update={
+            "model": chosen.model.model_copy(update={"fingerprint": healed}),
+            "calibration": chosen.calibration | {"healed": about},
+        }
+    )
