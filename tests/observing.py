@@ -17,6 +17,18 @@ from taylorder.selection.gradients import exactly, observe_sequence
 IDS = tiny.tokens(seed=5)[0]
 
 
+def llama64():
+    """Float64 throughout: the norms of transformers compute in float32 whatever they are given."""
+    model = tiny.llama().double()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "LlamaRMSNorm":
+                norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model
+
+
 def mixed(model):
     """Exact, dropped-far and polynomial KV heads, in both layers."""
     window = HeadOrder(spec=HeadSpec(Dropped(), Near(5, 2)))

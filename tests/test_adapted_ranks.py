@@ -34,7 +34,7 @@ def test_an_adapted_model_with_ranks_computes_the_formula(name):
     config = ranked_config(model)
     expected = reference_output(model, config, **inputs)
     found = {}
-    for gradients in (torch.no_grad, torch.enable_grad):  # linear time, and score space
+    for gradients in (torch.no_grad, torch.enable_grad):  # by the kernels, and with gradients
         with gradients(), taylorder.adapted(model, config):
             found[gradients] = model(**inputs)[0].detach()
         assert relative_error(found[gradients][rows], expected[rows]) < 1e-4
@@ -42,12 +42,12 @@ def test_an_adapted_model_with_ranks_computes_the_formula(name):
     assert relative_error(without[rows], expected[rows]) > 1e-3  # negative control: the ranks say something
 
 
-def test_in_float64_score_space_is_the_formula():
+def test_in_float64_what_records_gradients_is_the_formula():
     model = MODELS["llama"]()
     config = ranked_config(model)
     ids, mask = padded_batch(60)
     expected = reference_output(model, config, input_ids=ids, attention_mask=mask)
-    with taylorder.adapted(model.double(), config):  # gradients are recorded, which only score space does
+    with taylorder.adapted(model.double(), config):  # gradients are recorded: by other code than the kernels'
         found = model(ids, attention_mask=mask)[0].detach()
     assert relative_error(found[mask.bool()], expected[mask.bool()]) < 1e-9
 

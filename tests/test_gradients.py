@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import tiny
 import torch
-from observing import IDS, adapted_to, left_behind, mixed, observe, states
+from observing import IDS, adapted_to, left_behind, llama64, mixed, observe, states
 
 import taylorder
 from taylorder.analysis import losses
@@ -16,18 +16,6 @@ from taylorder.analysis.losses import hidden_states, kl_gradient, language_model
 from taylorder.errors import NonFiniteError
 from taylorder.models.describe import describe
 from taylorder.models.running import run_base
-
-
-def llama64():
-    """Float64 throughout: the norms of transformers compute in float32 whatever they are given."""
-    model = tiny.llama().double()
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child).__name__ == "LlamaRMSNorm":
-                norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=torch.float64)
-                norm.weight = child.weight
-                setattr(module, name, norm)
-    return model
 
 
 @contextmanager

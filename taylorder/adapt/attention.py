@@ -3,8 +3,8 @@
 transformers calls one registered function for every attention module; it finds the module's plan in a table filled by
 :func:`taylorder.adapt.hooks.installed`. The mask function registered with it hands over plain masks as the validity of
 keys, so that nothing of size tokens x tokens is built for truncated heads, and all others as they are. A truncated
-layer runs in linear time, from the state in its cache layer if there is one; score space (quadratic) is left for
-gradients, for raw denominators, and for keys that somebody else's cache has kept.
+layer runs in linear time, from the state in its cache layer if there is one, or with gradients; score space (quadratic)
+is left for raw denominators, and for keys that somebody else's cache has kept.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from taylorder.adapt.cache_layer import TaylorCacheLayer, attend_causally, needs_gradient
+from taylorder.adapt.cache_layer import TaylorCacheLayer, attend_causally
 from taylorder.adapt.prepared import LayerPlan
 from taylorder.analysis.finite import refuse_broken_tensors
 from taylorder.errors import NonFiniteError, UsageError
 from taylorder.kernels import HeadSpec, score_space_attention
-from taylorder.kernels.differentiable import differentiable_attention
+from taylorder.kernels.differentiable import differentiable_attention, needs_gradient
 from taylorder.kernels.kept_keys import UnrankedKeyError
 from taylorder.kernels.score_terms import ScoreTerms
 from taylorder.models.attention import AttentionCall, Observer, attends_causally
@@ -185,16 +185,24 @@ def _truncated(
         "scaling": scaling, "priority": priority, "sink_logits": terms.sink_logits, "softcap": terms.softcap,
         "shift": shift,
     }  # fmt: skip
-    recorded = needs_gradient(query, key, value, terms.sink_logits)
+    whole = run.guard and query.shape[2] == key.shape[2]
+    own = None if plan.numbers is None else plan.numbers.coefficients
+    if own is not None and (layer is not None or not whole):
+        raise UsageError(
+            f"{plan.name} has coefficients that are being trained, which are applied to whole sequences alone: run it "
+            "without a cache and with the guard, or put them into the config first"
+        )
     if layer is not None:
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if valid is None else valid[:, -key.shape[2] :]
         output, guarded = layer.attend(query, key, value, valid=valid, backend=run.backend, **options)
-    elif run.guard and causal and query.shape[2] == key.shape[2] and not recorded:
+    elif whole and (own is not None or needs_gradient(query, key, value, terms.sink_logits, shift)):
+        output, guarded = differentiable_attention(
+            query, key, value, heads, causal=causal, valid=valid, coefficients=own, **options
+        )
+    elif whole and causal:
         output, state = attend_causally(query, key, value, heads, valid=valid, backend=run.backend, **options)
         guarded = state.guarded
-    elif run.guard and causal and query.shape[2] == key.shape[2] and valid is None:
-        output, guarded = differentiable_attention(query, key, value, heads, **options)
     else:
         # In both directions there is no state, and so nothing in the kernels that says how many rows were guarded.
         output, guarded = score_space_attention(

@@ -14,6 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import HeadSpec, State, Taylor, TritonUnavailableError, taylor_attention
+from taylorder.kernels.differentiable import needs_gradient
 from taylorder.models.quiet import uncompiled
 
 
@@ -220,8 +221,3 @@ def attend_causally(
     if after is None:
         raise RuntimeError("taylor_attention returned no state for causal attention")
     return output, after
-
-
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd is recording and any of the tensors takes part."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

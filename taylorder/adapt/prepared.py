@@ -22,6 +22,8 @@ from taylorder.models.description import ModelDescription
 class LayerNumbers(nn.Module):
     """Key centre, rotations and probe of one layer, float32 whatever the model runs in.
 
+    Gradients flow to them where they ask for it; to train one, put an ``nn.Parameter`` in its place.
+
     They belong to what is attached and not to the model, whose parameters, buffers and ``state_dict`` stay what they
     are, and whose ``half()`` does not round them. They follow it all the same: the first keys that come from another
     device bring them there.
@@ -32,7 +34,10 @@ class LayerNumbers(nn.Module):
         query_rotation: what queries are multiplied by, ``A_q`` ``[G, d, d]`` (the identity for groups without ranks);
             None where no head has ranks.
         key_rotation: the same for centred keys, ``A_k``.
-        probe: what gives keys their priorities, ``[G, F]``; None where no head keeps keys.
+        probe: what gives keys their priorities, ``[G, F]``; None where no head keeps keys. No gradients flow to it: it
+            decides which keys stay.
+        coefficients: of the polynomials of the query heads, ``[H, P]`` up to the largest order P, in place of those of
+            the config, while they are trained; None takes those.
 
     """
 
@@ -40,6 +45,7 @@ class LayerNumbers(nn.Module):
     query_rotation: Tensor | None
     key_rotation: Tensor | None
     probe: Tensor | None
+    coefficients: Tensor | None
 
     def __init__(
         self, centre: Tensor | None, rotations: tuple[Tensor, Tensor] | None, probe: Tensor | None = None
@@ -51,6 +57,7 @@ class LayerNumbers(nn.Module):
         self.register_buffer("query_rotation", query)
         self.register_buffer("key_rotation", key)
         self.register_buffer("probe", probe)
+        self.register_buffer("coefficients", None)
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and rotate: query ``[B, H, T, d]`` and key ``[B, G, T, d]``, as the kernels take them."""
@@ -91,7 +98,8 @@ class LayerNumbers(nn.Module):
 
     def _follow(self, device: torch.device) -> None:
         # Not buffers(), which takes longer than the attention of a short window does.
-        if any(numbers is not None and numbers.device != device for numbers in self._buffers.values()):
+        held = (*self._buffers.values(), *self._parameters.values())
+        if any(numbers is not None and numbers.device != device for numbers in held):
             with torch.inference_mode(False):  # what is made in that mode takes no part where gradients are recorded
                 self.to(device)
 

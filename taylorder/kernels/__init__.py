@@ -5,6 +5,7 @@ can be published as a Hub kernel. Shapes: q ``[B, H, T, d]``, k ``[B, G, T, d]``
 share G KV heads in order (query head h reads KV head ``h // (H / G)``).
 """
 
+from .differentiable import differentiable_attention
 from .dispatch import BACKEND_VARIABLE, BACKENDS, taylor_attention
 from .exact import far_sums, near_blocks, windowed_attention
 from .reference import ReferenceState, ReferenceSums, reference_attention, reference_sums
@@ -29,6 +30,7 @@ __all__ = [
     "Taylor",
     "TritonUnavailableError",
     "check_heads",
+    "differentiable_attention",
     "far_sums",
     "near_blocks",
     "reference_attention",

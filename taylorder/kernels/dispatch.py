@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from . import torch_backend, triton_backend
+from .differentiable import differentiable_attention, needs_gradient
 from .exact import attend_exact_part
 from .kept_keys import check_priority
 from .request import Request
-from .score_space import attend_in_score_space
+from .score_space import attend_in_score_space, score_space_attention
 from .score_terms import ScoreTerms
 from .spec import Exact, HeadSpec, check_heads, grouped, keeps_keys
 from .state import ExactPart, Part, State, StateShape
@@ -48,7 +49,10 @@ def taylor_attention(
 ) -> tuple[Tensor, Optional[State]]:
     """Attend with one truncated (or exact) exponential per head, in time linear in the tokens (arXiv 2602.00294).
 
-    Sums are taken in float32 (float64 for float64 inputs), whatever the dtype of the inputs. There are no gradients.
+    Sums are taken in float32 (float64 for float64 inputs), whatever the dtype of the inputs.
+
+    Gradients flow where autograd records and a tensor asks for them: see :mod:`.differentiable`, which then computes
+    whole sequences with torch whatever the backend, but for ``score-space``, and returns no state.
 
     Args:
         q: queries of the new tokens ``[B, H, T, d]``; float32, bfloat16, float16 or float64. T may be 0.
@@ -74,10 +78,12 @@ def taylor_attention(
             everywhere else.
 
     Returns:
-        Output ``[B, H, T, d_v]`` in the dtype of q, and the state after these tokens (None if bidirectional).
+        Output ``[B, H, T, d_v]`` in the dtype of q, and the state after these tokens (None if bidirectional, and where
+        gradients are recorded).
 
     Raises:
-        ValueError: an argument does not fit the others; the message names it, its value and what was expected.
+        ValueError: an argument does not fit the others, or gradients are recorded that would have to pass through a
+            state; the message names it, its value and what was expected.
         TypeError: an argument is of the wrong type.
         TritonUnavailableError: Triton cannot run where the tensors are; no other backend steps in.
 
@@ -95,6 +101,17 @@ def taylor_attention(
     if keeps_keys(heads):
         check_priority(priority, k, valid)
     terms = ScoreTerms.of_rows(q, sink_logits, softcap, shift)
+    if needs_gradient(q, k, v, sink_logits, shift):
+        if state is not None:
+            raise ValueError(
+                "state was given, and gradients are recorded, which do not pass through a state: expected None and the "
+                "whole sequence in one call, or a call under torch.no_grad()"
+            )
+        whole = score_space_attention if asked_backend(backend)[0] == "score-space" else differentiable_attention
+        return whole(
+            q, k, v, heads, scaling=scaling, causal=causal, valid=valid, priority=priority, sink_logits=sink_logits,
+            softcap=softcap, shift=shift,
+        )[0], None  # fmt: skip
     name = choose_backend(backend, state, q.device, q.dtype)
     B, H, T, _ = q.shape
     output = torch.empty(B, H, T, v.shape[-1], dtype=q.dtype, device=q.device)
@@ -138,6 +155,21 @@ def _score_space(part: ExactPart, request: Request, heads: Sequence[HeadSpec]) -
     request.guarded.add_(guarded)
 
 
+def asked_backend(name: Optional[str], *, fixed: bool = False) -> tuple[Optional[str], str]:
+    """The backend that is asked for, None if none is, and by what: the argument, or the variable unless ``fixed``.
+
+    Raises:
+        ValueError: the name is unknown.
+
+    """
+    asked = "backend"
+    if name is None and not fixed and os.environ.get(BACKEND_VARIABLE):
+        name, asked = os.environ[BACKEND_VARIABLE], BACKEND_VARIABLE
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"{asked} is {name!r}, expected one of {BACKENDS} or None")
+    return name, asked
+
+
 def choose_backend(name: Optional[str], state: Optional[State], device: torch.device, dtype: torch.dtype) -> str:
     """Name the backend for tensors of that device and dtype; ``name`` and ``state`` as in ``taylor_attention``.
 
@@ -146,11 +178,7 @@ def choose_backend(name: Optional[str], state: Optional[State], device: torch.de
         TritonUnavailableError: the choice is ``triton``, and it cannot compile for the GPU.
 
     """
-    asked = "backend"
-    if name is None and state is None and os.environ.get(BACKEND_VARIABLE):
-        name, asked = os.environ[BACKEND_VARIABLE], BACKEND_VARIABLE
-    if name is not None and name not in BACKENDS:
-        raise ValueError(f"{asked} is {name!r}, expected one of {BACKENDS} or None")
+    name, asked = asked_backend(name, fixed=state is not None)
     if state is not None:
         if name is not None and name != state.backend:
             raise ValueError(

@@ -43,6 +43,7 @@ class Polynomials:
 
     @staticmethod
     @lru_cache(maxsize=256)
+    @torch.inference_mode(False)  # kept for callers that record gradients too, in which such tensors take no part
     def build(
         specs: tuple[tuple[HeadSpec, ...], ...], head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> Polynomials:

@@ -46,6 +46,7 @@ class Monomials:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for callers that record gradients too, in which such tensors take no part
 def monomials(degree: int, coordinates: int, device: torch.device) -> Monomials:
     """Build the table of a degree >= 1 over that many coordinates."""
     parent = torch.zeros(coordinates, dtype=torch.int64)
