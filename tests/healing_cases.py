@@ -12,11 +12,12 @@ from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.healing.checkpoint import Checkpoint
 from taylorder.healing.course import Course
+from taylorder.healing.numbers import TrainedNumbers
 from taylorder.healing.schedule import Schedule
 from taylorder.healing.settings import HealSettings
 from taylorder.healing.student import Student
 from taylorder.healing.text import TrainingText
-from taylorder.healing.trained import training
+from taylorder.healing.trained import frozen, training_weights
 from taylorder.models.describe import describe
 from taylorder.storage.records import Records
 
@@ -37,8 +38,12 @@ def polynomials(model):
 def student_of(model, config, kind="lora", seed=0):
     """A student of a config; None trains the exact model."""
     description = describe(model, "tiny")
-    with training(model, description, kind, seed) as trained:
-        yield Student(model, description, trained, config)
+    if kind == "config":
+        with frozen(model):
+            yield Student(model, description, TrainedNumbers(config), config)
+    else:
+        with training_weights(model, description, kind, seed) as trained:
+            yield Student(model, description, trained, config)
 
 
 def course(student, directory, tokenizer, steps=8, *, chosen=None, name="config", **options):

@@ -79,6 +79,18 @@ def test_the_folder_is_what_peft_and_every_command_take(run, saved, taylor, tmp_
     assert code == 0, told
 
 
+def test_a_trained_config_needs_no_adapter(run, saved, taylor, tmp_path):
+    out = tmp_path / "out"
+    said, _ = healed(run, saved, taylor, out, "--train", "config")
+    assert {path.name for path in out.iterdir()} == {"README.md", "orders.json", "heal.json", "records"}
+    made, before = (OrderConfig.load(folder / "orders.json") for folder in (out, taylor))
+    assert made.model == before.model
+    assert made.layers[0].heads[0].spec.far.coefficients != before.layers[0].heads[0].spec.far.coefficients
+    assert "whose numbers could be trained" in said
+    code, _, told = run("eval", saved, "--config", out, "--no-tasks", "--lengths", 32, "--tokens", 64)
+    assert code == 0, told
+
+
 def test_the_table_has_every_control(run, saved, keeping, tmp_path):
     said, _ = healed(run, saved, keeping, tmp_path / "out", "--train", "qkvo")
     document = json.loads((tmp_path / "out" / "heal.json").read_text())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from taylorder.evaluation.rivals import Contender
 from taylorder.healing import states
 from taylorder.healing.checkpoint import Checkpoint
 from taylorder.healing.course import Course, Outcome, Refit, part, recorded_probes, with_recorded
+from taylorder.healing.numbers import TrainedNumbers
 from taylorder.healing.probes import refitted
 from taylorder.healing.schedule import Schedule
 from taylorder.healing.settings import HealSettings
@@ -27,7 +29,7 @@ from taylorder.healing.student import Student
 from taylorder.healing.table import Row, Sample, table
 from taylorder.healing.text import TrainingText, training_text
 from taylorder.healing.timing import Pace, longest_schedule
-from taylorder.healing.trained import as_they_were, trained_layers, training
+from taylorder.healing.trained import Trained, as_they_were, frozen, trained_layers, training_weights
 from taylorder.healing.variants import has_polynomials
 from taylorder.models.adapters import merge_adapter
 from taylorder.models.describe import describe
@@ -78,7 +80,7 @@ class Healing:
         samples: the unseen text of its figures.
         text: what was learnt from.
         text_tokens: tokens that this has.
-        adapter: the folder of what was trained.
+        adapter: the folder of what was trained; None where that is in the config.
 
     """
 
@@ -91,7 +93,7 @@ class Healing:
     samples: tuple[Sample, ...]
     text: Text
     text_tokens: int
-    adapter: Path
+    adapter: Path | None
 
     def row(self, name: str) -> Row:
         """The row of that name."""
@@ -148,7 +150,7 @@ def heal(
         say(f"{directory} had records of other settings, which are gone: this healing begins anew")
     window = rivals.window_instead(description, config, settings.longest)
     courses, reasons = _courses(config, window, settings)
-    with training(model, description, settings.train, settings.seed) as trained:
+    with _training(model, description, config, settings) as trained:
         student = partial(Student, model, description, trained)
         plan = _plan(records, settings, courses, student, learnt, say)
         refit = _refit(tokenizer, description, config, tokens if own_text else None)
@@ -164,15 +166,35 @@ def heal(
                 outcome = course.run()
                 _record(records, name, outcome)
                 say(f"{name}: {outcome.stopped}, best after {outcome.best} steps, {duration(outcome.seconds)}")
-            outcomes[name] = outcome
+            outcomes[name] = _in_the_config(trained, outcome) if settings.train == "config" else outcome
         shown = states.states(config, window, outcomes, reasons)
         say(f"measuring {sum(not state.absent for state in shown)} states of the model on unseen text and tasks")
         rows = table(student(config), shown, samples, tokenizer, seed=settings.seed, records=records, progress=progress)
-        adapter = directory / ADAPTER
-        trained.load(outcomes[states.CONFIG].weights)
-        processes.from_first(lambda: trained.save(adapter, description))
+        adapter = None if settings.train == "config" else directory / ADAPTER
+        if adapter is not None:
+            trained.load(outcomes[states.CONFIG].weights)
+            processes.from_first(lambda: trained.save(adapter, description))
     healed = _for_healed(model, description, outcomes[states.CONFIG], config, settings, text, adapter)
     return Healing(description, healed, settings, plan, outcomes, rows, samples, text, len(tokens.ids), adapter)
+
+
+@contextmanager
+def _training(
+    model: Any, description: ModelDescription, config: OrderConfig, settings: HealSettings
+) -> Iterator[Trained]:
+    """What is trained, and the model as it was when the block ends."""
+    if settings.train == "config":
+        with frozen(model):
+            yield TrainedNumbers(config)
+    else:
+        with training_weights(model, description, settings.train, settings.seed) as trained:
+            yield trained
+
+
+def _in_the_config(trained: Trained, outcome: Outcome) -> Outcome:
+    """The same outcome with what was trained in its config, and nothing beside it."""
+    trained.load(outcome.weights)
+    return replace(outcome, config=None if outcome.config is None else trained.into(outcome.config), weights={})
 
 
 def _refuse(model: Any, description: ModelDescription, config: OrderConfig, settings: HealSettings) -> None:
@@ -219,6 +241,9 @@ def _courses(
 ) -> tuple[dict[str, OrderConfig | None], dict[str, str]]:
     """What is trained: a config by the name of each training, None for the exact model; and why the others are not."""
     courses: dict[str, OrderConfig | None] = {states.CONFIG: config}
+    if settings.train == "config":
+        nothing = "there are no polynomials in it, whose numbers could be trained"
+        return courses, {rivals.WINDOW: nothing, EXACT: nothing}
     if not settings.controls:
         return courses, {rivals.WINDOW: states.NO_CONTROLS, EXACT: states.NO_CONTROLS}
     reasons = {}
@@ -299,12 +324,14 @@ def _for_healed(
     config: OrderConfig,
     settings: HealSettings,
     text: Text,
-    adapter: Path,
+    adapter: Path | None,
 ) -> OrderConfig:
     """The config for the weights with the adapter merged, which are in the model for a moment."""
-    with as_they_were(model, trained_layers(model, description, settings.train)):
-        merge_adapter(model, adapter)
-        healed = fingerprint(model)
+    healed = description.fingerprint
+    if adapter is not None:
+        with as_they_were(model, trained_layers(model, description, settings.train)):
+            merge_adapter(model, adapter)
+            healed = fingerprint(model)
     chosen = outcome.config or config
     about = {"train": settings.train, "steps": outcome.best, "text": text.source, "text_sha256": text.sha256,
              "seed": settings.seed, "base": description.fingerprint}  # fmt: skip

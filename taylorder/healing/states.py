@@ -35,18 +35,18 @@ def states(
 
     """
     healed = outcomes[CONFIG]
-    after = healed.config or config
+    after, weights = healed.config or config, healed.weights or None
     made = [
         State(EXACT, "the model as it is"),
         State(BEFORE, "the config, untrained", None, config),
-        State(AFTER, "the config, healed", healed.weights, after),
+        State(AFTER, "the config, healed", weights, after),
     ]
     for name, note, change in (
         (STATE_OFF, "healed, and then its polynomials left out: far keys are dropped", state_off),
         (NEAR_OFF, "healed, and then its near fields left out: polynomials alone", near_off),
     ):
         if has_polynomials(after):
-            made.append(State(name, note, healed.weights, change(after)))
+            made.append(State(name, note, weights, change(after)))
         else:
             made.append(State(name, note, absent="no head has a polynomial"))
     held = "the config's bytes hold the whole context, where a window is exact"

@@ -56,7 +56,7 @@ class Student:
         if self._prepared is None:
             yield
             return
-        with attach(self.model, self._without(self._prepared, far_only)):
+        with attach(self.model, self.trained.prepared(self._without(self._prepared, far_only))):
             yield
 
     @property

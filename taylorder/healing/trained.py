@@ -1,15 +1,17 @@
-"""What of a model is trained: adapters of peft around its attention's projections, which can be switched off."""
+"""What is trained: of a model adapters of peft around its attention's projections, which can be switched off."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.prepared import PreparedConfig
 from taylorder.analysis.projections import projection_layers
 from taylorder.analysis.results import Role
 from taylorder.errors import UnsupportedModelError, UsageError
@@ -25,22 +27,26 @@ _NO_LAYERS = "dummy-target-modules"
 class Trained:
     """Parameters that are trained, by name; ``off`` runs the model without what was trained."""
 
-    def __init__(self, tuned: Any) -> None:
-        """Take over a model of peft, and remember how it begins."""
-        self._tuned = tuned
-        self.parameters: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in tuned.base_model.model.named_parameters() if parameter.requires_grad
-        }
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Take them over, and remember how they begin."""
+        self.parameters = parameters
         self.first = self.state()
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Run the model as it was."""
-        self._tuned.base_model.disable_adapter_layers()
-        try:
-            yield
-        finally:
-            self._tuned.base_model.enable_adapter_layers()
+    def off(self) -> AbstractContextManager[None]:
+        """Run the model as it was in the block."""
+        raise NotImplementedError
+
+    def prepared(self, prepared: PreparedConfig) -> PreparedConfig:
+        """A config as it runs now, where training changes it."""
+        return prepared
+
+    def into(self, config: OrderConfig) -> OrderConfig:
+        """The config with what was trained of it."""
+        return config
+
+    def save(self, folder: Path, description: ModelDescription) -> None:
+        """Write what was trained of the model."""
+        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """A copy of what was trained so far."""
@@ -51,6 +57,25 @@ class Trained:
         """Put back what ``state`` gave."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
+
+
+class TrainedWeights(Trained):
+    """An adapter around some layers."""
+
+    def __init__(self, tuned: Any) -> None:
+        """Take over a model of peft."""
+        self._tuned = tuned
+        named = tuned.base_model.model.named_parameters()
+        super().__init__({name: parameter for name, parameter in named if parameter.requires_grad})
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Run the model with its own weights."""
+        self._tuned.base_model.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self._tuned.base_model.enable_adapter_layers()
 
     def save(self, folder: Path, description: ModelDescription) -> None:
         """Write an adapter that peft loads, and that names the model it is for."""
@@ -63,7 +88,7 @@ class Trained:
 
 
 @contextmanager
-def training(model: Any, description: ModelDescription, kind: Kind, seed: int) -> Iterator[Trained]:
+def training_weights(model: Any, description: ModelDescription, kind: Kind, seed: int) -> Iterator[TrainedWeights]:
     """Have a model be trained inside the block; afterwards it is as it was, its weights and their flags.
 
     Raises:
@@ -83,7 +108,7 @@ def training(model: Any, description: ModelDescription, kind: Kind, seed: int) -
             "--train lora"
         )
     with as_they_were(model, names), quiet_transformers():
-        yield Trained(_tuned(model, names, kind, seed))
+        yield TrainedWeights(_tuned(model, names, kind, seed))
 
 
 def trained_layers(model: nn.Module, description: ModelDescription, kind: Kind) -> list[str]:
@@ -108,6 +133,15 @@ def trained_layers(model: nn.Module, description: ModelDescription, kind: Kind) 
             "--train config"
         )
     return list(names)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Have no weight of a model ask for gradients inside the block."""
+    with as_they_were(model, []):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        yield
 
 
 @contextmanager

@@ -29,6 +29,14 @@ _TRAINED = {
     "qk": "the matrices of q and k",
     "config": "the numbers of the config",
 }
+_RUN_CONFIG = """\
+What was trained is in `orders.json` and `orders.safetensors`; the weights of the model stay as they are.
+
+```sh
+taylorder eval --config {folder}
+taylorder generate "The capital of France is" --config {folder}
+```
+"""
 _RUN = """\
 The adapter is for the model named above; with it merged, and only then, `orders.json` belongs to the weights.
 
@@ -218,9 +226,11 @@ def card(healing: Healing, folder: str, base: str) -> str:
 
     """
     base = short_name(base)
+    what = "The numbers of a config for" if healing.adapter is None else "An adapter for"
     about = (
-        f"Weights of {base} trained so that the model runs with the config in orders.json, which keeps less of the "
-        "past than exact attention does. Figures are on text that was not learnt from, beside controls."
+        f"{what} {base}, trained so that the model, running with the config in orders.json, which keeps less of the "
+        "past than exact attention does, comes near what it does exactly. Figures are on text that was not learnt "
+        "from, beside controls."
     )
     title = f"{base}, healed for its config"
     parts = (
@@ -229,7 +239,7 @@ def card(healing: Healing, folder: str, base: str) -> str:
         *results(healing),
     )
     orders = f"{folder}/orders.json"
-    run = _RUN.format(folder=folder, base=base, orders=orders)
+    run = (_RUN_CONFIG if healing.adapter is None else _RUN).format(folder=folder, base=base, orders=orders)
     return (
         f"---\nlibrary_name: peft\ntags:\n- taylorder\n- kv-cache\n---\n\n{markdown(parts)}\n## How to run it\n\n{run}"
     )

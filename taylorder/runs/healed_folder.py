@@ -22,7 +22,7 @@ def write(folder: Path, healing: Healing, card: str, document: dict[str, Any]) -
     """
     try:
         with replacing_together(folder, HEALED) as made:
-            for file in healing.adapter.glob("adapter_*"):
+            for file in () if healing.adapter is None else healing.adapter.glob("adapter_*"):
                 shutil.copyfile(file, made / file.name)
             healing.config.save(made / FILES["orders"])
             (made / CARD_FILE).write_text(card, encoding="utf-8")
