@@ -61,7 +61,7 @@ def test_the_folder_is_what_peft_and_every_command_take(run, saved, taylor, tmp_
     out = tmp_path / "out"
     said, told = healed(run, saved, taylor, out, "--train", kind, "--no-controls")
     assert {path.name for path in out.iterdir()} == FILES
-    assert "4 steps, 256 tokens of" in told
+    assert "4 steps on 256 of 712 tokens of" in told
     base = AutoModelForCausalLM.from_pretrained(saved)
     ids = torch.tensor([[10, 20, 30, 40]])
     with torch.no_grad():

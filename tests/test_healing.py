@@ -57,12 +57,12 @@ def test_stages_follow_one_another_and_contexts_rise():
 
 
 def test_as_many_steps_as_there_is_time_for():
-    pace = Pace({"outputs": 0.001, "logits": 0.002}, 0.0005)
+    pace = Pace({"outputs": 0.001, "logits": 0.002}, 0.0005, 128, 50)
     chosen = settings(tokens=None, minutes=1.0)
-    schedule = longest_schedule(chosen, [pace, pace], 128)
+    schedule = longest_schedule(chosen, [pace, pace])
     longer = Schedule(schedule.steps + 1, schedule.stages, schedule.contexts)
-    assert 2 * pace.seconds(schedule, 128) <= 60 < 2 * pace.seconds(longer, 128)
-    assert longest_schedule(settings(tokens=1000), [pace], 128).tokens == 960
+    assert 2 * pace.seconds(schedule) <= 60 < 2 * pace.seconds(longer)
+    assert longest_schedule(settings(tokens=1000), [pace]).tokens == 960
 
 
 @pytest.mark.parametrize("kind", ["lora", "qkvo", "qk"])

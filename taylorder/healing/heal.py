@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,13 +22,14 @@ from taylorder.healing import states
 from taylorder.healing.checkpoint import Checkpoint
 from taylorder.healing.course import Course, Outcome, Refit, part, recorded_probes, with_recorded
 from taylorder.healing.numbers import TrainedNumbers
+from taylorder.healing.plan import Plan, planned
 from taylorder.healing.probes import refitted
-from taylorder.healing.schedule import Schedule
+from taylorder.healing.schedule import LEAST_SEQUENCES
 from taylorder.healing.settings import HealSettings
 from taylorder.healing.student import Student
-from taylorder.healing.table import Row, Sample, table
+from taylorder.healing.table import TASK_TOKENS, Row, Sample, table
 from taylorder.healing.text import TrainingText, training_text
-from taylorder.healing.timing import Pace, longest_schedule
+from taylorder.healing.timing import Pace
 from taylorder.healing.trained import Trained, as_they_were, frozen, trained_layers, training_weights
 from taylorder.healing.variants import has_polynomials
 from taylorder.models.adapters import merge_adapter
@@ -51,19 +52,6 @@ PROSE, CODE = "prose", "code"
 
 ADAPTER = "adapter"
 """Folder, beside the records, of what was trained for the config."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a healing will do: its steps, and the seconds that each training takes by its name."""
-
-    schedule: Schedule
-    seconds: dict[str, float]
-
-    @property
-    def share(self) -> float:
-        """Of the time, what the training for the config itself takes."""
-        return self.seconds[states.CONFIG] / sum(self.seconds.values())
 
 
 @dataclass(frozen=True)
@@ -152,20 +140,30 @@ def heal(
     courses, reasons = _courses(config, window, settings)
     with _training(model, description, config, settings) as trained:
         student = partial(Student, model, description, trained)
-        plan = _plan(records, settings, courses, student, learnt, say)
-        refit = _refit(tokenizer, description, config, tokens if own_text else None)
+        refit, refit_tokens = _refit(tokenizer, description, config, tokens if own_text else None)
+
+        def paces() -> dict[str, Pace]:
+            say("timing a step")
+            return {name: Pace.of(student(own), learnt.blocks[0], settings.stages) for name, own in courses.items()}
+
+        plan = planned(
+            records, settings, paces, held_out_tokens=learnt.held_out.numel(), refit_tokens=refit_tokens,
+            table_tokens=len(states.ROWS) * (sum(sample.sequences.numel() for sample in samples) + TASK_TOKENS),
+        )  # fmt: skip
+        say(plan.sentence(len(tokens.ids), text.source))
         outcomes = {}
-        for name, course_config in courses.items():
-            outcome = _recorded(records, name, course_config)
+        for name, own in courses.items():
+            outcome = _recorded(records, name, own)
             if outcome is None:
                 course = Course(
-                    name, student(course_config), plan.schedule, learnt, settings, Checkpoint(records, name),
-                    limit=_limit(plan, name, settings), refit=refit if name == states.CONFIG else None,
+                    states.STAGES[name], student(own), plan.schedule, learnt, settings, Checkpoint(records, name),
+                    limit=plan.limit(name, settings), refit=refit if name == states.CONFIG else None,
                     progress=progress, say=say,
                 )  # fmt: skip
                 outcome = course.run()
                 _record(records, name, outcome)
-                say(f"{name}: {outcome.stopped}, best after {outcome.best} steps, {duration(outcome.seconds)}")
+                taken = duration(outcome.seconds)
+                say(f"{states.STAGES[name]}: {outcome.stopped}, best after {outcome.best} steps, {taken}")
             outcomes[name] = _in_the_config(trained, outcome) if settings.train == "config" else outcome
         shown = states.states(config, window, outcomes, reasons)
         say(f"measuring {sum(not state.absent for state in shown)} states of the model on unseen text and tasks")
@@ -209,6 +207,11 @@ def _refuse(model: Any, description: ModelDescription, config: OrderConfig, sett
         raise UsageError(
             f"--context has {settings.longest}, but {description.name} sees {description.max_context} tokens at most; "
             "lower it"
+        )
+    if processes.world() > LEAST_SEQUENCES:
+        raise UsageError(
+            f"there are {processes.world()} processes, and a step has {LEAST_SEQUENCES} sequences, of which each "
+            f"process takes one at least: start {LEAST_SEQUENCES} processes or fewer"
         )
     if settings.drop_window and not has_polynomials(config):
         raise UsageError(
@@ -254,47 +257,15 @@ def _courses(
     return courses | {EXACT: None}, reasons
 
 
-def _plan(
-    records: Records,
-    settings: HealSettings,
-    courses: Mapping[str, OrderConfig | None],
-    student: Callable[[OrderConfig | None], Student],
-    text: TrainingText,
-    say: Callable[[str], None],
-) -> Plan:
-    """As many steps as there is time for, timed once: a run that goes on has the plan that it began with."""
-    kept = records.get("plan")
-    if kept is None:
-        say("timing a step")
-        sequence = text.blocks[0]
-        paces = {name: Pace.of(student(config), sequence, settings.stages) for name, config in courses.items()}
-        schedule = longest_schedule(settings, list(paces.values()), text.held_out.numel())
-        seconds = {name: pace.seconds(schedule, text.held_out.numel()) for name, pace in paces.items()}
-        kept = {"steps": schedule.steps, "seconds": seconds}
-        records.put("plan", kept)
-    plan = Plan(Schedule(kept["steps"], settings.stages, settings.contexts), kept["seconds"])
-    times = ", ".join(f"{duration(seconds)} for {name}" for name, seconds in plan.seconds.items())
-    say(
-        f"{plan.schedule.steps} steps, {plan.schedule.tokens:,} tokens of {text.source}: about {times}; of the time "
-        f"{plan.share:.0%} is for the config itself, and the rest for the controls"
-    )
-    return plan
-
-
-def _limit(plan: Plan, name: str, settings: HealSettings) -> float | None:
-    """Seconds that a training may take: its share of the minutes."""
-    if settings.minutes is None:
-        return None
-    return 60 * settings.minutes * plan.seconds[name] / sum(plan.seconds.values())
-
-
-def _refit(tokenizer: Any, description: ModelDescription, config: OrderConfig, tokens: Tokens | None) -> Refit | None:
-    """How probes are fitted anew: on the user's text, else on the text that `analyze` fits them to."""
+def _refit(
+    tokenizer: Any, description: ModelDescription, config: OrderConfig, tokens: Tokens | None
+) -> tuple[Refit | None, int]:
+    """How probes are fitted anew, on the user's text, else on the text that `analyze` fits them to; and its tokens."""
     if not config.probes:
-        return None
+        return None, 0
     used = tokens or ChoiceText.of(tokenizer, tokenise(tokenizer, calibration_text())).joined
     sequences, _ = probe_sequences(used, description)
-    return lambda student, of: refitted(student, of, sequences, used.text)
+    return (lambda student, of: refitted(student, of, sequences, used.text)), sequences.numel()
 
 
 def _record(records: Records, name: str, outcome: Outcome) -> None:
@@ -329,7 +300,7 @@ def _for_healed(
     """The config for the weights with the adapter merged, which are in the model for a moment."""
     healed = description.fingerprint
     if adapter is not None:
-        with as_they_were(model, trained_layers(model, description, settings.train)):
+        with as_they_were(model, trained_layers(model, description, settings.train), values=True):
             merge_adapter(model, adapter)
             healed = fingerprint(model)
     chosen = outcome.config or config

@@ -97,7 +97,8 @@ class TrainedNumbers(Trained):
     def _numbers(self, plan: LayerPlan) -> LayerNumbers:
         """Those of one layer, through which gradients flow to the parameters."""
         made = LayerNumbers(None, None, None if plan.numbers is None else plan.numbers.probe)
-        made.coefficients = self.parameters[f"{plan.name}.{_COEFFICIENTS}"]
+        # A copy, which may follow the model to another device while the parameter stays.
+        made.coefficients = self.parameters[f"{plan.name}.{_COEFFICIENTS}"].clone()
         centre, rotation = (self.parameters.get(f"{plan.name}.{name}") for name in (_CENTRE, _ROTATION))
         if centre is not None:
             made.centre = torch.where(self._moved(plan.name), centre, torch.zeros_like(centre))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.losses import EXACT
+from taylorder.evaluation import rivals
 from taylorder.evaluation.rivals import Contender
 from taylorder.healing.course import Outcome
 from taylorder.healing.table import State
@@ -18,6 +19,12 @@ TRAINED_EXACT = "exact, trained"
 
 CONFIG = "config"
 """What the training for the config is called; those of the controls are called ``window`` and ``exact``."""
+
+ROWS = (EXACT, BEFORE, AFTER, STATE_OFF, NEAR_OFF, WINDOW_BEFORE, WINDOW_AFTER, TRAINED_EXACT)
+"""All states."""
+
+STAGES = {CONFIG: "healing", rivals.WINDOW: "healing one window", EXACT: "training exact"}
+"""The trainings, as progress is told."""
 
 NO_CONTROLS = "not run: --no-controls"
 

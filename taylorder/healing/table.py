@@ -15,7 +15,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.losses import EXACT, hidden_states, token_losses
 from taylorder.errors import NonFiniteError, UsageError
 from taylorder.evaluation.intervals import Interval, mean_interval, paired_difference
-from taylorder.evaluation.task_prompts import LENGTHS, make_tasks
+from taylorder.evaluation.task_prompts import CASES, LENGTHS, make_tasks
 from taylorder.evaluation.tasks import Outcome, Task, TaskRow, run_tasks, summarise
 from taylorder.healing.student import Student
 from taylorder.storage.progress import Progress, silent
@@ -24,7 +24,10 @@ from taylorder.storage.records import Records
 TASKS = ("list", "needle")
 """Kinds of tasks: both ask for what stands far back."""
 
-STAGE = "what it bought"
+TASK_TOKENS = len(TASKS) * CASES * max(LENGTHS)
+"""Of their prompts, at most."""
+
+STAGE = "measuring what it bought"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -16,13 +16,26 @@ from taylorder.storage import processes
 
 MOST_STEPS = 100_000
 
+REFITS, REFIT = 2, 1.5
+"""How often probes are fitted, and how much longer a token takes there than in a forward pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds per token of a step at each stage and of a held-out loss, of one training in one process."""
+    """Seconds per token of one training, shared between the processes that there are.
+
+    Attributes:
+        stages: of a step, by its stage.
+        forward: of a forward pass, such as that of a held-out loss.
+        held_out_tokens: that are read for one held-out loss.
+        refit_tokens: that probes are fitted to.
+
+    """
 
     stages: dict[Stage, float]
-    held_out: float
+    forward: float
+    held_out_tokens: int = 0
+    refit_tokens: int = 0
 
     @classmethod
     def of(cls, student: Student, sequence: Tensor, stages: Sequence[Stage]) -> Pace:
@@ -36,24 +49,29 @@ class Pace:
             parameter.grad = None
         began = time.monotonic()
         student.hidden(sequence)
-        held_out = time.monotonic() - began
-        slowest = max(processes.gather((*seconds.values(), held_out)), key=sum)
-        *of_stages, held_out = (taken / len(sequence) for taken in slowest)
-        return cls(dict(zip(seconds, of_stages, strict=True)), held_out)
+        forward = time.monotonic() - began
+        slowest = max(processes.gather((*seconds.values(), forward)), key=sum)
+        *of_stages, forward = (taken / len(sequence) / processes.world() for taken in slowest)
+        return cls(dict(zip(seconds, of_stages, strict=True)), forward)
 
-    def seconds(self, schedule: Schedule, held_out_tokens: int) -> float:
+    def having(self, held_out_tokens: int, refit_tokens: int) -> Pace:
+        """The same for a training with so many tokens held out, and so many that probes are fitted to."""
+        return replace(self, held_out_tokens=held_out_tokens, refit_tokens=refit_tokens)
+
+    def seconds(self, schedule: Schedule) -> float:
         """How long a training will take."""
         steps = (schedule.step(number) for number in range(schedule.steps))
         trained = sum(step.tokens * self.stages[step.stage] for step in steps)
-        return (trained + schedule.judgements * held_out_tokens * self.held_out) / processes.world()
+        judged = schedule.judgements * self.held_out_tokens + REFITS * REFIT * self.refit_tokens
+        return trained + judged * self.forward
 
 
-def longest_schedule(settings: HealSettings, paces: Sequence[Pace], held_out_tokens: int) -> Schedule:
+def longest_schedule(settings: HealSettings, paces: Sequence[Pace]) -> Schedule:
     """The most steps that every training can take within minutes and tokens; at least one."""
 
     def fits(steps: int) -> bool:
         schedule = Schedule(steps, settings.stages, settings.contexts)
-        seconds = sum(pace.seconds(schedule, held_out_tokens) for pace in paces)
+        seconds = sum(pace.seconds(schedule) for pace in paces)
         in_time = settings.minutes is None or seconds <= 60 * settings.minutes
         return in_time and (settings.tokens is None or schedule.tokens <= settings.tokens)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,22 +145,20 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def as_they_were(model: nn.Module, names: list[str]) -> Iterator[None]:
-    """Put layers back when the block ends, with the weights that they had, and the flags of all parameters."""
+def as_they_were(model: nn.Module, names: Sequence[str], *, values: bool = False) -> Iterator[None]:
+    """Put layers back when the block ends, and the flags of all parameters; with ``values`` the layers' weights too."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layers = {name: model.get_submodule(name) for name in names}
-    weights = {
-        name: [(parameter, parameter.detach().clone()) for parameter in layer.parameters()]
-        for name, layer in layers.items()
-    }
+    weights = [parameter for layer in layers.values() for parameter in layer.parameters()] if values else []
+    before = [parameter.detach().clone() for parameter in weights]
     try:
         yield
     finally:
         for name, layer in layers.items():
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
-            for parameter, values in weights[name]:
-                parameter.data.copy_(values)
+        for parameter, value in zip(weights, before, strict=True):
+            parameter.data.copy_(value)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         vars(model).pop("peft_config", None)
