@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.healing.checkpoint import Checkpoint
 from taylorder.healing.held_out import HeldOut
 from taylorder.healing.losses import add_gradients
+from taylorder.healing.outcome import Outcome, part, recorded_probes, with_recorded
 from taylorder.healing.schedule import Schedule
 from taylorder.healing.settings import RATES, HealSettings
 from taylorder.healing.student import Student
@@ -34,32 +34,6 @@ SECONDS_BETWEEN = 60.0
 
 Refit = Callable[[Student, OrderConfig], OrderConfig]
 """Makes the config that fits the weights of now."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a training.
-
-    Attributes:
-        weights: the best ones, by name.
-        config: the config with the probes that belong to them; None where the exact model was trained.
-        losses: of every step.
-        held_out: steps done and the held-out loss then.
-        best: steps that the best weights have taken.
-        tokens: that were read.
-        seconds: that it took.
-        stopped: why it ended.
-
-    """
-
-    weights: dict[str, Tensor]
-    config: OrderConfig | None
-    losses: list[float]
-    held_out: list[tuple[int, float]]
-    best: int
-    tokens: int
-    seconds: float
-    stopped: str
 
 
 @dataclass
@@ -273,24 +247,3 @@ class Course:
             part(tensors, "best"), with_recorded(first, value["probe_best"], part(tensors, "probe_best"))
         )
         student.use(with_recorded(first, value["probe_now"], part(tensors, "probe_now")))
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest of their names."""
-    return {
-        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
-    }
-
-
-def recorded_probes(config: OrderConfig | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """The probes of a config, as a record holds them."""
-    if config is None or config.probe is None:
-        return None, {}
-    return config.probe.model_dump(), dict(config.probes)
-
-
-def with_recorded(
-    config: OrderConfig | None, about: dict[str, Any] | None, probes: Mapping[str, Tensor]
-) -> OrderConfig | None:
-    """The config with the probes of a record, if that has any."""
-    return config if config is None or about is None else config.with_probes(probes, about)

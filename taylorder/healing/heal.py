@@ -20,8 +20,9 @@ from taylorder.evaluation.continuations import drawn
 from taylorder.evaluation.rivals import Contender
 from taylorder.healing import states
 from taylorder.healing.checkpoint import Checkpoint
-from taylorder.healing.course import Course, Outcome, Refit, part, recorded_probes, with_recorded
+from taylorder.healing.course import Course, Refit
 from taylorder.healing.numbers import TrainedNumbers
+from taylorder.healing.outcome import Outcome, read, write
 from taylorder.healing.plan import Plan, planned
 from taylorder.healing.probes import refitted
 from taylorder.healing.schedule import LEAST_SEQUENCES
@@ -153,7 +154,7 @@ def heal(
         say(plan.sentence(len(tokens.ids), text.source))
         outcomes = {}
         for name, own in courses.items():
-            outcome = _recorded(records, name, own)
+            outcome = read(records, name, own)
             if outcome is None:
                 course = Course(
                     states.STAGES[name], student(own), plan.schedule, learnt, settings, Checkpoint(records, name),
@@ -161,7 +162,7 @@ def heal(
                     progress=progress, say=say,
                 )  # fmt: skip
                 outcome = course.run()
-                _record(records, name, outcome)
+                write(records, name, outcome)
                 taken = duration(outcome.seconds)
                 say(f"{states.STAGES[name]}: {outcome.stopped}, best after {outcome.best} steps, {taken}")
             outcomes[name] = _in_the_config(trained, outcome) if settings.train == "config" else outcome
@@ -266,26 +267,6 @@ def _refit(
     used = tokens or ChoiceText.of(tokenizer, tokenise(tokenizer, calibration_text())).joined
     sequences, _ = probe_sequences(used, description)
     return (lambda student, of: refitted(student, of, sequences, used.text)), sequences.numel()
-
-
-def _record(records: Records, name: str, outcome: Outcome) -> None:
-    about, probes = recorded_probes(outcome.config)
-    tensors = {f"weights.{key}": tensor for key, tensor in outcome.weights.items()}
-    tensors |= {f"probe.{key}": tensor for key, tensor in probes.items()}
-    value = {key: getattr(outcome, key) for key in _PLAIN}
-    records.put(f"trained-{name}", value | {"probe": about}, tensors)
-
-
-_PLAIN = ("losses", "held_out", "best", "tokens", "seconds", "stopped")
-
-
-def _recorded(records: Records, name: str, config: OrderConfig | None) -> Outcome | None:
-    value = records.get(f"trained-{name}")
-    if value is None:
-        return None
-    tensors = records.tensors(f"trained-{name}")
-    plain = {key: value[key] for key in _PLAIN} | {"held_out": [(done, loss) for done, loss in value["held_out"]]}
-    return Outcome(part(tensors, "weights"), with_recorded(config, value["probe"], part(tensors, "probe")), **plain)
 
 
 def _for_healed(

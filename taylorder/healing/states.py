@@ -8,7 +8,7 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.losses import EXACT
 from taylorder.evaluation import rivals
 from taylorder.evaluation.rivals import Contender
-from taylorder.healing.course import Outcome
+from taylorder.healing.outcome import Outcome
 from taylorder.healing.table import State
 from taylorder.healing.variants import has_polynomials, near_off, state_off
 
