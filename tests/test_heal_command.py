@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
+from taylorder.healing.course import Course
 from taylorder.models.describe import describe
 from taylorder.models.loading import load
 
@@ -130,6 +131,26 @@ def test_a_finished_healing_is_not_done_again(run, saved, taylor, tmp_path):
     assert "timing a step" not in told and "step 4" not in told
     _, told = healed(run, saved, taylor, tmp_path / "out", "--no-controls", "--seed", 1)
     assert "had records of other settings, which are gone" in told and "step 4" in told
+
+
+def test_an_interrupted_healing_says_what_is_kept_and_goes_on(run, saved, taylor, tmp_path, monkeypatch):
+    step = Course._step
+
+    def interrupted(self):
+        if self._state.done == 2:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(Course, "_step", interrupted)
+    asked = ("heal", saved, "--config", taylor, "--out", tmp_path / "out", "--text", saved / "words.txt", *SMALL)
+    code, said, told = run(*asked, "--no-controls")
+    assert (code, said) == (130, "")
+    assert f"interrupted; what was finished is kept in {tmp_path / 'out' / 'records'}: the same command" in told
+    assert not (tmp_path / "out" / "orders.json").exists()
+    monkeypatch.setattr(Course, "_step", step)
+    code, _, told = run(*asked, "--no-controls")
+    assert code == 0 and "timing a step" not in told
+    assert (tmp_path / "out" / "orders.json").exists()
 
 
 def test_two_processes_come_to_the_losses_of_one(saved, taylor, tmp_path):

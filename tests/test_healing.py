@@ -7,8 +7,11 @@ import pytest
 import torch
 from healing_cases import SEEN, course, polynomials, settings, student_of, trained_alone
 from keeping_configs import small
-from tiny import gpt_bigcode, llama, tokens
+from tiny import TINY, WITH_TERMS, gpt_bigcode, llama, tokens
 
+from taylorder.adapt.config import OrderConfig
+from taylorder.adapt.handle import attach
+from taylorder.analysis.losses import hidden_states
 from taylorder.analysis.text import Text
 from taylorder.analysis.tokens import tokenise
 from taylorder.errors import UnsupportedModelError, UsageError
@@ -19,6 +22,9 @@ from taylorder.healing.schedule import Schedule
 from taylorder.healing.settings import RATES
 from taylorder.healing.text import PACKAGES, TrainingText
 from taylorder.healing.timing import Pace, longest_schedule
+from taylorder.models.adapters import merge_adapter
+from taylorder.models.describe import describe
+from taylorder.models.fingerprint import fingerprint
 from taylorder.selection.probes import probe_sequences
 
 
@@ -215,3 +221,23 @@ def test_q_and_k_cannot_be_had_without_v_where_they_are_one_matrix():
 def test_settings_out_of_range_are_refused(changes, said):
     with pytest.raises(UsageError, match=said):
         settings(**changes)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gpt_bigcode", "qwen3", "pythia", "opt", "gemma3", "phi3", "gpt_oss", "gemma2"]
+)
+def test_models_of_all_kinds_are_trained(tmp_path, tiny_tokenizer, name):
+    """Fused and transposed projections, sliding layers, learned sinks, capped scores."""
+    model = (TINY | WITH_TERMS)[name]()
+    described = describe(model, "tiny")
+    config = OrderConfig.uniform(described, 3, "mean", 4, 2)
+    with student_of(model, config) as student:
+        done = course(student, tmp_path / "records", tiny_tokenizer, steps=4, chosen=settings(contexts=(32,))).run()
+        student.trained.load({name: tensor + 0.01 for name, tensor in done.weights.items()})
+        student.trained.save(tmp_path / "adapter", described)
+        trained = student.hidden(tokens(1, 24)[0])
+    assert len(done.losses) == 4 and all(loss > 0 for loss in done.losses)
+    merge_adapter(model, tmp_path / "adapter")
+    moved = config.model_copy(update={"model": config.model.model_copy(update={"fingerprint": fingerprint(model)})})
+    with attach(model, moved):
+        assert torch.allclose(hidden_states(model, tokens(1, 24)[0]), trained, atol=1e-4, rtol=1e-3)
