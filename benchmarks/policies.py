@@ -36,7 +36,6 @@ from typing import Any
 import torch
 from policy_rules import document
 from policy_rules.ablation import without_lever
-from policy_rules.code_text import code_text
 from policy_rules.criteria import SCREENING_TOKENS, criteria
 from policy_rules.fields import alike, with_state
 from policy_rules.judging import DEFAULT, WINDOW, WINDOWS, Entrant, Judge
@@ -48,7 +47,7 @@ from taylorder.analysis.losses import EXACT
 from taylorder.analysis.text import Text, calibration_text
 from taylorder.analysis.tokens import Tokens, tokenise
 from taylorder.evaluation import rivals
-from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.evaluation.evaluation_text import evaluation_code, evaluation_text
 from taylorder.kernels.spec import SINKS
 from taylorder.models.describe import describe
 from taylorder.models.description import ModelDescription
@@ -67,7 +66,7 @@ from taylorder.storage.records import Records
 NEAR_FIELDS = "near fields per KV head"
 ALIKE, SHARE = "1/4 window", Fraction(3, 4)
 """The near field that all KV heads have alike in rows of that name: what kept keys have of it."""
-TEXTS = {"docstrings": evaluation_text, "code": code_text}
+TEXTS = {"docstrings": evaluation_text, "code": evaluation_code}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from taylorder.commands.doctor import doctor
 from taylorder.commands.evaluate import evaluate
 from taylorder.commands.export import export
 from taylorder.commands.generate import generate
+from taylorder.commands.heal import heal
 from taylorder.commands.lm_eval import lm_eval
 from taylorder.commands.pull import pull
 from taylorder.commands.push import push
@@ -43,6 +44,9 @@ from taylorder.storage import processes
 from taylorder.storage.provenance import software_versions
 
 _NAME = "taylorder"
+_SHARED = ("analyze", "heal")
+"""Commands that several processes run together."""
+
 _WAY_OUT = "send it to a terminal, a pipe, a file with room or /dev/null"
 
 app = typer.Typer(
@@ -85,10 +89,10 @@ def taylorder(
 
     Example: taylorder generate --prompt-file story.txt --compare
     """
-    if processes.world() > 1 and context.invoked_subcommand != "analyze":
+    if processes.world() > 1 and context.invoked_subcommand not in _SHARED:
         raise UsageError(
             f"{processes.world()} processes were started for `{context.invoked_subcommand}`, which runs in one; only "
-            "`taylorder analyze` shares its work: start it without torchrun"
+            "`taylorder analyze` and `heal` share their work: start it without torchrun"
         )
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -103,6 +107,7 @@ app.command(cls=CommandWithHelp)(generate)
 app.command(cls=CommandWithHelp)(chat)
 app.command(cls=CommandWithHelp)(show)
 app.command(cls=CommandWithHelp)(compare)
+app.command(cls=CommandWithHelp)(heal)
 app.command(cls=CommandWithHelp)(bench)
 app.command(cls=CommandWithHelp)(check)
 app.command(cls=CommandWithHelp)(doctor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,19 @@ def heavy_imports(*arguments):
         [sys.executable, "-c", _PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     return ast.literal_eval(done.stderr.splitlines()[-1]), done.returncode, done.stdout
+
+
+def started(count, *arguments, program=("-m", "taylorder"), **environment):
+    """Run the command line in so many processes: exit code, standard output and standard error."""
+    command = [sys.executable]
+    if count > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [*command, *program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, **one_thread, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
 
 
 def options(command):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from keeping_configs import small
 from policy_rules import document, judging
-from policy_rules.code_text import code_text
 from policy_rules.fields import changed
 from policy_rules.judging import DEFAULT, WINDOW, Entrant, Judge
 from policy_rules.rules import H2O, KNORM
 from tiny import llama, tokens
 
+from taylorder.evaluation.evaluation_text import evaluation_code
 from taylorder.kernels.spec import SINKS, Dropped, HeadSpec, Near
 from taylorder.models.loading import LoadedModel
 from taylorder.storage.records import Records
@@ -119,8 +119,8 @@ def test_rows_are_shown_best_first(capsys):
 
 
 def test_the_text_of_code_is_the_same_every_time():
-    text = code_text()
-    assert text == code_text()
+    text = evaluation_code()
+    assert text == evaluation_code()
     assert len(text.content) > 1_000_000
     assert "def namedtuple" not in text.content  # collections is a folder
     assert "class Mailbox" in text.content

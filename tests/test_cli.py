@@ -48,7 +48,7 @@ SMALL = ("--max-tokens", 64, "--sequence-length", 32, "--rows", 4, "--max-order"
 
 COMMANDS = (
     "analyze", "show", "eval", "generate", "chat", "compare", "bench", "compile-report", "check", "doctor", "export",
-    "push", "pull",
+    "heal", "push", "pull",
 )  # fmt: skip
 
 
@@ -72,6 +72,12 @@ CONTRACT = {
         "--config": None, "--text": None, "--inputs": None, "--lengths": None, "--tokens": 16384, "--tasks": True,
         "--rivals": False, "--max-kl": None,
         "--out": None, "--seed": 0, "--device": "cpu", "--device-map": None, "--dtype": None, "--format": "human",
+    },
+    "heal": {
+        "--config": None, "--out": Path("taylorder-healed"), "--text": None, "--train": "lora",
+        "--stage": "outputs,logits", "--minutes": None, "--tokens": None, "--context": None, "--drop-window": 0.0,
+        "--controls": True, "--fresh": False, "--seed": 0, "--device": "cpu", "--device-map": None,
+        "--format": "human",
     },
     "show": {"--section": None, "--svg": None, "--format": "human"},
     "generate": {

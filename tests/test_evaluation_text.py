@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from taylorder.analysis import docstrings
 from taylorder.analysis.text import calibration_text
 from taylorder.analysis.tokens import tokenise
 from taylorder.evaluation import evaluation_text as evaluation
@@ -21,9 +22,9 @@ PINNED = {"numpy": "2.4.6", "scipy": "1.17.1"}
 @pytest.fixture
 def fresh():
     """The walk is done once per process; tests of the walk forget it before and after."""
-    evaluation._docstrings.cache_clear()
+    docstrings._joined.cache_clear()
     yield
-    evaluation._docstrings.cache_clear()
+    docstrings._joined.cache_clear()
 
 
 def _phrases(content, words=8):
@@ -40,14 +41,14 @@ def test_the_pinned_versions_give_one_text():
 def test_the_order_is_that_of_the_paths_and_not_that_of_the_file_system(monkeypatch, fresh):
     monkeypatch.setattr(evaluation, "PACKAGES", {"numpy": ("linalg", "fft"), "scipy": ("cluster",)})
     before = evaluation_text()
-    evaluation._docstrings.cache_clear()
+    docstrings._joined.cache_clear()
     forwards = Path.rglob
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(forwards(self, pattern))))
     assert evaluation_text() == before
 
 
 def test_files_are_sorted_within_each_distribution_and_tests_left_out():
-    files = [path.as_posix() for path in evaluation._source_files()]
+    files = [path.as_posix() for path in docstrings._source_files(tuple(evaluation.PACKAGES.items()))]
     numpy_files = [file for file in files if "/numpy/" in file]
     scipy_files = [file for file in files if "/scipy/" in file]
     assert files == sorted(numpy_files) + sorted(scipy_files)

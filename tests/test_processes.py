@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from command_line import started
 from safetensors.torch import load_file
 
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.models.placement import Placement
 from taylorder.storage import processes
 
-ROOT = Path(__file__).parent.parent
 CLOSE = 1e-12
-
-
-def started(count, *arguments, program=("-m", "taylorder"), **environment):
-    """Run the command line in so many processes: exit code, standard output and standard error."""
-    command = [sys.executable]
-    if count > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    done = subprocess.run(
-        [*command, *program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, **one_thread, "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
 
 
 def errors(said):

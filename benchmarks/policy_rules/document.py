@@ -13,7 +13,7 @@ from typing import Any
 from taylorder.storage.files import replacing
 from taylorder.storage.finite_json import as_json, finite
 
-IDENTITY = ("model", "text", "length", "budget_bytes", "policy", "sequences", "task")
+IDENTITY = ("model", "text", "length", "budget_bytes", "policy", "sequences", "task", "piece", "state")
 """Rows that agree on all of these are the same, measured again."""
 
 

@@ -194,10 +194,25 @@ def kl_gradient(head: Callable[[Tensor], Tensor], exact: Tensor, hidden: Tensor)
 
 def mean_kl(head: Callable[[Tensor], Tensor], exact: Tensor, hidden: Tensor) -> float:
     """The same KL alone."""
+    return _mean(head, hidden, len(hidden), lambda rows: _kl_sum(head, exact[rows], hidden[rows]))
+
+
+def mean_nll(head: Callable[[Tensor], Tensor], input_ids: Tensor, hidden: Tensor) -> float:
+    """Mean negative log-likelihood of the tokens ``[T]`` after the first, in nats."""
+    targets = input_ids[1:].to(hidden.device)
+
+    def block_sum(rows: slice) -> Tensor:
+        return torch.nn.functional.cross_entropy(head(hidden[rows]), targets[rows], reduction="sum")
+
+    return _mean(head, hidden, len(targets), block_sum)
+
+
+def _mean(head: Callable[[Tensor], Tensor], hidden: Tensor, rows: int, block_sum: Callable[[slice], Tensor]) -> float:
+    """Mean of a loss over the first ``rows`` rows, whose sums come by blocks."""
     with torch.inference_mode():
         step = max(1, _BLOCK_LOGITS // head(hidden[:1]).shape[-1])
-        blocks = (slice(start, start + step) for start in range(0, len(hidden), step))
-        return sum(float(_kl_sum(head, exact[rows], hidden[rows])) for rows in blocks) / len(hidden)
+        blocks = (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+        return sum(float(block_sum(block)) for block in blocks) / rows
 
 
 def _kl_sum(head: Callable[[Tensor], Tensor], exact: Tensor, hidden: Tensor) -> Tensor:

@@ -54,6 +54,27 @@ def projection_weights(model: nn.Module, module_name: str) -> dict[Projection, t
     return weights | _behind_latents(module)
 
 
+def projection_layers(model: nn.Module, module_name: str) -> dict[Role, str]:
+    """Names, in the model, of the layers that make an attention module's q, k, v and o; a fused one is there thrice.
+
+    What has no matrix under a known name is absent.
+    """
+    module = model.get_submodule(module_name)
+    found: dict[Role, str] = {}
+    for role, names in (*_SEPARATE.items(), ("q", ("q_b_proj",)), ("k", ("kv_b_proj",)), ("v", ("kv_b_proj",))):
+        if (name := _first_layer(module, names)) is not None:
+            found.setdefault(role, f"{module_name}.{name}")
+    if "q" not in found and (name := _first_layer(module, tuple(_FUSED))) is not None:
+        found |= dict.fromkeys(("q", "k", "v"), f"{module_name}.{name}")
+    return found
+
+
+def _first_layer(module: nn.Module, names: tuple[str, ...]) -> str | None:
+    """The name of the first of these children that has a 2-D weight."""
+    children = dict(module.named_children())
+    return next((name for name in names if getattr(getattr(children.get(name), "weight", None), "ndim", 0) == 2), None)
+
+
 def head_slices(
     weight: torch.Tensor, projection: Projection, heads: int, kv_heads: int
 ) -> Iterator[tuple[int, torch.Tensor]]:

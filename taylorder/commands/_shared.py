@@ -51,6 +51,7 @@ def load_described(
             dtype=to_load.dtype,
             revision=to_load.revision,
             text=inputs is None,
+            adapter=to_load.adapter,
         )
     return loaded, describe(loaded.model, loaded.name, weights_note=loaded.weights_note, inputs=inputs)
 

@@ -1,6 +1,6 @@
-"""Adapters (LoRA and its like) that are not merged into the weights: refused by one sentence, wherever they are.
+"""Adapters (LoRA and its like): merged into the weights where they are asked for, refused by one sentence elsewhere.
 
-They are known by their structure and their files, so that it makes no difference whether peft is installed.
+They are known by their structure and their files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from taylorder.errors import UnsupportedModelError
+from taylorder.errors import UnsupportedModelError, UsageError, first_line
+from taylorder.models.quiet import quiet_transformers
+from taylorder.storage.strict_json import read_json
+
+ADAPTER_FILE = "adapter_config.json"
+"""What peft writes beside the weights of an adapter."""
 
 _WEIGHT = re.compile(r"(^|\.)(lora_[a-zA-Z]\w*|base_layer)(\.|$)")
 """Names of weights that only an adapter, or a layer wrapped by one, has."""
@@ -51,6 +56,53 @@ def refuse_gguf_adapter(reader: Any, name: str) -> None:
     kind = reader.fields.get("general.type")
     if kind is not None and kind.contents() == "adapter":
         _refuse(name, "the file's general.type is adapter")
+
+
+def merge_adapter(model: nn.Module, folder: Path) -> None:
+    """Merge an adapter that peft wrote into the weights of the model that it is for, and leave nothing else of it.
+
+    Low-rank products are computed in float64 and rounded once: the weights are the same on every machine, and so is
+    their fingerprint.
+
+    Raises:
+        UsageError: the adapter cannot be read, or does not fit the model.
+
+    """
+    from peft import PeftModel
+
+    try:
+        with quiet_transformers():
+            tuned: Any = PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
+            for key, parameter in tuned.named_parameters():
+                if _WEIGHT.search(key) and "base_layer" not in key:
+                    parameter.data = parameter.data.double()
+            tuned.merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"{folder} holds an adapter that does not fit {type(model).__name__} ({first_line(error)}): take the model "
+            "that its adapter_config.json names"
+        ) from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def adapter_of(folder: Path) -> tuple[str, str | None] | None:
+    """The model that an adapter in a folder is for, and its revision; None where the folder holds none.
+
+    Raises:
+        UsageError: the file that says so cannot be read, or does not say so.
+
+    """
+    path = folder / ADAPTER_FILE
+    if not path.is_file():
+        return None
+    try:
+        about = read_json(path)
+        return str(about["base_model_name_or_path"]), about.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} does not say which model the adapter is for ({first_line(error)}); `taylorder heal` writes one"
+        ) from error
 
 
 def _refuse(name: str, sign: str) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from taylorder.errors import UsageError
-from taylorder.models.adapters import refuse_adapter_files
+from taylorder.models.adapters import merge_adapter, refuse_adapter_files
 from taylorder.models.checkpoint import auto_class, built_class, refuse_report
 from taylorder.models.description import ModelOrigin
 from taylorder.models.placement import DeviceMap, refuse_device, refuse_device_map
@@ -52,6 +52,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     text: bool = True,
+    adapter: str | Path | None = None,
 ) -> LoadedModel:
     """Load a model and its tokenizer, in eval mode, on ``device`` or as ``device_map`` says, quietly.
 
@@ -64,6 +65,7 @@ def load(
     them), and then ``device`` says nothing; layers on disk are read when they run (docs/larger-models.md).
     ``text=False`` loads a model that is run on inputs of its own (images, sound, both halves of an encoder-decoder),
     without a tokenizer.
+    ``adapter`` is a folder that `taylorder heal` wrote, whose adapter is merged into the weights.
 
     >>> import taylorder
     >>> loaded = taylorder.load()  # or a name: "gpt2", a folder, a .gguf file
@@ -121,6 +123,8 @@ def load(
             model.to(device)
         else:
             weakref.finalize(model, folder.cleanup)  # it lasts as long as the model
+        if adapter is not None:
+            merge_adapter(model, Path(adapter))
         loaded = LoadedModel(model.eval(), tokenizer, source.name, weights_note())
         # `describe` goes by it when it is given the model alone.
         commit = getattr(config, "_commit_hash", None) if source.on_the_hub else None

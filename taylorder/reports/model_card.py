@@ -79,7 +79,7 @@ def card(about: RecordedConfig, model: ModelDescription | None, run: str, per_he
         data["base_model"] = named
     sections = (
         Section(
-            f"{_short(named)} with a smaller KV cache", (paragraph(_WHAT), _facts(about, model, per_head)), level=1
+            f"{short_name(named)} with a smaller KV cache", (paragraph(_WHAT), _facts(about, model, per_head)), level=1
         ),
         Section("What it costs", tuple(_costs(about))),
     )
@@ -87,9 +87,9 @@ def card(about: RecordedConfig, model: ModelDescription | None, run: str, per_he
 
 
 def _facts(about: RecordedConfig, model: ModelDescription | None, per_head: OrderConfig | None) -> Block:
-    config = about.config
+    config, identity = about.config, about.config.model
     lines = {
-        "Model": f"{_short(config.model.name)}, {config.model.architecture}, weights {config.model.fingerprint[:19]}",
+        "Model": f"{short_name(identity.name)}, {identity.architecture}, weights {identity.fingerprint[:19]}",
         "Query heads": ", ".join(f"{kind}: {count}" for kind, count in config.counts().items()),
     }
     if (probe := near_words.probe_sentence(config)) is not None:
@@ -129,6 +129,6 @@ def _on_the_hub(name: str) -> bool:
     return True
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A repository's name as it is, a path without its folders, which are nobody else's business."""
     return name if _on_the_hub(name) else name.rstrip("/").rpartition("/")[2]

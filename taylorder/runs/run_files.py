@@ -42,6 +42,11 @@ OF_BUDGETS = ("budgets.json", "index.html")
 CARD_FILE = "README.md"
 """What the Hub shows of a config, or of a model that was exported with one."""
 
+HEALED = (
+    CARD_FILE, "adapter_config.json", "adapter_model.safetensors", "orders.safetensors", FILES["orders"], "heal.json",
+)  # fmt: skip
+"""What `taylorder heal` writes; the last says that the others are complete."""
+
 OF_PAIR = ("comparison.json", "comparison.html")
 """What `taylorder compare` writes about two configs, where it is asked to."""
 

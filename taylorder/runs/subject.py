@@ -20,12 +20,16 @@ _UNLESS_ASKED = "float32"
 
 @dataclass(frozen=True)
 class ToLoad:
-    """What ``load`` is given, and the run or config that says so, None where the command line does."""
+    """What ``load`` is given, and the run or config that says so, None where the command line does.
+
+    ``adapter`` is a folder whose adapter is merged into the weights.
+    """
 
     model: str | None
     dtype: str
     revision: str | None = None
     named_by: Path | None = None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ def subject_of(config: Path, model: str | None = None, dtype: str | None = None)
 def model_of_run(folder: Path, name: str, there: ModelDescription | None, dtype: str | None) -> ToLoad:
     """The model that a run in ``folder`` is about: its own folder if it lies in one, else what was loaded for it.
 
+    Where an adapter lies there, it is the model that this is for, with the adapter merged.
+
     Args:
         folder: where the run is.
         name: what the run calls its model.
@@ -75,7 +81,12 @@ def model_of_run(folder: Path, name: str, there: ModelDescription | None, dtype:
         dtype: the dtype asked for, None for that of the run.
 
     """
+    from taylorder.models.adapters import adapter_of
+
     used = dtype or (_UNLESS_ASKED if there is None else there.dtype)
+    if (healed := adapter_of(folder)) is not None:
+        base, revision = healed
+        return ToLoad(base, used, revision, folder, folder)
     if (folder / "config.json").is_file():
         return ToLoad(str(folder), used, None, folder)
     origin = None if there is None else there.origin

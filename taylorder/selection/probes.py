@@ -6,7 +6,7 @@ number of processes, and what is kept of one is two small matrices per KV head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -183,9 +183,14 @@ def fit_probes(
         partial(_write, records),
         partial(progress, STAGE),
     )
-    summed = reduce(_together, (_read(records, name) for name in names))
-    weights = {module: of_module.solve() for module, of_module in summed.items()}
+    weights = solved(_read(records, name) for name in names)
     return Probes(weights, text.source, sequences.numel(), text.sha256)
+
+
+def solved(equations: Iterable[Equations]) -> dict[str, Tensor]:
+    """The probes of every module, float32 ``[G, F]``, from the equations of all sequences."""
+    summed = reduce(_together, equations)
+    return {module: of_module.solve() for module, of_module in summed.items()}
 
 
 def _together(one: Equations, other: Equations) -> Equations:

@@ -145,6 +145,17 @@ def total(tensor: Tensor) -> Tensor:
     return first
 
 
+def sum_in_place(tensors: Sequence[Tensor]) -> None:
+    """Make every tensor the sum of what all processes have in its place."""
+    if not _JOINED:
+        return
+    import torch.distributed as dist
+
+    with _others_there():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
 def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yield ``work(item)`` in the order of the items, of which as many are worked on at a time as there are processes.
 

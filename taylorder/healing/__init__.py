@@ -1,0 +1,1 @@
+"""Train a model for its config, and show what that buys."""

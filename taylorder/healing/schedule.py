@@ -1,0 +1,86 @@
+"""What every step of a training does: a pure function of its number, so that a run goes on wherever it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from taylorder.healing.settings import STAGES, Stage
+
+OUTPUTS_SHARE = 0.25
+"""Of the steps, for the outputs of single modules where logits come after them."""
+
+TOKENS, LEAST_SEQUENCES = 2048, 2
+"""Of a step: it averages the gradients of two sequences at least, and of as many as so many tokens hold."""
+
+WARM_UP, LAST_RATE = 0.05, 0.1
+"""Share of the steps in which the learning rate rises, and what it falls to along a cosine, of the highest."""
+
+JUDGEMENTS, LEAST_BETWEEN = 12, 4
+"""How often the held-out loss is taken, and how many steps lie between at least."""
+
+REFIT = 0.5
+"""After this share of the steps probes are fitted anew, beside the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``rate`` is the share of the highest learning rate."""
+
+    stage: Stage
+    length: int
+    sequences: int
+    rate: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it reads."""
+        return self.length * self.sequences
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """So many steps through stages and contexts."""
+
+    steps: int
+    stages: tuple[Stage, ...]
+    contexts: tuple[int, ...]
+
+    def step(self, number: int) -> Step:
+        """What step ``number``, from 0 on, does."""
+        share = number / self.steps
+        length = self.contexts[int(share * len(self.contexts))]
+        stage = self.stages[0]
+        if len(self.stages) == len(STAGES) and share >= OUTPUTS_SHARE:
+            stage = self.stages[1]
+        rising = min(1.0, (number + 1) / max(1, round(WARM_UP * self.steps)))
+        falling = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
+        return Step(stage, length, self._sequences(length), rising * falling)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of all steps."""
+        return sum(self.step(number).tokens for number in range(self.steps))
+
+    @property
+    def between(self) -> int:
+        """Steps from one held-out loss to the next."""
+        return max(LEAST_BETWEEN, self.steps // JUDGEMENTS)
+
+    def judged_after(self, done: int) -> bool:
+        """Whether the held-out loss is taken when so many steps are done."""
+        return done == self.steps or done % self.between == 0
+
+    def refitted_after(self, done: int) -> bool:
+        """Whether probes are fitted anew when so many steps are done, beside the end."""
+        return done == round(REFIT * self.steps) and 0 < done < self.steps
+
+    @property
+    def judgements(self) -> int:
+        """How often the held-out loss is taken, that of the beginning among them."""
+        return 1 + sum(self.judged_after(done) or self.refitted_after(done) for done in range(1, self.steps + 1))
+
+    def _sequences(self, length: int) -> int:
+        """Sequences of a step: about as many tokens at every length."""
+        return max(LEAST_SEQUENCES, min(TOKENS, LEAST_SEQUENCES * self.contexts[-1]) // length)

@@ -1,0 +1,81 @@
+"""What is asked for when a model is healed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from taylorder.errors import UsageError
+
+Kind = Literal["lora", "qkvo", "qk", "config"]
+"""What is trained: low-rank additions to q, k, v and o; these matrices; q and k alone; the numbers of the config."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Stage = Literal["outputs", "logits"]
+"""What a step brings near the exact model: outputs of each attention module on the exact model's inputs; logits."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+RANK, ALPHA = 8, 16
+"""Of LoRA, as LoLCATs (arXiv 2410.10254) takes them."""
+
+RATES: dict[Kind, float] = {"lora": 5e-4, "qkvo": 1.5e-4, "qk": 1.5e-4, "config": 3e-3}
+"""Highest learning rates."""
+
+MINUTES = 30.0
+"""Of training, unless asked for otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealSettings:
+    """How a model is healed.
+
+    Attributes:
+        contexts: tokens of a sequence, rising: each for an equal share of the steps.
+        train: what is trained.
+        stages: in their order.
+        minutes: of training, everything that is trained together; None for no limit.
+        tokens: that the model reads for its config; None for no limit.
+        drop_window: how likely a layer with polynomials runs without its near field for a step.
+        seed: of what is drawn.
+        controls: whether the same is done to a window of equal bytes, and to the exact model.
+
+    Raises:
+        UsageError: a setting is out of range, or two contradict each other.
+
+    """
+
+    contexts: tuple[int, ...]
+    train: Kind = "lora"
+    stages: tuple[Stage, ...] = STAGES
+    minutes: float | None = MINUTES
+    tokens: int | None = None
+    drop_window: float = 0.0
+    seed: int = 0
+    controls: bool = True
+
+    def __post_init__(self) -> None:
+        if self.minutes is None and self.tokens is None:
+            raise UsageError("neither minutes nor tokens say when to stop; give one of them")
+        if not 0 <= self.drop_window < 1:
+            raise UsageError(f"--drop-window is {self.drop_window:g}, expected a probability from 0 to below 1")
+        if not self.contexts or min(self.contexts) < 2 or list(self.contexts) != sorted(self.contexts):
+            raise UsageError(f"the contexts are {self.contexts}, expected rising numbers of tokens from 2 on")
+        if any(self.longest % context for context in self.contexts):
+            raise UsageError(
+                f"--context has {', '.join(map(str, self.contexts))}, expected each to divide the longest; the same "
+                "text is cut into all of them"
+            )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequences."""
+        return self.contexts[-1]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; everything that a step depends on, and when to stop."""
+        return {
+            "contexts": list(self.contexts), "train": self.train, "stages": list(self.stages), "minutes": self.minutes,
+            "tokens": self.tokens, "drop_window": self.drop_window, "seed": self.seed, "controls": self.controls,
+        }  # fmt: skip
