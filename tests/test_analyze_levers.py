@@ -95,7 +95,7 @@ def test_a_budget_gives_a_config_within_it(analyze, saved, tmp_path):
     assert "What every KV head keeps" in out
     assert "a polynomial is the better use of its bytes than a near field of the same size" in out.replace("\n  ", " ")
     assert "Criterion iterative" in out.replace("\n  ", " ")
-    assert "Measured first (window + sinks + kept keys): " in out.replace("\n  ", " ")
+    assert "The same for all KV heads (window + sinks + kept keys): " in out.replace("\n  ", " ")
     assert re.search("chosen +KV heads +bytes each", out)
     assert "levers.csv, probes.csv" in out.replace("\n  ", " ")
     assert max(map(len, out.splitlines())) <= 80
@@ -134,12 +134,10 @@ def test_json_carries_the_levers_with_bound_and_gap(analyze, tmp_path):
     assert (levers["sequences"], levers["sequence_length"], levers["kv_heads"]) == (2, 48, 4)
     assert sum(count for _, count in levers["chosen"]) == 4
     assert document["settings"]["policy"] == "levers"
-    starts = dict(levers["starts"])
-    assert list(starts)[1:] == ["near fields by the errors of single KV heads", "all candidates by these errors"]
-    assert next(iter(starts)).endswith(" for all KV heads")
+    assert len(levers["starts"]) >= 2, "a window and at least one share of kept keys fit all KV heads"
     begun = [each for each in levers["rounds"] if each["promised"] is None]
-    assert [each["kl"] for each in begun] == [min(starts.values())]
-    assert levers["slope_sequences"] == 2
+    assert [each["among"] for each in begun] == ["near fields"] * 2
+    assert sorted(each["kl"] for each in begun) == pytest.approx(sorted(kl for _, kl in levers["starts"])[:2], rel=0.05)
     assert sum(kind["kv_heads"] for kind in levers["kinds"]) == 4
     assert sum(kind["kv_heads"] * kind["nominal_bytes"] for kind in levers["kinds"]) <= 4 * 700
     assert all(row["kept_share"] <= row["oracle_share"] <= 1 for row in levers["probes"]["rows"])

@@ -6,11 +6,11 @@ import math
 
 import pytest
 from measured_levers import hand_table
-from policy_rules.criteria import shared_out
+from policy_rules.criteria import gradient_errors, shared_out
 
 from taylorder.kernels.spec import Dropped, Exact, HeadSpec, Near, Taylor
 from taylorder.selection.candidates import Candidate
-from taylorder.selection.criteria import eligible, gradient_errors, options, squared_errors
+from taylorder.selection.criteria import eligible, options, squared_errors
 from taylorder.selection.knapsack import Option
 from taylorder.selection.lever_errors import LeverRow
 

@@ -20,7 +20,7 @@ from taylorder.adapt.prepared import prepare
 from taylorder.analysis.losses import EXACT, hidden_states, language_model_head, token_losses
 from taylorder.kernels.spec import Dropped
 from taylorder.selection.config_of import config_of
-from taylorder.selection.criteria import RELATIVE_L2, Criterion, gradient_errors, where_eligible
+from taylorder.selection.criteria import RELATIVE_L2, Criterion, where_eligible
 from taylorder.selection.lever_table import LeverTable
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
@@ -30,6 +30,11 @@ SCREENING_NEAR = 64
 """Tokens kept in the screening: enough that most heads lose little, few enough that the others show."""
 
 KvHead = tuple[str, int]
+
+
+def gradient_errors(table: LeverTable) -> list[list[float]]:
+    """The gradient-weighted errors ``[KV heads][candidates]``, as measured."""
+    return where_eligible(table, [[row.gradient_error for row in rows] for rows in table.rows()])
 
 
 def shared_out(table: LeverTable, kl: Mapping[KvHead, float], reference: int) -> list[list[float]]:

@@ -169,7 +169,8 @@ def analyze(
 
     Several processes share the sequences: torchrun --nproc-per-node 2 -m taylorder analyze and the same options.
 
-    The built-in model takes a minute and a half without --budget, and with one some ten minutes of CPU at 1,024 tokens.
+    The built-in model takes a minute and a half without --budget, and with one some twenty minutes at 1,024 tokens, on
+    two cores.
 
     Example: taylorder analyze --budget 25% --context 1024
 

@@ -149,14 +149,12 @@ def program(summary: LeverSummary) -> str:
                 zip(summary.rounds, begun, strict=True), key=lambda pair: (pair[0].among, pair[1])
             )
         )
-        starts, before, slopes = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts), "", ""
+        starts, alike = ", ".join(f"{label} {figure(kl)}" for label, kl in summary.starts), ""
         if starts:
-            before = f"Measured first (window + sinks + kept keys): {starts}; the best begins. "
-        if 0 < summary.slope_sequences < summary.sequences:
-            slopes = f", slopes on {summary.slope_sequences} of {summary.sequences} sequences in turn"
+            alike = f"The same for all KV heads (window + sinks + kept keys): {starts}; the best of these begin. "
         return size_words + (
-            f"{before}Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round"
-            f"{slopes}: {by_stage}. The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
+            f"{alike}Criterion {summary.criterion}: KL to exact on the calibration text, measured round by round: "
+            f"{by_stage}. The least was taken. Gap of the integer program of its step: {summary.gap:.1e}."
         )
     if summary.budget is None:
         return size_words + (

@@ -50,11 +50,6 @@ def squared_errors(table: LeverTable) -> list[list[float]]:
     return where_eligible(table, [[row.relative_l2**2 for row in rows] for rows in table.rows()])
 
 
-def gradient_errors(table: LeverTable) -> list[list[float]]:
-    """The gradient-weighted errors ``[KV heads][candidates]``, as measured."""
-    return where_eligible(table, [[row.gradient_error for row in rows] for rows in table.rows()])
-
-
 RELATIVE_L2 = Criterion("relative-l2", squared_errors)
 
 

@@ -16,7 +16,7 @@ from taylorder.selection.criteria import eligible
 from taylorder.selection.lever_table import LeverTable
 from taylorder.selection.near_sizes import kept_share
 from taylorder.selection.probe_report import ProbeReport
-from taylorder.selection.refine import Among, slope_sequences
+from taylorder.selection.refine import Among
 from taylorder.selection.under_limit import Chosen
 
 
@@ -60,8 +60,7 @@ class LeverSummary:
     """How the candidates were measured and what was chosen.
 
     ``budget`` and ``nominal_bytes`` are averages per KV head at the context; ``rounds`` are those of the iterative
-    scheme, ``slope_sequences`` how many of the sequences each of its slopes was measured on (0 where that was not
-    written down), ``starts`` the KL of each config that it could begin from; ``chosen`` counts KV heads by
+    scheme, ``starts`` the KL of each near field that was measured for all KV heads alike; ``chosen`` counts KV heads by
     candidate, ``kinds`` by what they run whatever the size; ``probes`` says how well probes rank keys, None where none
     were judged, and ``example`` what of a text is near to KV heads, None where nobody looked. ``chosen_better`` names
     those with a polynomial that serves them better than the same bytes of near field, and ``chosen_worse`` those that
@@ -94,7 +93,6 @@ class LeverSummary:
     beside_window: tuple[BesideWindow, ...]
     kinds: tuple[ChosenKind, ...] = ()
     starts: tuple[tuple[str, float], ...] = ()
-    slope_sequences: int = 0
     probes: ProbeReport | None = None
     example: NearExample | None = None
 
@@ -104,14 +102,6 @@ class LeverSummary:
             f"<LeverSummary: {self.kv_heads} KV heads by {self.criterion}, {self.nominal_bytes:,} of "
             f"{self.exact_bytes:,} bytes each at {self.context:,} tokens>"
         )
-
-
-_STARTS: dict[Among, str] = {
-    "uniform": "{} for all KV heads",
-    "errors": "near fields by the errors of single KV heads",
-    "all errors": "all candidates by these errors",
-}
-"""What a config is called that the scheme could begin from; the first names its near field."""
 
 
 def summarise(
@@ -167,7 +157,7 @@ def summarise(
         rounds=tuple(
             MeasuredRound(config.kl, config.promised, config.price, config.among)
             for config in chosen.rounds
-            if config.among not in _STARTS
+            if config.among != "uniform"
         ),
         chosen=tuple((table.candidates[index].label(), counts[index]) for index in sorted(counts)),
         chosen_better=tuple(kv_head for kv_head, better in serves.items() if better),
@@ -175,11 +165,10 @@ def summarise(
         beside_window=tuple(beside),
         kinds=_kinds(table, chosen, sizes),
         starts=tuple(
-            (_STARTS[config.among].format(table.candidates[config.choice[0]].label()), config.kl)
+            (table.candidates[config.choice[0]].label(), config.kl)
             for config in chosen.rounds
-            if config.among in _STARTS
+            if config.among == "uniform"
         ),
-        slope_sequences=len(slope_sequences(sequences[0], 0)) if chosen.rounds else 0,
         probes=probes,
     )
 

@@ -24,6 +24,7 @@ from taylorder.kernels.spec import EXPANSIONS, Dropped, Exact, Taylor
 from taylorder.models.description import ModelDescription
 from taylorder.selection import lever_table, probe_report, probes, refine, under_limit
 from taylorder.selection.candidates import Candidate
+from taylorder.selection.near_sizes import kept_share
 from taylorder.selection.recomputing import goes_by_layer, remembered_bytes, widest
 from taylorder.selection.run_levers import offer, probe_tokens, sequence_count
 from taylorder.selection.settings import AnalyzeSettings
@@ -221,23 +222,25 @@ class _Levers:
     def chosen(self, budget: str) -> list[Stage]:
         """What is done for each budget."""
         description = self.subject.description
+        shares = len({kept_share(one.spec.near) for one in self.near if isinstance(one.spec.far, Dropped)})
         run, scores = adapted_run(description, self.tokens, self.length), self.scores(self.tokens, self.length)
+        stages = []
+        if shares > 1:
+            work = together(together(run, {"loss": self.tokens}, times=shares), exact_run(self.tokens, self.length))
+            stages.append(Stage(under_limit.UNIFORM, f"one near field everywhere, {shares} kinds", work, budget))
+        starts = min(shares, under_limit.STARTS) if shares > 1 else 1
         rest = len(self.near) + len(self.polynomials) > self._plain
-        kl = together(run, {"loss": self.tokens})
-        begun = together(together(kl, times=2 + rest), exact_run(self.tokens, self.length))
-        about = f"{2 + rest} configs that moving bytes could begin from"
-        stages = [Stage(under_limit.BEGIN, about, begun, budget)]
-        slopes = together(
+        rounds = under_limit.most_rounds(starts, more=rest)
+        per_round = together(
             {
                 "token": self.both_ways * self.tokens,
                 "loss": KL_GRADIENT * self.tokens,
                 "near": scores * (ADAPTED_BOTH_WAYS + IN_REACH * len(self.near)),
-                "polynomial": IN_REACH * len(self.polynomials) * self.tokens * query_heads(description),
-            },
-            times=len(refine.slope_sequences(self.sequences, 0)) / self.sequences,
+            }
         )
-        work = together(kl, slopes, times=refine.ROUNDS)
-        stages.append(Stage(refine.MOVING, f"at most {refine.ROUNDS} configs, each measured whole", work, budget))
+        reads = (refine.MORE_ROUNDS + 1) * IN_REACH * len(self.polynomials) * self.tokens * query_heads(description)
+        work = together(together(per_round, times=rounds), {"polynomial": reads})
+        stages.append(Stage(refine.MOVING, f"at most {rounds} configs, each measured whole", work, budget))
         return stages
 
     @property

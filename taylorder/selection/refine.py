@@ -41,13 +41,12 @@ MOVING = "moving bytes"
 REACH = 2.0
 """A step changes the bytes of a KV head by no more than this factor."""
 
-Among: TypeAlias = Literal["uniform", "errors", "all errors", "windows", "near fields", "all"]
-"""What a config was chosen from: one near field for all KV heads; near fields, or all candidates, by the errors of
-single KV heads; or by the scheme from exact attention and plain windows, from these and near fields with kept keys, or
-from all candidates."""
+Among: TypeAlias = Literal["uniform", "windows", "near fields", "all"]
+"""What a config was chosen from: one candidate for all KV heads; or per KV head from exact attention and plain windows,
+from these and near fields with kept keys, or from all candidates."""
 
-ROUNDS = 8
-"""Configs measured at most, the first included."""
+ROUNDS, MORE_ROUNDS = 8, 3
+"""Configs measured at most, the first included; and those measured when more candidates join, the first not."""
 
 _FAILED, _SHORT, _KEPT, _LEAST_PRICE, _MOST_PRICE = 4.0, 2.0, 0.5, 0.5, 64.0
 """What the price of changes, 1 in the Gauss-Newton model, is multiplied by after a step that did not help, that helped
@@ -57,10 +56,6 @@ _LITTLE, _MUCH = 0.25, 0.75
 
 _WORTHWHILE = 0.005
 """A step that promises less than this share of the KL is not tried."""
-
-_GAIN, _PATIENCE = 0.05, 2
-"""So many steps in a row that each took less than this share off the KL are the last: steps cost the same whether the
-KL halves or hardly moves, and one that failed is often followed by one that did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,32 +135,31 @@ def refine(
     """
     of_heads = sensitivities(table)
     done: list[Round] = []
-    best, around, turn, without_gain = None, None, 0, 0
+    best, around = None, None
     step = Round(tuple(start), math.nan)
     price = 1.0
     for number in range(rounds):
         progress(MOVING, number, rounds)
         record = records.get(f"{name}-{number}")
         if record is None or tuple(record["round"]["choice"]) != step.choice:
-            record = {"round": asdict(step) | {"kl": whole.kl(table, step.choice)}}
+            record = _measured(whole, table, sizes, step, first=best is None)
             records.put(f"{name}-{number}", record)
         measured = Round(**record["round"] | {"choice": tuple(record["round"]["choice"])})
         done.append(measured)
         better = best is None or measured.kl < best.kl
-        without_gain = without_gain + 1 if best is not None and measured.kl > (1 - _GAIN) * best.kl else 0
         if best is None or better:
             price = max(_LEAST_PRICE, price * _kept_promise(best, measured))
             best = measured
         else:
             price *= _FAILED
-        if number + 1 == rounds or without_gain == _PATIENCE:
+        if number + 1 == rounds:
             break
         if better:
-            # From a step that did not help nothing goes on, and slopes take several times as long as the KL.
             if "slopes" not in record:
-                record |= {"slopes": asdict(measure_slopes(whole, table, sizes, step.choice, turn))}
+                _, slopes = measure_slopes(whole, table, sizes, step.choice)
+                record |= {"slopes": asdict(slopes)}
                 records.put(f"{name}-{number}", record)
-            around, turn = Slopes(**record["slopes"]), turn + 1
+            around = Slopes(**record["slopes"])
         if around is None:
             break
         step = _best_step(around.promises(of_heads, price), sizes, budget, price)
@@ -176,6 +170,19 @@ def refine(
             break
     progress(MOVING, rounds, rounds)
     return tuple(done)
+
+
+def _measured(
+    whole: WholeModel, table: LeverTable, sizes: Sequence[Sequence[int]], step: Round, *, first: bool
+) -> dict[str, Any]:
+    """The record of a step: its KL, and its slopes where it is the first; of the others, those that help need slopes.
+
+    Slopes take several times as long as the KL, and from a step that did not help nothing goes on.
+    """
+    if not first:
+        return {"round": asdict(step) | {"kl": whole.kl(table, step.choice)}}
+    kl, slopes = measure_slopes(whole, table, sizes, step.choice)
+    return {"round": asdict(step) | {"kl": kl}, "slopes": asdict(slopes)}
 
 
 def _kept_promise(best: Round | None, measured: Round) -> float:
@@ -203,25 +210,16 @@ def sensitivities(table: LeverTable) -> list[float]:
     return of_heads
 
 
-def slope_sequences(count: int, turn: int) -> range:
-    """Which of so many sequences slopes are measured on: of four or more every other one, in turn; of few, all.
-
-    Every other one, because those of one kind of text follow each other.
-    """
-    return range(count) if count < 4 else range(turn % 2, count, 2)
-
-
 def measure_slopes(
-    whole: WholeModel, table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int], turn: int = 0
-) -> Slopes:
-    """What the candidates in reach would change.
+    whole: WholeModel, table: LeverTable, sizes: Sequence[Sequence[int]], choice: Sequence[int]
+) -> tuple[float, Slopes]:
+    """Mean KL of the config of a choice, and what the candidates in reach would change.
 
     Args:
         whole: the model, on its calibration sequences.
         table: its candidates.
         sizes: nominal bytes of every candidate, for every KV head.
         choice: index of the candidate of every KV head.
-        turn: how many slopes were measured before these; see :func:`slope_sequences`.
 
     """
     prepared = whole.prepared(table, choice)
@@ -236,7 +234,7 @@ def measure_slopes(
     squared = [list(of_head) for of_head in first_order]
     of_modules = _kv_heads_of_modules(table)
 
-    def of_sequence(sequence: Tensor, exact: Tensor) -> list[_Slope]:
+    def of_sequence(sequence: Tensor, exact: Tensor) -> tuple[float, list[_Slope]]:
         slopes: list[_Slope] = []
 
         def add_layer(name: str, observed: Observed) -> None:
@@ -245,16 +243,16 @@ def measure_slopes(
                 for kv_head, *slope in _slopes_of_layer(observed, table, layer, reach[kv_heads], choice[kv_heads]):
                     slopes.append((kv_heads.start + kv_head, *slope))
 
-        observe_sequence(whole.model, sequence, partial(kl_gradient, whole.head, exact), add_layer, running)
-        return slopes
+        gradient = partial(kl_gradient, whole.head, exact)
+        return observe_sequence(whole.model, sequence, gradient, add_layer, running), slopes
 
-    seen = slope_sequences(whole.count, turn)
-    mine = [index for index, number in enumerate(whole.numbers) if number in seen]
-    for slopes in gathered([of_sequence(whole.sequences[index], whole.exact[index]) for index in mine]):
+    loss = 0.0
+    for kl, slopes in gathered([of_sequence(*pair) for pair in zip(whole.sequences, whole.exact, strict=True)]):
+        loss += kl / whole.count
         for kv_head, index, slope, square in slopes:
             for totals, value in ((first_order, slope), (squared, square)):
-                totals[kv_head][index] = (totals[kv_head][index] or 0.0) + value / len(seen)
-    return Slopes(first_order, squared)
+                totals[kv_head][index] = (totals[kv_head][index] or 0.0) + value / whole.count
+    return loss, Slopes(first_order, squared)
 
 
 def _kv_heads_of_modules(table: LeverTable) -> dict[str, tuple[LayerLevers, slice]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,21 +14,25 @@ from taylorder.adapt.config import OrderConfig
 from taylorder.kernels.spec import Dropped, Exact
 from taylorder.selection.candidates import Candidate
 from taylorder.selection.config_of import config_of, table_bytes
-from taylorder.selection.criteria import RELATIVE_L2, Criterion, eligible, gradient_errors, options
+from taylorder.selection.criteria import RELATIVE_L2, Criterion, eligible, options
 from taylorder.selection.knapsack import Allocation, allocate, allocate_within
 from taylorder.selection.lever_table import LeverTable
-from taylorder.selection.refine import Among, Round, best_of, refine
+from taylorder.selection.near_sizes import kept_share
+from taylorder.selection.refine import MORE_ROUNDS, ROUNDS, Among, Round, best_of, refine
 from taylorder.selection.settings import Limit
 from taylorder.selection.whole_model import WholeModel
 from taylorder.storage.processes import from_first
 from taylorder.storage.progress import Progress
 from taylorder.storage.records import Records
 
-BEGIN = "where to begin"
+UNIFORM = "near fields for all"
 """A stage, as progress is told."""
 
 ITERATIVE = "iterative"
 """Name of the scheme that ships: the least loss on unseen text in benchmarks/policies.py (docs/choosing.md)."""
+
+STARTS, TRIAL_ROUNDS = 2, 4
+"""How many of the near fields for all the scheme begins from, and configs measured of each to see where it leads."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def choose(
     rounds: tuple[Round, ...] = ()
     if limit.budget is not None and criterion is None:
         label = f"{name or 'budget'}-{limit.budget}"
-        rounds = _iterated(WholeModel(model, sequences), table, sizes, limit.budget, label, records, progress)
+        rounds = _by_stages(WholeModel(model, sequences), table, sizes, limit.budget, label, records, progress)
         best = best_of(rounds)
         total = sum(size[index] for size, index in zip(sizes, best.choice, strict=True))
         allocation = Allocation(best.choice, total, best.promised or 0.0, best.bound, best.gap)
@@ -145,7 +149,7 @@ def near_fields_alone(candidates: Sequence[Candidate]) -> list[int]:
     ]
 
 
-def _iterated(
+def _by_stages(
     whole: WholeModel,
     table: LeverTable,
     sizes: Sequence[Sequence[int]],
@@ -154,64 +158,106 @@ def _iterated(
     records: Records,
     progress: Progress,
 ) -> tuple[Round, ...]:
-    """Begin from the best of a few configs that need no slopes, and move bytes between what the best one offers.
+    """Move bytes between near fields first, then let all candidates improve on what these reach.
 
-    Polynomials promise more than they keep (docs/notebook/2026-11-choosing.md): offered where the best begin without
-    them, they led to worse configs than windows alone do.
+    Polynomials promise more than they keep (docs/notebook/2026-11-choosing.md): offered from the beginning they led to
+    worse configs than windows alone do.
     """
-    run = partial(refine, whole, budget=budget * len(sizes), records=records, progress=progress)
+    run = partial(refine, whole, budget=budget * len(sizes), records=records)
     near = near_fields_alone(table.candidates)
+    more = len(near) < len(table.candidates)
     near_table, near_sizes = table.restricted_to(near), [[size[index] for index in near] for size in sizes]
-    alike = uniform_start(near_table, near_sizes, budget)
-    if sum(size[index] for size, index in zip(near_sizes, alike, strict=True)) > budget * len(sizes):
-        # No near field is that small.
-        return run(table, sizes, start=uniform_start(table, sizes, budget), name=f"{label}-all")
-    begun: dict[Among, Sequence[int]] = {
-        "uniform": [near[index] for index in alike],
-        "errors": [near[index] for index in by_errors(near_table, near_sizes, budget)],
-    }
-    if len(near) < len(table.candidates):
-        begun["all errors"] = by_errors(table, sizes, budget)
-    starts = _measured(whole, table, begun, f"{label}-starts", records, progress)
-    best = best_of(starts)
-    if best.among == "all errors":
-        return *starts, *run(table, sizes, start=best.choice, name=f"{label}-all")
+    starts = uniform_starts(near_table, near_sizes, budget)
+    if not starts:  # no near field is that small
+        return run(table, sizes, start=uniform_start(table, sizes, budget), name=f"{label}-all", progress=progress)
     among: Among = "windows" if near == windows_alone(table.candidates) else "near fields"
-    start = [near.index(index) for index in best.choice]
-    moved = run(near_table, near_sizes, start=start, name=f"{label}-{among.replace(' ', '-')}")
-    return *starts, *(replace(step, choice=tuple(near[index] for index in step.choice), among=among) for step in moved)
+    uniform: tuple[Round, ...] = ()
+    if len(starts) > 1:
+        uniform = _measured(whole, near_table, starts, f"{label}-uniform", records, progress)
+        starts = [list(measured.choice) for measured in sorted(uniform, key=lambda measured: measured.kl)[:STARTS]]
+    steps = _Steps(progress, most_rounds(len(starts), more=more))
+    near_run = partial(run, near_table, near_sizes)
+    moved = _from_where_it_leads(near_run, starts, f"{label}-{among.replace(' ', '-')}", steps)
+    rounds = tuple(
+        replace(measured, choice=tuple(near[index] for index in measured.choice))
+        for measured in (*uniform, *(replace(measured, among=among) for measured in moved))
+    )
+    if more:
+        start = best_of(rounds).choice
+        # Its first round is the start once more, for the slopes of the other candidates.
+        last = steps.after(most_rounds(len(starts), more=False))
+        rounds += run(table, sizes, start=start, name=f"{label}-all", rounds=MORE_ROUNDS + 1, progress=last)[1:]
+    return rounds
+
+
+def most_rounds(starts: int, *, more: bool) -> int:
+    """Configs that the scheme measures at most from so many starts; ``more`` where all candidates join afterwards."""
+    return (starts - 1) * TRIAL_ROUNDS + ROUNDS + (MORE_ROUNDS + 1) * more
+
+
+class _Steps:
+    """One count of all configs, in whatever parts they are measured; what is read once more does not set it back."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.reached = progress, total, 0
+
+    def after(self, before: int) -> Progress:
+        """The progress of a part that comes after so many configs."""
+
+        def report(stage: str, done: int, _size: int) -> None:
+            self.reached = max(self.reached, before + done)
+            self.progress(stage, self.reached, self.total)
+
+        return report
+
+
+def _from_where_it_leads(
+    run: Callable[..., tuple[Round, ...]], starts: Sequence[Sequence[int]], name: str, steps: _Steps
+) -> tuple[Round, ...]:
+    """A few rounds from every start, and the rest from the one that these took furthest down, which comes last.
+
+    Its own KL does not tell where a start leads: a KV head changes its share of kept keys only where its slope promises
+    something (docs/notebook/2026-11-keeping-keys.md).
+    """
+    led = [
+        run(start=start, name=f"{name}-{number}", rounds=TRIAL_ROUNDS, progress=steps.after(number * TRIAL_ROUNDS))
+        for number, start in enumerate(starts)
+    ]
+    best = min(range(len(starts)), key=lambda number: best_of(led[number]).kl)
+    others = [measured for number, rounds in enumerate(led) if number != best for measured in rounds]
+    last = steps.after((len(starts) - 1) * TRIAL_ROUNDS)
+    return (*others, *run(start=starts[best], name=f"{name}-{best}", progress=last))
 
 
 def _measured(
     whole: WholeModel,
     table: LeverTable,
-    begun: Mapping[Among, Sequence[int]],
+    starts: Sequence[Sequence[int]],
     name: str,
     records: Records,
     progress: Progress,
 ) -> tuple[Round, ...]:
-    """A round of every choice that the scheme may begin from, by what it was chosen from."""
-    choices = [list(choice) for choice in begun.values()]
-    record = records.get(name)
-    kls = [] if record is None or record["choices"] != choices else record["kls"]
-    for done, choice in enumerate(choices):
-        progress(BEGIN, done, len(choices))
-        if done == len(kls):
-            kls.append(whole.kl(table, choice))
-            records.put(name, {"choices": choices, "kls": kls})
-    progress(BEGIN, len(choices), len(choices))
-    return tuple(Round(tuple(choice), kl, among=among) for (among, choice), kl in zip(begun.items(), kls, strict=True))
+    """A round of every choice that begins a stage, measured without what other choices would change."""
+    progress(UNIFORM, 0, len(starts))
+    kls = records.get(name)
+    if kls is None:
+        kls = [whole.kl(table, start) for start in starts]
+        records.put(name, kls)
+    progress(UNIFORM, len(starts), len(starts))
+    return tuple(Round(tuple(start), kl, among="uniform") for start, kl in zip(starts, kls, strict=True))
 
 
-def by_errors(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int) -> tuple[int, ...]:
-    """The choice within ``budget`` bytes per KV head of least summed gradient error.
-
-    Half of that sum is the KL to the exact model as a Gauss-Newton model around it has it, where no KV head's change
-    makes up for another's.
-    """
-    offered, candidates = options(gradient_errors(table), sizes)
-    allocation = from_first(lambda: allocate(offered, budget * len(sizes)))  # which a clock may end
-    return tuple(indices[option] for indices, option in zip(candidates, allocation.choice, strict=True))
+def uniform_starts(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """The best choice of one near field for all KV heads, for every share of kept keys of which one fits."""
+    shares = [kept_share(candidate.spec.near) for candidate in table.candidates]
+    starts: list[list[int]] = []
+    for share in dict.fromkeys(shares):
+        kind = [index for index, other in enumerate(shares) if other == share]
+        part = [[size[index] for index in kind] for size in sizes]
+        start = [kind[index] for index in uniform_start(table.restricted_to(kind), part, budget)]
+        if sum(size[index] for size, index in zip(sizes, start, strict=True)) <= budget * len(sizes):
+            starts.append(start)
+    return starts
 
 
 def uniform_start(table: LeverTable, sizes: Sequence[Sequence[int]], budget: int) -> list[int]:

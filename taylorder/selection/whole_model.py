@@ -19,15 +19,14 @@ from taylorder.storage.processes import gathered, share
 class WholeModel:
     """A model and its exact self; what the latter computes is computed when it is first asked for.
 
-    ``sequences`` are those of this process, ``numbers`` their places among the ``count`` that all processes have.
+    ``sequences`` are those of this process, ``count`` how many all processes have.
     """
 
     def __init__(self, model: Any, sequences: Tensor) -> None:
         """Look at a model on sequences ``[N, T]``, of which each process takes its share."""
         self.model, self.count = model, len(sequences)
-        self.numbers = share(self.count, "sequences that levers are measured on")
-        self.sequences = sequences[self.numbers.start : self.numbers.stop]
-        self._kls: dict[str, float] = {}
+        mine = share(self.count, "sequences that levers are measured on")
+        self.sequences = sequences[mine.start : mine.stop]
 
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -44,12 +43,8 @@ class WholeModel:
         return prepare(self.model, config_of(table, choice, context=self.sequences.shape[1]), table.model)
 
     def kl(self, table: LeverTable, choice: Sequence[int]) -> float:
-        """Mean KL of a choice to the exact model, in nats per token; measured once for what runs the same."""
-        prepared = self.prepared(table, choice)
-        if prepared.digest not in self._kls:
-            with adapted(self.model, prepared):
-                hidden = [hidden_states(self.model, sequence).clone() for sequence in self.sequences]
-            pairs = zip(self.exact, hidden, strict=True)
-            kls = gathered([mean_kl(self.head, exact, changed) for exact, changed in pairs])
-            self._kls[prepared.digest] = sum(kls) / len(kls)
-        return self._kls[prepared.digest]
+        """Mean KL of a choice to the exact model, in nats per token."""
+        with adapted(self.model, self.prepared(table, choice)):
+            hidden = [hidden_states(self.model, sequence).clone() for sequence in self.sequences]
+        kls = gathered([mean_kl(self.head, exact, changed) for exact, changed in zip(self.exact, hidden, strict=True)])
+        return sum(kls) / len(kls)
