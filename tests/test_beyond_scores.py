@@ -15,7 +15,7 @@ from taylorder.analysis.analyze import analyze
 from taylorder.analysis.capture import LayerTensors
 from taylorder.analysis.text import Text
 from taylorder.analysis.truncation import blocks, key_centres
-from taylorder.errors import ConfigError, UnsupportedModelError
+from taylorder.errors import ConfigError, UnsupportedModelError, UsageError
 from taylorder.kernels.spec import HeadSpec, Taylor
 from taylorder.models.attention import recording
 from taylorder.models.describe import describe
@@ -152,3 +152,14 @@ def test_a_mask_that_adds_to_scores_is_a_bias_and_closes_its_layers():
     ahead = torch.full_like(bias, -1.5)
     with recording(model, None), pytest.raises(UnsupportedModelError, match="mask that looks ahead"):
         model(input_ids=tiny.tokens(length=LENGTH), attention_mask=ahead)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("position_bias", torch.zeros(1, 4, 1, 1)), ("indices", torch.zeros(1, LENGTH, 1).long())]
+)
+def test_truncated_heads_refuse_what_comes_later(argument, value):
+    model, ids = tiny.llama(), tiny.tokens(length=LENGTH)
+    with torch.no_grad(), taylorder.adapted(model, OrderConfig.uniform(model, 2, "mean", window=4)):
+        with pytest.raises(UsageError, match=rf"layers\.0\.self_attn was given {argument}"):
+            model(input_ids=ids, **{argument: value})
+        model(input_ids=ids)

@@ -128,6 +128,7 @@ def _attend(
             mask = causal_mask(mask, query.shape[2])
         output = attend_unchanged(module, query, key, value, mask, causal=causal, scaling=scaling, **kwargs)
     else:
+        _refuse_beyond_scores(name, kwargs)
         refuse_packed(name, attention_mask, kwargs)
         valid = honoured(name, attention_mask, query.shape[2], causal=causal)
         valid = None if valid is None else valid.expand(len(query), -1)  # one row may stand for all
@@ -225,6 +226,16 @@ def _refuse(name: str, module: nn.Module, dropout: float, kwargs: dict[str, Any]
             f"{name} runs with attention dropout {dropout}; an adapted model is for inference, call eval()"
         )
     refuse_terms(name, module, kwargs)
+
+
+def _refuse_beyond_scores(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse, for truncated heads, what the module was not given when it was described."""
+    for argument in ("position_bias", "indices"):
+        if kwargs.get(argument) is not None:
+            raise UsageError(
+                f"{name} was given {argument}, which its truncated heads would leave out: leave it out of the call, or "
+                "make all heads of this layer exact"
+            )
 
 
 def refuse_packed(name: str, mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:
