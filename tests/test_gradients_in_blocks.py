@@ -288,3 +288,18 @@ def test_other_dtypes_meet_their_tolerance(dtype, folds):
         assert relative_error(own.detach(), other.detach()) < TOLERANCE[dtype]
     wrong = run(differentiable_attention, rounded[0], rounded[1] * 1.05, rounded[2])
     assert relative_error(wrong[1], expected[1]) > TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", ["ranks", "kept alone", "order 4"])
+def test_autocast_rounds_nothing_on_either_way(kind, folds):
+    leaves = [each.float().requires_grad_() for each in tensors()]
+
+    def run():
+        output, _ = differentiable_attention(*leaves, KINDS[kind], scaling=SCALING, priority=ranking(), softcap=5.0)
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run()
+    for own, other in zip(found, expected, strict=True):
+        assert torch.equal(own, other)

@@ -9,6 +9,7 @@ from page_tables.attention import bars
 from page_tables.claims import claims
 from page_tables.findings import commands, layer_wise, losses, minutes, orders
 from page_tables.generation import generation
+from page_tables.gradients import memory, times
 from page_tables.peers import agreement, held, needs, right
 from page_tables.policies import choices, elsewhere, rules, short, tasks, without
 
@@ -23,6 +24,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "minutes": minutes,
     "commands": commands,
     "attention": bars,
+    "gradients-times": times,
+    "gradients-memory": memory,
     "policies-short": short,
     "policies-choices": choices,
     "policies-elsewhere": elsewhere,

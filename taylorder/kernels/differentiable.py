@@ -122,26 +122,36 @@ def differentiable_attention(
     return torch.cat(outputs, 1)[:, back], torch.cat(guarded)[back]
 
 
-def folds_from(tokens: int, window: int, features: int, head_dim: int, value_dim: int, group: int) -> Optional[int]:
+def folds_from(
+    tokens: int, window: int, features: int, head_dim: int, value_dim: int, group: int, states: int
+) -> Optional[int]:
     """Fewest far tokens that are folded into features at a time; None where weighing them one by one is less work.
 
     A row that weighs far keys one by one takes ``head_dim + value_dim`` multiplications, and some passes over weights,
     for each of half the tokens. One that reads features takes ``value_dim + 1`` for each of them, and as many again are
     made of every key, once for all query heads of its group. Features are kept as they were at each folding, and so
     many tokens are folded at a time that these copies are about as large as the tokens.
+
+    Args:
+        tokens: T.
+        window: of the near field.
+        features: D.
+        head_dim: d.
+        value_dim: d_v.
+        group: query heads per KV head.
+        states: KV heads of all sequences, N.
+
     """
     waiting = fold_rule.worth_a_state(features, head_dim, value_dim)
     of_key = head_dim + value_dim + _PASSES
     one_by_one = max(0, tokens - window) / 2 * of_key
-    folded = features * (value_dim + 1 + _MAKING) * (1 + 1 / group) + waiting / 2 * of_key
+    folded = features * (value_dim + 1 + _MAKING) * (1 + 1 / group) + waiting / 2 * of_key + _STARTING / states
     return max(waiting, BLOCK_ROWS) if folded < one_by_one else None
 
 
-_PASSES = 16
-"""What the passes over a weight (mask, powers, their gradients) take, in multiplications of a product; measured."""
-
-_MAKING = 128
-"""What making a feature, of a key or a query, and its gradient take; measured likewise."""
+_PASSES, _MAKING, _STARTING = 16, 48, 16_000
+"""In multiplications of a product, as timed on a CPU for head dims 16 to 64, orders 2 to 4, 256 to 4,096 tokens: passes
+over a weight (mask, powers, gradients), making a feature, and the small operations of a row, shared by all states."""
 
 
 def _kind(group: Sequence[HeadSpec]) -> tuple[HeadSpec, ...]:
@@ -210,14 +220,14 @@ def _plan(
     priority: Optional[Tensor], terms: ScoreTerms, queries: Tensor, value_dim: int, backend: Optional[str],
 ) -> Plan:  # fmt: skip
     """How KV heads of one kind are worked through, for queries ``[N, g, T, d]``."""
-    _, g, T, d = queries.shape
+    N, g, T, d = queries.shape
     fold = None
     waits = polynomials is not None and polynomials.order > 1
     at_hand = min(T, near.tokens + BLOCK_ROWS) if causal else 0
     width = at_hand + T if waits else at_hand
     if polynomials is not None and waits:
         features = sum(count(p, rank) if p else 1 for p, rank in enumerate(polynomials.ranks))
-        fold = folds_from(T if causal else 2 * T, near.window, features, d, value_dim, g)
+        fold = folds_from(T if causal else 2 * T, near.window, features, d, value_dim, g, N)
         width = width if fold is None else max(at_hand + fold, features)
     rows = max(1, min(BLOCK_ROWS, T))
     made: Optional[Features] = None

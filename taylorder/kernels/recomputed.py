@@ -80,8 +80,13 @@ def attend_in_blocks(plan: Plan, inputs: Inputs) -> tuple[Tensor, Tensor]:
         ``[N, g, T]``.
 
     """
-    output, guarded = _Recomputed.apply(plan, *inputs)  # type: ignore[no-untyped-call]  # not typed by torch
+    with torch.autocast(inputs.q.device.type, enabled=False):  # sums are taken in the dtype of the inputs
+        output, guarded = _Recomputed.apply(plan, *inputs)  # type: ignore[no-untyped-call]  # not typed by torch
     return output, guarded
+
+
+_Kept = tuple[slice, Step, list[int], list[int]]
+"""KV heads, a step of theirs, and which of the tensors kept are its features and sums."""
 
 
 class _Recomputed(torch.autograd.Function):
@@ -92,7 +97,7 @@ class _Recomputed(torch.autograd.Function):
         output = q.new_empty(*q.shape[:3], v.shape[-1] - 1)
         guarded = torch.empty(q.shape[:3], dtype=torch.bool, device=q.device)
         kept: list[Tensor] = []  # features and sums, each once
-        steps: list[tuple[slice, Step, list[int], list[int]]] = []
+        steps: list[_Kept] = []
         for part in plan.parts(len(q)):
             given = inputs.of(part)
             features: list[int] = []
@@ -120,34 +125,41 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[misc]  # not typed by torch
     def backward(ctx: Any, by_output: Tensor, _guarded: None) -> tuple[Optional[Tensor], ...]:
-        plan: Plan = ctx.plan
-        saved = ctx.saved_tensors
-        inputs, kept = Inputs(*saved[:6]), saved[6:]
-        result = Inputs(*(None if x is None else torch.zeros_like(x) for x in inputs))  # type: ignore[arg-type]
-        current: Optional[slice] = None
-        by_sums: list[Tensor] = []
-        by_features: list[Tensor] = []
-        for part, step, features, sums in reversed(ctx.steps):
-            if part != current:
-                current, by_features = part, []
-                given, by = inputs.of(part), result.of(part)
-                by_sums = [torch.zeros_like(kept[index]) for index in sums]
-            with torch.enable_grad():
-                tensors = RowTensors(*map(_leaf, given.of_rows(step, [kept[index] for index in sums])))
-                if not ctx.needs_input_grad[4]:  # it takes passes over all weights
-                    tensors = tensors._replace(coefficients=given.coefficients)
-                leaves = [_leaf(kept[index]) for index in features]
-                masks = _masks(plan, part, step, by_output.device)
-                rows, _ = plan.attention.rows(tensors, leaves, masks)
-            found = _gradients(rows, [*tensors, *leaves], by_output[part, :, step.block.rows])
-            of_rows = RowTensors(*found[: len(tensors)])
-            by_sums = [total + more for total, more in zip(by_sums, (of_rows.key_sums, of_rows.value_sums))]
-            by.add_rows(step, of_rows, by_sums)
-            of_features = found[len(tensors) :]
-            by_features = [total.add_(more) for total, more in zip(by_features, of_features)] or of_features
-            if step.folding.number and plan.attention.features is not None:
-                _unfold(plan.attention.features, step.folding, given, by, by_features)
+        with torch.autocast(by_output.device.type, enabled=False):
+            result = _backward(ctx.plan, ctx.steps, ctx.saved_tensors, by_output, ctx.needs_input_grad[4])
         return None, *(x if needed else None for x, needed in zip(result, ctx.needs_input_grad[1:]))
+
+
+def _backward(
+    plan: Plan, steps: Sequence[_Kept], saved: Sequence[Tensor], by_output: Tensor, by_coefficients: bool
+) -> Inputs:
+    """Gradients of all inputs, those of coefficients if they are asked for: they take passes over all weights."""
+    inputs, kept = Inputs(*saved[:6]), saved[6:]
+    result = Inputs(*(None if x is None else torch.zeros_like(x) for x in inputs))  # type: ignore[arg-type]
+    current: Optional[slice] = None
+    by_sums: list[Tensor] = []
+    by_features: list[Tensor] = []
+    for part, step, features, sums in reversed(steps):
+        if part != current:
+            current, by_features = part, []
+            given, by = inputs.of(part), result.of(part)
+            by_sums = [torch.zeros_like(kept[index]) for index in sums]
+        with torch.enable_grad():
+            tensors = RowTensors(*map(_leaf, given.of_rows(step, [kept[index] for index in sums])))
+            if not by_coefficients:
+                tensors = tensors._replace(coefficients=given.coefficients)
+            leaves = [_leaf(kept[index]) for index in features]
+            masks = _masks(plan, part, step, by_output.device)
+            rows, _ = plan.attention.rows(tensors, leaves, masks)
+        found = _gradients(rows, [*tensors, *leaves], by_output[part, :, step.block.rows])
+        of_rows = RowTensors(*found[: len(tensors)])
+        by_sums = [total + more for total, more in zip(by_sums, (of_rows.key_sums, of_rows.value_sums))]
+        by.add_rows(step, of_rows, by_sums)
+        of_features = found[len(tensors) :]
+        by_features = [total.add_(more) for total, more in zip(by_features, of_features)] or of_features
+        if step.folding.number and plan.attention.features is not None:
+            _unfold(plan.attention.features, step.folding, given, by, by_features)
+    return result
 
 
 def _unfold(features: Features, tokens: Tokens, given: Inputs, by: Inputs, by_folded: Sequence[Tensor]) -> None:
