@@ -129,6 +129,7 @@ def test_a_finished_healing_is_not_done_again(run, saved, taylor, tmp_path):
     again, told = healed(run, saved, taylor, tmp_path / "out", "--no-controls")
     assert again == first
     assert "timing a step" not in told and "step 4" not in told
+    assert not list((tmp_path / "out" / "records").glob("training-*"))
     _, told = healed(run, saved, taylor, tmp_path / "out", "--no-controls", "--seed", 1)
     assert "had records of other settings, which are gone" in told and "step 4" in told
 

@@ -35,8 +35,8 @@ def docstrings(packages: Packages) -> Text:
 @cache
 def _joined(packages: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
     # A dict keeps the first of equal docstrings, in order.
-    found = {docstring: None for path in _source_files(packages) for docstring in _public(ast.parse(path.read_bytes()))}
-    return "\n\n".join(found)
+    parsed = (ast.parse(path.read_bytes()) for path in _source_files(packages))
+    return "\n\n".join({docstring: None for module in parsed for docstring in _public(module)})
 
 
 def _source_files(packages: tuple[tuple[str, tuple[str, ...]], ...]) -> Iterator[Path]:

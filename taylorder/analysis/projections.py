@@ -60,13 +60,13 @@ def projection_layers(model: nn.Module, module_name: str) -> dict[Role, str]:
     What has no matrix under a known name is absent.
     """
     module = model.get_submodule(module_name)
-    found: dict[Role, str] = {}
+    layers: dict[Role, str] = {}
     for role, names in (*_SEPARATE.items(), ("q", ("q_b_proj",)), ("k", ("kv_b_proj",)), ("v", ("kv_b_proj",))):
         if (name := _first_layer(module, names)) is not None:
-            found.setdefault(role, f"{module_name}.{name}")
-    if "q" not in found and (name := _first_layer(module, tuple(_FUSED))) is not None:
-        found |= dict.fromkeys(("q", "k", "v"), f"{module_name}.{name}")
-    return found
+            layers.setdefault(role, f"{module_name}.{name}")
+    if "q" not in layers and (name := _first_layer(module, tuple(_FUSED))) is not None:
+        layers |= dict.fromkeys(("q", "k", "v"), f"{module_name}.{name}")
+    return layers
 
 
 def _first_layer(module: nn.Module, names: tuple[str, ...]) -> str | None:

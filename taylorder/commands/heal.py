@@ -96,7 +96,7 @@ def heal(
 
     Example: taylorder heal --config small --train qkvo --tokens 200000 --no-controls
     """
-    place = Placement.of(device, device_map)
+    placement = Placement.of(device, device_map)
     kind, stages = _kind(train), _stages(stage)
     lengths = options.parse_numbers("--context", context, 2)
     check_texts(text or [])
@@ -113,7 +113,7 @@ def heal(
 
     records = out / "records"
     with StderrProgress() as progress:
-        loaded, description = load_described(about.to_load, place, progress)
+        loaded, description = load_described(about.to_load, placement, progress)
         about.config.check(description)
 
         from taylorder.healing.heal import heal as train_and_measure

@@ -32,5 +32,9 @@ class Checkpoint:
         """Keep a state; the one before it stays until this one is whole."""
         self._records.put(self._slot(_SLOTS[number % 2]), {"number": number, **value}, tensors)
 
+    def remove(self) -> None:
+        """Keep no state any longer: the training is finished."""
+        self._records.remove(map(self._slot, _SLOTS))
+
     def _slot(self, slot: str) -> str:
         return f"training-{self._name}-{slot}"

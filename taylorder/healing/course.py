@@ -95,7 +95,7 @@ class Course:
         student.trained.load(student.trained.first)
         parameters = list(student.trained.parameters.values())
         self._optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=0.0)
-        self._state, self._kept = _State(), time.monotonic()
+        self._state, self._written = _State(), time.monotonic()
         self._best = _Best(student.trained.state(), student.config)
         self._restore()
 
@@ -117,7 +117,7 @@ class Course:
             if refitted or self._schedule.judged_after(state.done):
                 self._judge()
             state.seconds = time.monotonic() - began
-            if processes.from_first(lambda: time.monotonic() - self._kept >= self._between):
+            if processes.from_first(lambda: time.monotonic() - self._written >= self._between):
                 self._keep()
             stopped = self._reason(began)
         self._progress(self._name, self._schedule.steps, self._schedule.steps)
@@ -150,8 +150,8 @@ class Course:
         parameters = self._student.trained.parameters.values()
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        mine = processes.share(len(batch), "sequences in a step")
-        losses = [add_gradients(self._student, step.stage, batch[place], 1 / len(batch), far_only) for place in mine]
+        rows = processes.share(len(batch), "sequences in a step")
+        losses = [add_gradients(self._student, step.stage, batch[row], 1 / len(batch), far_only) for row in rows]
         processes.sum_in_place([parameter.grad for parameter in parameters if parameter.grad is not None])
         torch.nn.utils.clip_grad_norm_(parameters, MOST_NORM)
         for group in self._optimiser.param_groups:
@@ -210,7 +210,7 @@ class Course:
         """Write everything that the next step depends on."""
         state, student = self._state, self._student
         state.writes += 1
-        self._kept = time.monotonic()
+        self._written = time.monotonic()
         tensors = {f"now.{name}": tensor for name, tensor in student.trained.state().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.weights.items()}
         for name, parameter in student.trained.parameters.items():
@@ -225,10 +225,10 @@ class Course:
 
     def _restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        kept = self._checkpoint.read()
-        if kept is None:
+        latest = self._checkpoint.read()
+        if latest is None:
             return
-        value, tensors = kept
+        value, tensors = latest
         state, student = self._state, self._student
         state.done, state.seconds, state.best, state.writes = (
             value[name] for name in ("done", "seconds", "best", "writes")

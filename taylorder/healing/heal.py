@@ -145,24 +145,27 @@ def heal(
 
         def paces() -> dict[str, Pace]:
             say("timing a step")
-            return {name: Pace.of(student(own), learnt.blocks[0], settings.stages) for name, own in courses.items()}
+            return {name: Pace.of(student(of), learnt.blocks[0], settings.stages) for name, of in courses.items()}
 
         plan = planned(
             records, settings, paces, held_out_tokens=learnt.held_out.numel(), refit_tokens=refit_tokens,
-            table_tokens=len(states.ROWS) * (sum(sample.sequences.numel() for sample in samples) + TASK_TOKENS),
+            table_tokens=states.measured(config, window, len(courses))
+            * (sum(sample.sequences.numel() for sample in samples) + TASK_TOKENS),
         )  # fmt: skip
         say(plan.sentence(len(tokens.ids), text.source))
         outcomes = {}
-        for name, own in courses.items():
-            outcome = read(records, name, own)
+        for name, trained_for in courses.items():
+            outcome = read(records, name, trained_for)
             if outcome is None:
+                checkpoint = Checkpoint(records, name)
                 course = Course(
-                    states.STAGES[name], student(own), plan.schedule, learnt, settings, Checkpoint(records, name),
+                    states.STAGES[name], student(trained_for), plan.schedule, learnt, settings, checkpoint,
                     limit=plan.limit(name, settings), refit=refit if name == states.CONFIG else None,
                     progress=progress, say=say,
                 )  # fmt: skip
                 outcome = course.run()
                 write(records, name, outcome)
+                checkpoint.remove()
                 taken = duration(outcome.seconds)
                 say(f"{states.STAGES[name]}: {outcome.stopped}, best after {outcome.best} steps, {taken}")
             outcomes[name] = _in_the_config(trained, outcome) if settings.train == "config" else outcome

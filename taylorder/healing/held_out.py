@@ -22,11 +22,11 @@ class HeldOut:
         """Mean KL (exact || this) per token in nats; where the exact model itself is trained, the NLL of the text."""
         return float(np.mean(list(processes.spread(self._loss, range(len(self._sequences))))))
 
-    def _loss(self, place: int) -> float:
-        student, sequence = self._student, self._sequences[place]
+    def _loss(self, index: int) -> float:
+        student, sequence = self._student, self._sequences[index]
         hidden = student.hidden(sequence)
         if student.config is None:
             return mean_nll(student.head, sequence, hidden)
-        if place not in self._exact:
-            self._exact[place] = student.exact(sequence)
-        return mean_kl(student.head, self._exact[place], hidden)
+        if index not in self._exact:
+            self._exact[index] = student.exact(sequence)
+        return mean_kl(student.head, self._exact[index], hidden)

@@ -120,18 +120,18 @@ def _coefficients(plan: LayerPlan) -> Tensor:
     made = torch.zeros(len(far), order)
     for head, one in enumerate(far):
         if one is not None:
-            own = one.coefficients or [1 / math.factorial(degree) for degree in range(one.order)]
-            made[head, : one.order] = torch.tensor(own)
+            plain = [1 / math.factorial(degree) for degree in range(one.order)]
+            made[head, : one.order] = torch.tensor(one.coefficients or plain)
     return made
 
 
 def _with_coefficients(layer: LayerOrders, numbers: LayerNumbers) -> LayerOrders:
     values: list[list[float]] = [] if numbers.coefficients is None else numbers.coefficients.tolist()
     heads = []
-    for head, own in zip(layer.heads, values, strict=True):
+    for head, coefficients in zip(layer.heads, values, strict=True):
         far = head.spec.far
         if isinstance(far, Taylor):
-            spec = replace(head.spec, far=replace(far, coefficients=tuple(own[: far.order])))
+            spec = replace(head.spec, far=replace(far, coefficients=tuple(coefficients[: far.order])))
             heads.append(head.model_copy(update={"spec": spec}))
         else:
             heads.append(head)

@@ -69,17 +69,17 @@ def planned(
         table_tokens: that are read for the table, all states together.
 
     """
-    kept = records.get(_NAME)
-    if kept is None:
+    recorded = records.get(_NAME)
+    if recorded is None:
         timed = paces()
         work = {
             name: pace.having(held_out_tokens, refit_tokens if name == CONFIG else 0) for name, pace in timed.items()
         }
         schedule = longest_schedule(settings, list(work.values()))
-        kept = {
+        recorded = {
             "steps": schedule.steps,
             "seconds": {name: of_training.seconds(schedule) for name, of_training in work.items()},
             "table": table_tokens * max(pace.forward for pace in timed.values()),
         }
-        records.put(_NAME, kept)
-    return Plan(Schedule(kept["steps"], settings.stages, settings.contexts), kept["seconds"], kept["table"])
+        records.put(_NAME, recorded)
+    return Plan(Schedule(recorded["steps"], settings.stages, settings.contexts), recorded["seconds"], recorded["table"])

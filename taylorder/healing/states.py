@@ -20,13 +20,15 @@ TRAINED_EXACT = "exact, trained"
 CONFIG = "config"
 """What the training for the config is called; those of the controls are called ``window`` and ``exact``."""
 
-ROWS = (EXACT, BEFORE, AFTER, STATE_OFF, NEAR_OFF, WINDOW_BEFORE, WINDOW_AFTER, TRAINED_EXACT)
-"""All states."""
-
 STAGES = {CONFIG: "healing", rivals.WINDOW: "healing one window", EXACT: "training exact"}
 """The trainings, as progress is told."""
 
 NO_CONTROLS = "not run: --no-controls"
+
+
+def measured(config: OrderConfig, window: Contender, trainings: int) -> int:
+    """How many states there will be: one of each training, two untrained, a window, and two with a part left out."""
+    return trainings + 2 + (window.config is not None) + 2 * has_polynomials(config)
 
 
 def states(

@@ -114,15 +114,15 @@ def table(
     tasks = _tasks(tokenizer, student, seed)
     there = [state for state in states if not state.absent]
     sequences = {
-        f"losses-{sample.name}-{place}": (sample.name, sequence)
+        f"losses-{sample.name}-{number}": (sample.name, sequence)
         for sample in samples
-        for place, sequence in enumerate(sample.sequences)
+        for number, sequence in enumerate(sample.sequences)
     }
     asked = {f"tasks-{state.name}": state for state in there} if tasks else {}
     work: list[Callable[[], Any]] = [partial(_losses, student, there, sequence) for _, sequence in sequences.values()]
     work += [partial(_outcomes, student, state, tasks) for state in asked.values()]
     names = [*sequences, *asked]
-    records.finish(names, lambda place: work[place](), records.put, partial(progress, STAGE))
+    records.finish(names, lambda number: work[number](), records.put, partial(progress, STAGE))
     made = {
         text: [records.get(name) for name, (of, _) in sequences.items() if of == text] for text, _ in sequences.values()
     }

@@ -67,8 +67,8 @@ class TrainingText:
                 "learn from and one that is held out; use more text, or a smaller --context"
             )
         count = min(HELD_OUT, max(1, len(cut) // 8))
-        held_out = [len(cut) * (2 * place + 1) // (2 * count) for place in range(count)]
-        learnt = [place for place in range(len(cut)) if place not in held_out]
+        held_out = [len(cut) * (2 * number + 1) // (2 * count) for number in range(count)]
+        learnt = [block for block in range(len(cut)) if block not in held_out]
         return cls(tokens.text.source, tokens.text.sha256, cut[learnt], cut[held_out], tokens.bos)
 
     def batch(self, length: int, count: int, seed: int, number: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,13 @@ class Records:
             self._write(f"{name}.json", json.dumps(piece))
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget pieces, which may not be there."""
+        if is_first():
+            for name in names:
+                for kind in ("json", "safetensors"):
+                    (self.directory / f"{name}.{kind}").unlink(missing_ok=True)
 
     def finish(
         self,
