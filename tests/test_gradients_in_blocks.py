@@ -303,3 +303,15 @@ def test_autocast_rounds_nothing_on_either_way(kind, folds):
         found = run()
     for own, other in zip(found, expected, strict=True):
         assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("B, T", [(0, 3), (2, 0), (1, 1)])
+@pytest.mark.parametrize("kind", ["ranks", "kept alone", "exact"])
+def test_few_tokens_and_none(kind, B, T):
+    leaves = [each.requires_grad_() for each in tensors(B=B, T=T)]
+    for valid in (None, torch.zeros(B, T, dtype=torch.bool)):
+        output, _ = taylor_attention(*leaves, KINDS[kind], scaling=SCALING, valid=valid, priority=ranking(T, B))
+        assert output.shape == (B, 2, T, 2)
+        assert output.isfinite().all()
+        output.sum().backward()
+    assert all(each.grad.isfinite().all() for each in leaves if each.grad is not None)

@@ -98,6 +98,8 @@ def differentiable_attention(
     for kv_head, group in enumerate(grouped(heads, key.shape[1])):
         kinds.setdefault(_kind(group), []).append(kv_head)
     B, H, T, d = query.shape
+    if not B or not T:
+        return query[..., :1].expand(B, H, T, value.shape[-1]), query.new_zeros(H, dtype=torch.int64)
     g = H // key.shape[1]
     outputs, guarded, order_of_heads = [], [], []
     for kv_heads in kinds.values():
@@ -171,8 +173,8 @@ def _attend_kind(
     G, d_v = k.shape[1], v.shape[-1]
     group = specs[: H // G]
     exact = isinstance(group[0].far, Exact)
-    near = Near(max(T, 1)) if exact else group[0].near
-    if valid is None and terms.softcap is None and (near.window or near.kept) and deepest(group) is None and T:
+    near = Near(T) if exact else group[0].near
+    if valid is None and terms.softcap is None and (near.window or near.kept) and deepest(group) is None:
         if causal:
             rows = windowed_attention(q, k, v, near, scaling=scaling, priority=priority, terms=terms)
         else:
@@ -229,7 +231,7 @@ def _plan(
         features = sum(count(p, rank) if p else 1 for p, rank in enumerate(polynomials.ranks))
         fold = folds_from(T if causal else 2 * T, near.window, features, d, value_dim, g, N)
         width = width if fold is None else max(at_hand + fold, features)
-    rows = max(1, min(BLOCK_ROWS, T))
+    rows = min(BLOCK_ROWS, T)
     made: Optional[Features] = None
     if fold is not None and polynomials is not None:
         made = TorchFeatures(polynomials.ranks)

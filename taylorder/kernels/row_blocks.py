@@ -34,15 +34,15 @@ class Tokens:
     def of(self, tensor: Tensor) -> Tensor:
         """Those of ``[N, T, *]``."""
         if isinstance(self.chosen, Tensor):
-            return tensor.gather(1, self._index(tensor)) if self.chosen.shape[1] else tensor[:, :0]
+            return tensor.gather(1, _index(self.chosen, tensor)) if self.number else tensor[:, :0]
         parts = [tensor[:, part] for part in self.chosen]
         return parts[0] if len(parts) == 1 else torch.cat([tensor[:, :0], *parts], 1)
 
     def add(self, total: Tensor, part: Tensor) -> None:
         """Add ``part`` ``[N, S, *]`` to those of ``total`` ``[N, T, *]``, none of which is there twice."""
         if isinstance(self.chosen, Tensor):
-            if self.chosen.shape[1]:
-                total.scatter_add_(1, self._index(part), part)
+            if self.number:
+                total.scatter_add_(1, _index(self.chosen, part), part)
             return
         start = 0
         for piece in self.chosen:
@@ -62,12 +62,13 @@ class Tokens:
                 joined.append(part)
         return Tokens(tuple(joined))
 
-    def _index(self, tensor: Tensor) -> Tensor:
-        assert isinstance(self.chosen, Tensor)
-        return self.chosen if tensor.ndim == 2 else self.chosen[..., None].expand(-1, -1, tensor.shape[-1])
-
 
 NOBODY = Tokens(())
+
+
+def _index(chosen: Tensor, like: Tensor) -> Tensor:
+    """Numbers ``[N, S]`` as an index of ``[N, T]`` or ``[N, T, *]``."""
+    return chosen if like.ndim == 2 else chosen[..., None].expand(-1, -1, like.shape[-1])
 
 
 @dataclass(frozen=True)
