@@ -155,9 +155,8 @@ def heal(
         say(plan.sentence(len(tokens.ids), text.source))
         outcomes = {}
         for name, trained_for in courses.items():
-            outcome = read(records, name, trained_for)
+            outcome, checkpoint = read(records, name, trained_for), Checkpoint(records, name)
             if outcome is None:
-                checkpoint = Checkpoint(records, name)
                 course = Course(
                     states.STAGES[name], student(trained_for), plan.schedule, learnt, settings, checkpoint,
                     limit=plan.limit(name, settings), refit=refit if name == states.CONFIG else None,
@@ -165,9 +164,9 @@ def heal(
                 )  # fmt: skip
                 outcome = course.run()
                 write(records, name, outcome)
-                checkpoint.remove()
                 taken = duration(outcome.seconds)
                 say(f"{states.STAGES[name]}: {outcome.stopped}, best after {outcome.best} steps, {taken}")
+            checkpoint.remove()
             outcomes[name] = _in_the_config(trained, outcome) if settings.train == "config" else outcome
         shown = states.states(config, window, outcomes, reasons)
         say(f"measuring {sum(not state.absent for state in shown)} states of the model on unseen text and tasks")
