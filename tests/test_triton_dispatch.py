@@ -16,8 +16,9 @@ import taylorder
 from taylorder.errors import TaylorderError, UsageError
 from taylorder.kernels import BACKEND_VARIABLE, HeadSpec, TritonUnavailableError, triton_backend
 from taylorder.kernels.dispatch import choose_backend
+from taylorder.kernels.polynomial import Polynomials
 from taylorder.kernels.spec import Near, Taylor
-from taylorder.kernels.triton_backend import attention, fold, launch
+from taylorder.kernels.triton_backend import attention, fold, launch, state_gradients
 from taylorder.kernels.triton_backend.settings import Setting
 
 pytestmark = pytest.mark.interpreter
@@ -208,5 +209,11 @@ def test_the_key_of_autotuning_is_what_a_setting_depends_on():
         patch.setattr(attention, "launch", record)
         patch.setattr(fold, "launch", record)
         attend(case, "triton")
+        patch.setattr(state_gradients, "launch", record)
+        keys, queries = torch.randn(1, 8, 4, requires_grad=True), torch.randn(1, 1, 8, 4, requires_grad=True)
+        features = state_gradients.TritonFeatures(4, (0, 4, 4))
+        polynomials = Polynomials.build(((HeadSpec(Taylor(3)),),), 4, torch.float32, torch.device("cpu"))
+        read = features.read(queries, features.fold(keys, torch.ones(1, 8, 2)), polynomials, None)
+        torch.autograd.grad(read.sum(), (keys, queries))
     assert set(seen) == set(launch.KERNELS)
     assert "ROWS" in seen["read_state"]

@@ -64,7 +64,7 @@ def test_prefill_pieces_and_decode_are_the_float64_reference(name, layout, tmp_p
         pieces = in_pieces(model, cache, ids, mask, (30, 1, 1, 20, 1, 1, 1, 1))
     assert relative_error(whole[rows], expected[rows]) < 1e-4
     assert relative_error(pieces[rows], expected[rows]) < 1e-4
-    assert set(launches) == set(KERNELS)
+    assert set(launches) == {name for name, kernel in KERNELS.items() if kernel.file != "gradient_kernels"}
     assert min(launches.values()) > 0
     with torch.no_grad():
         plain = model(ids, **inputs).logits
