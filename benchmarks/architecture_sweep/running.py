@@ -20,7 +20,7 @@ class CannotTellError(Exception):
 
 
 def run(model: Any, **batch: Tensor) -> Tensor:
-    """The first output of real numbers, without a cache: logits, or hidden states ``[B, T, .]``; else the first."""
+    """The first output of real numbers that are not all zero, without a cache: logits, or hidden states."""
     with torch.no_grad():
         returned = model(**batch, **without_cache(model))
     outputs = (
@@ -28,7 +28,8 @@ def run(model: Any, **batch: Tensor) -> Tensor:
         if isinstance(returned, Tensor)
         else list(returned.values() if isinstance(returned, dict) else returned)
     )
-    return next((one for one in outputs if isinstance(one, Tensor) and one.is_floating_point()), outputs[0])
+    real = (one for one in outputs if isinstance(one, Tensor) and one.is_floating_point())
+    return next((one for one in real if one.any()), outputs[0])
 
 
 def right_output(model: Any, **batch: Tensor) -> Tensor:
