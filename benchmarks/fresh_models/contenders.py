@@ -1,0 +1,82 @@
+"""Kinds of attention that models are trained with: each says what a head runs and what it holds of a long context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from taylorder.adapt import cost
+from taylorder.kernels.spec import Dropped, Exact, Expansion, HeadSpec, Near, Taylor
+
+WINDOW, SINKS = 16, 2
+SHIFTS = {2: 4.0, 4: 3.0}
+"""By how much below zero the expansion points of shifted even orders lie."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One kind of attention, for every head alike.
+
+    Attributes:
+        name: what it is called in records and tables.
+        far: what a head does with far keys.
+        near: its near field.
+        rank: coordinates that degrees from 2 on use; None all.
+        trains_coefficients: whether the factors of the powers are learnt, from those of ``far`` on.
+
+    """
+
+    name: str
+    far: Exact | Dropped | Taylor
+    near: Near = field(default_factory=Near)
+    rank: int | None = None
+    trains_coefficients: bool = False
+
+    def spec(self, head_dim: int) -> HeadSpec:
+        """What a head of so many numbers runs."""
+        far = self.far
+        if self.rank is not None and isinstance(far, Taylor):
+            rank = min(self.rank, head_dim)
+            # `centre` has ranks, and with key centres of zero it is an expansion around zero.
+            far = Taylor(far.order, "centre", (head_dim, head_dim, *[rank] * (far.order - 2)), far.coefficients)
+        return HeadSpec(far, self.near)
+
+    def state_bytes(self, head_dim: int, tokens: int) -> int:
+        """Nominal bytes that one KV head holds after so many tokens."""
+        spec = self.spec(head_dim)
+        if isinstance(spec.far, Exact):
+            return cost.kv_bytes(head_dim, head_dim, tokens)
+        held = cost.near_bytes(spec.near, head_dim, head_dim, tokens)
+        if isinstance(spec.far, Taylor):
+            held += cost.state_bytes(head_dim, head_dim, spec.far.order, spec.far.ranks)
+        return held
+
+
+def shifted(order: int, shift: float) -> Taylor:
+    """``exp`` to that order around ``-shift``, written in powers of the score: positive wherever scores lie above."""
+    terms = range(order)
+    below = [
+        sum(shift ** (j - p) / (math.factorial(p) * math.factorial(j - p)) for j in range(p, order)) for p in terms
+    ]
+    return Taylor(order, coefficients=tuple(below))
+
+
+def _orders(expansion: Expansion) -> list[Contender]:
+    words = "" if expansion == "zero" else f" {expansion}"
+    return [Contender(f"order {order}{words}", Taylor(order, expansion)) for order in range(1, 6)]
+
+
+_NEAR = Near(WINDOW, SINKS)
+CONTENDERS: Sequence[Contender] = (
+    Contender("softmax", Exact()),
+    *_orders("zero"),
+    *_orders("mean"),
+    Contender("window", Dropped(), _NEAR),
+    Contender("order 3 beside window", Taylor(3), _NEAR),
+    *(Contender(f"order {order} rank {rank}", Taylor(order), rank=rank) for order in (3, 4) for rank in (4, 8)),
+    *(Contender(f"order {order} learnt", Taylor(order), trains_coefficients=True) for order in (2, 4)),
+    *(Contender(f"order {order} shifted", shifted(order, shift)) for order, shift in SHIFTS.items()),
+    Contender("order 3 square", Taylor(3, coefficients=(1.0, 1.0, 0.25))),
+)
+BY_NAME = {contender.name: contender for contender in CONTENDERS}

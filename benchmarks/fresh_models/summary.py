@@ -1,0 +1,86 @@
+"""What the records say: of every contender the share of right answers over its seeds, beside the bytes it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fresh_models.contenders import CONTENDERS
+from fresh_models.log import About
+from fresh_models.plan import RATES, merit
+from taylorder.evaluation.intervals import Interval, mean_interval
+
+
+@dataclass(frozen=True)
+class Line:
+    """A contender at one size.
+
+    Attributes:
+        rate: the learning rate of these runs; the better of two where ``tried`` is 2.
+        shares: right answers by seed.
+        solved: after how many steps, by seed; None where it was not.
+
+    """
+
+    contender: str
+    head_dim: int
+    pairs: int
+    rate: float
+    tried: int
+    state_bytes: int
+    guessing: float
+    shares: Sequence[float]
+    solved: Sequence[int | None]
+    guarded: float
+
+    @property
+    def words(self) -> str:
+        """Contender and size."""
+        return f"{self.contender}, d {self.head_dim}, {self.pairs} pairs"
+
+    @property
+    def share(self) -> Interval:
+        """The mean over seeds, without ends where there is one seed."""
+        interval = mean_interval(self.shares)
+        return Interval(interval.estimate, max(0.0, interval.low), min(1.0, interval.high))
+
+    @property
+    def figures(self) -> list[str]:
+        """Cells of a table."""
+        solved = [step for step in self.solved if step is not None]
+        ends = f" [{self.share.low:.2f}, {self.share.high:.2f}]" if len(self.shares) > 1 else ""
+        steps = f"{len(solved)} of {len(self.solved)}" + (f", {min(solved):,} to {max(solved):,}" if solved else "")
+        return [
+            f"{self.state_bytes:,}", f"{self.share.estimate:.2f}{ends}", str(len(self.shares)), steps,
+            f"{self.rate:g}" + ("" if self.tried == len(RATES) else " (alone)"), f"{100 * self.guarded:.1f} %",
+        ]  # fmt: skip
+
+
+HEAD = ["bytes", "share right [95 %]", "seeds", "solved, steps", "learning rate", "guarded rows"]
+
+
+def lines(records: Iterable[About]) -> list[Line]:
+    """A line for each contender and size, in the order of the contenders."""
+    sizes: dict[tuple[str, int, int], list[About]] = {}
+    for record in records:
+        about = record["about"]
+        if about["task"] == "recall":
+            sizes.setdefault((about["contender"], about["head_dim"], about["pairs"]), []).append(record)
+    order = [contender.name for contender in CONTENDERS]
+    made = [_line(*size, of_size) for size, of_size in sizes.items() if size[0] in order]
+    return sorted(made, key=lambda line: (line.head_dim, line.pairs, order.index(line.contender)))
+
+
+def _line(contender: str, head_dim: int, pairs: int, records: Sequence[About]) -> Line:
+    by_rate: dict[float, list[About]] = {}
+    for record in sorted(records, key=lambda record: record["about"]["seed"]):
+        by_rate.setdefault(record["about"]["rate"], []).append(record)
+    # What has more seeds was chosen for them; until then, what did better.
+    rate = max(by_rate, key=lambda rate: (len(by_rate[rate]), merit(by_rate[rate][0])))
+    chosen = by_rate[rate]
+    return Line(
+        contender, head_dim, pairs, rate, len(by_rate), chosen[0]["state_bytes"], chosen[0]["guessing"],
+        [record["share"] for record in chosen], [record["solved_at"] for record in chosen],
+        math.fsum(record.get("guarded", 0.0) for record in chosen) / len(chosen),
+    )  # fmt: skip
