@@ -8,7 +8,8 @@
 A run is one model, trained with one contender's attention from one seed: one to three minutes of one core. Its record
 is a line of ``--out``, its weights a file in ``--models``. ``recall`` is associative recall with heads of 16 numbers
 and 8 pairs: every contender, five seeds, the learning rate chosen of two by the first seed. ``found`` has the analyzer
-look at these models, and runs them with other orders. ``sizes`` has other heads and other numbers of pairs.
+look at these models, and runs them with other orders. ``text`` is a language model of a million parameters, and
+``sizes`` is recall with other heads and other numbers of pairs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from pathlib import Path
 
 import torch
 from fresh_models.contenders import BY_NAME
-from fresh_models.log import About, Log
+from fresh_models.log import About, Log, weights_file
 from fresh_models.plan import PIECES, Plan
-from fresh_models.recall_run import RecallRun
 from fresh_models.summary import HEAD, lines
 
 from taylorder.storage.files import replacing
@@ -43,9 +43,9 @@ def main() -> None:
             break
         _say(words(run.about))
         record, weights = run.measure()
-        if isinstance(run, RecallRun) and weights is not None:
+        if weights is not None:
             arguments.models.mkdir(parents=True, exist_ok=True)
-            with replacing(run.weights_file(arguments.models)) as temporary:
+            with replacing(weights_file(arguments.models, run.about)) as temporary:
                 temporary.write_bytes(weights)
         log.add(run.about, record)
         _say(result(record))
@@ -64,6 +64,8 @@ def result(record: About) -> str:
     """What came of a run, in a line."""
     if "run_as" in record:
         return ", ".join(f"as {name} {share:.2f}" for name, share in record["run_as"].items())
+    if "loss" in record:
+        return ", ".join(f"{kind} {loss:.3f}" for kind, loss in record["loss"].items()) + f", {record['seconds']:.0f} s"
     return f"{record['share']:.3f} right, {record['seconds']:.0f} s"
 
 

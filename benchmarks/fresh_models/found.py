@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import taylorder
 from fresh_models.contenders import BY_NAME
+from fresh_models.log import About
 from fresh_models.models import attached, recall_model
 from fresh_models.recall import Recall
 from fresh_models.recall_run import RecallRun, share_right
@@ -33,11 +34,11 @@ class FoundRun:
     task: ClassVar[str] = "found"
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> About:
         """That of the run, under another task."""
         return self.run.about | {"task": self.task}
 
-    def measure(self) -> tuple[dict[str, Any], None]:
+    def measure(self) -> tuple[About, None]:
         """Analyse the model as softmax would run it, and judge it with other orders."""
         task, model = Recall(self.run.pairs), recall_model(self.run.head_dim)
         model.load_state_dict(load_file(self.weights), strict=False)
@@ -47,7 +48,7 @@ class FoundRun:
         analysis = taylorder.analyze(
             model, None, inputs=[{"input_ids": words}], name="fresh", rows=None, max_order=MAX_ORDER
         )
-        record: dict[str, Any] = {"run_as": {}, "heads": heads(analysis), "alpha": alphas(analysis)}
+        record: About = {"run_as": {}, "heads": heads(analysis), "alpha": alphas(analysis)}
         for name in RUN_AS:
             handle = attached(model, BY_NAME[name])
             record["run_as"][name] = share_right(model, task, JUDGED)

@@ -42,5 +42,11 @@ class Log:
         return whole
 
 
+def weights_file(directory: Path, about: About) -> Path:
+    """Where the weights of a run are kept."""
+    words = "-".join(f"{name}-{value}" for name, value in about.items())
+    return directory / f"{words.replace(' ', '-')}.safetensors"
+
+
 def _key(about: About) -> str:
     return json.dumps(about, sort_keys=True)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from fresh_models.contenders import Contender
 from fresh_models.recall import WORDS
-from taylorder.adapt.config import HeadOrder, OrderConfig
+from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.handle import Handle, attach
 from taylorder.adapt.prepared import prepare
-from taylorder.evaluation.rivals import per_layer
 from taylorder.kernels.spec import Exact, Taylor
 from taylorder.models.describe import describe
 
 LAYERS, HEADS, WIDTH = 2, 2, 64
+TEXT_LAYERS, TEXT_HEADS, TEXT_WIDTH, TEXT_HEAD_DIM = 4, 8, 128, 16
 REACH = 3
 """Words that the convolution before each attention mixes, the word's own included."""
 
@@ -51,6 +51,18 @@ def recall_model(head_dim: int) -> Any:
     return model
 
 
+def text_model(vocabulary: int) -> Any:
+    """Four layers of Llama: a million parameters and a little more."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=TEXT_WIDTH, intermediate_size=3 * TEXT_WIDTH, num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=TEXT_HEADS, num_key_value_heads=TEXT_HEADS, head_dim=TEXT_HEAD_DIM,
+        max_position_embeddings=1024, pad_token_id=None, bos_token_id=None, eos_token_id=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
 def attached(model: Any, contender: Contender) -> Handle | None:
     """Have the model attend as the contender does until the handle is closed; None leaves softmax as it is.
 
@@ -72,8 +84,13 @@ def config_of(model: Any, contender: Contender) -> OrderConfig:
     """The contender as a config of the model, ranks taken of coordinates as they are."""
     description = describe(model)
     modules = description.modules
-    head = HeadOrder(spec=contender.spec(modules[0].head_dim))
-    config = per_layer(description, {module.name: head for module in modules}, {"policy": contender.name})
+    layers = []
+    for module in modules:
+        heads = [HeadOrder(spec=spec) for spec in contender.specs(module.head_dim, module.heads)]
+        layers.append(LayerOrders.of(module, description, heads))
+    config = OrderConfig(
+        model=ModelIdentity.of(description), criterion={"policy": contender.name}, layers=tuple(layers)
+    )
     if contender.rank is None:
         return config
     centres, rotations = {}, {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from fresh_models.contenders import CONTENDERS
+from fresh_models.contenders import CONTENDERS, TEXT
 from fresh_models.found import FoundRun
-from fresh_models.log import About, Log
+from fresh_models.log import About, Log, weights_file
 from fresh_models.recall_run import RecallRun
+from fresh_models.text_run import TextRun
 
 RATES = (3e-3, 1e-3)
 """Learning rates; the seed 0 of a contender, trained with each, chooses for its other seeds."""
@@ -29,6 +30,17 @@ class Run(Protocol):
 
     def measure(self) -> tuple[About, bytes | None]:
         """The record, and the weights of a model that was trained, as a safetensors file."""
+
+
+class Trained(Run, Protocol):
+    """A run that trains, and says which of two records speaks for its learning rate."""
+
+    def at(self, rate: float, seed: int) -> Run:
+        """The same with another learning rate and seed."""
+
+    @staticmethod
+    def merit(record: About) -> Any:
+        """The larger the better."""
 
 
 @dataclass(frozen=True)
@@ -54,53 +66,54 @@ class Plan:
                 if self.log.find(run.about) is None:
                     yield run
 
-    def recall(self) -> Iterator[RecallRun]:
-        """All contenders at d = 16 and 8 pairs: seed 0 with both rates, and then one seed after the other."""
-        for rate in RATES:
-            yield from (RecallRun(name, rate=rate) for name in self.names)
-        for seed in SEEDS[1:]:
-            yield from self._at_chosen(RecallRun(name, seed=seed) for name in self.names)
+    def recall(self) -> Iterator[Run]:
+        """All contenders at d = 16 and 8 pairs."""
+        yield from self._line([RecallRun(name) for name in self.names], SEEDS)
 
-    def sizes(self) -> Iterator[RecallRun]:
+    def text(self) -> Iterator[Run]:
+        """Language models."""
+        yield from self._line([TextRun(name) for name in self.names if name in TEXT], FEW_SEEDS)
+
+    def sizes(self) -> Iterator[Run]:
         """Other head dims and numbers of pairs, with the rates of the main line."""
-        few = [name for name in self.names if name in FEW]
+        others = [{"pairs": pairs} for pairs in PAIRS] + [{"head_dim": head_dim} for head_dim in HEAD_DIMS]
         for seed in FEW_SEEDS:
-            for pairs in PAIRS:
-                yield from self._at_chosen(RecallRun(name, pairs=pairs, seed=seed) for name in few)
-            for head_dim in HEAD_DIMS:
-                yield from self._at_chosen(RecallRun(name, head_dim=head_dim, seed=seed) for name in few)
+            for size in others:
+                for name in self.names:
+                    rate = self._rate(RecallRun(name)) if name in FEW else None
+                    if rate is not None:
+                        yield RecallRun(name, **size).at(rate, seed)
 
-    def found(self) -> Iterator[FoundRun]:
+    def found(self) -> Iterator[Run]:
         """What the analyzer says of every model of the main line whose weights are there."""
         for record in self.log.records():
             about = record["about"]
             if about["task"] == RecallRun.task and about["contender"] in self.names:
                 run = RecallRun(**{name: value for name, value in about.items() if name != "task"})
-                weights = run.weights_file(self.models)
+                weights = weights_file(self.models, about)
                 if weights.exists() and (run.head_dim, run.pairs) == (RecallRun.head_dim, RecallRun.pairs):
                     yield FoundRun(run, weights)
 
-    def rate_of(self, contender: str) -> float | None:
-        """The better learning rate of a contender in the main line, None until both were tried."""
-        found = {rate: self.log.find(RecallRun(contender, rate=rate).about) for rate in RATES}
-        tried = {rate: merit(record) for rate, record in found.items() if record is not None}
-        return max(tried, key=lambda rate: tried[rate]) if len(tried) == len(RATES) else None
+    def _line(self, firsts: Sequence[Trained], seeds: Sequence[int]) -> Iterator[Run]:
+        """Seed 0 with both rates, and then one seed after the other with the better."""
+        for rate in RATES:
+            yield from (first.at(rate, seeds[0]) for first in firsts)
+        for seed in seeds[1:]:
+            for first in firsts:
+                rate = self._rate(first)
+                if rate is not None:
+                    yield first.at(rate, seed)
 
-    def _at_chosen(self, runs: Iterator[RecallRun]) -> Iterator[RecallRun]:
-        for run in runs:
-            rate = self.rate_of(run.contender)
-            if rate is not None:
-                yield run.at(rate)
+    def _rate(self, first: Trained) -> float | None:
+        """The better learning rate of a contender, None until both were tried."""
+        found = {rate: self.log.find(first.at(rate, SEEDS[0]).about) for rate in RATES}
+        merits = {rate: first.merit(record) for rate, record in found.items() if record is not None}
+        return max(merits, key=lambda rate: merits[rate]) if len(merits) == len(RATES) else None
 
 
 PIECES: Mapping[str, Callable[[Plan], Iterator[Run]]] = {
     "recall": Plan.recall,
     "found": Plan.found,
+    "text": Plan.text,
     "sizes": Plan.sizes,
 }
-
-
-def merit(record: About) -> tuple[bool, int, float]:
-    """What speaks for a run: that it solved the task, in the fewer steps the better, or else its share right."""
-    solved = record["solved_at"]
-    return solved is not None, -(solved or 0), record["share"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fresh_models.contenders import BY_NAME, Contender
+from fresh_models.log import About
 from fresh_models.models import attached, recall_model
 from fresh_models.recall import Batch, Recall
 from fresh_models.training import Schedule, train
@@ -37,20 +37,21 @@ class RecallRun:
     task: ClassVar[str] = "recall"
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> About:
         """Its name in records."""
         return {"task": self.task, **asdict(self)}
 
-    def at(self, rate: float) -> RecallRun:
-        """The same with another learning rate."""
-        return replace(self, rate=rate)
+    def at(self, rate: float, seed: int) -> RecallRun:
+        """The same with another learning rate and seed."""
+        return replace(self, rate=rate, seed=seed)
 
-    def weights_file(self, directory: Path) -> Path:
-        """Where its weights are kept."""
-        words = "-".join(f"{name}-{value}" for name, value in self.about.items())
-        return directory / f"{words.replace(' ', '-')}.safetensors"
+    @staticmethod
+    def merit(record: About) -> tuple[bool, int, float]:
+        """What speaks for a run: that it solved the task, in the fewer steps the better, or else its share right."""
+        solved = record["solved_at"]
+        return solved is not None, -(solved or 0), record["share"]
 
-    def measure(self) -> tuple[dict[str, Any], bytes]:
+    def measure(self) -> tuple[About, bytes]:
         """Train and judge; the record, and the weights as a safetensors file."""
         contender, task = BY_NAME[self.contender], Recall(self.pairs)
         torch.manual_seed(self.seed)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from fresh_models.contenders import CONTENDERS
 from fresh_models.log import About
-from fresh_models.plan import RATES, merit
+from fresh_models.plan import RATES
+from fresh_models.recall_run import RecallRun
 from taylorder.evaluation.intervals import Interval, mean_interval
 
 
@@ -50,7 +51,9 @@ class Line:
         """Cells of a table."""
         solved = [step for step in self.solved if step is not None]
         ends = f" [{self.share.low:.2f}, {self.share.high:.2f}]" if len(self.shares) > 1 else ""
-        steps = f"{len(solved)} of {len(self.solved)}" + (f", {min(solved):,} to {max(solved):,}" if solved else "")
+        steps = f"{len(solved)} of {len(self.solved)}"
+        if solved:
+            steps += f", {' to '.join(f'{step:,}' for step in sorted({min(solved), max(solved)}))}"
         return [
             f"{self.state_bytes:,}", f"{self.share.estimate:.2f}{ends}", str(len(self.shares)), steps,
             f"{self.rate:g}" + ("" if self.tried == len(RATES) else " (alone)"), f"{100 * self.guarded:.1f} %",
@@ -77,7 +80,7 @@ def _line(contender: str, head_dim: int, pairs: int, records: Sequence[About]) -
     for record in sorted(records, key=lambda record: record["about"]["seed"]):
         by_rate.setdefault(record["about"]["rate"], []).append(record)
     # What has more seeds was chosen for them; until then, what did better.
-    rate = max(by_rate, key=lambda rate: (len(by_rate[rate]), merit(by_rate[rate][0])))
+    rate = max(by_rate, key=lambda rate: (len(by_rate[rate]), RecallRun.merit(by_rate[rate][0])))
     chosen = by_rate[rate]
     return Line(
         contender, head_dim, pairs, rate, len(by_rate), chosen[0]["state_bytes"], chosen[0]["guessing"],
