@@ -40,7 +40,7 @@ class FoundRun:
 
     def measure(self) -> tuple[About, None]:
         """Analyse the model as softmax would run it, and judge it with other orders."""
-        task, model = Recall(self.run.pairs), recall_model(self.run.head_dim)
+        task, model = Recall(self.run.pairs), recall_model(self.run.head_dim, self.run.initial)
         model.load_state_dict(load_file(self.weights), strict=False)
         model.tie_weights()
         model.eval()

@@ -17,6 +17,9 @@ from taylorder.models.describe import describe
 
 LAYERS, HEADS, WIDTH = 2, 2, 64
 TEXT_LAYERS, TEXT_HEADS, TEXT_WIDTH, TEXT_HEAD_DIM = 4, 8, 128, 16
+INITIAL = WIDTH**-0.5
+"""Standard deviation of weights at the start: queries and keys of about unit variance, which truncated orders need."""
+
 REACH = 3
 """Words that the convolution before each attention mixes, the word's own included."""
 
@@ -36,14 +39,18 @@ class Mixed(nn.Module):
         return sum((padded[:, back : back + T] * tap for back, tap in enumerate(self.taps)), torch.zeros(()))
 
 
-def recall_model(head_dim: int) -> Any:
-    """Two layers without positions, as words find their neighbours by the convolution alone."""
+def recall_model(head_dim: int, initial: float = INITIAL) -> Any:
+    """Two layers without positions, as words find their neighbours by the convolution alone.
+
+    ``initial`` is the standard deviation of weights at the start.
+    """
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
     config = SmolLM3Config(
         vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=head_dim, no_rope_layers=[0] * LAYERS,
         max_position_embeddings=512, pad_token_id=None, bos_token_id=None, eos_token_id=None, tie_word_embeddings=True,
+        initializer_range=initial,
     )  # fmt: skip
     model = SmolLM3ForCausalLM(config)
     for layer in model.model.layers:
@@ -59,6 +66,7 @@ def text_model(vocabulary: int) -> Any:
         vocab_size=vocabulary, hidden_size=TEXT_WIDTH, intermediate_size=3 * TEXT_WIDTH, num_hidden_layers=TEXT_LAYERS,
         num_attention_heads=TEXT_HEADS, num_key_value_heads=TEXT_HEADS, head_dim=TEXT_HEAD_DIM,
         max_position_embeddings=1024, pad_token_id=None, bos_token_id=None, eos_token_id=None, tie_word_embeddings=True,
+        initializer_range=TEXT_WIDTH**-0.5,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 

@@ -19,6 +19,8 @@ RATES = (3e-3, 1e-3)
 SEEDS, FEW_SEEDS = range(5), range(2)
 FEW = ("softmax", "order 2", "order 3")
 HEAD_DIMS, PAIRS = (8, 32), (4, 16, 32)
+SMALL = 0.02
+"""Standard deviation of first weights that is usual in transformers' classes."""
 
 
 class Run(Protocol):
@@ -75,8 +77,9 @@ class Plan:
         yield from self._line([TextRun(name) for name in self.names if name in TEXT], FEW_SEEDS)
 
     def sizes(self) -> Iterator[Run]:
-        """Other head dims and numbers of pairs, with the rates of the main line."""
-        others = [{"pairs": pairs} for pairs in PAIRS] + [{"head_dim": head_dim} for head_dim in HEAD_DIMS]
+        """Other head dims, numbers of pairs and first weights, with the rates of the main line."""
+        others: list[dict[str, Any]] = [{"initial": SMALL}]
+        others += [{"pairs": pairs} for pairs in PAIRS] + [{"head_dim": head_dim} for head_dim in HEAD_DIMS]
         for seed in FEW_SEEDS:
             for size in others:
                 for name in self.names:
@@ -91,7 +94,7 @@ class Plan:
             if about["task"] == RecallRun.task and about["contender"] in self.names:
                 run = RecallRun(**{name: value for name, value in about.items() if name != "task"})
                 weights = weights_file(self.models, about)
-                if weights.exists() and (run.head_dim, run.pairs) == (RecallRun.head_dim, RecallRun.pairs):
+                if run.of_main_line and weights.exists():
                     yield FoundRun(run, weights)
 
     def _line(self, firsts: Sequence[Trained], seeds: Sequence[int]) -> Iterator[Run]:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from fresh_models.contenders import BY_NAME, Contender
 from fresh_models.log import About
-from fresh_models.models import attached, recall_model
+from fresh_models.models import INITIAL, attached, recall_model
 from fresh_models.recall import Batch, Recall
 from fresh_models.training import Schedule, train
 
@@ -33,6 +33,7 @@ class RecallRun:
     pairs: int = 8
     seed: int = 0
     rate: float = 3e-3
+    initial: float = INITIAL
 
     task: ClassVar[str] = "recall"
 
@@ -45,6 +46,11 @@ class RecallRun:
         """The same with another learning rate and seed."""
         return replace(self, rate=rate, seed=seed)
 
+    @property
+    def of_main_line(self) -> bool:
+        """Whether it differs from others of the main line in contender, seed and rate alone."""
+        return self == RecallRun(self.contender, seed=self.seed, rate=self.rate)
+
     @staticmethod
     def merit(record: About) -> tuple[bool, int, float]:
         """What speaks for a run: that it solved the task, in the fewer steps the better, or else its share right."""
@@ -55,7 +61,7 @@ class RecallRun:
         """Train and judge; the record, and the weights as a safetensors file."""
         contender, task = BY_NAME[self.contender], Recall(self.pairs)
         torch.manual_seed(self.seed)
-        model = recall_model(self.head_dim)
+        model = recall_model(self.head_dim, self.initial)
         handle = attached(model, contender)
         batches = task.batches(self.seed)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fresh_models.contenders import CONTENDERS
 from fresh_models.log import About
+from fresh_models.models import INITIAL
 from fresh_models.plan import RATES
 from fresh_models.recall_run import RecallRun
 from taylorder.evaluation.intervals import Interval, mean_interval
@@ -27,6 +28,7 @@ class Line:
     contender: str
     head_dim: int
     pairs: int
+    initial: float
     rate: float
     tried: int
     state_bytes: int
@@ -38,7 +40,8 @@ class Line:
     @property
     def words(self) -> str:
         """Contender and size."""
-        return f"{self.contender}, d {self.head_dim}, {self.pairs} pairs"
+        small = "" if self.initial == INITIAL else f", first weights {self.initial:g}"
+        return f"{self.contender}, d {self.head_dim}, {self.pairs} pairs{small}"
 
     @property
     def share(self) -> Interval:
@@ -65,17 +68,19 @@ HEAD = ["bytes", "share right [95 %]", "seeds", "solved, steps", "learning rate"
 
 def lines(records: Iterable[About]) -> list[Line]:
     """A line for each contender and size, in the order of the contenders."""
-    sizes: dict[tuple[str, int, int], list[About]] = {}
+    sizes: dict[tuple[str, int, int, float], list[About]] = {}
     for record in records:
         about = record["about"]
         if about["task"] == "recall":
-            sizes.setdefault((about["contender"], about["head_dim"], about["pairs"]), []).append(record)
+            sizes.setdefault((about["contender"], about["head_dim"], about["pairs"], about["initial"]), []).append(
+                record
+            )
     order = [contender.name for contender in CONTENDERS]
     made = [_line(*size, of_size) for size, of_size in sizes.items() if size[0] in order]
-    return sorted(made, key=lambda line: (line.head_dim, line.pairs, order.index(line.contender)))
+    return sorted(made, key=lambda line: (line.head_dim, line.pairs, -line.initial, order.index(line.contender)))
 
 
-def _line(contender: str, head_dim: int, pairs: int, records: Sequence[About]) -> Line:
+def _line(contender: str, head_dim: int, pairs: int, initial: float, records: Sequence[About]) -> Line:
     by_rate: dict[float, list[About]] = {}
     for record in sorted(records, key=lambda record: record["about"]["seed"]):
         by_rate.setdefault(record["about"]["rate"], []).append(record)
@@ -83,7 +88,7 @@ def _line(contender: str, head_dim: int, pairs: int, records: Sequence[About]) -
     rate = max(by_rate, key=lambda rate: (len(by_rate[rate]), RecallRun.merit(by_rate[rate][0])))
     chosen = by_rate[rate]
     return Line(
-        contender, head_dim, pairs, rate, len(by_rate), chosen[0]["state_bytes"], chosen[0]["guessing"],
+        contender, head_dim, pairs, initial, rate, len(by_rate), chosen[0]["state_bytes"], chosen[0]["guessing"],
         [record["share"] for record in chosen], [record["solved_at"] for record in chosen],
         math.fsum(record.get("guarded", 0.0) for record in chosen) / len(chosen),
     )  # fmt: skip
