@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from fresh_models.claims import fresh_claims
 from fresh_models.contenders import BY_NAME
 from fresh_models.log import About, Log, weights_file
 from fresh_models.plan import PIECES, Plan
@@ -49,10 +50,17 @@ def main() -> None:
                 temporary.write_bytes(weights)
         log.add(run.about, record)
         _say(result(record))
-    table = [["", *HEAD], *([line.words, *line.figures] for line in lines(log.records()))]
+    show(log.records())
+
+
+def show(records: list[About]) -> None:
+    """Print the table of recall, and the verdicts."""
+    table = [["", *HEAD], *([line.words, *line.figures] for line in lines(records))]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for claim in fresh_claims(records):
+        print(f"\n{claim.statement} {claim.verdict}. {claim.reason}")
 
 
 def words(about: About) -> str:

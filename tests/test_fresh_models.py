@@ -53,8 +53,8 @@ def test_a_contender_learns_from_its_first_steps(name):
     def loss():
         return cross_entropy(answered(model, drawn).flatten(0, 1), drawn.answers.flatten())
 
-    before = float(loss())
-    course = train(model, loss, lambda: -float(loss()), Schedule(6, 1e-3, 3))
+    before = loss().item()
+    course = train(model, loss, lambda: -loss().item(), Schedule(6, 1e-3, 3))
     assert [step for step, _ in course.curve] == [3, 6]
     assert -course.curve[-1][1] < before
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fresh_models.contenders import CONTENDERS
+from fresh_models.found import MAX_ORDER, FoundRun
 from fresh_models.log import About
 from fresh_models.models import INITIAL
 from fresh_models.plan import RATES
@@ -33,9 +34,16 @@ class Line:
     tried: int
     state_bytes: int
     guessing: float
+    seeds: Sequence[int]
     shares: Sequence[float]
     solved: Sequence[int | None]
     guarded: float
+
+    @property
+    def of_main_line(self) -> bool:
+        """Whether it has the usual heads, pairs and first weights."""
+        usual = RecallRun(self.contender)
+        return (self.head_dim, self.pairs, self.initial) == (usual.head_dim, usual.pairs, usual.initial)
 
     @property
     def words(self) -> str:
@@ -89,6 +97,50 @@ def _line(contender: str, head_dim: int, pairs: int, initial: float, records: Se
     chosen = by_rate[rate]
     return Line(
         contender, head_dim, pairs, initial, rate, len(by_rate), chosen[0]["state_bytes"], chosen[0]["guessing"],
+        [record["about"]["seed"] for record in chosen],
         [record["share"] for record in chosen], [record["solved_at"] for record in chosen],
         math.fsum(record.get("guarded", 0.0) for record in chosen) / len(chosen),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the analyzer says of one model, and the share of right answers by the order that it is run with."""
+
+    contender: str
+    seed: int
+    run_as: Mapping[str, float]
+    score_std: Sequence[float]
+    errors: Sequence[Mapping[str, Sequence[float]]]
+    alpha: Sequence[float]
+
+    def needed(self, tolerance: float) -> list[int | None]:
+        """The least odd order of every head whose error around its row's mean is within a tolerance."""
+        odd = range(1, MAX_ORDER + 1, 2)
+        return [
+            next((order for order in odd if errors["mean"][order - 1] <= tolerance), None) for errors in self.errors
+        ]
+
+
+def found(records: Sequence[About]) -> list[Found]:
+    """Of the models that the main line's lines are about, in their order."""
+    made = []
+    analysed = [record for record in records if record["about"]["task"] == FoundRun.task]
+    for line in lines(records):
+        if line.of_main_line:
+            for record in analysed:
+                about = record["about"]
+                if (about["contender"], about["rate"]) == (line.contender, line.rate):
+                    made.append(_found(record))
+    return made
+
+
+def _found(record: About) -> Found:
+    return Found(
+        record["about"]["contender"],
+        record["about"]["seed"],
+        record["run_as"],
+        [head["score_std"] for head in record["heads"]],
+        [head["errors"] for head in record["heads"]],
+        [alpha for alpha in record["alpha"].values() if alpha is not None],
+    )
