@@ -53,21 +53,22 @@ class Line:
 
     @property
     def share(self) -> Interval:
-        """The mean over seeds, without ends where there is one seed."""
-        interval = mean_interval(self.shares)
-        return Interval(interval.estimate, max(0.0, interval.low), min(1.0, interval.high))
+        """The mean over seeds, whose ends are infinite where there is one seed."""
+        found = mean_interval(self.shares)
+        return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high)) if found.bounded else found
 
     @property
     def figures(self) -> list[str]:
         """Cells of a table."""
         solved = [step for step in self.solved if step is not None]
-        ends = f" [{self.share.low:.2f}, {self.share.high:.2f}]" if len(self.shares) > 1 else ""
+        ends = f" [{self.share.low:.2f}, {self.share.high:.2f}]" if self.share.bounded else ""
         steps = f"{len(solved)} of {len(self.solved)}"
         if solved:
             steps += f", {' to '.join(f'{step:,}' for step in sorted({min(solved), max(solved)}))}"
+        alone = " (alone)" if self.of_main_line and self.tried < len(RATES) else ""
         return [
             f"{self.state_bytes:,}", f"{self.share.estimate:.2f}{ends}", str(len(self.shares)), steps,
-            f"{self.rate:g}" + ("" if self.tried == len(RATES) else " (alone)"), f"{100 * self.guarded:.1f} %",
+            f"{self.rate:g}{alone}", f"{100 * self.guarded:.1f} %",
         ]  # fmt: skip
 
 
