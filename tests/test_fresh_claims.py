@@ -41,11 +41,23 @@ def test_degree_helps_where_the_whole_interval_of_paired_seeds_says_so(better, w
     assert f"order 3 {sum(better) / len(better):.2f} ({len(better)})" in claim.reason
 
 
-def test_other_sizes_and_first_weights_do_not_decide():
+def test_every_number_of_pairs_decides():
+    records = [trained(name, share, seed) for seed in (0, 1) for name, share in (("order 3", 0.99), ("order 2", 0.95))]
+    assert degree_claim(records).verdict == "contradicted"
+    records += [
+        trained(name, share, seed, pairs=32) for seed in (0, 1) for name, share in (("order 3", 0.9), ("order 2", 0.1))
+    ]
+    claim = degree_claim(records)
+    assert claim.verdict == "undecided"
+    assert [round(effect.estimate, 2) for effect in claim.effects] == [0.04, 0.8]
+    assert "32 pairs: order 2 0.10 (2), order 3 0.90 (2)" in claim.reason
+
+
+def test_other_heads_and_first_weights_do_not_decide():
     records = [trained("order 3", 1.0, head_dim=32), trained("order 3", 1.0, initial=0.02), trained("order 2", 0.1)]
     claim = degree_claim(records)
     assert claim.verdict == "not applicable"
-    assert claim.reason == "Share of right answers, and of how many seeds: order 2 0.10 (1)."
+    assert claim.reason == "Share of right answers, and of how many seeds. 8 pairs: order 2 0.10 (1)."
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fresh_models.log import About
+from fresh_models.recall_run import RecallRun
 from fresh_models.summary import found, lines
 from taylorder.claims.claim import Claim, Effect
-from taylorder.claims.evidence import above, below
+from taylorder.claims.evidence import above, below, overall
 from taylorder.evaluation.intervals import Interval, paired_difference
 
 LEAST_GAIN = 0.1
 """Share of right answers that a degree has to bring to be called a help."""
 
 TRAINED, LOWER, SOFTMAX = "order 3", "order 2", "softmax"
+SHOWN = (SOFTMAX, "order 1", LOWER, TRAINED, "order 4", "order 5")
 
 Shares = Mapping[str, Mapping[int, float]]
 
@@ -27,22 +30,25 @@ def fresh_claims(records: Sequence[About]) -> tuple[Claim, Claim]:
 
 def degree_claim(records: Sequence[About]) -> Claim:
     """Trained, degree helps."""
-    shares = shares_by_seed(records)
-    steps = {f"{one} less {other}": paired(shares, one, other) for one, other in ((TRAINED, LOWER), (LOWER, "order 1"))}
-    names = [name for name in (SOFTMAX, "order 1", LOWER, TRAINED, "order 4", "order 5") if name in shares]
-    said = [f"{name} {statistics.fmean(shares[name].values()):.2f} ({len(shares[name])})" for name in names]
+    gains, said = {}, []
+    for pairs, shares in shares_by_pairs(records).items():
+        gains[f"{pairs} pairs: {TRAINED} less {LOWER}"] = paired(shares, TRAINED, LOWER)
+        named = [name for name in SHOWN if name in shares]
+        words = [f"{name} {statistics.fmean(shares[name].values()):.2f} ({len(shares[name])})" for name in named]
+        said.append(f"{pairs} pairs: {', '.join(words)}")
     return Claim(
         key="trained-degree",
         statement="Trained with it, degree helps: order 3 recalls what order 2 does not.",
         source="the discussion around arXiv 2602.00294: models get better with every degree",
-        verdict=above(steps[f"{TRAINED} less {LOWER}"], LEAST_GAIN),
-        reason=f"Share of right answers, and of how many seeds: {', '.join(said) or 'none'}.",
+        verdict=overall([above(gain, LEAST_GAIN) for gain in gains.values()]),
+        reason=f"Share of right answers, and of how many seeds. {'; '.join(said) or 'Nothing yet'}.",
         rule=(
             f"Share of right answers of {TRAINED} less that of {LOWER}, both around zero, in associative recall with "
-            f"heads of 16 numbers and 8 pairs, paired by seed. Supported if the whole 95 % interval lies above "
-            f"{LEAST_GAIN}, contradicted if it lies below, undecided otherwise, and with a single seed."
+            f"heads of 16 numbers, paired by seed. Supported if the whole 95 % interval lies above {LEAST_GAIN} with "
+            "every number of pairs, contradicted if it lies below with every one, undecided otherwise, and with a "
+            "single seed."
         ),
-        effects=_effects(steps, f"above {LEAST_GAIN}"),
+        effects=_effects(gains, f"above {LEAST_GAIN}"),
     )
 
 
@@ -69,10 +75,14 @@ def sharpness_claim(records: Sequence[About]) -> Claim:
     )
 
 
-def shares_by_seed(records: Sequence[About]) -> dict[str, dict[int, float]]:
-    """Share of right answers in the main line, by contender and seed."""
-    main = [line for line in lines(records) if line.of_main_line]
-    return {line.contender: dict(zip(line.seeds, line.shares, strict=True)) for line in main}
+def shares_by_pairs(records: Sequence[About]) -> dict[int, dict[str, dict[int, float]]]:
+    """Share of right answers with the usual heads and first weights, by number of pairs, contender and seed."""
+    shares: dict[int, dict[str, dict[int, float]]] = {}
+    for line in lines(records):
+        if replace(line, pairs=RecallRun.pairs).of_main_line:
+            by_seed = dict(zip(line.seeds, line.shares, strict=True))
+            shares.setdefault(line.pairs, {})[line.contender] = by_seed
+    return shares
 
 
 def paired(values: Shares, one: str, other: str) -> Interval | None:

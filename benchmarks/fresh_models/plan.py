@@ -18,7 +18,7 @@ RATES = (3e-3, 1e-3)
 
 SEEDS, FEW_SEEDS = range(5), range(2)
 FEW = ("softmax", "order 2", "order 3")
-HEAD_DIMS, PAIRS = (8, 32), (4, 16, 32)
+HEAD_DIMS, PAIRS = (8, 32), (16, 32, 4)
 SMALL = 0.02
 """Standard deviation of first weights that is usual in transformers' classes."""
 
@@ -78,8 +78,8 @@ class Plan:
 
     def sizes(self) -> Iterator[Run]:
         """Other head dims, numbers of pairs and first weights, with the rates of the main line."""
-        others: list[dict[str, Any]] = [{"initial": SMALL}]
-        others += [{"pairs": pairs} for pairs in PAIRS] + [{"head_dim": head_dim} for head_dim in HEAD_DIMS]
+        others: list[dict[str, Any]] = [{"pairs": pairs} for pairs in PAIRS]
+        others += [{"head_dim": head_dim} for head_dim in HEAD_DIMS] + [{"initial": SMALL}]
         for seed in FEW_SEEDS:
             for size in others:
                 for name in self.names:
