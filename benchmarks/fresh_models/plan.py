@@ -18,6 +18,9 @@ RATES = (3e-3, 1e-3)
 
 SEEDS, FEW_SEEDS = range(5), range(2)
 FEW = ("softmax", "order 2", "order 3")
+STARTS = (*FEW, "order 4", "order 3 mean", "order 2 mean")
+"""Those that begin with smaller weights, too."""
+
 HEAD_DIMS, PAIRS = (8, 32), (16, 32, 4)
 SMALL = 0.02
 """Standard deviation of first weights that is usual in transformers' classes."""
@@ -83,7 +86,7 @@ class Plan:
         for seed in FEW_SEEDS:
             for size in others:
                 for name in self.names:
-                    rate = self._rate(RecallRun(name)) if name in FEW else None
+                    rate = self._rate(RecallRun(name)) if name in (STARTS if "initial" in size else FEW) else None
                     if rate is not None:
                         yield RecallRun(name, **size).at(rate, seed)
 
