@@ -8,6 +8,7 @@ from page_tables.architectures import outcomes, sentence
 from page_tables.attention import bars
 from page_tables.claims import claims
 from page_tables.findings import commands, layer_wise, losses, minutes, orders
+from page_tables.fresh import heads, recall, run_as, sizes, text, verdicts
 from page_tables.generation import generation
 from page_tables.gradients import memory, times
 from page_tables.peers import agreement, held, needs, right
@@ -32,6 +33,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "policies-rules": rules,
     "policies-without": without,
     "policies-tasks": tasks,
+    "fresh-recall": recall,
+    "fresh-verdicts": verdicts,
+    "fresh-heads": heads,
+    "fresh-run-as": run_as,
+    "fresh-sizes": sizes,
+    "fresh-text": text,
     "generation": generation,
     "peers-needs": needs,
     "peers-lookup": lambda: right("lookup"),

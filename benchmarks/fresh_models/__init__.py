@@ -1,0 +1,1 @@
+"""Small models that are trained with truncated attention from their first step on."""

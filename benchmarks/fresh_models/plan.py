@@ -1,0 +1,125 @@
+"""Which runs there are, in the order in which their results matter, each named when those before it are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fresh_models.contenders import CONTENDERS, TEXT
+from fresh_models.found import FoundRun
+from fresh_models.log import About, Log, weights_file
+from fresh_models.recall_run import RecallRun
+from fresh_models.text_run import TextRun
+
+RATES = (3e-3, 1e-3)
+"""Learning rates; the seed 0 of a contender, trained with each, chooses for its other seeds."""
+
+SEEDS, FEW_SEEDS = range(5), range(2)
+FEW = ("softmax", "order 2", "order 3")
+STARTS = (*FEW, "order 4", "order 3 mean", "order 2 mean")
+"""Those that begin with smaller weights, too."""
+
+HEAD_DIMS, PAIRS = (8, 32), (16, 32, 4)
+SMALL = 0.02
+"""Standard deviation of first weights that is usual in transformers' classes."""
+
+
+class Run(Protocol):
+    """What a record is made of."""
+
+    @property
+    def about(self) -> About:
+        """What distinguishes it from other runs."""
+
+    def measure(self) -> tuple[About, bytes | None]:
+        """The record, and the weights of a model that was trained, as a safetensors file."""
+
+
+class Trained(Run, Protocol):
+    """A run that trains, and says which of two records speaks for its learning rate."""
+
+    def at(self, rate: float, seed: int) -> Run:
+        """The same with another learning rate and seed."""
+
+    @staticmethod
+    def merit(record: About) -> Any:
+        """The larger the better."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, given what is in the log already.
+
+    ``names`` are those of contenders; ``models`` is the folder with the weights of those that were trained.
+    """
+
+    log: Log
+    models: Path
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, log: Log, models: Path, names: Sequence[str] = ()) -> Plan:
+        """That of some contenders, in their order, or of all."""
+        return cls(log, models, names or [contender.name for contender in CONTENDERS])
+
+    def missing(self, pieces: Sequence[str]) -> Iterator[Run]:
+        """Runs without a record."""
+        for piece in pieces:
+            for run in PIECES[piece](self):
+                if self.log.find(run.about) is None:
+                    yield run
+
+    def recall(self) -> Iterator[Run]:
+        """All contenders at d = 16 and 8 pairs."""
+        yield from self._line([RecallRun(name) for name in self.names], SEEDS)
+
+    def text(self) -> Iterator[Run]:
+        """Language models."""
+        yield from self._line([TextRun(name) for name in self.names if name in TEXT], FEW_SEEDS)
+
+    def sizes(self) -> Iterator[Run]:
+        """Other head dims, numbers of pairs and first weights, with the rates of the main line."""
+        others: list[dict[str, Any]] = [{"pairs": pairs} for pairs in PAIRS]
+        others += [{"head_dim": head_dim} for head_dim in HEAD_DIMS] + [{"initial": SMALL}]
+        for seed in FEW_SEEDS:
+            for size in others:
+                for name in self.names:
+                    rate = self._rate(RecallRun(name)) if name in (STARTS if "initial" in size else FEW) else None
+                    if rate is not None:
+                        yield RecallRun(name, **size).at(rate, seed)
+
+    def found(self) -> Iterator[Run]:
+        """What the analyzer says of every model of the main line whose weights are there."""
+        for record in self.log.records():
+            about = record["about"]
+            if about["task"] == RecallRun.task and about["contender"] in self.names:
+                run = RecallRun(**{name: value for name, value in about.items() if name != "task"})
+                weights = weights_file(self.models, about)
+                if run.of_main_line and weights.exists():
+                    yield FoundRun(run, weights)
+
+    def _line(self, firsts: Sequence[Trained], seeds: Sequence[int]) -> Iterator[Run]:
+        """Seed 0 with both rates, and then one seed after the other with the better."""
+        for rate in RATES:
+            yield from (first.at(rate, seeds[0]) for first in firsts)
+        for seed in seeds[1:]:
+            for first in firsts:
+                rate = self._rate(first)
+                if rate is not None:
+                    yield first.at(rate, seed)
+
+    def _rate(self, first: Trained) -> float | None:
+        """The better learning rate of a contender, None until both were tried."""
+        found = {rate: self.log.find(first.at(rate, SEEDS[0]).about) for rate in RATES}
+        merits = {rate: first.merit(record) for rate, record in found.items() if record is not None}
+        return max(merits, key=lambda rate: merits[rate]) if len(merits) == len(RATES) else None
+
+
+PIECES: Mapping[str, Callable[[Plan], Iterator[Run]]] = {
+    "recall": Plan.recall,
+    "found": Plan.found,
+    "text": Plan.text,
+    "sizes": Plan.sizes,
+}

@@ -1,0 +1,90 @@
+"""Plots of the records, as values that a script draws."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from fresh_models.log import About
+from fresh_models.recall_run import STEPS, RecallRun
+from fresh_models.summary import found, lines
+from taylorder.claims.claim import Plot, Series
+from taylorder.evaluation.intervals import Interval
+
+FAMILIES = {
+    "softmax": ("softmax",),
+    "orders 1 to 5": tuple(f"order {order}" for order in range(1, 6)),
+    "the same, mean": tuple(f"order {order} mean" for order in range(1, 6)),
+    "window": ("window",),
+    "order 3, window": ("order 3 beside window",),
+    "order 3, ranks": ("order 3 rank 4", "order 3 rank 8"),
+    "order 4, ranks": ("order 4 rank 4", "order 4 rank 8"),
+    "orders 3 and 2": ("orders 3 and 2",),
+}
+COURSES = ("softmax", "order 1", "order 2", "order 3", "order 4", "order 5", "order 3 mean")
+
+
+def by_bytes(records: Sequence[About]) -> Plot:
+    """Right answers against what a KV head holds, the main line: a series for contenders that differ in one number."""
+    main = {line.contender: line for line in lines(records) if line.of_main_line}
+    series = []
+    for family, names in FAMILIES.items():
+        members = [main[name] for name in names if name in main]
+        shares = [line.share if line.share.bounded else Interval(*[line.share.estimate] * 3) for line in members]
+        if members:
+            held = tuple(float(line.state_bytes) for line in members)
+            columns = [tuple(getattr(share, end) for share in shares) for end in ("estimate", "low", "high")]
+            series.append(Series(family, held, *columns))
+    title, across = "Share of right answers by what a KV head holds", "nominal bytes per KV head after 64 words"
+    return Plot(title, across, "share right", tuple(series), log_x=True)
+
+
+def courses(records: Sequence[About]) -> Plot:
+    """Right answers while training, the mean over seeds; a model that is done stays as it was."""
+    rates = {line.contender: line.rate for line in lines(records) if line.of_main_line}
+    series = []
+    for name in COURSES:
+        seeds = [
+            _whole(record["curve"])
+            for record in records
+            if record["about"]["task"] == RecallRun.task
+            and record["about"]["contender"] == name
+            and RecallRun(**_fields(record)).of_main_line
+            and record["about"]["rate"] == rates[name]
+        ]
+        if seeds:
+            steps = sorted(seeds[0])
+            shares = tuple(statistics.fmean(curve[step] for curve in seeds) for step in steps)
+            series.append(Series(name, tuple(map(float, steps)), shares))
+    return Plot("Share of right answers while training", "steps", "share right", tuple(series))
+
+
+def run_as(records: Sequence[About]) -> Plot:
+    """Right answers of trained models by the order that they are run with; the last place is softmax."""
+    series = []
+    for model in found(records):
+        if model.seed == 0 and model.contender in COURSES:
+            shares = [share for name, share in model.run_as.items() if name != "softmax"] + [model.run_as["softmax"]]
+            series.append(Series(f"as {model.contender}", tuple(range(1, len(shares) + 1)), tuple(shares)))
+    title, across = "Trained with one kind of attention, run with another", "order of the run (6: softmax)"
+    return Plot(title, across, "share right", tuple(series))
+
+
+PLOTS: Mapping[str, Callable[[Sequence[About]], Plot]] = {
+    "fresh-bytes": by_bytes,
+    "fresh-courses": courses,
+    "fresh-run-as": run_as,
+}
+"""By the names of their files."""
+
+
+def _fields(record: About) -> About:
+    return {name: value for name, value in record["about"].items() if name != "task"}
+
+
+def _whole(curve: Sequence[tuple[int, float]]) -> dict[int, float]:
+    """Step to share up to the last step that a run may have."""
+    found_at = dict(curve)
+    every = curve[0][0]
+    last = curve[-1][1]
+    return {step: found_at.get(step, last) for step in range(every, STEPS + 1, every)}

@@ -1,0 +1,112 @@
+"""One run of associative recall: a model trained with a contender from a seed, and its share of right answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fresh_models.contenders import BY_NAME, Contender
+from fresh_models.log import About
+from fresh_models.models import INITIAL, attached, recall_model
+from fresh_models.recall import Batch, Recall
+from fresh_models.training import Schedule, train
+
+STEPS, EVERY, ENOUGH = 2400, 200, 0.99
+TESTED = 32768
+"""Words of the sequences that judge, while a model is trained and after it: others each time."""
+
+_SEEDS = 1_000_000
+"""Between the seeds of one run's batches and those of what judges it, which is the same for all."""
+
+
+@dataclass(frozen=True)
+class RecallRun:
+    """What distinguishes one run from the others."""
+
+    contender: str
+    head_dim: int = 16
+    pairs: int = 8
+    seed: int = 0
+    rate: float = 3e-3
+    initial: float = INITIAL
+
+    task: ClassVar[str] = "recall"
+
+    @property
+    def about(self) -> About:
+        """Its name in records."""
+        return {"task": self.task, **asdict(self)}
+
+    def at(self, rate: float, seed: int) -> RecallRun:
+        """The same with another learning rate and seed."""
+        return replace(self, rate=rate, seed=seed)
+
+    @property
+    def of_main_line(self) -> bool:
+        """Whether it differs from others of the main line in contender, seed and rate alone."""
+        return self == RecallRun(self.contender, seed=self.seed, rate=self.rate)
+
+    @staticmethod
+    def merit(record: About) -> tuple[bool, int, float]:
+        """What speaks for a run: that it solved the task, in the fewer steps the better, or else its share right."""
+        solved = record["solved_at"]
+        return solved is not None, -(solved or 0), record["share"]
+
+    def measure(self) -> tuple[About, bytes]:
+        """Train and judge; the record, and the weights as a safetensors file."""
+        contender, task = BY_NAME[self.contender], Recall(self.pairs)
+        torch.manual_seed(self.seed)
+        model = recall_model(self.head_dim, self.initial)
+        handle = attached(model, contender)
+        batches = task.batches(self.seed)
+
+        def loss() -> Tensor:
+            batch = next(batches)
+            return cross_entropy(answered(model, batch).flatten(0, 1), batch.answers.flatten())
+
+        schedule = Schedule(STEPS, self.rate, EVERY, ENOUGH)
+        course = train(model, loss, lambda: share_right(model, task, _SEEDS), schedule)
+        record = {
+            "share": None, "solved_at": course.steps if course.curve[-1][1] >= ENOUGH else None,
+            "guessing": task.guessing, "steps": STEPS, "tested": TESTED // task.length * task.pairs,
+            "state_bytes": contender.state_bytes(self.head_dim, task.length), "length": task.length,
+            "curve": course.curve, "clipped": course.clipped, "seconds": round(course.seconds, 1),
+        }  # fmt: skip
+        if handle is not None:
+            handle.counts.guarded_rows.clear()
+        record["share"] = share_right(model, task, _SEEDS + 1)
+        if handle is not None:
+            rows = torch.stack(list(handle.counts.guarded_rows.values())).double()
+            record["guarded"] = float(rows.mean()) / TESTED
+            handle.close()
+        record |= learnt(model, contender)
+        weights = {name: values for name, values in model.state_dict().items() if name != "lm_head.weight"}  # tied
+        return record, save(weights)
+
+
+def answered(model: Any, batch: Batch) -> Tensor:
+    """Logits at the places of questions ``[B, pairs, words]``, and nowhere else."""
+    hidden = model.model(input_ids=batch.words, use_cache=False).last_hidden_state
+    return model.lm_head(hidden.gather(1, batch.asked[..., None].expand(-1, -1, hidden.shape[-1])))
+
+
+def share_right(model: Any, task: Recall, seed: int) -> float:
+    """Share of right answers on sequences of that seed."""
+    random, right = torch.Generator().manual_seed(seed), []
+    with torch.no_grad():
+        for _ in range(8):
+            batch = task.batch(TESTED // 8 // task.length, random)
+            right.append((answered(model, batch).argmax(-1) == batch.answers).double().mean())
+    return float(torch.stack(right).mean())
+
+
+def learnt(model: Any, contender: Contender) -> dict[str, Any]:
+    """The coefficients of every head ``[layers, H, P]``, where they were trained."""
+    if not contender.trains_coefficients:
+        return {}
+    return {"coefficients": [layer.self_attn.coefficients.tolist() for layer in model.model.layers]}

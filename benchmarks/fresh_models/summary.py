@@ -1,0 +1,147 @@
+"""What the records say: of every contender the share of right answers over its seeds, beside the bytes it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fresh_models.contenders import CONTENDERS
+from fresh_models.found import MAX_ORDER, FoundRun
+from fresh_models.log import About
+from fresh_models.models import INITIAL
+from fresh_models.plan import RATES
+from fresh_models.recall_run import RecallRun
+from taylorder.evaluation.intervals import Interval, mean_interval
+
+
+@dataclass(frozen=True)
+class Line:
+    """A contender at one size.
+
+    Attributes:
+        rate: the learning rate of these runs; the better of two where ``tried`` is 2.
+        shares: right answers by seed.
+        solved: after how many steps, by seed; None where it was not.
+
+    """
+
+    contender: str
+    head_dim: int
+    pairs: int
+    initial: float
+    rate: float
+    tried: int
+    state_bytes: int
+    guessing: float
+    seeds: Sequence[int]
+    shares: Sequence[float]
+    solved: Sequence[int | None]
+    guarded: float
+
+    @property
+    def of_main_line(self) -> bool:
+        """Whether it has the usual heads, pairs and first weights."""
+        usual = RecallRun(self.contender)
+        return (self.head_dim, self.pairs, self.initial) == (usual.head_dim, usual.pairs, usual.initial)
+
+    @property
+    def words(self) -> str:
+        """Contender and size."""
+        small = "" if self.initial == INITIAL else f", first weights {self.initial:g}"
+        return f"{self.contender}, d {self.head_dim}, {self.pairs} pairs{small}"
+
+    @property
+    def share(self) -> Interval:
+        """The mean over seeds, whose ends are infinite where there is one seed."""
+        found = mean_interval(self.shares)
+        return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high)) if found.bounded else found
+
+    @property
+    def figures(self) -> list[str]:
+        """Cells of a table."""
+        solved = [step for step in self.solved if step is not None]
+        ends = f" [{self.share.low:.2f}, {self.share.high:.2f}]" if self.share.bounded else ""
+        steps = f"{len(solved)} of {len(self.solved)}"
+        if solved:
+            steps += f", {' to '.join(f'{step:,}' for step in sorted({min(solved), max(solved)}))}"
+        alone = " (alone)" if self.of_main_line and self.tried < len(RATES) else ""
+        return [
+            f"{self.state_bytes:,}", f"{self.share.estimate:.2f}{ends}", str(len(self.shares)), steps,
+            f"{self.rate:g}{alone}", f"{100 * self.guarded:.1f} %",
+        ]  # fmt: skip
+
+
+HEAD = ["bytes", "share right [95 %]", "seeds", "solved, steps", "learning rate", "guarded rows"]
+
+
+def lines(records: Iterable[About]) -> list[Line]:
+    """A line for each contender and size, in the order of the contenders."""
+    sizes: dict[tuple[str, int, int, float], list[About]] = {}
+    for record in records:
+        about = record["about"]
+        if about["task"] == "recall":
+            sizes.setdefault((about["contender"], about["head_dim"], about["pairs"], about["initial"]), []).append(
+                record
+            )
+    order = [contender.name for contender in CONTENDERS]
+    made = [_line(*size, of_size) for size, of_size in sizes.items() if size[0] in order]
+    return sorted(made, key=lambda line: (line.head_dim, line.pairs, -line.initial, order.index(line.contender)))
+
+
+def _line(contender: str, head_dim: int, pairs: int, initial: float, records: Sequence[About]) -> Line:
+    by_rate: dict[float, list[About]] = {}
+    for record in sorted(records, key=lambda record: record["about"]["seed"]):
+        by_rate.setdefault(record["about"]["rate"], []).append(record)
+    # What has more seeds was chosen for them; until then, what did better.
+    rate = max(by_rate, key=lambda rate: (len(by_rate[rate]), RecallRun.merit(by_rate[rate][0])))
+    chosen = by_rate[rate]
+    return Line(
+        contender, head_dim, pairs, initial, rate, len(by_rate), chosen[0]["state_bytes"], chosen[0]["guessing"],
+        [record["about"]["seed"] for record in chosen],
+        [record["share"] for record in chosen], [record["solved_at"] for record in chosen],
+        math.fsum(record.get("guarded", 0.0) for record in chosen) / len(chosen),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the analyzer says of one model, and the share of right answers by the order that it is run with."""
+
+    contender: str
+    seed: int
+    run_as: Mapping[str, float]
+    score_std: Sequence[float]
+    errors: Sequence[Mapping[str, Sequence[float]]]
+    alpha: Sequence[float]
+
+    def needed(self, tolerance: float) -> list[int | None]:
+        """The least odd order of every head whose error around its row's mean is within a tolerance."""
+        odd = range(1, MAX_ORDER + 1, 2)
+        return [
+            next((order for order in odd if errors["mean"][order - 1] <= tolerance), None) for errors in self.errors
+        ]
+
+
+def found(records: Sequence[About]) -> list[Found]:
+    """Of the models that the main line's lines are about, in their order."""
+    made = []
+    analysed = [record for record in records if record["about"]["task"] == FoundRun.task]
+    for line in lines(records):
+        if line.of_main_line:
+            for record in analysed:
+                about = record["about"]
+                if (about["contender"], about["rate"]) == (line.contender, line.rate):
+                    made.append(_found(record))
+    return made
+
+
+def _found(record: About) -> Found:
+    return Found(
+        record["about"]["contender"],
+        record["about"]["seed"],
+        record["run_as"],
+        [head["score_std"] for head in record["heads"]],
+        [head["errors"] for head in record["heads"]],
+        [alpha for alpha in record["alpha"].values() if alpha is not None],
+    )

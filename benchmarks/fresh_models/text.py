@@ -1,0 +1,91 @@
+"""Text for small language models: what ships with Python, cut into words by an alphabet made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taylorder.analysis.text import calibration_text, source_code
+from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.storage.files import sha256
+
+VOCABULARY = 2048
+HELD_OUT = 10
+"""One in so many blocks is never trained on."""
+
+BLOCK = 512
+ITEMS = 12
+"""Lines of a list."""
+
+Judged = tuple[Tensor, slice]
+"""A sequence of tokens, and which of its predictions count: places of the predicted tokens."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Blocks of tokens ``[N, 512]``: those to learn from, those held out, and those of another kind of text."""
+
+    tokenizer: Any
+    learnt: Tensor
+    held_out: Tensor
+    other: Tensor
+    sha256: str
+
+    @classmethod
+    def cut(cls, written: str, other: str, vocabulary: int = VOCABULARY) -> Texts:
+        """Make the alphabet of a text and cut it."""
+        tokenizer = _tokenizer(written, vocabulary)
+        blocks, others = (_blocks(tokenizer, text) for text in (written, other))
+        held = torch.arange(len(blocks)) % HELD_OUT == HELD_OUT // 2
+        return cls(tokenizer, blocks[~held], blocks[held], others, sha256((written + other).encode()))
+
+    def batches(self, length: int, count: int, seed: int) -> Iterator[Tensor]:
+        """Sequences to learn from ``[count, length]``, drawn with replacement, without end."""
+        random = torch.Generator().manual_seed(seed)
+        sequences = self.learnt.view(-1, length)
+        while True:
+            yield sequences[torch.randint(len(sequences), (count,), generator=random)]
+
+    def copies(self, length: int, count: int) -> list[Judged]:
+        """Passages of unseen text that come twice: the second time is judged."""
+        half = length // 2
+        return [(torch.cat([block[:half]] * 2), slice(half, 2 * half)) for block in self.held_out[:count]]
+
+    def lists(self, length: int, count: int) -> list[Judged]:
+        """Lines of a name and a value, and one of them once more: its value is judged."""
+        unseen = self.tokenizer.decode(self.held_out.flatten().tolist()).split()
+        words = sorted({word for word in unseen if word.isalpha()})
+        return [self._list(words, length, np.random.default_rng(seed)) for seed in range(count)]
+
+    def _list(self, words: Sequence[str], length: int, random: np.random.Generator) -> Judged:
+        drawn = random.choice(words, (ITEMS, 2), replace=False)
+        name, value = drawn[random.integers(ITEMS)]
+        asked = self.tokenizer.encode("".join(f"{one}: {other}\n" for one, other in drawn) + f"{name}:").ids
+        answer = self.tokenizer.encode(f" {value}").ids
+        ids = [*asked, *answer][-length:]
+        return torch.tensor(ids), slice(len(ids) - len(answer), len(ids))
+
+
+@cache
+def texts() -> Texts:
+    """Python's language reference and source, and beside it docstrings of numpy and scipy."""
+    return Texts.cut(f"{calibration_text().content}\n{source_code().content}", evaluation_text().content[:400_000])
+
+
+def _tokenizer(text: str, vocabulary: int) -> Any:
+    from tokenizers import ByteLevelBPETokenizer
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), vocab_size=vocabulary, show_progress=False)
+    return tokenizer
+
+
+def _blocks(tokenizer: Any, text: str) -> Tensor:
+    ids = torch.tensor(tokenizer.encode(text).ids)
+    return ids[: len(ids) // BLOCK * BLOCK].view(-1, BLOCK)

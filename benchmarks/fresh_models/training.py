@@ -1,0 +1,81 @@
+"""Training as all contenders get it: AdamW, warm-up and cosine, gradients clipped; judged on words never seen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+WARM_UP, CLIP = 0.1, 1.0
+
+Loss = Callable[[], torch.Tensor]
+Judge = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a model is trained, how often it is judged, and what the judgement has to reach to stop.
+
+    ``rate`` is the largest learning rate; ``enough`` None stops at the last step alone.
+    """
+
+    steps: int
+    rate: float
+    every: int
+    enough: float | None = None
+
+    def factor(self, step: int) -> float:
+        """The share of ``rate`` at a step: up to 1 in a tenth of all steps, down to 0 along half a cosine."""
+        warm = max(1, round(WARM_UP * self.steps))
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went: the judgement at steps ``curve``, and the CPU seconds it took."""
+
+    curve: Sequence[tuple[int, float]]
+    seconds: float
+    clipped: float
+    """Share of the steps whose gradient was clipped."""
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self.curve[-1][0]
+
+
+def train(model: Any, loss: Loss, judge: Judge, schedule: Schedule) -> Course:
+    """Train until the schedule ends or the judgement is good enough; ``loss`` draws its batch.
+
+    Raises:
+        FloatingPointError: the loss is no number any more.
+
+    """
+    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.rate)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule.factor)
+    started, clipped = time.process_time(), 0
+    curve: list[tuple[int, float]] = []
+    for step in range(1, schedule.steps + 1):
+        optimiser.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), CLIP))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient of step {step} is {norm}")
+        clipped += norm > CLIP
+        optimiser.step()
+        rates.step()
+        if step % schedule.every == 0 or step == schedule.steps:
+            with torch.no_grad():
+                curve.append((step, judge()))
+            if schedule.enough is not None and curve[-1][1] >= schedule.enough:
+                break
+    return Course(curve, time.process_time() - started, clipped / curve[-1][0])

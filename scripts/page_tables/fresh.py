@@ -1,0 +1,114 @@
+"""Tables of ``benchmarks/results/fresh.jsonl``: models trained from scratch with truncated attention."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+
+from page_tables.table import RESULTS, markdown
+
+sys.path.append(str(RESULTS.parent))
+
+from fresh_models.claims import fresh_claims
+from fresh_models.found import MAX_ORDER, RUN_AS
+from fresh_models.log import About, Log
+from fresh_models.summary import HEAD, Found, found, lines
+from fresh_models.text_run import TextRun
+
+NOTHING = "Not run yet.\n"
+TOLERANCE = 0.07
+"""Error of a head's output that is still taken for the head."""
+
+
+def _records() -> list[About]:
+    return Log(RESULTS / "fresh.jsonl").records()
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    made = list(rows)
+    return markdown(head, made) if made else NOTHING
+
+
+def recall() -> str:
+    """The main line, by contender."""
+    rows = [[line.contender, *line.figures] for line in lines(_records()) if line.of_main_line]
+    return _table(["trained with", *HEAD], rows)
+
+
+def sizes() -> str:
+    """Other heads, numbers of pairs and first weights."""
+    rows = [[line.words, *line.figures] for line in lines(_records()) if not line.of_main_line]
+    return _table(["trained with", *HEAD], rows)
+
+
+def run_as() -> str:
+    """Right answers of a model by what it is run with, beside what it was trained with."""
+    models = _by_contender()
+    rows = [
+        [name, str(len(same)), *(_mean(model.run_as[kind] for model in same) for kind in RUN_AS)]
+        for name, same in models
+    ]
+    return _table(["trained with", "seeds", *RUN_AS], rows)
+
+
+def heads() -> str:
+    """Scores, needed orders and alphas of trained models."""
+    rows = [
+        [
+            name,
+            str(len(same)),
+            f"{math.exp(statistics.fmean(math.log(std) for model in same for std in model.score_std)):.1f}",
+            _needed([order for model in same for order in model.needed(TOLERANCE)]),
+            _mean(alpha for model in same for alpha in model.alpha),
+        ]
+        for name, same in _by_contender()
+    ]
+    needed = f"heads by the least odd order within {TOLERANCE:.0%}".replace("%", " %")
+    return _table(["trained with", "seeds", "spread of scores", f"{needed}:", "alpha of q and k"], rows)
+
+
+def text() -> str:
+    """Losses of language models by kind of text."""
+    records = [record for record in _records() if record["about"]["task"] == TextRun.task]
+    kinds = list(records[0]["loss"]) if records else []
+    rows = [
+        [
+            record["about"]["contender"], str(record["about"]["seed"]), f"{record['about']['rate']:g}",
+            f"{record['state_bytes']['256']:,}", *(f"{record['loss'][kind]:.3f}" for kind in kinds),
+        ]
+        for record in records
+    ]  # fmt: skip
+    return _table(["trained with", "seed", "learning rate", "bytes at 256", *kinds], rows)
+
+
+def verdicts() -> str:
+    """The two claims, and what decides them."""
+    rows = []
+    for claim in fresh_claims(_records()):
+        figures = [
+            f"{effect.name}: {effect.estimate:+.2f}"
+            + ("" if effect.low is None or effect.high is None else f" [{effect.low:+.2f}, {effect.high:+.2f}]")
+            for effect in claim.effects
+        ]
+        rows.append([claim.statement, f"**{claim.verdict}**", "; ".join(figures)])
+    return markdown(["claim", "verdict:", "figures [95 %]:"], rows)
+
+
+def _by_contender() -> list[tuple[str, list[Found]]]:
+    models: dict[str, list[Found]] = {}
+    for model in found(_records()):
+        models.setdefault(model.contender, []).append(model)
+    return list(models.items())
+
+
+def _needed(orders: Sequence[int | None]) -> str:
+    counts = [(f"order {order}", orders.count(order)) for order in range(1, MAX_ORDER + 1, 2)]
+    counts.append((f"above {MAX_ORDER - 1}", orders.count(None)))
+    return ", ".join(f"{count} {words}" for words, count in counts if count)
+
+
+def _mean(values: Iterable[float]) -> str:
+    known = list(values)
+    return f"{statistics.fmean(known):.2f}" if known else ""

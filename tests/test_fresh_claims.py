@@ -1,0 +1,81 @@
+"""The two claims about fresh models, on made-up records where they hold and where they do not."""
+
+from __future__ import annotations
+
+import pytest
+from fresh_models.claims import degree_claim, sharpness_claim
+from fresh_models.found import FoundRun
+from fresh_models.recall_run import RecallRun
+from fresh_models.summary import found
+
+
+def trained(contender, share, seed=0, **changes):
+    run = RecallRun(contender, seed=seed, **changes)
+    return {"about": run.about, "share": share, "solved_at": None, "steps": 9, "state_bytes": 1, "guessing": 0.1}
+
+
+def analysed(contender, spread, seed=0, rate=3e-3):
+    heads = [
+        {"score_std": spread * factor, "errors": {"mean": [0.9, 9.0, 0.05 * factor, 9.0, 0.01, 9.0, 0.0, 9.0]}}
+        for factor in (1.0, 4.0)
+    ]
+    about = RecallRun(contender, seed=seed, rate=rate).about | {"task": FoundRun.task}
+    return {"about": about, "run_as": {"softmax": 1.0}, "heads": heads, "alpha": {"a": 2.0, "b": None}}
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict"),
+    [
+        ((0.98, 0.99, 1.0), (0.1, 0.2, 0.1), "supported"),
+        ((0.2, 0.21, 0.2), (0.2, 0.2, 0.21), "contradicted"),
+        ((0.2, 0.9, 0.1), (0.2, 0.1, 0.15), "undecided"),
+        ((1.0,), (0.1,), "undecided"),
+    ],
+)
+def test_degree_helps_where_the_whole_interval_of_paired_seeds_says_so(better, worse, verdict):
+    records = [trained("order 3", share, seed) for seed, share in enumerate(better)]
+    records += [trained("order 2", share, seed) for seed, share in enumerate(worse)]
+    claim = degree_claim(records)
+    assert claim.verdict == verdict
+    assert claim.effects[0].estimate == pytest.approx(sum(better) / len(better) - sum(worse) / len(worse))
+    assert f"order 3 {sum(better) / len(better):.2f} ({len(better)})" in claim.reason
+
+
+def test_every_number_of_pairs_decides():
+    records = [trained(name, share, seed) for seed in (0, 1) for name, share in (("order 3", 0.99), ("order 2", 0.95))]
+    assert degree_claim(records).verdict == "contradicted"
+    records += [
+        trained(name, share, seed, pairs=32) for seed in (0, 1) for name, share in (("order 3", 0.9), ("order 2", 0.1))
+    ]
+    claim = degree_claim(records)
+    assert claim.verdict == "undecided"
+    assert [round(effect.estimate, 2) for effect in claim.effects] == [0.04, 0.8]
+    assert "32 pairs: order 2 0.10 (2), order 3 0.90 (2)" in claim.reason
+
+
+def test_other_heads_and_first_weights_do_not_decide():
+    records = [trained("order 3", 1.0, head_dim=32), trained("order 3", 1.0, initial=0.02), trained("order 2", 0.1)]
+    claim = degree_claim(records)
+    assert claim.verdict == "not applicable"
+    assert claim.reason == "Share of right answers, and of how many seeds. 8 pairs: order 2 0.10 (1)."
+
+
+@pytest.mark.parametrize(
+    ("spread", "verdict"), [((1.0, 1.1, 0.9), "supported"), ((9.0, 9.1, 8.9), "contradicted"), ((3, 9, 1), "undecided")]
+)
+def test_heads_are_mild_where_scores_spread_less_than_those_of_softmax(spread, verdict):
+    records = []
+    for seed, std in enumerate(spread):
+        records += [trained("softmax", 1.0, seed), trained("order 3", 1.0, seed)]
+        records += [analysed("softmax", 3.0 + 0.01 * seed, seed), analysed("order 3", std, seed)]
+    assert sharpness_claim(records).verdict == verdict
+
+
+def test_of_models_trained_with_two_rates_the_chosen_one_counts():
+    records = [trained("order 3", 0.1), trained("order 3", 0.9, rate=1e-3)]
+    records += [analysed("order 3", 5.0), analysed("order 3", 2.0, rate=1e-3)]
+    (model,) = found(records)
+    assert model.score_std == [2.0, 8.0]
+    assert model.needed(0.07) == [3, 5]
+    assert model.needed(1e-9) == [7, 7]
+    assert model.alpha == [2.0]

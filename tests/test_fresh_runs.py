@@ -1,0 +1,109 @@
+"""The benchmark of fresh models as it is run: piece by piece, each run once, and what the table says."""
+
+from __future__ import annotations
+
+import json
+
+import fresh
+import pytest
+from fresh_models import recall_run
+from fresh_models.log import Log
+from fresh_models.plan import RATES, SEEDS, Plan
+from fresh_models.recall_run import RecallRun
+from fresh_models.summary import lines
+
+
+def recorded(log, contender="order 3", seed=0, rate=RATES[0], **changes):
+    record = {"share": 0.5, "solved_at": None, "steps": 2400, "state_bytes": 100, "guessing": 0.125}
+    log.add(RecallRun(contender, seed=seed, rate=rate).about, record | changes)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return Log(tmp_path / "fresh.jsonl")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """The command with tiny runs; returns what it prints and the records there are."""
+    monkeypatch.setattr(recall_run, "STEPS", 2)
+    monkeypatch.setattr(recall_run, "TESTED", 1024)
+
+    def call(*options):
+        paths = ["--out", str(tmp_path / "fresh.jsonl"), "--models", str(tmp_path / "models")]
+        monkeypatch.setattr("sys.argv", ["fresh.py", *paths, *options])
+        fresh.main()
+        return capsys.readouterr().out, Log(tmp_path / "fresh.jsonl").records()
+
+    return call
+
+
+def test_a_benchmark_that_was_interrupted_goes_on_where_it_was(run, monkeypatch):
+    _, first = run("--only", "recall", "--contenders", "order 2 learnt", "--minutes", "0")
+    assert first == []
+    shown, everything = run("--only", "recall", "--contenders", "order 2 learnt")
+    assert len(everything) == len(RATES) + len(SEEDS) - 1
+    assert "order 2 learnt, d 16, 8 pairs" in shown
+    assert all(len(record["coefficients"]) == 2 for record in everything)
+
+    def never(self):
+        raise AssertionError(f"{self} was run again")
+
+    monkeypatch.setattr(RecallRun, "measure", never)
+    again, same = run("--only", "recall", "--contenders", "order 2 learnt")
+    assert (again, same) == (shown, everything)
+
+
+def test_trained_models_are_analysed_and_run_with_other_orders(run):
+    run("--only", "recall", "--contenders", "order 3", "--minutes", "0.0001")
+    _, records = run("--only", "found", "--contenders", "order 3")
+    found = [record for record in records if record["about"]["task"] == "found"]
+    assert len(found) == len(records) - len(found) > 0
+    assert list(found[0]["run_as"]) == ["softmax", "order 1", "order 2", "order 3", "order 4", "order 5"]
+    assert len(found[0]["heads"]) == 4
+    assert all(len(errors) == 8 for head in found[0]["heads"] for errors in head["errors"].values())
+
+
+def test_unknown_names_are_refused(run):
+    with pytest.raises(SystemExit, match="--contenders: there is no order 9; expected some of: softmax, order 1"):
+        run("--contenders", "order 9")
+    with pytest.raises(SystemExit, match="--only: there is no recal; expected some of: recall"):
+        run("--only", "recal")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "better"),
+    [
+        ({"share": 0.4}, {"share": 0.6}, RATES[1]),
+        ({"share": 0.995, "solved_at": 800}, {"share": 0.999, "solved_at": 1200}, RATES[0]),
+        ({"share": 0.97}, {"share": 0.989, "solved_at": 2400}, RATES[1]),
+    ],
+)
+def test_the_first_seed_chooses_the_rate_of_the_others(log, tmp_path, first, second, better):
+    plan = Plan.of(log, tmp_path, ["order 3"])
+    recorded(log, rate=RATES[0], **first)
+    assert [run.seed for run in plan.missing(["recall"])] == [0]
+    recorded(log, rate=RATES[1], **second)
+    assert [(run.seed, run.rate) for run in plan.missing(["recall"])] == [(seed, better) for seed in SEEDS[1:]]
+    (line,) = lines(log.records())
+    assert line.rate == better
+
+
+def test_the_table_says_how_many_seeds_there_are_and_that_one_has_no_interval(log):
+    recorded(log, "softmax", share=1.0, solved_at=800)
+    for seed, share in enumerate((0.2, 0.4, 0.6)):
+        recorded(log, "order 3", seed, share=share, guarded=0.5)
+    softmax, order = lines(log.records())
+    assert softmax.figures == ["100", "1.00", "1", "1 of 1, 800", "0.003 (alone)", "0.0 %"]
+    assert order.figures[1:] == ["0.40 [0.00, 0.90]", "3", "0 of 3", "0.003 (alone)", "50.0 %"]
+
+
+def test_a_line_that_was_cut_off_is_run_again(log):
+    recorded(log, seed=0)
+    recorded(log, seed=1)
+    text = log.path.read_text()
+    log.path.write_text(text[:-20])
+    assert [record["about"]["seed"] for record in log.records()] == [0]
+    recorded(log, seed=2)
+    assert [record["about"]["seed"] for record in log.records()] == [0, 2]
+    assert json.loads(log.path.read_text().splitlines()[-1])["about"]["seed"] == 2
