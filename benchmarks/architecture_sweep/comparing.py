@@ -107,7 +107,8 @@ def against_the_untouched(examination: Examination, model: Any, description: Any
             untouched[name] = plain, masks[: len(masks) // 2]  # of the first of its two runs
     configs: dict[str, Callable[[], Any]] = {"exact": lambda: taylorder.OrderConfig.uniform(description, "exact")}
     if description.causal:
-        configs["all near"] = lambda: low_order(description, inputs.LENGTH, 0)
+        longest = max([inputs.LENGTH, *(module.tokens or 0 for module in description.modules)])
+        configs["all near"] = lambda: low_order(description, longest, 0)
     for label, config in configs.items():
         examination.record[label] = {}
         with ExitStack() as stack:
