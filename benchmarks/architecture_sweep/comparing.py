@@ -134,5 +134,5 @@ def _compared(found: Tensor, plain: Tensor, batch: Batch) -> dict[str, Any]:
 
 def _real(batch: Batch) -> Tensor:
     """Bool ``[B, T]``, False for padding; ``[1, 1]`` where the batch says nothing of tokens."""
-    ones = torch.ones_like(batch["input_ids"]) if "input_ids" in batch else torch.ones(1, 1)
+    ones = torch.ones(batch["input_ids"].shape[:2]) if "input_ids" in batch else torch.ones(1, 1)
     return batch.get("attention_mask", ones).bool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ _NO_LAYERS = "dummy-target-modules"
 """What peft takes for an adapter that has whole matrices alone."""
 
 
-class Trained:
+class Trained(ABC):
     """Parameters that are trained, by name; ``off`` runs the model without what was trained."""
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
@@ -32,9 +33,9 @@ class Trained:
         self.parameters = parameters
         self.first = self.state()
 
+    @abstractmethod
     def off(self) -> AbstractContextManager[None]:
         """Run the model as it was in the block."""
-        raise NotImplementedError
 
     def prepared(self, prepared: PreparedConfig) -> PreparedConfig:
         """A config as it runs now, where training changes it."""
@@ -44,9 +45,9 @@ class Trained:
         """The config with what was trained of it."""
         return config
 
+    @abstractmethod
     def save(self, folder: Path, description: ModelDescription) -> None:
         """Write what was trained of the model."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """A copy of what was trained so far."""
