@@ -49,6 +49,7 @@ def evaluate_on_inputs(
     if not description.open_modules:
         return Evaluation(exact, (), f"{description.why_none_open} and stays exact")
     contenders = [*([] if exact else [Contender(rivals.CONFIG, config)]), *simple_rivals(description)]
+    prepared = {one.name: prepare(model, one.config, description, inputs) for one in contenders if one.config}
     distances: dict[str, list[HiddenDistance]] = {contender.name: [] for contender in contenders}
     failures: dict[str, str] = {}
     length = description.typical.tokens or description.max_context
@@ -63,15 +64,18 @@ def evaluate_on_inputs(
                 "its weights, or run it in float32"
             )
         for contender in contenders:
-            if contender.name in failures or contender.config is None:
+            if contender.name in failures:
                 continue
             try:
-                with attach(model, prepare(model, contender.config, description, inputs), guard=contender.guard):
+                with attach(model, prepared[contender.name], guard=contender.guard):
                     found = _final(model, batch)
             except NonFiniteError as error:
                 failures[contender.name] = str(error)
-            else:
+                continue
+            if torch.isfinite(found).all():
                 distances[contender.name].append(hidden_distance(expected, found))
+            else:
+                failures[contender.name] = "its outputs hold NaN or infinite values"
         examples += len(next(iter(batch.values())))
         done += 1
         progress(stage_of(length), done, len(inputs))
