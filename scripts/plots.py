@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from html import escape
 
 from page_tables.table import RESULTS
+from written import write
 
 sys.path.append(str(RESULTS.parent))
 
@@ -83,20 +83,9 @@ def _series(name: str, points: Points, colour: str, number: int, plot: Plot) -> 
 
 def main() -> None:
     """Write the pictures, or say which are out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
     records, docs = Log(RESULTS / "fresh.jsonl").records(), RESULTS.parents[1] / "docs"
-    stale = []
-    for name, plot in PLOTS.items():
-        path, made = docs / f"{name}.svg", picture(plot(records))
-        if not path.exists() or path.read_text(encoding="utf-8") != made:
-            stale.append(path)
-            if not check:
-                path.write_text(made, encoding="utf-8")
-    if check and stale:
-        sys.exit(f"{', '.join(path.name for path in stale)}: not of benchmarks/results; run python scripts/plots.py")
-    print("up to date" if not stale else f"written: {', '.join(path.name for path in stale)}")
+    pictures = {docs / f"{name}.svg": picture(plot(records)) for name, plot in PLOTS.items()}
+    write(pictures, __doc__, "not of benchmarks/results; run python scripts/plots.py")
 
 
 if __name__ == "__main__":

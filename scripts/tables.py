@@ -8,12 +8,11 @@ A page marks where a table goes by ``<!-- table NAME -->`` and ``<!-- end -->``;
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from pathlib import Path
 
 from page_tables import TABLES
+from written import write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -27,20 +26,8 @@ def filled(page: str) -> str:
 
 def main() -> None:
     """Fill the pages, or say which are out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    stale = []
-    for path in PAGES:
-        before = path.read_text(encoding="utf-8")
-        after = filled(before)
-        if before != after:
-            stale.append(path.relative_to(ROOT))
-            if not check:
-                path.write_text(after, encoding="utf-8")
-    if check and stale:
-        sys.exit(f"{', '.join(map(str, stale))}: tables differ from benchmarks/results; run python scripts/tables.py")
-    print("up to date" if not stale else f"written: {', '.join(map(str, stale))}")
+    pages = {path: filled(path.read_text(encoding="utf-8")) for path in PAGES}
+    write(pages, __doc__, "tables differ from benchmarks/results; run python scripts/tables.py")
 
 
 if __name__ == "__main__":
