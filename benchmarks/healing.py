@@ -1,8 +1,8 @@
 """What healing buys: experiments in pieces, each of which `taylorder heal` would do, with its controls.
 
     python benchmarks/healing.py --list
-    python benchmarks/healing.py --only kept-64KiB --threads 2      # half an hour each, and the table after it
-    python benchmarks/healing.py --minutes 10 --threads 1           # all of them, one after the other
+    python benchmarks/healing.py --only kept-64KiB --threads 1      # an hour and a half of one core each
+    python benchmarks/healing.py --tokens 20000                     # all of them, one after the other, in short
 
 A piece that was interrupted goes on at the step where it was (--records), and one that is finished is read back. Rows
 are written when a piece is finished, beside those of others, so that pieces may run at the same time. A piece has a row
@@ -16,7 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,20 +41,26 @@ from taylorder.selection.rotations import balanced_rotations
 from taylorder.storage.provenance import software_versions
 
 CONFIGS = Path(__file__).parent / "configs"
-CONTEXTS, CALIBRATION = (1024, 2048), 4096
+CALIBRATION_LENGTH, CALIBRATION = 1024, 4096
 WINDOW, RANK = 64, 8
+
+SHORT: dict[str, Any] = {"contexts": (512, 1024), "tokens": 49_152}
+"""Where what is lost is lost within a few hundred tokens."""
+
+LONG: dict[str, Any] = {"contexts": (2048,), "tokens": 102_400, "stages": ("logits",)}
+"""Where a config loses nothing to speak of before."""
 
 ConfigOf = Callable[[LoadedModel, ModelDescription], OrderConfig]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One experiment: the config that the model is healed for, and what differs from the usual settings."""
+    """One experiment: the config that the model is healed for, and how."""
 
     name: str
     about: str
     config: ConfigOf
-    changes: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
 
 def preset(size: str) -> ConfigOf:
@@ -83,7 +89,7 @@ def calibrated(
     """Key centres of all modules and rotations of those that see the whole context, on the calibration text."""
     centres, rotations = {}, {}
     seeing = {module.name for module in model.open_modules}
-    length = min(CONTEXTS[0], model.max_context)
+    length = min(CALIBRATION_LENGTH, model.max_context)
     tokens = tokenise(loaded.tokenizer, calibration_text()).first(length, max(length, CALIBRATION))
 
     def consume(name: str, layer: LayerTensors) -> None:
@@ -97,17 +103,16 @@ def calibrated(
     return centres, rotations
 
 
-KEPT, CUBIC = preset("64KiB"), polynomial(3, RANK)
+CUBIC = polynomial(3, RANK)
 PIECES = (
-    Piece("kept-64KiB", "what is left beside kept keys at 64 KiB, LoRA", KEPT),
-    Piece("kept-64KiB-qkvo", "the same, whole matrices", KEPT, {"train": "qkvo"}),
-    Piece("kept-64KiB-logits", "the first without the stage of outputs", KEPT, {"stages": ("logits",)}),
-    Piece("kept-128KiB", "what is left beside kept keys at 128 KiB, LoRA", preset("128KiB")),
-    Piece("order-3-rank-8", "101 features beside a window of 64, against 103 more tokens", CUBIC),
-    Piece("order-3-rank-8-dropped", "the same, near fields left out half of the time", CUBIC, {"drop_window": 0.5}),
-    Piece("order-3-rank-8-qkvo", "the one before that, whole matrices", CUBIC, {"train": "qkvo"}),
-    Piece("order-3-rank-8-config", "the same, the numbers of the config alone", CUBIC, {"train": "config"}),
-    Piece("order-2", "65 features beside a window of 64, against 66 more tokens", polynomial(2)),
+    Piece("kept-64KiB", "what is left beside kept keys at 64 KiB, LoRA", preset("64KiB"), LONG),
+    Piece("kept-128KiB", "what is left beside kept keys at 128 KiB, LoRA", preset("128KiB"), LONG),
+    Piece("order-3-rank-8", "101 features beside a window of 64, against 103 more tokens", CUBIC, SHORT),
+    Piece("order-2", "65 features beside a window of 64, against 66 more tokens", polynomial(2), SHORT),
+    Piece(
+        "order-3-rank-8-dropped", "order 3, near fields left out half of the time", CUBIC, SHORT | {"drop_window": 0.5}
+    ),
+    Piece("order-3-rank-8-config", "order 3, the numbers of the config alone", CUBIC, SHORT | {"train": "config"}),
 )
 
 
@@ -160,8 +165,9 @@ def rows(about: dict[str, Any], healing: Healing) -> Iterable[dict[str, Any]]:
 
 
 def _settings(piece: Piece, arguments: argparse.Namespace) -> HealSettings:
-    usual = {"contexts": tuple(arguments.context), "minutes": arguments.minutes, "tokens": arguments.tokens}
-    return HealSettings(**(usual | {"seed": arguments.seed} | piece.changes))
+    asked = {"minutes": arguments.minutes, "seed": arguments.seed}
+    tokens = {} if arguments.tokens is None else {"tokens": arguments.tokens}
+    return HealSettings(**(piece.settings | tokens | asked))
 
 
 def _say(sentence: str) -> None:
@@ -173,9 +179,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="say what pieces there are")
     parser.add_argument("--only", nargs="+", choices=[piece.name for piece in PIECES], metavar="PIECE")
     parser.add_argument("--model", help="default the built-in one")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of training, controls included, for each piece")
-    parser.add_argument("--tokens", type=int, help="most that the config is trained on")
-    parser.add_argument("--context", type=int, nargs="+", default=list(CONTEXTS))
+    parser.add_argument("--minutes", type=float, help="most of training, controls included, for each piece")
+    parser.add_argument("--tokens", type=int, help="that the config is trained on, instead of those of each piece")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--records", type=Path, default=Path("taylorder-out/healing"))

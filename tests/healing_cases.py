@@ -25,8 +25,8 @@ SEEN = Text("words", WORDS * 3)
 
 
 def settings(**changes):
-    """For sequences of 16, then of 32 tokens."""
-    return HealSettings(**{"contexts": (16, 32), "minutes": None, "tokens": 1000} | changes)
+    """For four sequences of 16, then for two of 32 tokens in a step."""
+    return HealSettings(**{"contexts": (16, 32), "sequences": 2, "minutes": None, "tokens": 1000} | changes)
 
 
 def polynomials(model):
@@ -50,7 +50,7 @@ def course(student, directory, tokenizer, steps=8, *, chosen=None, name="config"
     """A training that keeps its state after every step."""
     chosen = chosen or settings()
     text = TrainingText.of(tokenise(tokenizer, SEEN), chosen.longest)
-    schedule = Schedule(steps, chosen.stages, chosen.contexts)
+    schedule = Schedule.of(chosen, steps)
     checkpoint = Checkpoint(Records(directory, {}), name)
     return Course(name, student, schedule, text, chosen, checkpoint, **{"seconds_between": 0.0} | options)
 

@@ -168,7 +168,7 @@ def test_two_processes_come_to_the_losses_of_one(saved, taylor, tmp_path):
         out = tmp_path / f"out{count}"
         code, _, told = started(
             count, "heal", saved, "--config", taylor, "--out", out, "--text", saved / "words.txt", *SMALL,
-            "--no-controls", program=(program,),
+            "--sequences", 2, "--no-controls", program=(program,),
         )  # fmt: skip
         assert code == 0, told
         documents.append(json.loads((out / "heal.json").read_text()))
@@ -198,6 +198,14 @@ def test_what_cannot_be_done_is_refused(run, saved, taylor, tmp_path, options, s
 def test_a_folder_with_something_else_in_it_stays_as_it_is(run, saved, taylor, tmp_path):
     code, _, told = run("heal", saved, "--config", taylor, "--out", taylor)
     assert code == 2 and "holds something else than a healed model" in told
+
+
+def test_more_processes_than_sequences_are_refused(run, saved, taylor, tmp_path, monkeypatch):
+    monkeypatch.setattr("taylorder.storage.processes.world", lambda: 2)
+    code, _, told = run("heal", saved, "--config", taylor, "--out", tmp_path / "out", *SMALL)
+    assert code == 2
+    assert "there are 2 processes, and a step has 1 of the longest sequences" in told
+    assert "--sequences 2" in told
 
 
 def test_a_config_that_leaves_nothing_to_heal_is_refused(run, saved, orders, tmp_path, loads, tiny_tokenizer):

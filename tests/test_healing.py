@@ -53,7 +53,7 @@ def test_nothing_is_learnt_from_what_configs_are_judged_on():
 
 
 def test_stages_follow_one_another_and_contexts_rise():
-    schedule = Schedule(40, ("outputs", "logits"), (16, 32))
+    schedule = Schedule(40, ("outputs", "logits"), (16, 32), 2)
     steps = [schedule.step(number) for number in range(40)]
     assert [step.stage for step in steps] == ["outputs"] * 10 + ["logits"] * 30
     assert [step.length for step in steps] == [16] * 20 + [32] * 20
@@ -66,7 +66,7 @@ def test_as_many_steps_as_there_is_time_for():
     pace = Pace({"outputs": 0.001, "logits": 0.002}, 0.0005, 128, 50)
     chosen = settings(tokens=None, minutes=1.0)
     schedule = longest_schedule(chosen, [pace, pace])
-    longer = Schedule(schedule.steps + 1, schedule.stages, schedule.contexts)
+    longer = Schedule.of(chosen, schedule.steps + 1)
     assert 2 * pace.seconds(schedule) <= 60 < 2 * pace.seconds(longer)
     assert longest_schedule(settings(tokens=1000), [pace]).tokens == 960
 

@@ -65,6 +65,10 @@ def heal(
             _TRAINING,
         ),
     ] = None,
+    sequences: Annotated[
+        int,
+        options.number("Average the gradients of so many of the longest sequences in a step.", 1, group=_TRAINING),
+    ] = 1,
     drop_window: Annotated[
         float,
         options.value(
@@ -90,7 +94,8 @@ def heal(
     Writes one folder: an adapter that peft loads, the config for the weights with it merged, and a card. eval,
     generate, chat and export take the folder as --config. An interrupted run goes on at the step where it was.
 
-    Several processes share every step: torchrun --nproc-per-node 2 -m taylorder heal and the same options.
+    Several processes share every step: torchrun --nproc-per-node 2 -m taylorder heal and the same options, with
+    --sequences 2 at least.
 
     Example: taylorder heal --config small --minutes 30 --out small-healed
 
@@ -127,6 +132,7 @@ def heal(
             minutes=minutes if minutes is not None or tokens is not None else MINUTES,
             tokens=tokens,
             drop_window=drop_window,
+            sequences=sequences,
             seed=seed,
             controls=controls,
         )

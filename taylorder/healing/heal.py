@@ -25,7 +25,6 @@ from taylorder.healing.numbers import TrainedNumbers
 from taylorder.healing.outcome import Outcome, read, write
 from taylorder.healing.plan import Plan, planned
 from taylorder.healing.probes import refitted
-from taylorder.healing.schedule import LEAST_SEQUENCES
 from taylorder.healing.settings import HealSettings
 from taylorder.healing.student import Student
 from taylorder.healing.table import TASK_TOKENS, Row, Sample, table
@@ -211,10 +210,10 @@ def _refuse(model: Any, description: ModelDescription, config: OrderConfig, sett
             f"--context has {settings.longest}, but {description.name} sees {description.max_context} tokens at most; "
             "lower it"
         )
-    if processes.world() > LEAST_SEQUENCES:
+    if processes.world() > settings.sequences:
         raise UsageError(
-            f"there are {processes.world()} processes, and a step has {LEAST_SEQUENCES} sequences, of which each "
-            f"process takes one at least: start {LEAST_SEQUENCES} processes or fewer"
+            f"there are {processes.world()} processes, and a step has {settings.sequences} of the longest sequences, "
+            f"of which each process takes one at least: ask for more with --sequences {processes.world()}"
         )
     if settings.drop_window and not has_polynomials(config):
         raise UsageError(

@@ -82,4 +82,4 @@ def planned(
             "table": table_tokens * max(pace.forward for pace in timed.values()),
         }
         records.put(_NAME, recorded)
-    return Plan(Schedule(recorded["steps"], settings.stages, settings.contexts), recorded["seconds"], recorded["table"])
+    return Plan(Schedule.of(settings, recorded["steps"]), recorded["seconds"], recorded["table"])

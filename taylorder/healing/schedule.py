@@ -6,18 +6,15 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from taylorder.healing.settings import STAGES, Stage
+from taylorder.healing.settings import STAGES, HealSettings, Stage
 
 OUTPUTS_SHARE = 0.25
 """Of the steps, for the outputs of single modules where logits come after them."""
 
-TOKENS, LEAST_SEQUENCES = 2048, 2
-"""Of a step: it averages the gradients of two sequences at least, and of as many as so many tokens hold."""
-
 WARM_UP, LAST_RATE = 0.05, 0.1
 """Share of the steps in which the learning rate rises, and what it falls to along a cosine, of the highest."""
 
-JUDGEMENTS, LEAST_BETWEEN = 12, 4
+JUDGEMENTS, LEAST_BETWEEN = 12, 8
 """How often the held-out loss is taken, and how many steps lie between at least."""
 
 REFIT = 0.5
@@ -41,11 +38,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """So many steps through stages and contexts."""
+    """So many steps through stages and contexts; ``sequences`` is how many of the longest a step reads."""
 
     steps: int
     stages: tuple[Stage, ...]
     contexts: tuple[int, ...]
+    sequences: int = 1
+
+    @classmethod
+    def of(cls, settings: HealSettings, steps: int) -> Schedule:
+        """So many steps as the settings want them."""
+        return cls(steps, settings.stages, settings.contexts, settings.sequences)
 
     def step(self, number: int) -> Step:
         """What step ``number``, from 0 on, does."""
@@ -56,7 +59,8 @@ class Schedule:
             stage = self.stages[1]
         rising = min(1.0, (number + 1) / max(1, round(WARM_UP * self.steps)))
         falling = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
-        return Step(stage, length, self._sequences(length), rising * falling)
+        as_many_tokens = self.sequences * self.contexts[-1] // length
+        return Step(stage, length, as_many_tokens, rising * falling)
 
     @cached_property
     def tokens(self) -> int:
@@ -80,7 +84,3 @@ class Schedule:
     def judgements(self) -> int:
         """How often the held-out loss is taken, that of the beginning among them."""
         return 1 + sum(self.judged_after(done) or self.refitted_after(done) for done in range(1, self.steps + 1))
-
-    def _sequences(self, length: int) -> int:
-        """Sequences of a step: about as many tokens at every length."""
-        return max(LEAST_SEQUENCES, min(TOKENS, LEAST_SEQUENCES * self.contexts[-1]) // length)

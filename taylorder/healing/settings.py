@@ -20,7 +20,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 RANK, ALPHA = 8, 16
 """Of LoRA, as LoLCATs (arXiv 2410.10254) takes them."""
 
-RATES: dict[Kind, float] = {"lora": 5e-4, "qkvo": 1.5e-4, "qk": 1.5e-4, "config": 3e-3}
+RATES: dict[Kind, float] = {"lora": 1e-3, "qkvo": 1.5e-4, "qk": 1.5e-4, "config": 3e-3}
 """Highest learning rates."""
 
 MINUTES = 30.0
@@ -33,6 +33,7 @@ class HealSettings:
 
     Attributes:
         contexts: tokens of a sequence, rising: each for an equal share of the steps.
+        sequences: of the longest that a step reads, and as many tokens in shorter ones; processes share them.
         train: what is trained.
         stages: in their order.
         minutes: of training, everything that is trained together; None for no limit.
@@ -52,6 +53,7 @@ class HealSettings:
     minutes: float | None = MINUTES
     tokens: int | None = None
     drop_window: float = 0.0
+    sequences: int = 1
     seed: int = 0
     controls: bool = True
 
@@ -77,5 +79,6 @@ class HealSettings:
         """As JSON; everything that a step depends on, and when to stop."""
         return {
             "contexts": list(self.contexts), "train": self.train, "stages": list(self.stages), "minutes": self.minutes,
-            "tokens": self.tokens, "drop_window": self.drop_window, "seed": self.seed, "controls": self.controls,
+            "tokens": self.tokens, "drop_window": self.drop_window, "sequences": self.sequences, "seed": self.seed,
+            "controls": self.controls,
         }  # fmt: skip

@@ -70,7 +70,7 @@ def longest_schedule(settings: HealSettings, paces: Sequence[Pace]) -> Schedule:
     """The most steps that every training can take within minutes and tokens; at least one."""
 
     def fits(steps: int) -> bool:
-        schedule = Schedule(steps, settings.stages, settings.contexts)
+        schedule = Schedule.of(settings, steps)
         seconds = sum(pace.seconds(schedule) for pace in paces)
         in_time = settings.minutes is None or seconds <= 60 * settings.minutes
         return in_time and (settings.tokens is None or schedule.tokens <= settings.tokens)
@@ -81,4 +81,4 @@ def longest_schedule(settings: HealSettings, paces: Sequence[Pace]) -> Schedule:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return Schedule(low, settings.stages, settings.contexts)
+    return Schedule.of(settings, low)
