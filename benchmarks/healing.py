@@ -7,7 +7,8 @@
 A piece that was interrupted goes on at the step where it was (--records), and one that is finished is read back. Rows
 are written when a piece is finished, beside those of others, so that pieces may run at the same time. A piece has a row
 per state of the model: exact, before, after, without its polynomials, without its near fields, one window of the same
-bytes before and after the same training, and the exact model trained on the same text.
+bytes before and after the same training, and the exact model trained on the same text. With --orders the weights are
+then analysed, before and after every training: do heads need fewer terms?
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from healing_orders import orders
 from policy_rules import document
 
 from taylorder.adapt.config import HeadOrder, OrderConfig
@@ -137,7 +139,11 @@ def main() -> None:
         )  # fmt: skip
         about = {"piece": piece.name, "model": Path(model.name).name}
         measured = {"threads": arguments.threads, "date": datetime.now(UTC).date().isoformat(), **software_versions()}
-        document.add(arguments.out, {"pieces": [about | summary(healing) | measured], "rows": rows(about, healing)})
+        found = {"orders": orders(about, loaded, healing)} if arguments.orders else {}
+        document.add(
+            arguments.out,
+            {"pieces": [about | summary(healing) | measured], "rows": rows(about, healing), **found},
+        )
         print(f"{piece.name}: {summary(healing)['verdict']}")
 
 
@@ -181,6 +187,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="default the built-in one")
     parser.add_argument("--minutes", type=float, help="most of training, controls included, for each piece")
     parser.add_argument("--tokens", type=int, help="that the config is trained on, instead of those of each piece")
+    parser.add_argument("--orders", action="store_true", help="analyse the weights before and after, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--records", type=Path, default=Path("taylorder-out/healing"))

@@ -62,7 +62,7 @@ def test_the_folder_is_what_peft_and_every_command_take(run, saved, taylor, tmp_
     out = tmp_path / "out"
     said, told = healed(run, saved, taylor, out, "--train", kind, "--no-controls")
     assert {path.name for path in out.iterdir()} == FILES
-    assert "4 steps on 256 of 712 tokens of" in told
+    assert "8 steps on 256 of 712 tokens of" in told
     base = AutoModelForCausalLM.from_pretrained(saved)
     ids = torch.tensor([[10, 20, 30, 40]])
     with torch.no_grad():
@@ -128,10 +128,10 @@ def test_a_finished_healing_is_not_done_again(run, saved, taylor, tmp_path):
     first, _ = healed(run, saved, taylor, tmp_path / "out", "--no-controls")
     again, told = healed(run, saved, taylor, tmp_path / "out", "--no-controls")
     assert again == first
-    assert "timing a step" not in told and "step 4" not in told
+    assert "timing a step" not in told and "step 8" not in told
     assert not list((tmp_path / "out" / "records").glob("training-*"))
     _, told = healed(run, saved, taylor, tmp_path / "out", "--no-controls", "--seed", 1)
-    assert "had records of other settings, which are gone" in told and "step 4" in told
+    assert "had records of other settings, which are gone" in told and "step 8" in told
 
 
 def test_an_interrupted_healing_says_what_is_kept_and_goes_on(run, saved, taylor, tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from page_tables.findings import commands, layer_wise, losses, minutes, orders
 from page_tables.fresh import heads, recall, run_as, sizes, text, verdicts
 from page_tables.generation import generation
 from page_tables.gradients import memory, times
+from page_tables.healing import orders as orders_of_healed
+from page_tables.healing import states, trainings
 from page_tables.peers import agreement, held, needs, right
 from page_tables.policies import choices, elsewhere, rules, short, tasks, without
 
@@ -39,6 +41,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "fresh-run-as": run_as,
     "fresh-sizes": sizes,
     "fresh-text": text,
+    "healing-trainings": trainings,
+    "healing-states": states,
+    "healing-orders": orders_of_healed,
     "generation": generation,
     "peers-needs": needs,
     "peers-lookup": lambda: right("lookup"),
