@@ -1,9 +1,9 @@
-"""The two claims about fresh models, on made-up records where they hold and where they do not."""
+"""The claims about fresh models, on made-up records where they hold and where they do not."""
 
 from __future__ import annotations
 
 import pytest
-from fresh_models.claims import degree_claim, sharpness_claim
+from fresh_models.claims import alpha_claim, degree_claim, sharpness_claim
 from fresh_models.found import FoundRun
 from fresh_models.recall_run import RecallRun
 from fresh_models.summary import found
@@ -14,13 +14,13 @@ def trained(contender, share, seed=0, **changes):
     return {"about": run.about, "share": share, "solved_at": None, "steps": 9, "state_bytes": 1, "guessing": 0.1}
 
 
-def analysed(contender, spread, seed=0, rate=3e-3):
+def analysed(contender, spread, seed=0, rate=3e-3, alpha=2.0):
     heads = [
         {"score_std": spread * factor, "errors": {"mean": [0.9, 9.0, 0.05 * factor, 9.0, 0.01, 9.0, 0.0, 9.0]}}
         for factor in (1.0, 4.0)
     ]
     about = RecallRun(contender, seed=seed, rate=rate).about | {"task": FoundRun.task}
-    return {"about": about, "run_as": {"softmax": 1.0}, "heads": heads, "alpha": {"a": 2.0, "b": None}}
+    return {"about": about, "run_as": {"softmax": 1.0}, "heads": heads, "alpha": {"a": alpha, "b": None}}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,27 @@ def test_heads_are_mild_where_scores_spread_less_than_those_of_softmax(spread, v
         records += [trained("softmax", 1.0, seed), trained("order 3", 1.0, seed)]
         records += [analysed("softmax", 3.0 + 0.01 * seed, seed), analysed("order 3", std, seed)]
     assert sharpness_claim(records).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("away", "verdict"),
+    [((1, 2, 3, 4, 5), "supported"), ((5, 4, 3, 2, 1), "contradicted"), ((2, 1, 5, 3, 2), "undecided")],
+)
+def test_alpha_tells_terms_where_it_goes_with_the_order_of_the_training(away, verdict):
+    records = []
+    for seed in range(3):
+        for order, distance in enumerate(away, 1):
+            records += [trained(f"order {order}", 1.0, seed), trained("order 3 mean", 1.0, seed)]
+            records += [analysed(f"order {order}", 1.0, seed, alpha=2 + distance)]
+            records += [analysed("order 3 mean", 1.0, seed, alpha=9.0)]  # another series: takes no part
+    claim = alpha_claim(records)
+    assert claim.verdict == verdict
+    assert "Over 15 layers of 3 seeds" in claim.reason
+
+
+def test_alpha_is_not_judged_on_few_layers():
+    claim = alpha_claim([trained("order 3", 1.0), analysed("order 3", 1.0)])
+    assert claim.verdict == "not applicable" and not claim.effects
 
 
 def test_of_models_trained_with_two_rates_the_chosen_one_counts():

@@ -1,4 +1,4 @@
-"""Two claims about models that were trained with truncated attention, judged on the records by fixed rules."""
+"""Three claims about models that were trained with truncated attention, judged on the records by fixed rules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from fresh_models.log import About
 from fresh_models.recall_run import RecallRun
 from fresh_models.summary import found, lines
-from taylorder.claims.claim import Claim, Effect
+from taylorder.claims.association import Association, Pairs, associate
+from taylorder.claims.claim import Claim, Effect, Verdict
 from taylorder.claims.evidence import above, below, overall
+from taylorder.claims.verdicts.alpha import NEGLIGIBLE
 from taylorder.evaluation.intervals import Interval, paired_difference
 
 LEAST_GAIN = 0.1
@@ -20,12 +24,15 @@ LEAST_GAIN = 0.1
 TRAINED, LOWER, SOFTMAX = "order 3", "order 2", "softmax"
 SHOWN = (SOFTMAX, "order 1", LOWER, TRAINED, "order 4", "order 5")
 
+TERMS = {f"order {terms}": terms for terms in range(1, 6)}
+"""Of the contenders that the claim about alpha is judged on: the series itself, around zero."""
+
 Shares = Mapping[str, Mapping[int, float]]
 
 
-def fresh_claims(records: Sequence[About]) -> tuple[Claim, Claim]:
-    """Both claims."""
-    return degree_claim(records), sharpness_claim(records)
+def fresh_claims(records: Sequence[About]) -> tuple[Claim, ...]:
+    """All of them."""
+    return degree_claim(records), sharpness_claim(records), alpha_claim(records)
 
 
 def degree_claim(records: Sequence[About]) -> Claim:
@@ -73,6 +80,43 @@ def sharpness_claim(records: Sequence[About]) -> Claim:
         ),
         effects=_effects({f"log spread of scores, {TRAINED} less {SOFTMAX}": ratio}, "below 0"),
     )
+
+
+def alpha_claim(records: Sequence[About]) -> Claim:
+    """The prediction that this tool began with, where it is known how many terms a layer needs."""
+    by_seed: dict[int, list[tuple[float, int]]] = {}
+    for model in found(records):
+        if model.contender in TERMS:
+            points = [(abs(alpha - 2), TERMS[model.contender]) for alpha in model.alpha]
+            by_seed.setdefault(model.seed, []).extend(points)
+    tested = associate([Pairs(*np.array(points, dtype=float).T) for points in by_seed.values() if points])
+    return Claim(
+        key="trained-alpha",
+        statement="Layers whose alpha is near 2 were trained with fewer Taylor terms.",
+        source="a comment on the paper, news.ycombinator.com/item?id=46888513; alpha: arXiv 1810.01075",
+        verdict=_of_correlation(tested),
+        reason="There are too few layers with an alpha."
+        if tested is None
+        else f"Over {tested.layers} layers of {len(by_seed)} seeds the correlation is {tested.spearman.estimate:+.2f}.",
+        rule=(
+            "Spearman correlation of |alpha - 2| (mean of q and k) with the order of its training, 1 to 5 around "
+            "zero, over the layers of all models of a seed, and pooled over seeds, with a 95 % interval: "
+            f"supported if it lies above 0, contradicted if it lies below {NEGLIGIBLE}, undecided otherwise."
+        ),
+        effects=()
+        if tested is None
+        else _effects(
+            {"Spearman of the distance of alpha from 2 and the order of training": tested.spearman}, "above 0"
+        ),
+    )
+
+
+def _of_correlation(tested: Association | None) -> Verdict:
+    if tested is None:
+        return "not applicable"
+    if tested.spearman.high < NEGLIGIBLE:
+        return "contradicted"
+    return "supported" if tested.spearman.low > 0 else "undecided"
 
 
 def shares_by_pairs(records: Sequence[About]) -> dict[int, dict[str, dict[int, float]]]:
