@@ -108,6 +108,12 @@ def calibrated(
 CUBIC = polynomial(3, RANK)
 PIECES = (
     Piece("kept-64KiB", "what is left beside kept keys at 64 KiB, LoRA", preset("64KiB"), LONG),
+    Piece(
+        "kept-64KiB-probes",
+        "the same, the choice of keys in place of weights",
+        preset("64KiB"),
+        LONG | {"train": "probes", "tokens": 81_920},
+    ),
     Piece("kept-128KiB", "what is left beside kept keys at 128 KiB, LoRA", preset("128KiB"), LONG),
     Piece("order-3-rank-8", "101 features beside a window of 64, against 103 more tokens", CUBIC, SHORT),
     Piece("order-2", "65 features beside a window of 64, against 66 more tokens", polynomial(2), SHORT),

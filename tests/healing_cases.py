@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 from command_line import WORDS
-from tiny import llama
+from mixed_orders import PROBE_TEXT
+from tiny import llama, tokens
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.analysis.text import Text
@@ -18,6 +19,7 @@ from taylorder.healing.settings import HealSettings
 from taylorder.healing.student import Student
 from taylorder.healing.text import TrainingText
 from taylorder.healing.trained import frozen, training_weights
+from taylorder.healing.trained_probes import TrainedProbes
 from taylorder.models.describe import describe
 from taylorder.storage.records import Records
 
@@ -41,6 +43,10 @@ def student_of(model, config, kind="lora", seed=0):
     if kind == "config":
         with frozen(model):
             yield Student(model, description, TrainedNumbers(config), config)
+    elif kind == "probes":
+        with frozen(model):
+            trained = TrainedProbes.on(model, config, tokens(2, 40), PROBE_TEXT)
+            yield Student(model, description, trained, config)
     else:
         with training_weights(model, description, kind, seed) as trained:
             yield Student(model, description, trained, config)

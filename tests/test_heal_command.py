@@ -182,7 +182,7 @@ def test_two_processes_come_to_the_losses_of_one(saved, taylor, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--train", "all"), "--train is 'all', expected one of lora, qkvo, qk, config"),
+        (("--train", "all"), "--train is 'all', expected one of lora, qkvo, qk, config, probes"),
         (("--stage", "logits,outputs"), "--stage is 'logits,outputs', expected outputs,logits or one of the two"),
         (("--context", "10,32"), "--context has 10, 32, expected each to divide the longest"),
         (("--context", "128"), "--context has 128, but .* sees 64 tokens at most"),

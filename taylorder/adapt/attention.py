@@ -201,7 +201,7 @@ def _truncated(
         # The mask has a column for every token so far; those of earlier calls are in the state already.
         valid = None if valid is None else valid[:, -key.shape[2] :]
         output, guarded = layer.attend(query, key, value, valid=valid, backend=run.backend, **options)
-    elif whole and (own is not None or needs_gradient(query, key, value, terms.sink_logits, shift)):
+    elif whole and (own is not None or needs_gradient(query, key, value, terms.sink_logits, shift, priority)):
         output, guarded = differentiable_attention(
             query, key, value, heads, causal=causal, valid=valid, coefficients=own,
             backend=asked_backend(run.backend)[0], **options,

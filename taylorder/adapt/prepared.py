@@ -36,8 +36,8 @@ class LayerNumbers(nn.Module):
         query_rotation: what queries are multiplied by, ``A_q`` ``[G, d, d]`` (the identity for groups without ranks);
             None where no head has ranks.
         key_rotation: the same for centred keys, ``A_k``.
-        probe: what gives keys their priorities, ``[G, F]``; None where no head keeps keys. No gradients flow to it: it
-            decides which keys stay.
+        probe: what gives keys their priorities, ``[G, F]``; None where no head keeps keys. Its gradient is that of
+            :mod:`~taylorder.kernels.choosing`.
         coefficients: of the polynomials of the query heads, ``[H, P]`` up to the largest order P, in place of those of
             the config, while they are trained; None takes those.
 
@@ -96,7 +96,7 @@ class LayerNumbers(nn.Module):
         self._follow(key.device)
         if self.probe is None:
             return None
-        return priorities(self.probe, key.detach(), value.detach())  # a choice of keys passes no gradients
+        return priorities(self.probe, key.detach(), value.detach())  # gradients by the choice are the probe's alone
 
     def _follow(self, device: torch.device) -> None:
         # Not buffers(), which takes longer than the attention of a short window does.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _OUT = Path("taylorder-healed")
 _TRAINING = "Training"
-_KINDS, _STAGES = ("lora", "qkvo", "qk", "config"), ("outputs", "logits")
+_KINDS, _STAGES = ("lora", "qkvo", "qk", "config", "probes"), ("outputs", "logits")
 _LONGEST, _CONTEXT = 2048, 1024
 """Tokens of the longest sequences unless asked for otherwise: at most, and where the config names no context."""
 
@@ -41,7 +41,11 @@ def heal(
     ] = None,
     train: Annotated[
         str,
-        options.value("Train low-rank additions, whole matrices, or the config.", "|".join(_KINDS), group=_TRAINING),
+        options.value(
+            "Train low-rank additions, whole matrices, the config's polynomials, or which keys it keeps.",
+            "|".join(_KINDS),
+            group=_TRAINING,
+        ),
     ] = "lora",
     stage: Annotated[
         str,

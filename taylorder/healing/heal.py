@@ -31,6 +31,7 @@ from taylorder.healing.table import TASK_TOKENS, Row, Sample, table
 from taylorder.healing.text import TrainingText, training_text
 from taylorder.healing.timing import Pace
 from taylorder.healing.trained import Trained, as_they_were, frozen, trained_layers, training_weights
+from taylorder.healing.trained_probes import TrainedProbes
 from taylorder.healing.variants import has_polynomials
 from taylorder.models.adapters import merge_adapter
 from taylorder.models.describe import describe
@@ -49,6 +50,9 @@ SEQUENCES = 8
 
 PROSE, CODE = "prose", "code"
 """Kinds of unseen text."""
+
+SCALED = 2
+"""Sequences whose keys say what the numbers of probes are measured in."""
 
 ADAPTER = "adapter"
 """Folder, beside the records, of what was trained for the config."""
@@ -138,9 +142,9 @@ def heal(
         say(f"{directory} had records of other settings, which are gone: this healing begins anew")
     window = rivals.window_instead(description, config, settings.longest)
     courses, reasons = _courses(config, window, settings)
-    with _training(model, description, config, settings) as trained:
+    with _training(model, description, config, settings, learnt) as trained:
         student = partial(Student, model, description, trained)
-        refit, refit_tokens = _refit(tokenizer, description, config, tokens if own_text else None)
+        refit, refit_tokens = _refit(tokenizer, description, config, settings, tokens if own_text else None)
 
         def paces() -> dict[str, Pace]:
             say("timing a step")
@@ -166,11 +170,11 @@ def heal(
                 taken = duration(outcome.seconds)
                 say(f"{states.STAGES[name]}: {outcome.stopped}, best after {outcome.best} steps, {taken}")
             checkpoint.remove()
-            outcomes[name] = _in_the_config(trained, outcome) if settings.train == "config" else outcome
+            outcomes[name] = outcome if settings.changes_weights else _in_the_config(trained, outcome)
         shown = states.states(config, window, outcomes, reasons)
         say(f"measuring {sum(not state.absent for state in shown)} states of the model on unseen text and tasks")
         rows = table(student(config), shown, samples, tokenizer, seed=settings.seed, records=records, progress=progress)
-        adapter = None if settings.train == "config" else directory / ADAPTER
+        adapter = directory / ADAPTER if settings.changes_weights else None
         if adapter is not None:
             trained.load(outcomes[states.CONFIG].weights)
             processes.from_first(lambda: trained.save(adapter, description))
@@ -180,15 +184,19 @@ def heal(
 
 @contextmanager
 def _training(
-    model: Any, description: ModelDescription, config: OrderConfig, settings: HealSettings
+    model: Any, description: ModelDescription, config: OrderConfig, settings: HealSettings, text: TrainingText
 ) -> Iterator[Trained]:
     """What is trained, and the model as it was when the block ends."""
-    if settings.train == "config":
-        with frozen(model):
-            yield TrainedNumbers(config)
-    else:
+    if settings.changes_weights:
         with training_weights(model, description, settings.train, settings.seed) as trained:
             yield trained
+        return
+    with frozen(model):
+        if settings.train == "config":
+            yield TrainedNumbers(config)
+        else:
+            about = {"text": text.source, "tokens": text.blocks.numel(), "sha256": text.sha256}
+            yield TrainedProbes.on(model, config, text.blocks[:SCALED], about)
 
 
 def _in_the_config(trained: Trained, outcome: Outcome) -> Outcome:
@@ -246,8 +254,9 @@ def _courses(
 ) -> tuple[dict[str, OrderConfig | None], dict[str, str]]:
     """What is trained: a config by the name of each training, None for the exact model; and why the others are not."""
     courses: dict[str, OrderConfig | None] = {states.CONFIG: config}
-    if settings.train == "config":
-        nothing = "there are no polynomials in it, whose numbers could be trained"
+    if not settings.changes_weights:
+        what = "polynomials in it, whose numbers" if settings.train == "config" else "kept keys in it, whose choice"
+        nothing = f"there are no {what} could be trained"
         return courses, {rivals.WINDOW: nothing, EXACT: nothing}
     if not settings.controls:
         return courses, {rivals.WINDOW: states.NO_CONTROLS, EXACT: states.NO_CONTROLS}
@@ -260,10 +269,10 @@ def _courses(
 
 
 def _refit(
-    tokenizer: Any, description: ModelDescription, config: OrderConfig, tokens: Tokens | None
+    tokenizer: Any, description: ModelDescription, config: OrderConfig, settings: HealSettings, tokens: Tokens | None
 ) -> tuple[Refit | None, int]:
     """How probes are fitted anew, on the user's text, else on the text that `analyze` fits them to; and its tokens."""
-    if not config.probes:
+    if not config.probes or settings.train == "probes":
         return None, 0
     used = tokens or ChoiceText.of(tokenizer, tokenise(tokenizer, calibration_text())).joined
     sequences, _ = probe_sequences(used, description)

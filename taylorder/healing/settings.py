@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 from taylorder.errors import UsageError
 
-Kind = Literal["lora", "qkvo", "qk", "config"]
-"""What is trained: low-rank additions to q, k, v and o; these matrices; q and k alone; the numbers of the config."""
+Kind = Literal["lora", "qkvo", "qk", "config", "probes"]
+"""What is trained: low-rank additions to q, k, v and o; these matrices; q and k alone; the numbers of the config's
+polynomials; which keys it keeps."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -20,7 +21,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 RANK, ALPHA = 8, 16
 """Of LoRA, as LoLCATs (arXiv 2410.10254) takes them."""
 
-RATES: dict[Kind, float] = {"lora": 1e-3, "qkvo": 1.5e-4, "qk": 1.5e-4, "config": 3e-3}
+RATES: dict[Kind, float] = {"lora": 1e-3, "qkvo": 1.5e-4, "qk": 1.5e-4, "config": 3e-3, "probes": 2e-2}
 """Highest learning rates."""
 
 MINUTES = 30.0
@@ -69,6 +70,11 @@ class HealSettings:
                 f"--context has {', '.join(map(str, self.contexts))}, expected each to divide the longest; the same "
                 "text is cut into all of them"
             )
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether what is trained is of the model; otherwise it is of the config, and there is no adapter."""
+        return self.train not in ("config", "probes")
 
     @property
     def longest(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import fold_rule
+from .choosing import with_choice_gradient
 from .exact import windowed_attention
 from .polynomial import Polynomials
 from .recomputed import Inputs, attend_in_blocks
@@ -57,7 +58,10 @@ def differentiable_attention(
     coefficients: Optional[Tensor] = None,
     backend: Optional[str] = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend to whole sequences; gradients of first order flow to every tensor but ``valid`` and ``priority``.
+    """Attend to whole sequences; gradients of first order flow to every tensor but ``valid``.
+
+    Priorities get theirs where a head attends to its near field alone, causally, without padding and soft cap, and it
+    is that of :mod:`~taylorder.kernels.choosing`.
 
     Args:
         query: ``[B, H, T, d]``.
@@ -108,7 +112,7 @@ def differentiable_attention(
         specs = [heads[h] for h in members]
         q, k, v = query, key, value
         of_kind = terms
-        ranking = None if priority is None else priority.detach()
+        ranking = priority
         if len(kinds) > 1:
             q, k, v = query.view(B, -1, g, T, d)[:, chosen].flatten(1, 2), key[:, chosen], value[:, chosen]
             of_kind = terms.at((slice(None), selection(members)))
@@ -176,7 +180,10 @@ def _attend_kind(
     near = Near(T) if exact else group[0].near
     if valid is None and terms.softcap is None and (near.window or near.kept) and deepest(group) is None:
         if causal:
-            rows = windowed_attention(q, k, v, near, scaling=scaling, priority=priority, terms=terms)
+            ranking = None if priority is None else priority.detach()
+            rows = windowed_attention(q, k, v, near, scaling=scaling, priority=ranking, terms=terms)
+            if near.kept and priority is not None and needs_gradient(priority):
+                rows = with_choice_gradient(rows, priority, q, k, v, near, scaling=scaling, sinks=terms.sinks)
         else:
             rows = softmax_attention(q, k, v, scaling=scaling, terms=terms)
         return rows, torch.zeros(H, dtype=torch.int64, device=q.device)
@@ -239,5 +246,5 @@ def _plan(
             made = triton_features(d, value_dim, polynomials.ranks, queries.device, queries.dtype) or made
     attention = RowAttention(polynomials, near.tokens > 0, terms.softcap, made)
     together = max(1, _NUMBERS // max(1, g * rows * width))
-    ranking = None if priority is None or not near.kept else priority.flatten(0, 1)
+    ranking = None if priority is None or not near.kept else priority.detach().flatten(0, 1)
     return Plan(attention, near, causal, rows, together, fold, waits, known, ranking)

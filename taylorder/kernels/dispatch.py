@@ -101,7 +101,7 @@ def taylor_attention(
     if keeps_keys(heads):
         check_priority(priority, k, valid)
     terms = ScoreTerms.of_rows(q, sink_logits, softcap, shift)
-    if needs_gradient(q, k, v, sink_logits, shift):
+    if needs_gradient(q, k, v, sink_logits, shift, priority):
         if state is not None:
             raise ValueError(
                 "state was given, and gradients are recorded, which do not pass through a state: expected None and the "

@@ -27,7 +27,8 @@ _TRAINED = {
     "lora": "low-rank additions to q, k, v and o",
     "qkvo": "the matrices of q, k, v and o",
     "qk": "the matrices of q and k",
-    "config": "the numbers of the config",
+    "config": "the numbers of the config's polynomials",
+    "probes": "the choice of the keys that are kept",
 }
 _RUN_CONFIG = """\
 What was trained is in `orders.json` and `orders.safetensors`; the weights of the model stay as they are.
