@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from functools import partial
 
 import healing
+import healing_orders
 import pytest
 from command_line import WORDS
 from tiny import llama
 
+import taylorder
 from taylorder.adapt import cost
 from taylorder.analysis.text import Text
 from taylorder.kernels.spec import Near
@@ -45,10 +49,13 @@ def test_a_piece_is_healed_and_has_a_row_for_every_state(loaded, monkeypatch, tm
     monkeypatch.setattr("taylorder.healing.heal.training_text", lambda: Text("words", WORDS * 3))
     monkeypatch.setattr(healing, "load", lambda name: loaded)
     monkeypatch.setattr(healing, "WINDOW", 8)
-    piece = healing.Piece("small", "order 2", healing.polynomial(2), {"minutes": None, "tokens": 256})
+    piece = healing.Piece("small", "order 2", healing.polynomial(2), {"contexts": (32,), "tokens": 256})
     monkeypatch.setattr(healing, "PIECES", (piece,))
     out = tmp_path / "healing.json"
-    arguments = ["healing.py", "--context", "32", "--records", str(tmp_path), "--out", str(out), "--threads", "1"]
+    analyze = taylorder.analyze
+    monkeypatch.setattr(taylorder, "analyze", partial(analyze, text=WORDS, max_tokens=128, sequence_length=64))
+    monkeypatch.setattr(healing_orders, "load", lambda name: LoadedModel(llama(), loaded.tokenizer, "tiny"))
+    arguments = ["healing.py", "--orders", "--records", str(tmp_path), "--out", str(out), "--threads", "1"]
     monkeypatch.setattr(sys, "argv", arguments)
     healing.main()
     assert capsys.readouterr().out.startswith("small: On unseen prose the mean KL")
@@ -56,6 +63,13 @@ def test_a_piece_is_healed_and_has_a_row_for_every_state(loaded, monkeypatch, tm
     assert [row["state"] for row in document["rows"]] == [
         "exact", "before", "after", "state off", "near field off", "window", "window, healed", "exact, trained"
     ]  # fmt: skip
-    assert document["pieces"][0]["trainings"]["config"]["steps"] == 4
+    assert document["pieces"][0]["trainings"]["config"]["steps"] == 8
     after = next(row for row in document["rows"] if row["state"] == "after")
     assert len(after["prose kl"]) == len(after["code nll"]) == 3
+    before, *trained = document["orders"]
+    assert [row["state"] for row in trained] == [f"trained for {name}" for name in ("config", "window", "exact")]
+    for row in trained:
+        change = row["change"]["log spread"]
+        assert change[0] != 0 and change[1] <= change[0] <= change[2]
+        assert row["spread"] / before["spread"] == pytest.approx(math.exp(change[0]), rel=1e-6)
+        assert set(row["change"]) == {"log spread", *(f"log error {order}" for order in (2, 3, 5, 7)), "alpha"}

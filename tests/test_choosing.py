@@ -60,6 +60,11 @@ def expected(q, k, v, priority, gradient, near, sinks=None):
     return result
 
 
+@pytest.fixture(autouse=True)
+def every_row(monkeypatch):
+    monkeypatch.setattr(choosing, "STRIDE", 1)
+
+
 @pytest.mark.parametrize("sinks", [None, torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64)])
 @pytest.mark.parametrize("rows", [1, 5, None])
 def test_a_key_gets_what_it_is_worth(monkeypatch, sinks, rows):
@@ -74,6 +79,22 @@ def test_a_key_gets_what_it_is_worth(monkeypatch, sinks, rows):
     wanted = expected(q, k, v, priority.detach(), gradient, NEAR, sinks)
     assert wanted.abs().max() > 0.1
     torch.testing.assert_close(priority.grad.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_some_of_the_rows_speak_for_all(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    walk = torch.randn(1, 1, 400, D, generator=generator).cumsum(2) / 10  # neighbours are alike, as in a text
+    k, v = (torch.randn(1, 1, 400, D, generator=generator) for _ in range(2))
+    priority, gradient = torch.randn(1, 1, 400, generator=generator), walk.flip(2)
+    found = []
+    for stride in (1, 4):
+        monkeypatch.setattr(choosing, "STRIDE", stride)
+        ranking = priority.clone().requires_grad_()
+        heads = [HeadSpec(Dropped(), Near(8, 2, 16))]
+        differentiable_attention(walk, k, v, heads, scaling=SCALING, priority=ranking)[0].backward(gradient)
+        found.append(ranking.grad.flatten())
+    assert torch.cosine_similarity(*found, dim=0) > 0.95
+    assert found[1].norm() / found[0].norm() == pytest.approx(1, abs=0.1)
 
 
 def test_output_and_other_gradients_do_not_change():

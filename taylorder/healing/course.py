@@ -113,8 +113,9 @@ class Course:
         while stopped is None:
             self._progress(self._name, state.done, self._schedule.steps)
             self._step()
-            refitted = self._refit_now()
-            if refitted or self._schedule.judged_after(state.done):
+            if self._refit is not None and self._schedule.refitted_after(state.done):
+                self._refit_now(self._refit)
+            elif self._schedule.judged_after(state.done):
                 self._judge()
             state.seconds = time.monotonic() - began
             if processes.from_first(lambda: time.monotonic() - self._written >= self._between):
@@ -173,13 +174,16 @@ class Course:
             name for name, draw in zip(names, generator.random(len(names)), strict=True) if draw < settings.drop_window
         ]
 
-    def _refit_now(self) -> bool:
-        config = self._student.config
-        if self._refit is None or config is None or not self._schedule.refitted_after(self._state.done):
-            return False
+    def _refit_now(self, refit: Refit) -> None:
+        """Fit probes to the weights of now, and go on with them if they are better than those that there were."""
+        student, config = self._student, self._student.config
+        if config is None:
+            return
+        known = self._judge()
         self._say(f"{self._name}: fitting probes anew after {self._state.done} steps")
-        self._student.use(self._refit(self._student, config))
-        return True
+        student.use(refit(student, config))
+        if self._judge() >= known:
+            student.use(config)
 
     def _last_refit(self) -> None:
         """Fit probes to the best weights, and keep them if they are better than those that these had."""
@@ -192,7 +196,7 @@ class Course:
         student.use(self._refit(student, best.config))
         self._judge(of=state.best)
 
-    def _judge(self, of: int | None = None) -> None:
+    def _judge(self, of: int | None = None) -> float:
         """Take the held-out loss, and note where it is the best so far; ``of`` are the steps of the weights."""
         state = self._state
         done = state.done if of is None else of
@@ -205,6 +209,7 @@ class Course:
         last = f"loss {state.losses[-1]:.4f}, " if state.losses else ""
         word = ", the best so far" if loss < best and done else ""
         self._say(f"{self._name}, step {done} of {self._schedule.steps}: {last}held out {loss:.4f}{word}")
+        return loss
 
     def _keep(self) -> None:
         """Write everything that the next step depends on."""

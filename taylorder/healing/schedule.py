@@ -83,4 +83,4 @@ class Schedule:
     @property
     def judgements(self) -> int:
         """How often the held-out loss is taken, that of the beginning among them."""
-        return 1 + sum(self.judged_after(done) or self.refitted_after(done) for done in range(1, self.steps + 1))
+        return 1 + sum(2 * self.refitted_after(done) or self.judged_after(done) for done in range(1, self.steps + 1))

@@ -21,7 +21,10 @@ from .spec import Near
 TEMPERATURE = 0.3
 """Width of the sigmoid, in standard deviations of the priorities of a KV head."""
 
-_BLOCK_SCORES = 1 << 21
+STRIDE = 4
+"""Of so many rows one is looked at, for all of them: neighbours want the same keys."""
+
+_BLOCK_SCORES = 1 << 20
 """Most scores looked at together, unless one row of one KV head has more."""
 
 
@@ -99,11 +102,12 @@ def choice_gradient(
     result = torch.zeros(B * G, T, dtype=dtype, device=priority.device)
     number = torch.arange(T, device=priority.device)
     own = (gradient * output).sum(-1, keepdim=True)
+    competed = number[near.sinks + near.kept + near.window :: STRIDE]  # before, all keys are near
     size = max(1, _BLOCK_SCORES // (B * G * g * T))
-    for start in range(near.sinks + near.kept + near.window, T, size):  # before, nothing is far
-        rows = slice(start, min(start + size, T))
-        keys = slice(0, rows.stop)
-        row, column = number[rows, None], number[keys]
+    for start in range(0, len(competed), size):
+        rows = competed[start : start + size]
+        keys = slice(0, int(rows[-1]) + 1)
+        row, column = rows[:, None], number[keys]
         made, is_near = column <= row, row < far[..., keys]
         is_near = is_near & made
         weights = query[:, :, rows] @ key[:, :, keys].mT * scaling
@@ -119,4 +123,4 @@ def choice_gradient(
         lowest = ranking[..., keys].masked_fill(~(competes & is_near), torch.inf).amin(-1, keepdim=True)
         step = torch.sigmoid((ranking[..., keys] - lowest) / width)
         result[:, keys] += (worth * (step * (1 - step) / width).masked_fill(~competes, 0.0)).sum(1)
-    return result.view(B, G, T).to(priority.dtype)
+    return (STRIDE * result).view(B, G, T).to(priority.dtype)
