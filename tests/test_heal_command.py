@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
 from taylorder.healing.course import Course
+from taylorder.healing.settings import RATES
 from taylorder.models.describe import describe
 from taylorder.models.loading import load
 
@@ -88,6 +89,26 @@ def test_a_trained_config_needs_no_adapter(run, saved, taylor, tmp_path):
     assert made.model == before.model
     assert made.layers[0].heads[0].spec.far.coefficients != before.layers[0].heads[0].spec.far.coefficients
     assert "whose numbers could be trained" in said
+    code, _, told = run("eval", saved, "--config", out, "--no-tasks", "--lengths", 32, "--tokens", 64)
+    assert code == 0, told
+
+
+def test_trained_probes_need_no_adapter_and_say_what_they_learnt_from(run, saved, keeping, tmp_path, monkeypatch):
+    monkeypatch.setitem(RATES, "probes", 0.5)
+    out = tmp_path / "out"
+    said, _ = healed(run, saved, keeping, out, "--train", "probes", "--stage", "logits")
+    assert {path.name for path in out.iterdir()} == {
+        "README.md",
+        "orders.json",
+        "orders.safetensors",
+        "heal.json",
+        "records",
+    }
+    made, before = (OrderConfig.load(folder / "orders.json") for folder in (out, keeping))
+    assert made.model == before.model and made.layers == before.layers
+    assert made.probe.text == str(saved / "words.txt") != before.probe.text
+    assert any(not torch.equal(made.probes[name], before.probes[name]) for name in before.probes)
+    assert "whose choice could be trained" in said and "the choice of the keys that are kept" in said
     code, _, told = run("eval", saved, "--config", out, "--no-tasks", "--lengths", 32, "--tokens", 64)
     assert code == 0, told
 
