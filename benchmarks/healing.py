@@ -112,7 +112,7 @@ PIECES = (
         "kept-64KiB-probes",
         "the same, the choice of keys in place of weights",
         preset("64KiB"),
-        LONG | {"train": "probes", "tokens": 81_920},
+        LONG | {"train": "probes", "tokens": 61_440},
     ),
     Piece("kept-128KiB", "what is left beside kept keys at 128 KiB, LoRA", preset("128KiB"), LONG),
     Piece("order-3-rank-8", "101 features beside a window of 64, against 103 more tokens", CUBIC, SHORT),

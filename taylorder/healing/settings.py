@@ -21,7 +21,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 RANK, ALPHA = 8, 16
 """Of LoRA, as LoLCATs (arXiv 2410.10254) takes them."""
 
-RATES: dict[Kind, float] = {"lora": 1e-3, "qkvo": 1.5e-4, "qk": 1.5e-4, "config": 3e-3, "probes": 2e-2}
+RATES: dict[Kind, float] = {"lora": 1e-3, "qkvo": 1.5e-4, "qk": 1.5e-4, "config": 3e-3, "probes": 4e-3}
 """Highest learning rates."""
 
 MINUTES = 30.0
