@@ -75,9 +75,9 @@ CONTRACT = {
     },
     "heal": {
         "--config": None, "--out": Path("taylorder-healed"), "--text": None, "--train": "lora",
-        "--stage": "outputs,logits", "--minutes": None, "--tokens": None, "--context": None, "--drop-window": 0.0,
-        "--controls": True, "--fresh": False, "--seed": 0, "--device": "cpu", "--device-map": None,
-        "--format": "human",
+        "--stage": "outputs,logits", "--minutes": None, "--tokens": None, "--context": None, "--sequences": 1,
+        "--drop-window": 0.0, "--controls": True, "--fresh": False, "--seed": 0, "--device": "cpu",
+        "--device-map": None, "--format": "human",
     },
     "show": {"--section": None, "--svg": None, "--format": "human"},
     "generate": {
