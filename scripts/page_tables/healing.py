@@ -22,10 +22,10 @@ def trainings() -> str:
                 ", then ".join(f"{context:,}" for context in settings["contexts"]),
                 f"{made['tokens']:,}",
                 f"{made['steps']}, best after {made['best']}",
-                f"{made['seconds'] / 60 / 2 * piece['threads']:.0f}",
+                f"{made['seconds'] / 60 * piece['threads']:.0f}",
             ]
         )
-    head = ["piece", "trained by:", "tokens of a sequence:", "tokens read", "steps:", "minutes of two cores"]
+    head = ["piece", "trained by:", "tokens of a sequence:", "tokens read", "steps:", "minutes of one core"]
     return markdown(head, rows)
 
 
