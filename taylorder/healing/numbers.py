@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +11,13 @@ from torch import Tensor, nn
 from taylorder.adapt.config import LayerOrders, OrderConfig
 from taylorder.adapt.prepared import LayerNumbers, LayerPlan, PreparedConfig, plan_layer
 from taylorder.errors import UsageError
-from taylorder.healing.trained import Trained
+from taylorder.healing.trained import TrainedConfig
 from taylorder.kernels.spec import Taylor
-from taylorder.models.description import ModelDescription
 
 _COEFFICIENTS, _CENTRE, _ROTATION = "coefficients", "centre", "query_rotation"
 
 
-class TrainedNumbers(Trained):
+class TrainedNumbers(TrainedConfig):
     """What is trained is the config; the weights of the model stay as they are.
 
     Of a pair of rotations ``A_q`` is trained, and ``A_k`` is its inverse transposed, so that scores at full rank never
@@ -35,7 +31,6 @@ class TrainedNumbers(Trained):
             UsageError: it has no polynomial.
 
         """
-        self._on = True
         self._plans = {
             layer.module: plan_layer(config, layer)
             for layer in config.layers
@@ -54,18 +49,9 @@ class TrainedNumbers(Trained):
             )
         super().__init__({name: nn.Parameter(numbers.detach().clone()) for name, numbers in parameters.items()})
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Run with the numbers that the config has."""
-        self._on = False
-        try:
-            yield
-        finally:
-            self._on = True
-
     def prepared(self, prepared: PreparedConfig) -> PreparedConfig:
         """The same plans with the numbers of now."""
-        if not self._on:
+        if not self.is_on:
             return prepared
         plans = {
             module: replace(plan, numbers=self._numbers(plan)) if plan.name in self._plans else plan
@@ -90,9 +76,6 @@ class TrainedNumbers(Trained):
         config = config.model_copy(update={"layers": layers})
         config = config.with_key_centres(centres) if centres else config
         return config.with_rotations(rotations) if rotations else config
-
-    def save(self, folder: Path, description: ModelDescription) -> None:
-        """Write nothing: what was trained is in the config."""
 
     def _numbers(self, plan: LayerPlan) -> LayerNumbers:
         """Those of one layer, through which gradients flow to the parameters."""

@@ -60,6 +60,27 @@ class Trained(ABC):
             parameter.copy_(state[name])
 
 
+class TrainedConfig(Trained):
+    """Numbers of the config, which run as they are in it when training is ``off``; the weights of the model stay."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Take them over."""
+        super().__init__(parameters)
+        self.is_on = True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Run with the numbers that the config has."""
+        self.is_on = False
+        try:
+            yield
+        finally:
+            self.is_on = True
+
+    def save(self, folder: Path, description: ModelDescription) -> None:
+        """Write nothing: what was trained is in the config."""
+
+
 class TrainedWeights(Trained):
     """An adapter around some layers."""
 

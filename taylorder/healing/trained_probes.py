@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +14,8 @@ from taylorder.adapt.prepared import LayerNumbers, PreparedConfig
 from taylorder.adapt.probe import probe_features
 from taylorder.analysis.capture import LayerTensors, run_layers
 from taylorder.errors import UsageError
-from taylorder.healing.trained import Trained
+from taylorder.healing.trained import TrainedConfig
 from taylorder.kernels.spec import Dropped, keeps_keys
-from taylorder.models.description import ModelDescription
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Scales:
         return cls(features.std(1), priorities.std(1)[:, None])
 
 
-class TrainedProbes(Trained):
+class TrainedProbes(TrainedConfig):
     """What is trained is how keys rank; the weights of the model and all other numbers of the config stay as they are.
 
     A parameter is what is added to a probe, with features and priorities in units of their spread, so that one
@@ -52,7 +49,7 @@ class TrainedProbes(Trained):
             about: the text that is learnt from, as :meth:`OrderConfig.with_probes` takes it.
 
         """
-        self._on, self._about = True, dict(about)
+        self._about = dict(about)
         self._probes = {module: probe.clone() for module, probe in config.probes.items()}
         self._units = {module: of.priorities / of.features.clamp(min=1e-6) for module, of in scales.items()}
         super().__init__({module: nn.Parameter(torch.zeros_like(probe)) for module, probe in self._probes.items()})
@@ -86,18 +83,9 @@ class TrainedProbes(Trained):
             scales = {name: Scales(of.features.clone(), of.priorities.clone()) for name, of in scales.items()}
         return cls(config, scales, about)
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Run with the probes that the config has."""
-        self._on = False
-        try:
-            yield
-        finally:
-            self._on = True
-
     def prepared(self, prepared: PreparedConfig) -> PreparedConfig:
         """The same plans with the probes of now."""
-        if not self._on:
+        if not self.is_on:
             return prepared
         plans = dict(prepared.plans)
         for module, plan in prepared.plans.items():
@@ -113,9 +101,6 @@ class TrainedProbes(Trained):
         """The config with the probes of now."""
         with torch.no_grad():
             return config.with_probes({module: self._probe(module).clone() for module in self._probes}, self._about)
-
-    def save(self, folder: Path, description: ModelDescription) -> None:
-        """Write nothing: what was trained is in the config."""
 
     def _probe(self, module: str) -> Tensor:
         return self._probes[module] + self.parameters[module] * self._units[module]
