@@ -33,7 +33,7 @@ def orders(about: dict[str, Any], loaded: LoadedModel, healing: Healing) -> Iter
     before = _found(loaded)
     yield about | {"state": EXACT} | _figures(before)
     settings = healing.settings
-    if settings.train == "config":
+    if not settings.changes_weights:
         return
     for name, outcome in healing.outcomes.items():
         with TemporaryDirectory() as folder:

@@ -6,9 +6,11 @@ import json
 import math
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import healing
 import healing_orders
+import numpy as np
 import pytest
 from command_line import WORDS
 from tiny import llama
@@ -16,6 +18,7 @@ from tiny import llama
 import taylorder
 from taylorder.adapt import cost
 from taylorder.analysis.text import Text
+from taylorder.healing.settings import HealSettings
 from taylorder.kernels.spec import Near
 from taylorder.models.describe import describe
 from taylorder.models.loading import LoadedModel
@@ -73,3 +76,14 @@ def test_a_piece_is_healed_and_has_a_row_for_every_state(loaded, monkeypatch, tm
         assert change[0] != 0 and change[1] <= change[0] <= change[2]
         assert row["spread"] / before["spread"] == pytest.approx(math.exp(change[0]), rel=1e-6)
         assert set(row["change"]) == {"log spread", *(f"log error {order}" for order in (2, 3, 5, 7)), "alpha"}
+
+
+@pytest.mark.parametrize("train", ["config", "probes"])
+def test_weights_that_stay_are_analysed_once(loaded, monkeypatch, train):
+    monkeypatch.setattr(healing_orders, "_found", lambda of: FOUND)
+    kept = SimpleNamespace(settings=HealSettings(contexts=(32,), train=train), outcomes={"config": None})
+    (row,) = healing_orders.orders({"piece": "small"}, loaded, kept)
+    assert row["state"] == "exact" and row["spread"] == pytest.approx(2.0)
+
+
+FOUND = {"spread": np.full(4, 2.0), "errors": np.full((4, 8), 0.5), "alpha": np.array([2.0, 3.0])}

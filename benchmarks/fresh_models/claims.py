@@ -99,8 +99,8 @@ def alpha_claim(records: Sequence[About]) -> Claim:
         if tested is None
         else f"Over {tested.layers} layers of {len(by_seed)} seeds the correlation is {tested.spearman.estimate:+.2f}.",
         rule=(
-            "Spearman correlation of |alpha - 2| (mean of q and k) with the order of its training, 1 to 5 around "
-            "zero, over the layers of all models of a seed, and pooled over seeds, with a 95 % interval: "
+            "Spearman correlation of |alpha - 2| of a layer (mean of q and k) with the order that its model was "
+            "trained with (1 to 5, around zero), within the models of a seed, pooled over seeds, with a 95 % interval: "
             f"supported if it lies above 0, contradicted if it lies below {NEGLIGIBLE}, undecided otherwise."
         ),
         effects=()
