@@ -114,6 +114,7 @@ PIECES = (
         preset("64KiB"),
         LONG | {"train": "probes", "tokens": 61_440},
     ),
+    Piece("kept-64KiB-text", "the same, LoRA towards the text", preset("64KiB"), LONG | {"stages": ("text",)}),
     Piece("kept-128KiB", "what is left beside kept keys at 128 KiB, LoRA", preset("128KiB"), LONG),
     Piece("order-3-rank-8", "101 features beside a window of 64, against 103 more tokens", CUBIC, SHORT),
     Piece("order-2", "65 features beside a window of 64, against 66 more tokens", polynomial(2), SHORT),

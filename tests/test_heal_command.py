@@ -204,7 +204,8 @@ def test_two_processes_come_to_the_losses_of_one(saved, taylor, tmp_path):
     ("options", "said"),
     [
         (("--train", "all"), "--train is 'all', expected one of lora, qkvo, qk, config, probes"),
-        (("--stage", "logits,outputs"), "--stage is 'logits,outputs', expected outputs,logits or one of the two"),
+        (("--stage", "logits,outputs"), "--stage is logits,outputs, expected logits or text, outputs before it"),
+        (("--stage", "words"), "--stage is 'words', expected some of outputs, logits, text"),
         (("--context", "10,32"), "--context has 10, 32, expected each to divide the longest"),
         (("--context", "128"), "--context has 128, but .* sees 64 tokens at most"),
         (("--drop-window", "2"), "--drop-window is 2, expected a probability"),

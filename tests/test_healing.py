@@ -8,6 +8,7 @@ import torch
 from healing_cases import SEEN, course, polynomials, settings, student_of, trained_alone
 from keeping_configs import small
 from tiny import TINY, WITH_TERMS, gpt_bigcode, llama, tokens
+from torch.nn.functional import cross_entropy
 
 from taylorder.adapt.config import OrderConfig
 from taylorder.adapt.handle import attach
@@ -164,6 +165,22 @@ def test_near_fields_that_are_left_out_change_the_loss_of_their_layers_alone(sta
         sequence = tokens(1, 24)[0]
         losses = [add_gradients(student, stage, sequence, 1.0, far_only) for far_only in ([], names[:1], names, [])]
     assert len(set(losses)) == 3 and losses[0] == losses[3]
+
+
+def test_text_is_learnt_with_the_config(tmp_path, tiny_tokenizer):
+    model, chosen = llama(), settings(train="qkvo", stages=("text",))
+    with student_of(model, polynomials(model), "qkvo") as student:
+        sequence = tokens(1, 24)[0]
+        loss = add_gradients(student, "text", sequence, 1.0)
+        logits = student.head(student.hidden(sequence))
+        assert loss == pytest.approx(float(cross_entropy(logits[:-1], sequence[1:])), rel=1e-5)
+        assert loss != add_gradients(student, "logits", sequence, 1.0)
+        done = course(student, tmp_path, tiny_tokenizer, 12, chosen=chosen).run()
+        student.trained.load(student.trained.first)
+        held_out = TrainingText.of(tokenise(tiny_tokenizer, SEEN), chosen.longest).held_out
+        untrained = [float(cross_entropy(student.head(student.hidden(row))[:-1], row[1:])) for row in held_out]
+    assert done.held_out[0][1] == pytest.approx(np.mean(untrained), rel=1e-5)
+    assert min(loss for _, loss in done.held_out) < done.held_out[0][1] - 0.01
 
 
 def test_the_teacher_is_the_model_without_what_was_trained():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _OUT = Path("taylorder-healed")
 _TRAINING = "Training"
-_KINDS, _STAGES = ("lora", "qkvo", "qk", "config", "probes"), ("outputs", "logits")
+_KINDS, _STAGES = ("lora", "qkvo", "qk", "config", "probes"), ("outputs", "logits", "text")
 _LONGEST, _CONTEXT = 2048, 1024
 """Tokens of the longest sequences unless asked for otherwise: at most, and where the config names no context."""
 
@@ -50,9 +50,12 @@ def heal(
     stage: Annotated[
         str,
         options.value(
-            "Bring near the exact model: outputs of single layers, then logits; or one of them.", "S,S", group=_TRAINING
+            "outputs: bring those of each layer near the exact model's; logits: those of the model; text: learn to "
+            "predict the text. One of them, or outputs before another.",
+            "STAGE,STAGE",
+            group=_TRAINING,
         ),
-    ] = ",".join(_STAGES),
+    ] = "outputs,logits",
     minutes: Annotated[
         float | None,
         options.value("Train for so long, controls included.", "N", "30, without --tokens", _TRAINING, min=0.01),
@@ -171,8 +174,8 @@ def _kind(text: str) -> Kind:
 
 def _stages(text: str) -> tuple[Stage, ...]:
     words = tuple(word.strip() for word in text.split(","))
-    if words not in (_STAGES, *((one,) for one in _STAGES)):
-        raise UsageError(f"--stage is {options.shortly(text)}, expected outputs,logits or one of the two")
+    if any(word not in _STAGES for word in words):
+        raise UsageError(f"--stage is {options.shortly(text)}, expected some of {', '.join(_STAGES)}")
     return words  # type: ignore[return-value]
 
 

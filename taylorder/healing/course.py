@@ -91,7 +91,7 @@ class Course:
         self._name, self._student, self._schedule, self._text = name, student, schedule, text
         self._settings, self._checkpoint, self._limit, self._refit = settings, checkpoint, limit, refit
         self._progress, self._say, self._between = progress, say, seconds_between
-        self._held_out = HeldOut(student, text.held_out)
+        self._held_out = HeldOut(student, text.held_out, towards_text=settings.towards_text)
         student.trained.load(student.trained.first)
         parameters = list(student.trained.parameters.values())
         self._optimiser = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=0.0)

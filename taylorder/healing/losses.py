@@ -25,8 +25,8 @@ def add_gradients(
     ==========  ======================================================================================================
     outputs     Mean over modules of the squared error of a module's output on the exact model's inputs, relative to
                 the mean square of the exact output.
-    logits      Mean KL (exact || this) of the next-token distributions, in nats; where the exact model itself is
-                trained, the mean negative log-likelihood of the text.
+    logits      Mean KL (exact || this) of the next-token distributions, in nats.
+    text        Mean negative log-likelihood of the text, in nats; this in any stage where the exact model is trained.
     ==========  ======================================================================================================
 
     Raises:
@@ -36,7 +36,8 @@ def add_gradients(
     if stage == "outputs" and student.config is not None:
         loss = _outputs(student, sequence, share, far_only)
     else:
-        loss = _logits(student, sequence, share, far_only)
+        exact = student.exact(sequence) if stage == "logits" and student.config is not None else None
+        loss = _logits(student, sequence, exact, share, far_only)
     if not torch.isfinite(torch.tensor(loss)):
         raise NonFiniteError(
             f"the loss of a step of {student.description.name} is {loss}, expected a finite number: the model broke "
@@ -45,8 +46,8 @@ def add_gradients(
     return loss
 
 
-def _logits(student: Student, sequence: Tensor, share: float, far_only: Collection[str]) -> float:
-    exact = None if student.config is None else student.exact(sequence)
+def _logits(student: Student, sequence: Tensor, exact: Tensor | None, share: float, far_only: Collection[str]) -> float:
+    """Towards final hidden states of the exact model, or else towards the text."""
     model = student.model
     with torch.enable_grad(), student.running(far_only), by_layer(model, goes_by_layer(model, len(sequence))):
         hidden = run_base(model, sequence[None])

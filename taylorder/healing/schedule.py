@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from taylorder.healing.settings import STAGES, HealSettings, Stage
+from taylorder.healing.settings import HealSettings, Stage
 
 OUTPUTS_SHARE = 0.25
-"""Of the steps, for the outputs of single modules where logits come after them."""
+"""Of the steps, for the outputs of single modules where another stage comes after them."""
 
 WARM_UP, LAST_RATE = 0.05, 0.1
 """Share of the steps in which the learning rate rises, and what it falls to along a cosine, of the highest."""
@@ -54,9 +54,7 @@ class Schedule:
         """What step ``number``, from 0 on, does."""
         share = number / self.steps
         length = self.contexts[int(share * len(self.contexts))]
-        stage = self.stages[0]
-        if len(self.stages) == len(STAGES) and share >= OUTPUTS_SHARE:
-            stage = self.stages[1]
+        stage = self.stages[0 if share < OUTPUTS_SHARE else -1]
         rising = min(1.0, (number + 1) / max(1, round(WARM_UP * self.steps)))
         falling = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * share)) / 2
         as_many_tokens = self.sequences * self.contexts[-1] // length

@@ -13,10 +13,11 @@ polynomials; which keys it keeps."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Stage = Literal["outputs", "logits"]
-"""What a step brings near the exact model: outputs of each attention module on the exact model's inputs; logits."""
+Stage = Literal["outputs", "logits", "text"]
+"""What a step is towards: the exact model's outputs of each attention module, on its inputs; its logits; the text."""
 
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[Stage, ...] = ("outputs", "logits")
+"""Unless asked for otherwise."""
 
 RANK, ALPHA = 8, 16
 """Of LoRA, as LoLCATs (arXiv 2410.10254) takes them."""
@@ -36,7 +37,7 @@ class HealSettings:
         contexts: tokens of a sequence, rising: each for an equal share of the steps.
         sequences: of the longest that a step reads, and as many tokens in shorter ones; processes share them.
         train: what is trained.
-        stages: in their order.
+        stages: outputs, then logits or text; or one of them.
         minutes: of training, everything that is trained together; None for no limit.
         tokens: that the model reads for its config; None for no limit.
         drop_window: how likely a layer with polynomials runs without its near field for a step.
@@ -61,6 +62,10 @@ class HealSettings:
     def __post_init__(self) -> None:
         if self.minutes is None and self.tokens is None:
             raise UsageError("neither minutes nor tokens say when to stop; give one of them")
+        if len(self.stages) not in (1, 2) or "outputs" in self.stages[1:] or self.stages == ("logits", "text"):
+            raise UsageError(
+                f"--stage is {','.join(self.stages)}, expected logits or text, outputs before it, or outputs alone"
+            )
         if not 0 <= self.drop_window < 1:
             raise UsageError(f"--drop-window is {self.drop_window:g}, expected a probability from 0 to below 1")
         if not self.contexts or min(self.contexts) < 2 or list(self.contexts) != sorted(self.contexts):
@@ -75,6 +80,11 @@ class HealSettings:
     def changes_weights(self) -> bool:
         """Whether what is trained is of the model; otherwise it is of the config, and there is no adapter."""
         return self.train not in ("config", "probes")
+
+    @property
+    def towards_text(self) -> bool:
+        """Whether the model learns to predict the text; otherwise it is brought near the exact one."""
+        return self.stages[-1] == "text"
 
     @property
     def longest(self) -> int:

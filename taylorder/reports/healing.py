@@ -137,12 +137,17 @@ def verdicts(healing: Healing) -> list[str]:
 
 def _beside(healing: Healing, after: Row) -> Iterator[str]:
     """What the controls say."""
+    measure = "NLL" if healing.settings.towards_text else "KL"
+
+    def above(one: Row, other: Row) -> Interval:
+        return one.nll_above(other, PROSE) if healing.settings.towards_text else one.kl_above(other, PROSE)
+
     window, trained = healing.row(states.WINDOW_AFTER), healing.row(states.TRAINED_EXACT)
     if not window.absent:
-        difference = after.kl_above(window, PROSE)
+        difference = above(after, window)
         yield (
-            f"The same healing of one window of the same bytes: {_than(difference, 'the config', 'that window')} in KL "
-            f"on prose ({with_bracket(difference, True)})."
+            f"The same healing of one window of the same bytes: {_than(difference, 'the config', 'that window')} in "
+            f"{measure} on prose ({with_bracket(difference, True)})."
         )
     if not trained.absent:
         exact, before = healing.row(EXACT), healing.row(states.BEFORE)
@@ -156,8 +161,8 @@ def _beside(healing: Healing, after: Row) -> Iterator[str]:
     off = healing.row(states.STATE_OFF)
     if not off.absent:
         yield (
-            "Without its polynomials the healed config's KL on prose changes by "
-            f"{with_bracket(off.kl_above(after, PROSE), True)}: that much is what they do."
+            f"Without its polynomials the healed config's {measure} on prose changes by "
+            f"{with_bracket(above(off, after), True)}: that much is what they do."
         )
 
 
