@@ -5,16 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from fresh_models.found import RUN_AS
 from fresh_models.log import About
 from fresh_models.recall_run import STEPS, RecallRun
-from fresh_models.summary import found, lines
+from fresh_models.summary import by_contender, lines
 from taylorder.claims.claim import Plot, Series
 from taylorder.evaluation.intervals import Interval
 
 FAMILIES = {
     "softmax": ("softmax",),
     "orders 1 to 5": tuple(f"order {order}" for order in range(1, 6)),
-    "the same, mean": tuple(f"order {order} mean" for order in range(1, 6)),
+    "around the mean": tuple(f"order {order} mean" for order in range(1, 6)),
     "window": ("window",),
     "order 3, window": ("order 3 beside window",),
     "order 3, ranks": ("order 3 rank 4", "order 3 rank 8"),
@@ -60,13 +61,15 @@ def courses(records: Sequence[About]) -> Plot:
 
 
 def run_as(records: Sequence[About]) -> Plot:
-    """Right answers of trained models by the order that they are run with; the last place is softmax."""
+    """Right answers of trained models by the order that they are run with, the mean over seeds; last is softmax."""
     series = []
-    for model in found(records):
-        if model.seed == 0 and model.contender in COURSES:
-            shares = [share for name, share in model.run_as.items() if name != "softmax"] + [model.run_as["softmax"]]
-            series.append(Series(f"as {model.contender}", tuple(range(1, len(shares) + 1)), tuple(shares)))
-    title, across = "Trained with one kind of attention, run with another", "order of the run (6: softmax)"
+    models = by_contender(records)
+    for name in COURSES:
+        if same := models.get(name):
+            kinds = [kind for kind in RUN_AS if kind != "softmax"] + ["softmax"]
+            shares = tuple(statistics.fmean(model.run_as[kind] for model in same) for kind in kinds)
+            series.append(Series(name, tuple(map(float, range(1, len(kinds) + 1))), shares))
+    title, across = "Trained with one kind (colours), run with another", "order of the run around zero (6: softmax)"
     return Plot(title, across, "share right", tuple(series))
 
 

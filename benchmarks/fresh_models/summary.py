@@ -136,6 +136,14 @@ def found(records: Sequence[About]) -> list[Found]:
     return made
 
 
+def by_contender(records: Sequence[About]) -> dict[str, list[Found]]:
+    """The same by what the models were trained with, one for each seed."""
+    models: dict[str, list[Found]] = {}
+    for model in found(records):
+        models.setdefault(model.contender, []).append(model)
+    return models
+
+
 def _found(record: About) -> Found:
     return Found(
         record["about"]["contender"],

@@ -14,7 +14,7 @@ sys.path.append(str(RESULTS.parent))
 from fresh_models.claims import fresh_claims
 from fresh_models.found import MAX_ORDER, RUN_AS
 from fresh_models.log import About, Log
-from fresh_models.summary import HEAD, Found, found, lines
+from fresh_models.summary import HEAD, by_contender, lines
 from fresh_models.text_run import TextRun
 
 NOTHING = "Not run yet.\n"
@@ -45,10 +45,9 @@ def sizes() -> str:
 
 def run_as() -> str:
     """Right answers of a model by what it is run with, beside what it was trained with."""
-    models = _by_contender()
     rows = [
         [name, str(len(same)), *(_mean(model.run_as[kind] for model in same) for kind in RUN_AS)]
-        for name, same in models
+        for name, same in by_contender(_records()).items()
     ]
     return _table(["trained with", "seeds", *RUN_AS], rows)
 
@@ -63,7 +62,7 @@ def heads() -> str:
             _needed([order for model in same for order in model.needed(TOLERANCE)]),
             _mean(alpha for model in same for alpha in model.alpha),
         ]
-        for name, same in _by_contender()
+        for name, same in by_contender(_records()).items()
     ]
     needed = f"heads by the least odd order within {TOLERANCE:.0%}".replace("%", " %")
     return _table(["trained with", "seeds", "spread of scores", f"{needed}:", "alpha of q and k"], rows)
@@ -94,13 +93,6 @@ def verdicts() -> str:
         ]
         rows.append([claim.statement, f"**{claim.verdict}**", "; ".join(figures)])
     return markdown(["claim", "verdict:", "figures [95 %]:"], rows)
-
-
-def _by_contender() -> list[tuple[str, list[Found]]]:
-    models: dict[str, list[Found]] = {}
-    for model in found(_records()):
-        models.setdefault(model.contender, []).append(model)
-    return list(models.items())
 
 
 def _needed(orders: Sequence[int | None]) -> str:
