@@ -93,6 +93,15 @@ def test_a_trained_config_needs_no_adapter(run, saved, taylor, tmp_path):
     assert code == 0, told
 
 
+def test_who_learns_a_text_is_judged_by_it(run, saved, taylor, tmp_path):
+    out = tmp_path / "out"
+    healed(run, saved, taylor, out, "--stage", "outputs,text")
+    document = json.loads((out / "heal.json").read_text())
+    verdict = document["verdict"]["text"]
+    assert verdict.count(" the NLL went from ") == 2 and "KL" not in verdict
+    assert "config's NLL on prose" in verdict
+
+
 def test_trained_probes_need_no_adapter_and_say_what_they_learnt_from(run, saved, keeping, tmp_path, monkeypatch):
     monkeypatch.setitem(RATES, "probes", 0.5)
     out = tmp_path / "out"
@@ -204,8 +213,9 @@ def test_two_processes_come_to_the_losses_of_one(saved, taylor, tmp_path):
     ("options", "said"),
     [
         (("--train", "all"), "--train is 'all', expected one of lora, qkvo, qk, config, probes"),
-        (("--stage", "logits,outputs"), "--stage is logits,outputs, expected logits or text, outputs before it"),
-        (("--stage", "words"), "--stage is 'words', expected some of outputs, logits, text"),
+        (("--stage", "logits,outputs"), "--stage is logits,outputs, expected one of outputs,logits"),
+        (("--stage", "text,logits"), "--stage is text,logits, expected one of outputs,logits"),
+        (("--stage", "words"), "--stage is words, expected one of outputs,logits"),
         (("--context", "10,32"), "--context has 10, 32, expected each to divide the longest"),
         (("--context", "128"), "--context has 128, but .* sees 64 tokens at most"),
         (("--drop-window", "2"), "--drop-window is 2, expected a probability"),

@@ -18,7 +18,7 @@ from fresh_models.training import Schedule, train
 
 STEPS, EVERY, ENOUGH = 2400, 200, 0.99
 TESTED = 32768
-"""Words of the sequences that judge, while a model is trained and after it: others each time."""
+"""Words of the sequences that judge: the same throughout a training, and others after it."""
 
 _SEEDS = 1_000_000
 """Between the seeds of one run's batches and those of what judges it, which is the same for all."""

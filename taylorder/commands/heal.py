@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _OUT = Path("taylorder-healed")
 _TRAINING = "Training"
-_KINDS, _STAGES = ("lora", "qkvo", "qk", "config", "probes"), ("outputs", "logits", "text")
+_KINDS = ("lora", "qkvo", "qk", "config", "probes")
 _LONGEST, _CONTEXT = 2048, 1024
 """Tokens of the longest sequences unless asked for otherwise: at most, and where the config names no context."""
 
@@ -173,9 +173,10 @@ def _kind(text: str) -> Kind:
 
 
 def _stages(text: str) -> tuple[Stage, ...]:
+    from taylorder.healing.settings import check_stages
+
     words = tuple(word.strip() for word in text.split(","))
-    if any(word not in _STAGES for word in words):
-        raise UsageError(f"--stage is {options.shortly(text)}, expected some of {', '.join(_STAGES)}")
+    check_stages(words)
     return words  # type: ignore[return-value]
 
 

@@ -16,8 +16,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Stage = Literal["outputs", "logits", "text"]
 """What a step is towards: the exact model's outputs of each attention module, on its inputs; its logits; the text."""
 
-STAGES: tuple[Stage, ...] = ("outputs", "logits")
-"""Unless asked for otherwise."""
+STAGES: tuple[tuple[Stage, ...], ...] = (
+    ("outputs", "logits"), ("outputs", "text"), ("logits",), ("text",), ("outputs",),
+)  # fmt: skip
+"""What may follow one another; the first unless asked for otherwise."""
 
 RANK, ALPHA = 8, 16
 """Of LoRA, as LoLCATs (arXiv 2410.10254) takes them."""
@@ -27,6 +29,12 @@ RATES: dict[Kind, float] = {"lora": 1e-3, "qkvo": 1.5e-4, "qk": 1.5e-4, "config"
 
 MINUTES = 30.0
 """Of training, unless asked for otherwise."""
+
+
+def check_stages(stages: tuple[str, ...]) -> None:
+    """Raise :class:`UsageError` unless these may follow one another."""
+    if stages not in STAGES:
+        raise UsageError(f"--stage is {','.join(stages)}, expected one of {' | '.join(map(','.join, STAGES))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ class HealSettings:
 
     contexts: tuple[int, ...]
     train: Kind = "lora"
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[Stage, ...] = STAGES[0]
     minutes: float | None = MINUTES
     tokens: int | None = None
     drop_window: float = 0.0
@@ -62,10 +70,7 @@ class HealSettings:
     def __post_init__(self) -> None:
         if self.minutes is None and self.tokens is None:
             raise UsageError("neither minutes nor tokens say when to stop; give one of them")
-        if len(self.stages) not in (1, 2) or "outputs" in self.stages[1:] or self.stages == ("logits", "text"):
-            raise UsageError(
-                f"--stage is {','.join(self.stages)}, expected logits or text, outputs before it, or outputs alone"
-            )
+        check_stages(self.stages)
         if not 0 <= self.drop_window < 1:
             raise UsageError(f"--drop-window is {self.drop_window:g}, expected a probability from 0 to below 1")
         if not self.contexts or min(self.contexts) < 2 or list(self.contexts) != sorted(self.contexts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -123,31 +123,35 @@ def verdicts(healing: Healing) -> list[str]:
     if after.absent or before.absent:
         return [f"The config has no figures ({after.absent or before.absent}), so nothing can be said of its healing."]
     said = []
+    name, of, above = _aim(healing)
     for text in (PROSE, CODE):
-        lost, left = before.kl(text).estimate, after.kl(text).estimate
+        lost, left = of(before, text).estimate, of(after, text).estimate
         closed = 0.0 if lost <= 0 else 1 - left / lost
         change = f"{percent(closed)} less" if closed >= 0 else f"{percent(-closed)} more"
         said.append(
-            f"On unseen {text} the mean KL to the exact model went from {figure(lost)} to {figure(left)}, {change} "
-            f"(difference {with_bracket(after.kl_above(before, text), True)})."
+            f"On unseen {text} the {name} went from {figure(lost)} to {figure(left)}, {change} "
+            f"(difference {with_bracket(above(after, before, text), True)})."
         )
     said += _beside(healing, after)
     return said
 
 
+def _aim(healing: Healing) -> tuple[str, Callable[[Row, str], Interval], Callable[[Row, Row, str], Interval]]:
+    """What was to become small: its name, of a row, and of one row above another."""
+    if healing.settings.towards_text:
+        return "NLL", Row.nll, Row.nll_above
+    return "mean KL to the exact model", Row.kl, Row.kl_above
+
+
 def _beside(healing: Healing, after: Row) -> Iterator[str]:
     """What the controls say."""
-    measure = "NLL" if healing.settings.towards_text else "KL"
-
-    def above(one: Row, other: Row) -> Interval:
-        return one.nll_above(other, PROSE) if healing.settings.towards_text else one.kl_above(other, PROSE)
-
+    name, _, above = _aim(healing)
     window, trained = healing.row(states.WINDOW_AFTER), healing.row(states.TRAINED_EXACT)
     if not window.absent:
-        difference = above(after, window)
+        difference = above(after, window, PROSE)
         yield (
             f"The same healing of one window of the same bytes: {_than(difference, 'the config', 'that window')} in "
-            f"{measure} on prose ({with_bracket(difference, True)})."
+            f"{name} on prose ({with_bracket(difference, True)})."
         )
     if not trained.absent:
         exact, before = healing.row(EXACT), healing.row(states.BEFORE)
@@ -161,8 +165,8 @@ def _beside(healing: Healing, after: Row) -> Iterator[str]:
     off = healing.row(states.STATE_OFF)
     if not off.absent:
         yield (
-            f"Without its polynomials the healed config's {measure} on prose changes by "
-            f"{with_bracket(above(off, after), True)}: that much is what they do."
+            f"Without its polynomials the healed config's {name} on prose changes by "
+            f"{with_bracket(above(off, after, PROSE), True)}: that much is what they do."
         )
 
 
