@@ -25,7 +25,7 @@ def trainings() -> str:
                 f"{made['seconds'] / 60 * piece['threads']:.0f}",
             ]
         )
-    head = ["piece", "trained by:", "tokens of a sequence:", "tokens read", "steps:", "minutes of one core"]
+    head = ["piece", "trained by:", "tokens of a sequence:", "tokens read", "steps:", "minutes, without controls"]
     return markdown(head, rows)
 
 
