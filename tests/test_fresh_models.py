@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from fresh_models.answering import answering_rows
 from fresh_models.contenders import BY_NAME, CONTENDERS, shifted
 from fresh_models.models import attached, recall_model
 from fresh_models.recall import KEYS, Recall
@@ -43,6 +44,28 @@ def test_sequences_are_those_of_their_seed_and_no_batch_comes_twice():
     assert not torch.equal(first.words, second.words)
     assert first.words.numel() == 4096
     assert Recall(32).length == 256
+
+
+def test_sequences_with_fewer_pairs_take_turns_with_those_of_the_task():
+    stream = Recall(16).batches(0, fewest=4)
+    shapes = [tuple(next(stream).asked.shape) for _ in range(4)]
+    assert shapes == [(64, 4), (64, 8), (32, 16), (64, 4)]
+
+
+def test_denominators_and_largest_weights_are_those_of_rows_that_answer():
+    model, handle = started("order 2")
+    handle.close()
+    drawn = batch()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.zero_()  # scores of 0: a plain mean
+    heads = answering_rows(model, BY_NAME["order 2"], drawn)
+    assert len(heads) == 4
+    plain = heads["model.layers.0.self_attn", 1]
+    assert plain["denominator"] == pytest.approx(1.0)
+    assert plain["largest"] == pytest.approx(float((1 / (drawn.asked + 1).double()).median()))
+    assert heads["model.layers.1.self_attn", 0]["denominator"] != pytest.approx(1.0, abs=1e-6)
+    window = answering_rows(model, BY_NAME["window"], drawn)["model.layers.0.self_attn", 0]
+    assert window == {"largest": pytest.approx(1 / 18), "denominator": None}
 
 
 @pytest.mark.parametrize("name", BY_NAME)

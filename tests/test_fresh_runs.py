@@ -13,9 +13,9 @@ from fresh_models.recall_run import RecallRun
 from fresh_models.summary import lines
 
 
-def recorded(log, contender="order 3", seed=0, rate=RATES[0], **changes):
+def recorded(log, contender="order 3", seed=0, rate=RATES[0], pairs=8, fewest=None, **changes):
     record = {"share": 0.5, "solved_at": None, "steps": 2400, "state_bytes": 100, "guessing": 0.125}
-    log.add(RecallRun(contender, seed=seed, rate=rate).about, record | changes)
+    log.add(RecallRun(contender, seed=seed, rate=rate, pairs=pairs, fewest=fewest).about, record | changes)
 
 
 @pytest.fixture
@@ -61,7 +61,19 @@ def test_trained_models_are_analysed_and_run_with_other_orders(run):
     assert len(found) == len(records) - len(found) > 0
     assert list(found[0]["run_as"]) == ["softmax", "order 1", "order 2", "order 3", "order 4", "order 5"]
     assert len(found[0]["heads"]) == 4
+    assert all(0 < head["largest"] < 1 and head["denominator"] > 0 for head in found[0]["heads"])
     assert all(len(errors) == 8 for head in found[0]["heads"] for errors in head["errors"].values())
+
+
+def test_a_run_on_fewer_pairs_too_has_a_name_and_a_line_of_its_own(log):
+    alone, fewer = RecallRun("order 3", pairs=16), RecallRun("order 3", pairs=16, fewest=4)
+    assert fewer.about == alone.about | {"fewest": 4}
+    assert [RecallRun.of(run.about) for run in (alone, fewer)] == [alone, fewer]
+    recorded(log, pairs=16)
+    recorded(log, pairs=16, fewest=4)
+    assert [line.words for line in lines(log.records())] == [
+        "order 3, d 16, 16 pairs", "order 3, d 16, 16 pairs from 4 on",
+    ]  # fmt: skip
 
 
 def test_unknown_names_are_refused(run):
@@ -86,7 +98,7 @@ def test_the_first_seed_chooses_the_rate_of_the_others(log, tmp_path, first, sec
     recorded(log, rate=RATES[1], **second)
     assert [(run.seed, run.rate) for run in plan.missing(["recall"])] == [(seed, better) for seed in SEEDS[1:]]
     (line,) = lines(log.records())
-    assert line.rate == better
+    assert line.run.rate == better
 
 
 def test_the_table_says_how_many_seeds_there_are_and_that_one_has_no_interval(log):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import taylorder
+from fresh_models.answering import answering_rows
 from fresh_models.contenders import BY_NAME
 from fresh_models.log import About
 from fresh_models.models import attached, recall_model
@@ -39,16 +40,23 @@ class FoundRun:
         return self.run.about | {"task": self.task}
 
     def measure(self) -> tuple[About, None]:
-        """Analyse the model as softmax would run it, and judge it with other orders."""
+        """Analyse the model as softmax would run it, and judge it with other orders.
+
+        The weights of its own attention are looked at, too, unless it has coefficients of its own.
+        """
         task, model = Recall(self.run.pairs), recall_model(self.run.head_dim, self.run.initial)
         model.load_state_dict(load_file(self.weights), strict=False)
         model.tie_weights()
         model.eval()
-        words = task.batch(SEQUENCES, torch.Generator().manual_seed(SEED)).words
+        batch = task.batch(SEQUENCES, torch.Generator().manual_seed(SEED))
         analysis = taylorder.analyze(
-            model, None, inputs=[{"input_ids": words}], name="fresh", rows=None, max_order=MAX_ORDER
+            model, None, inputs=[{"input_ids": batch.words}], name="fresh", rows=None, max_order=MAX_ORDER
         )
         record: About = {"run_as": {}, "heads": heads(analysis), "alpha": alphas(analysis)}
+        contender = BY_NAME[self.run.contender]
+        if not contender.trains_coefficients:
+            answering = answering_rows(model, contender, batch)
+            record["heads"] = [head | answering[head["module"], head["head"]] for head in record["heads"]]
         for name in RUN_AS:
             handle = attached(model, BY_NAME[name])
             record["run_as"][name] = share_right(model, task, JUDGED)

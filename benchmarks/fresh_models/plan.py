@@ -18,12 +18,25 @@ RATES = (3e-3, 1e-3)
 
 SEEDS, FEW_SEEDS = range(5), range(2)
 FEW = ("softmax", "order 2", "order 3")
-STARTS = (*FEW, "order 4", "order 3 mean", "order 2 mean")
-"""Those that begin with smaller weights, too."""
-
-HEAD_DIMS, PAIRS = (8, 32), (16, 32, 4)
 SMALL = 0.02
 """Standard deviation of first weights that is usual in transformers' classes."""
+
+FEWEST = 4
+"""Pairs of the easiest sequences, where models train on fewer pairs than they are judged on, too."""
+
+STARTS = (*FEW, "order 4", "order 3 mean", "order 2 mean")
+EVEN = (*FEW, "order 2 mean", "order 4 mean", "order 2 shifted")
+SIZES: Sequence[tuple[Mapping[str, Any], Sequence[str]]] = (
+    ({"pairs": 16, "fewest": FEWEST}, FEW),
+    ({"pairs": 32, "fewest": FEWEST}, FEW),
+    ({"pairs": 4}, FEW),
+    ({"head_dim": 8}, FEW),
+    ({"head_dim": 32}, FEW),
+    ({"pairs": 8, "fewest": FEWEST}, EVEN),
+    ({"initial": SMALL}, STARTS),
+    ({"pairs": 16}, FEW),
+)
+"""What differs from the main line, and for whom."""
 
 
 class Run(Protocol):
@@ -81,12 +94,10 @@ class Plan:
 
     def sizes(self) -> Iterator[Run]:
         """Other head dims, numbers of pairs and first weights, with the rates of the main line."""
-        others: list[dict[str, Any]] = [{"pairs": pairs} for pairs in PAIRS]
-        others += [{"head_dim": head_dim} for head_dim in HEAD_DIMS] + [{"initial": SMALL}]
         for seed in FEW_SEEDS:
-            for size in others:
-                for name in self.names:
-                    rate = self._rate(RecallRun(name)) if name in (STARTS if "initial" in size else FEW) else None
+            for size, names in SIZES:
+                for name in names:
+                    rate = self._rate(RecallRun(name)) if name in self.names else None
                     if rate is not None:
                         yield RecallRun(name, **size).at(rate, seed)
 
@@ -95,7 +106,7 @@ class Plan:
         for record in self.log.records():
             about = record["about"]
             if about["task"] == RecallRun.task and about["contender"] in self.names:
-                run = RecallRun(**{name: value for name, value in about.items() if name != "task"})
+                run = RecallRun.of(about)
                 weights = weights_file(self.models, about)
                 if run.of_main_line and weights.exists():
                     yield FoundRun(run, weights)

@@ -42,7 +42,7 @@ def by_bytes(records: Sequence[About]) -> Plot:
 
 def courses(records: Sequence[About]) -> Plot:
     """Right answers while training, the mean over seeds; a model that is done stays as it was."""
-    rates = {line.contender: line.rate for line in lines(records) if line.of_main_line}
+    rates = {line.contender: line.run.rate for line in lines(records) if line.of_main_line}
     series = []
     for name in COURSES:
         seeds = [
@@ -50,7 +50,7 @@ def courses(records: Sequence[About]) -> Plot:
             for record in records
             if record["about"]["task"] == RecallRun.task
             and record["about"]["contender"] == name
-            and RecallRun(**_fields(record)).of_main_line
+            and RecallRun.of(record["about"]).of_main_line
             and record["about"]["rate"] == rates[name]
         ]
         if seeds:
@@ -79,10 +79,6 @@ PLOTS: Mapping[str, Callable[[Sequence[About]], Plot]] = {
     "fresh-run-as": run_as,
 }
 """By the names of their files."""
-
-
-def _fields(record: About) -> About:
-    return {name: value for name, value in record["about"].items() if name != "task"}
 
 
 def _whole(curve: Sequence[tuple[int, float]]) -> dict[int, float]:

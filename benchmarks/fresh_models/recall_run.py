@@ -26,7 +26,10 @@ _SEEDS = 1_000_000
 
 @dataclass(frozen=True)
 class RecallRun:
-    """What distinguishes one run from the others."""
+    """What distinguishes one run from the others.
+
+    With ``fewest``, it trains on sequences with fewer pairs, too: from so many on.
+    """
 
     contender: str
     head_dim: int = 16
@@ -34,13 +37,19 @@ class RecallRun:
     seed: int = 0
     rate: float = 3e-3
     initial: float = INITIAL
+    fewest: int | None = None
 
     task: ClassVar[str] = "recall"
 
     @property
     def about(self) -> About:
-        """Its name in records."""
-        return {"task": self.task, **asdict(self)}
+        """Its name in records, where ``fewest`` is named if there is one."""
+        return {"task": self.task, **{name: value for name, value in asdict(self).items() if value is not None}}
+
+    @classmethod
+    def of(cls, about: About) -> RecallRun:
+        """The run of that name."""
+        return cls(**{name: value for name, value in about.items() if name != "task"})
 
     def at(self, rate: float, seed: int) -> RecallRun:
         """The same with another learning rate and seed."""
@@ -63,7 +72,7 @@ class RecallRun:
         torch.manual_seed(self.seed)
         model = recall_model(self.head_dim, self.initial)
         handle = attached(model, contender)
-        batches = task.batches(self.seed)
+        batches = task.batches(self.seed, self.fewest)
 
         def loss() -> Tensor:
             batch = next(batches)

@@ -20,20 +20,16 @@ class Line:
     """A contender at one size.
 
     Attributes:
-        rate: the learning rate of these runs; the better of two where ``tried`` is 2.
+        run: the first of its runs, which differ in their seeds; its learning rate is the better of two where ``tried``
+            is 2.
         shares: right answers by seed.
         solved: after how many steps, by seed; None where it was not.
 
     """
 
-    contender: str
-    head_dim: int
-    pairs: int
-    initial: float
-    rate: float
+    run: RecallRun
     tried: int
     state_bytes: int
-    guessing: float
     seeds: Sequence[int]
     shares: Sequence[float]
     solved: Sequence[int | None]
@@ -42,14 +38,20 @@ class Line:
     @property
     def of_main_line(self) -> bool:
         """Whether it has the usual heads, pairs and first weights."""
-        usual = RecallRun(self.contender)
-        return (self.head_dim, self.pairs, self.initial) == (usual.head_dim, usual.pairs, usual.initial)
+        return self.run.of_main_line
+
+    @property
+    def contender(self) -> str:
+        """What its models were trained with."""
+        return self.run.contender
 
     @property
     def words(self) -> str:
         """Contender and size."""
-        small = "" if self.initial == INITIAL else f", first weights {self.initial:g}"
-        return f"{self.contender}, d {self.head_dim}, {self.pairs} pairs{small}"
+        run = self.run
+        fewer = "" if run.fewest is None else f" from {run.fewest} on"
+        small = "" if run.initial == INITIAL else f", first weights {run.initial:g}"
+        return f"{run.contender}, d {run.head_dim}, {run.pairs} pairs{fewer}{small}"
 
     @property
     def share(self) -> Interval:
@@ -68,7 +70,7 @@ class Line:
         alone = " (alone)" if self.of_main_line and self.tried < len(RATES) else ""
         return [
             f"{self.state_bytes:,}", f"{self.share.estimate:.2f}{ends}", str(len(self.shares)), steps,
-            f"{self.rate:g}{alone}", f"{100 * self.guarded:.1f} %",
+            f"{self.run.rate:g}{alone}", f"{100 * self.guarded:.1f} %",
         ]  # fmt: skip
 
 
@@ -77,27 +79,27 @@ HEAD = ["bytes", "share right [95 %]", "seeds", "solved, steps", "learning rate"
 
 def lines(records: Iterable[About]) -> list[Line]:
     """A line for each contender and size, in the order of the contenders."""
-    sizes: dict[tuple[str, int, int, float], list[About]] = {}
-    for record in records:
-        about = record["about"]
-        if about["task"] == "recall":
-            sizes.setdefault((about["contender"], about["head_dim"], about["pairs"], about["initial"]), []).append(
-                record
-            )
-    order = [contender.name for contender in CONTENDERS]
-    made = [_line(*size, of_size) for size, of_size in sizes.items() if size[0] in order]
-    return sorted(made, key=lambda line: (line.head_dim, line.pairs, -line.initial, order.index(line.contender)))
-
-
-def _line(contender: str, head_dim: int, pairs: int, initial: float, records: Sequence[About]) -> Line:
-    by_rate: dict[float, list[About]] = {}
+    sizes: dict[RecallRun, dict[float, list[About]]] = {}
     for record in sorted(records, key=lambda record: record["about"]["seed"]):
-        by_rate.setdefault(record["about"]["rate"], []).append(record)
+        if record["about"]["task"] == RecallRun.task:
+            run = RecallRun.of(record["about"])
+            sizes.setdefault(run.at(RATES[0], 0), {}).setdefault(run.rate, []).append(record)
+    order = [contender.name for contender in CONTENDERS]
+    made = [_line(by_rate) for run, by_rate in sizes.items() if run.contender in order]
+
+    def place(line: Line) -> tuple[float, ...]:
+        run = line.run
+        return run.head_dim, run.pairs, run.fewest or 0, -run.initial, order.index(run.contender)
+
+    return sorted(made, key=place)
+
+
+def _line(by_rate: Mapping[float, Sequence[About]]) -> Line:
     # What has more seeds was chosen for them; until then, what did better.
     rate = max(by_rate, key=lambda rate: (len(by_rate[rate]), RecallRun.merit(by_rate[rate][0])))
     chosen = by_rate[rate]
     return Line(
-        contender, head_dim, pairs, initial, rate, len(by_rate), chosen[0]["state_bytes"], chosen[0]["guessing"],
+        RecallRun.of(chosen[0]["about"]), len(by_rate), chosen[0]["state_bytes"],
         [record["about"]["seed"] for record in chosen],
         [record["share"] for record in chosen], [record["solved_at"] for record in chosen],
         math.fsum(record.get("guarded", 0.0) for record in chosen) / len(chosen),
@@ -131,7 +133,7 @@ def found(records: Sequence[About]) -> list[Found]:
         if line.of_main_line:
             for record in analysed:
                 about = record["about"]
-                if (about["contender"], about["rate"]) == (line.contender, line.rate):
+                if (about["contender"], about["rate"]) == (line.contender, line.run.rate):
                     made.append(_found(record))
     return made
 
