@@ -61,10 +61,9 @@ def test_losses_are_of_the_judged_tokens_alone():
 
 def test_a_run_trains_and_is_judged_by_kind(material, monkeypatch):
     monkeypatch.setattr(text_run, "texts", lambda: material)
-    monkeypatch.setattr(text_run, "STEPS", 4)
     monkeypatch.setattr(text_run, "EVERY", 2)
     monkeypatch.setattr(text_run, "JUDGED", 2)
-    record, weights = TextRun("orders 3 and 2").measure()
+    record, weights = TextRun("orders 3 and 2", steps=4).measure()
     assert list(record["loss"]) == ["256 tokens", "512 tokens", "docstrings", "copies", "lists"]
     assert record["curve"][1][1] < record["curve"][0][1]
     assert record["state_bytes"]["256"] == ((1 + 16 + 136) + 17) * 17 * 4 // 2

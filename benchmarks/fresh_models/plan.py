@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fresh_models.contenders import CONTENDERS, TEXT
 from fresh_models.found import FoundRun
@@ -50,15 +50,7 @@ class Run(Protocol):
         """The record, and the weights of a model that was trained, as a safetensors file."""
 
 
-class Trained(Run, Protocol):
-    """A run that trains, and says which of two records speaks for its learning rate."""
-
-    def at(self, rate: float, seed: int) -> Run:
-        """The same with another learning rate and seed."""
-
-    @staticmethod
-    def merit(record: About) -> Any:
-        """The larger the better."""
+R = TypeVar("R", RecallRun, TextRun)
 
 
 @dataclass(frozen=True)
@@ -85,12 +77,16 @@ class Plan:
                     yield run
 
     def recall(self) -> Iterator[Run]:
-        """All contenders at d = 16 and 8 pairs."""
-        yield from self._line([RecallRun(name) for name in self.names], SEEDS)
+        """All contenders at d = 16 and 8 pairs: the seed 0 with both rates, the others with the better."""
+        firsts = [RecallRun(name) for name in self.names]
+        yield from self._with_both_rates(firsts)
+        yield from self._with_the_better(firsts, SEEDS[1:])
 
     def text(self) -> Iterator[Run]:
-        """Language models."""
-        yield from self._line([TextRun(name) for name in self.names if name in TEXT], FEW_SEEDS)
+        """Language models: short trainings with both rates, long ones with the better."""
+        shorts = [TextRun(name) for name in TEXT if name in self.names]
+        yield from self._with_both_rates(shorts)
+        yield from (run.long for run in self._with_the_better(shorts, FEW_SEEDS))
 
     def sizes(self) -> Iterator[Run]:
         """Other head dims, numbers of pairs and first weights, with the rates of the main line."""
@@ -111,17 +107,19 @@ class Plan:
                 if run.of_main_line and weights.exists():
                     yield FoundRun(run, weights)
 
-    def _line(self, firsts: Sequence[Trained], seeds: Sequence[int]) -> Iterator[Run]:
-        """Seed 0 with both rates, and then one seed after the other with the better."""
+    def _with_both_rates(self, firsts: Sequence[R]) -> Iterator[R]:
         for rate in RATES:
-            yield from (first.at(rate, seeds[0]) for first in firsts)
-        for seed in seeds[1:]:
+            yield from (first.at(rate, SEEDS[0]) for first in firsts)
+
+    def _with_the_better(self, firsts: Sequence[R], seeds: Sequence[int]) -> Iterator[R]:
+        """One seed after the other, of those whose rate is known."""
+        for seed in seeds:
             for first in firsts:
                 rate = self._rate(first)
                 if rate is not None:
                     yield first.at(rate, seed)
 
-    def _rate(self, first: Trained) -> float | None:
+    def _rate(self, first: RecallRun | TextRun) -> float | None:
         """The better learning rate of a contender, None until both were tried."""
         found = {rate: self.log.find(first.at(rate, SEEDS[0]).about) for rate in RATES}
         merits = {rate: first.merit(record) for rate, record in found.items() if record is not None}

@@ -17,7 +17,9 @@ from fresh_models.models import TEXT_HEAD_DIM, attached, text_model
 from fresh_models.text import Judged, Texts, texts
 from fresh_models.training import Schedule, train
 
-STEPS, EVERY = 300, 100
+SHORT, LONG, EVERY = 300, 1500, 100
+"""Steps of a training that chooses the learning rate, and of those whose losses count."""
+
 LENGTH, SEQUENCES = 256, 8
 JUDGED = 32
 """Sequences of each kind that judge."""
@@ -30,8 +32,14 @@ class TextRun:
     contender: str
     seed: int = 0
     rate: float = 3e-3
+    steps: int = SHORT
 
     task: ClassVar[str] = "text"
+
+    @classmethod
+    def of(cls, about: About) -> TextRun:
+        """The run of that name."""
+        return cls(**{name: value for name, value in about.items() if name != "task"})
 
     @property
     def about(self) -> About:
@@ -41,6 +49,11 @@ class TextRun:
     def at(self, rate: float, seed: int) -> TextRun:
         """The same with another learning rate and seed."""
         return replace(self, rate=rate, seed=seed)
+
+    @property
+    def long(self) -> TextRun:
+        """The same with all steps."""
+        return replace(self, steps=LONG)
 
     @staticmethod
     def merit(record: About) -> float:
@@ -62,10 +75,10 @@ class TextRun:
 
         kinds = judged(material)
         course = train(
-            model, loss, lambda: mean_loss(model, kinds[f"{LENGTH} tokens"]), Schedule(STEPS, self.rate, EVERY)
+            model, loss, lambda: mean_loss(model, kinds[f"{LENGTH} tokens"]), Schedule(self.steps, self.rate, EVERY)
         )
         record = {
-            "loss": {kind: mean_loss(model, sequences) for kind, sequences in kinds.items()}, "steps": STEPS,
+            "loss": {kind: mean_loss(model, sequences) for kind, sequences in kinds.items()},
             "parameters": sum(values.numel() for values in model.parameters()), "text": material.sha256,
             "state_bytes": {str(T): contender.state_bytes(TEXT_HEAD_DIM, T) for T in (LENGTH, 2 * LENGTH)},
             "curve": course.curve, "clipped": course.clipped, "seconds": round(course.seconds, 1),
