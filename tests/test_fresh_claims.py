@@ -45,7 +45,7 @@ def test_every_number_of_pairs_decides():
     records = [trained(name, share, seed) for seed in (0, 1) for name, share in (("order 3", 0.99), ("order 2", 0.95))]
     assert degree_claim(records).verdict == "contradicted"
     records += [
-        trained(name, share, seed, pairs=32, fewest=4)
+        trained(name, share, seed, pairs=32, first=8)
         for seed in (0, 1)
         for name, share in (("order 3", 0.9), ("order 2", 0.1))
     ]
@@ -57,7 +57,7 @@ def test_every_number_of_pairs_decides():
 
 def test_other_heads_first_weights_and_kinds_of_training_do_not_decide():
     records = [trained("order 3", 1.0, head_dim=32), trained("order 3", 1.0, initial=0.02), trained("order 2", 0.1)]
-    records += [trained("order 3", 1.0, pairs=16), trained("order 3", 1.0, fewest=4)]
+    records += [trained("order 3", 1.0, pairs=16), trained("order 3", 1.0, first=4)]
     claim = degree_claim(records)
     assert claim.verdict == "not applicable"
     assert claim.reason == "Share of right answers, and of how many seeds. 8 pairs: order 2 0.10 (1)."

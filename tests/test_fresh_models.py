@@ -46,12 +46,6 @@ def test_sequences_are_those_of_their_seed_and_no_batch_comes_twice():
     assert Recall(32).length == 256
 
 
-def test_sequences_with_fewer_pairs_take_turns_with_those_of_the_task():
-    stream = Recall(16).batches(0, fewest=4)
-    shapes = [tuple(next(stream).asked.shape) for _ in range(4)]
-    assert shapes == [(64, 4), (64, 8), (32, 16), (64, 4)]
-
-
 def test_denominators_and_largest_weights_are_those_of_rows_that_answer():
     model, handle = started("order 2")
     handle.close()

@@ -14,9 +14,9 @@ from fresh_models.summary import lines
 from fresh_models.text_run import LONG, TextRun
 
 
-def recorded(log, contender="order 3", seed=0, rate=RATES[0], pairs=8, fewest=None, **changes):
+def recorded(log, contender="order 3", seed=0, rate=RATES[0], pairs=8, first=None, **changes):
     record = {"share": 0.5, "solved_at": None, "steps": 2400, "state_bytes": 100, "guessing": 0.125}
-    log.add(RecallRun(contender, seed=seed, rate=rate, pairs=pairs, fewest=fewest).about, record | changes)
+    log.add(RecallRun(contender, seed=seed, rate=rate, pairs=pairs, first=first).about, record | changes)
 
 
 @pytest.fixture
@@ -66,14 +66,31 @@ def test_trained_models_are_analysed_and_run_with_other_orders(run):
     assert all(len(errors) == 8 for head in found[0]["heads"] for errors in head["errors"].values())
 
 
-def test_a_run_on_fewer_pairs_too_has_a_name_and_a_line_of_its_own(log):
-    alone, fewer = RecallRun("order 3", pairs=16), RecallRun("order 3", pairs=16, fewest=4)
-    assert fewer.about == alone.about | {"fewest": 4}
-    assert [RecallRun.of(run.about) for run in (alone, fewer)] == [alone, fewer]
+def test_fewer_pairs_first_are_trainings_of_their_own(monkeypatch):
+    monkeypatch.setattr(recall_run, "STEPS", 1)
+    monkeypatch.setattr(recall_run, "TESTED", 8 * 256)
+    train, seen = recall_run.train, []
+
+    def spied(model, loss, judge, schedule):
+        seen.append(float(judge()))
+        return train(model, loss, judge, schedule)
+
+    monkeypatch.setattr(recall_run, "train", spied)
+    record, _ = RecallRun("order 1", pairs=32, first=8).measure()
+    assert [stage[:2] for stage in record["before"]] == [[8, 1], [16, 1]]
+    assert len(seen) == 3
+    assert RecallRun("order 1", pairs=16, first=8).before == [8]
+    assert RecallRun("order 1", pairs=16).before == []
+
+
+def test_a_run_after_fewer_pairs_has_a_name_and_a_line_of_its_own(log):
+    alone, after = RecallRun("order 3", pairs=16), RecallRun("order 3", pairs=16, first=8)
+    assert after.about == alone.about | {"first": 8}
+    assert [RecallRun.of(run.about) for run in (alone, after)] == [alone, after]
     recorded(log, pairs=16)
-    recorded(log, pairs=16, fewest=4)
+    recorded(log, pairs=16, first=8)
     assert [line.words for line in lines(log.records())] == [
-        "order 3, d 16, 16 pairs", "order 3, d 16, 16 pairs from 4 on",
+        "order 3, d 16, 16 pairs", "order 3, d 16, 16 pairs after 8",
     ]  # fmt: skip
 
 

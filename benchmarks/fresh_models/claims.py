@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fresh_models.log import About
-from fresh_models.plan import FEWEST
 from fresh_models.recall_run import RecallRun
 from fresh_models.summary import found, lines
 from taylorder.claims.association import Association, Pairs, associate
@@ -51,7 +50,7 @@ def degree_claim(records: Sequence[About]) -> Claim:
         reason=f"Share of right answers, and of how many seeds. {'; '.join(said) or 'Nothing yet'}.",
         rule=(
             f"Share of right answers of {TRAINED} less that of {LOWER}, both around zero, in associative recall with "
-            "heads of 16 numbers, trained on that number of pairs, and above 8 on 4, 8 and so on, too; paired by seed. "
+            "heads of 16 numbers, trained on that number of pairs, above 8 on 8, 16 and so on before, paired by seed. "
             f"Supported if the whole 95 % interval lies above {LEAST_GAIN} with every number of pairs, contradicted "
             "if it lies below with every one, undecided otherwise, and with a single seed."
         ),
@@ -122,13 +121,13 @@ def _of_correlation(tested: Association | None) -> Verdict:
 def shares_by_pairs(records: Sequence[About]) -> dict[int, dict[str, dict[int, float]]]:
     """Share of right answers with the usual heads and first weights, by number of pairs, contender and seed.
 
-    Of more pairs than the main line has, those trained on fewer pairs, too: without, softmax does not learn them.
+    Of more pairs than the main line has, those trained on fewer pairs first: without, softmax does not learn them.
     """
     shares: dict[int, dict[str, dict[int, float]]] = {}
     for line in lines(records):
         run = line.run
-        fewest = FEWEST if run.pairs > RecallRun.pairs else None
-        if run == RecallRun(run.contender, pairs=run.pairs, fewest=fewest, seed=run.seed, rate=run.rate):
+        first = RecallRun.pairs if run.pairs > RecallRun.pairs else None
+        if run == RecallRun(run.contender, pairs=run.pairs, first=first, seed=run.seed, rate=run.rate):
             by_seed = dict(zip(line.seeds, line.shares, strict=True))
             shares.setdefault(run.pairs, {})[run.contender] = by_seed
     return shares

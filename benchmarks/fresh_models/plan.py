@@ -21,18 +21,13 @@ FEW = ("softmax", "order 2", "order 3")
 SMALL = 0.02
 """Standard deviation of first weights that is usual in transformers' classes."""
 
-FEWEST = 4
-"""Pairs of the easiest sequences, where models train on fewer pairs than they are judged on, too."""
-
 STARTS = (*FEW, "order 4", "order 3 mean", "order 2 mean")
-EVEN = (*FEW, "order 2 mean", "order 4 mean", "order 2 shifted")
 SIZES: Sequence[tuple[Mapping[str, Any], Sequence[str]]] = (
-    ({"pairs": 16, "fewest": FEWEST}, FEW),
-    ({"pairs": 32, "fewest": FEWEST}, FEW),
+    ({"pairs": 16, "first": RecallRun.pairs}, FEW),
+    ({"pairs": 32, "first": RecallRun.pairs}, FEW),
     ({"pairs": 4}, FEW),
     ({"head_dim": 8}, FEW),
     ({"head_dim": 32}, FEW),
-    ({"pairs": 8, "fewest": FEWEST}, EVEN),
     ({"initial": SMALL}, STARTS),
     ({"pairs": 16}, FEW),
 )

@@ -7,9 +7,7 @@ key that is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -59,30 +57,19 @@ class Recall:
         asked = 2 * (self.pairs + _drawn(sequences, self.length // 2 - self.pairs, self.pairs, random))
         return Batch(words.scatter(1, asked, keys).scatter(1, asked + 1, values), asked)
 
-    def batches(self, seed: int, fewest: int | None = None) -> BatchStream:
-        """Batches of 4,096 words without end.
-
-        With ``fewest``, batches of so many pairs, of twice as many and so on up to those of this task take turns.
-        """
-        easier = [] if fewest is None else [Recall(pairs) for pairs in _doubled(fewest, self.pairs)]
-        return BatchStream([*easier, self], torch.Generator().manual_seed(seed))
+    def batches(self, seed: int) -> BatchStream:
+        """Batches of 4,096 words without end."""
+        return BatchStream(self, torch.Generator().manual_seed(seed))
 
 
 class BatchStream:
     """Batches to train on, none twice."""
 
-    def __init__(self, tasks: Sequence[Recall], random: torch.Generator) -> None:
-        self.tasks, self.random = cycle(tasks), random
+    def __init__(self, task: Recall, random: torch.Generator) -> None:
+        self.task, self.random = task, random
 
     def __next__(self) -> Batch:
-        task = next(self.tasks)
-        return task.batch(BATCH_TOKENS // task.length, self.random)
-
-
-def _doubled(first: int, end: int) -> Iterator[int]:
-    while first < end:
-        yield first
-        first *= 2
+        return self.task.batch(BATCH_TOKENS // self.task.length, self.random)
 
 
 def _drawn(sequences: int, among: int, count: int, random: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from fresh_models.contenders import BY_NAME, Contender
 from fresh_models.log import About
 from fresh_models.models import INITIAL, attached, recall_model
 from fresh_models.recall import Batch, Recall
-from fresh_models.training import Schedule, train
+from fresh_models.training import Course, Schedule, train
 
 STEPS, EVERY, ENOUGH = 2400, 200, 0.99
 TESTED = 32768
@@ -28,7 +28,7 @@ _SEEDS = 1_000_000
 class RecallRun:
     """What distinguishes one run from the others.
 
-    With ``fewest``, it trains on sequences with fewer pairs, too: from so many on.
+    With ``first``, it is trained with so many pairs first, then with twice as many, and so on.
     """
 
     contender: str
@@ -37,13 +37,13 @@ class RecallRun:
     seed: int = 0
     rate: float = 3e-3
     initial: float = INITIAL
-    fewest: int | None = None
+    first: int | None = None
 
     task: ClassVar[str] = "recall"
 
     @property
     def about(self) -> About:
-        """Its name in records, where ``fewest`` is named if there is one."""
+        """Its name in records, where ``first`` is named if there is one."""
         return {"task": self.task, **{name: value for name, value in asdict(self).items() if value is not None}}
 
     @classmethod
@@ -60,6 +60,14 @@ class RecallRun:
         """Whether it differs from others of the main line in contender, seed and rate alone."""
         return self == RecallRun(self.contender, seed=self.seed, rate=self.rate)
 
+    @property
+    def before(self) -> list[int]:
+        """Pairs of the trainings before the last."""
+        pairs = [] if self.first is None else [self.first]
+        while pairs and 2 * pairs[-1] < self.pairs:
+            pairs.append(2 * pairs[-1])
+        return pairs
+
     @staticmethod
     def merit(record: About) -> tuple[bool, int, float]:
         """What speaks for a run: that it solved the task, in the fewer steps the better, or else its share right."""
@@ -72,19 +80,14 @@ class RecallRun:
         torch.manual_seed(self.seed)
         model = recall_model(self.head_dim, self.initial)
         handle = attached(model, contender)
-        batches = task.batches(self.seed, self.fewest)
-
-        def loss() -> Tensor:
-            batch = next(batches)
-            return cross_entropy(answered(model, batch).flatten(0, 1), batch.answers.flatten())
-
-        schedule = Schedule(STEPS, self.rate, EVERY, ENOUGH)
-        course = train(model, loss, lambda: share_right(model, task, _SEEDS), schedule)
+        courses = [trained(model, Recall(pairs), self.seed, self.rate) for pairs in (*self.before, self.pairs)]
+        course = courses[-1]
         record = {
             "share": None, "solved_at": course.steps if course.curve[-1][1] >= ENOUGH else None,
             "guessing": task.guessing, "steps": STEPS, "tested": TESTED // task.length * task.pairs,
             "state_bytes": contender.state_bytes(self.head_dim, task.length), "length": task.length,
-            "curve": course.curve, "clipped": course.clipped, "seconds": round(course.seconds, 1),
+            "curve": course.curve, "clipped": course.clipped, "seconds": round(sum(each.seconds for each in courses), 1),
+            "before": [[pairs, *each.curve[-1]] for pairs, each in zip(self.before, courses, strict=False)],
         }  # fmt: skip
         if handle is not None:
             handle.counts.guarded_rows.clear()
@@ -96,6 +99,17 @@ class RecallRun:
         record |= learnt(model, contender)
         weights = {name: values for name, values in model.state_dict().items() if name != "lm_head.weight"}  # tied
         return record, save(weights)
+
+
+def trained(model: Any, task: Recall, seed: int, rate: float) -> Course:
+    """Train on a task, with the batches of a seed."""
+    batches = task.batches(seed)
+
+    def loss() -> Tensor:
+        batch = next(batches)
+        return cross_entropy(answered(model, batch).flatten(0, 1), batch.answers.flatten())
+
+    return train(model, loss, lambda: share_right(model, task, _SEEDS), Schedule(STEPS, rate, EVERY, ENOUGH))
 
 
 def answered(model: Any, batch: Batch) -> Tensor:

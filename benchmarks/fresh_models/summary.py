@@ -49,9 +49,9 @@ class Line:
     def words(self) -> str:
         """Contender and size."""
         run = self.run
-        fewer = "" if run.fewest is None else f" from {run.fewest} on"
+        before = f" after {' and '.join(map(str, run.before))}" if run.before else ""
         small = "" if run.initial == INITIAL else f", first weights {run.initial:g}"
-        return f"{run.contender}, d {run.head_dim}, {run.pairs} pairs{fewer}{small}"
+        return f"{run.contender}, d {run.head_dim}, {run.pairs} pairs{before}{small}"
 
     @property
     def share(self) -> Interval:
@@ -89,7 +89,7 @@ def lines(records: Iterable[About]) -> list[Line]:
 
     def place(line: Line) -> tuple[float, ...]:
         run = line.run
-        return run.head_dim, run.pairs, run.fewest or 0, -run.initial, order.index(run.contender)
+        return run.head_dim, run.pairs, run.first or 0, -run.initial, order.index(run.contender)
 
     return sorted(made, key=place)
 
