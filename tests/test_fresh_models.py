@@ -140,6 +140,29 @@ def test_training_stops_when_it_is_enough():
     assert course.steps == 2
 
 
+def test_training_breaks_off_at_a_gradient_that_is_no_number():
+    model, _ = started("softmax")
+    drawn = batch()
+    factors = iter([1.0, 1.0, math.nan])
+    course = train(
+        model, lambda: next(factors) * answered(model, drawn).square().mean(), lambda: 0.5, Schedule(50, 1e-3, 20)
+    )
+    assert (course.broke_off, course.curve) == (3, [(3, 0.5)])
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_without_guard_a_row_keeps_its_denominator():
+    rows = {}
+    for name in ("order 2", "order 2 unguarded"):
+        model, handle = started(name)
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.self_attn.q_proj.weight.mul_(40)
+            rows[name] = answered(model, batch())
+        assert sum(int(hits.sum()) for hits in handle.counts.guarded_rows.values()) > 0
+    assert not torch.allclose(*rows.values())
+
+
 def test_the_rate_rises_to_its_largest_and_falls_to_nothing():
     schedule = Schedule(100, 1.0, 10)
     factors = [schedule.factor(step) for step in range(100)]

@@ -136,9 +136,11 @@ def test_language_models_are_trained_long_with_the_rate_that_the_short_trainings
 
 def test_the_table_says_how_many_seeds_there_are_and_that_one_has_no_interval(log):
     recorded(log, "softmax", share=1.0, solved_at=800)
+    recorded(log, "order 2", share=0.3, broke_off=77)
     for seed, share in enumerate((0.2, 0.4, 0.6)):
         recorded(log, "order 3", seed, share=share, guarded=0.5)
-    softmax, order = lines(log.records())
+    softmax, broken, order = lines(log.records())
+    assert broken.figures[3] == "0 of 1, 1 broke off"
     assert softmax.figures == ["100", "1.00", "1", "1 of 1, 800", "0.003 (alone)", "0.0 %"]
     assert order.figures[1:] == ["0.40 [0.00, 0.90]", "3", "0 of 3", "0.003 (alone)", "50.0 %"]
 

@@ -25,6 +25,7 @@ class Contender:
         near: its near field.
         rank: coordinates that degrees from 2 on use; None all.
         trains_coefficients: whether the factors of the powers are learnt, from those of ``far`` on.
+        guard: whether rows whose denominator is not safely positive take the plain mean.
 
     """
 
@@ -34,6 +35,7 @@ class Contender:
     other: Taylor | None = None
     rank: int | None = None
     trains_coefficients: bool = False
+    guard: bool = True
 
     def specs(self, head_dim: int, heads: int) -> list[HeadSpec]:
         """What the heads of a layer run, each of so many numbers."""
@@ -83,6 +85,7 @@ CONTENDERS: Sequence[Contender] = (
     Contender("order 3 beside window", Taylor(3), _NEAR),
     *(Contender(f"order {order} rank {rank}", Taylor(order), rank=rank) for order in (3, 4) for rank in (4, 8)),
     *(Contender(f"order {order} learnt", Taylor(order), trains_coefficients=True) for order in (2, 4)),
+    *(Contender(f"order {order} unguarded", Taylor(order), guard=False) for order in (2, 4)),
     *(Contender(f"order {order} shifted", shifted(order, shift)) for order, shift in SHIFTS.items()),
     Contender("orders 3 and 2", Taylor(3), other=Taylor(2)),
     Contender("order 3 square", Taylor(3, coefficients=(1.0, 1.0, 0.25))),

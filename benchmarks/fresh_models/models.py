@@ -85,7 +85,7 @@ def attached(model: Any, contender: Contender) -> Handle | None:
             module.coefficients = nn.Parameter(rows)  # type: ignore[assignment]
             del plan.numbers.coefficients
             plan.numbers.coefficients = module.coefficients
-    return attach(model, prepared)
+    return attach(model, prepared, guard=contender.guard)
 
 
 def config_of(model: Any, contender: Contender) -> OrderConfig:

@@ -86,8 +86,9 @@ class RecallRun:
             "share": None, "solved_at": course.steps if course.curve[-1][1] >= ENOUGH else None,
             "guessing": task.guessing, "steps": STEPS, "tested": TESTED // task.length * task.pairs,
             "state_bytes": contender.state_bytes(self.head_dim, task.length), "length": task.length,
-            "curve": course.curve, "clipped": course.clipped, "seconds": round(sum(each.seconds for each in courses), 1),
+            "curve": course.curve, "clipped": course.clipped, "broke_off": course.broke_off,
             "before": [[pairs, *each.curve[-1]] for pairs, each in zip(self.before, courses, strict=False)],
+            "seconds": round(sum(each.seconds for each in courses), 1),
         }  # fmt: skip
         if handle is not None:
             handle.counts.guarded_rows.clear()

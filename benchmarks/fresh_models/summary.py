@@ -24,6 +24,7 @@ class Line:
             is 2.
         shares: right answers by seed.
         solved: after how many steps, by seed; None where it was not.
+        broke_off: trainings that ended at a gradient that was no number.
 
     """
 
@@ -33,6 +34,7 @@ class Line:
     seeds: Sequence[int]
     shares: Sequence[float]
     solved: Sequence[int | None]
+    broke_off: int
     guarded: float
 
     @property
@@ -67,6 +69,8 @@ class Line:
         steps = f"{len(solved)} of {len(self.solved)}"
         if solved:
             steps += f", {' to '.join(f'{step:,}' for step in sorted({min(solved), max(solved)}))}"
+        if self.broke_off:
+            steps += f", {self.broke_off} broke off"
         alone = " (alone)" if self.of_main_line and self.tried < len(RATES) else ""
         return [
             f"{self.state_bytes:,}", f"{self.share.estimate:.2f}{ends}", str(len(self.shares)), steps,
@@ -102,6 +106,7 @@ def _line(by_rate: Mapping[float, Sequence[About]]) -> Line:
         RecallRun.of(chosen[0]["about"]), len(by_rate), chosen[0]["state_bytes"],
         [record["about"]["seed"] for record in chosen],
         [record["share"] for record in chosen], [record["solved_at"] for record in chosen],
+        sum(record.get("broke_off") is not None for record in chosen),
         math.fsum(record.get("guarded", 0.0) for record in chosen) / len(chosen),
     )  # fmt: skip
 

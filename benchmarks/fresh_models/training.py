@@ -46,6 +46,9 @@ class Course:
     clipped: float
     """Share of the steps whose gradient was clipped."""
 
+    broke_off: int | None = None
+    """The step whose gradient was no number, which ended the training; None if there was none."""
+
     @property
     def steps(self) -> int:
         """Steps done."""
@@ -53,11 +56,9 @@ class Course:
 
 
 def train(model: Any, loss: Loss, judge: Judge, schedule: Schedule) -> Course:
-    """Train until the schedule ends or the judgement is good enough; ``loss`` draws its batch.
+    """Train until the schedule ends, the judgement is good enough or a gradient is no number.
 
-    Raises:
-        FloatingPointError: the loss is no number any more.
-
+    ``loss`` draws its batch.
     """
     optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.rate)
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule.factor)
@@ -68,14 +69,14 @@ def train(model: Any, loss: Loss, judge: Judge, schedule: Schedule) -> Course:
         value = loss()
         value.backward()
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), CLIP))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient of step {step} is {norm}")
-        clipped += norm > CLIP
-        optimiser.step()
-        rates.step()
-        if step % schedule.every == 0 or step == schedule.steps:
+        broke_off = not math.isfinite(norm)
+        if not broke_off:
+            clipped += norm > CLIP
+            optimiser.step()
+            rates.step()
+        if broke_off or step % schedule.every == 0 or step == schedule.steps:
             with torch.no_grad():
                 curve.append((step, judge()))
-            if schedule.enough is not None and curve[-1][1] >= schedule.enough:
+            if broke_off or (schedule.enough is not None and curve[-1][1] >= schedule.enough):
                 break
-    return Course(curve, time.process_time() - started, clipped / curve[-1][0])
+    return Course(curve, time.process_time() - started, clipped / step, step if broke_off else None)
