@@ -8,7 +8,7 @@ import pytest
 import torch
 from fresh_models.answering import answering_rows
 from fresh_models.contenders import BY_NAME, CONTENDERS, shifted
-from fresh_models.models import attached, recall_model
+from fresh_models.models import attached, guard_of, recall_model
 from fresh_models.recall import KEYS, Recall
 from fresh_models.recall_run import answered
 from fresh_models.training import Schedule, train
@@ -151,15 +151,18 @@ def test_training_breaks_off_at_a_gradient_that_is_no_number():
     assert all(weight.isfinite().all() for weight in model.parameters())
 
 
-def test_without_guard_a_row_keeps_its_denominator():
+@pytest.mark.parametrize("gradients", [False, True])
+def test_without_guard_a_row_keeps_its_denominator(gradients):
     rows = {}
     for name in ("order 2", "order 2 unguarded"):
         model, handle = started(name)
         with torch.no_grad():
             for layer in model.model.layers:
                 layer.self_attn.q_proj.weight.mul_(40)
+        with torch.set_grad_enabled(gradients), guard_of(BY_NAME[name]):
             rows[name] = answered(model, batch())
-        assert sum(int(hits.sum()) for hits in handle.counts.guarded_rows.values()) > 0
+        hits = sum(int(of_heads.sum()) for of_heads in handle.counts.guarded_rows.values())
+        assert (hits > 0) == BY_NAME[name].guard
     assert not torch.allclose(*rows.values())
 
 

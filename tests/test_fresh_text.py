@@ -6,7 +6,8 @@ import pytest
 import torch
 from fresh_models import text_run
 from fresh_models.text import BLOCK, ITEMS, Texts
-from fresh_models.text_run import TextRun, mean_loss, whole
+from fresh_models.text_run import SHORT, TextRun, mean_loss, whole
+from fresh_models.text_summary import text_lines
 
 WRITTEN = "\n".join(f"line {chr(97 + n % 26)}{chr(97 + n // 26 % 26)} of {n} sentences" for n in range(2000))
 
@@ -57,6 +58,19 @@ def test_losses_are_of_the_judged_tokens_alone():
     assert mean_loss(Certain(), whole([counting])) == pytest.approx(0.0, abs=1e-6)
     assert mean_loss(Certain(), [(jumping, slice(1, 3))]) == pytest.approx(0.0, abs=1e-6)
     assert mean_loss(Certain(), [(jumping, slice(2, 4))]) == pytest.approx(25.0)
+
+
+def test_long_trainings_have_lines_of_their_own_with_the_mean_of_their_seeds():
+    def record(run, loss):
+        return {"about": run.about, "loss": {"256 tokens": loss}, "state_bytes": {"256": 9}}
+
+    records = [record(TextRun("order 3", rate=rate), 7.0) for rate in (1e-3, 3e-3)]
+    records += [record(TextRun("order 3", seed=seed).long, loss) for seed, loss in ((1, 5.0), (0, 4.0))]
+    records += [record(TextRun("softmax").long, 3.0)]
+    softmax, order, *shorts = text_lines(records)
+    assert (softmax.run.contender, softmax.seeds) == ("softmax", [0])
+    assert (order.seeds, order.losses, order.state_bytes) == ([0, 1], {"256 tokens": 4.5}, 9)
+    assert [(line.run.steps, line.run.rate) for line in shorts] == [(SHORT, 3e-3), (SHORT, 1e-3)]
 
 
 def test_a_run_trains_and_is_judged_by_kind(material, monkeypatch):

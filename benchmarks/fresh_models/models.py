@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +16,7 @@ from fresh_models.recall import WORDS
 from taylorder.adapt.config import HeadOrder, LayerOrders, ModelIdentity, OrderConfig
 from taylorder.adapt.handle import Handle, attach
 from taylorder.adapt.prepared import prepare
+from taylorder.kernels import attend, row_attention
 from taylorder.kernels.spec import Exact, Taylor
 from taylorder.models.describe import describe
 
@@ -85,7 +90,19 @@ def attached(model: Any, contender: Contender) -> Handle | None:
             module.coefficients = nn.Parameter(rows)  # type: ignore[assignment]
             del plan.numbers.coefficients
             plan.numbers.coefficients = module.coefficients
-    return attach(model, prepared, guard=contender.guard)
+    return attach(model, prepared)
+
+
+@contextmanager
+def guard_of(contender: Contender) -> Iterator[None]:
+    """In the block, rows keep their denominators whatever they are if the contender has no guard.
+
+    ``attach(guard=False)`` does that too, one head of one sequence after the other, which takes hours of training.
+    """
+    with ExitStack() as patches:
+        for with_or_without_gradients in () if contender.guard else (row_attention, attend):
+            patches.enter_context(patch.object(with_or_without_gradients, "GUARD", -math.inf))
+        yield
 
 
 def config_of(model: Any, contender: Contender) -> OrderConfig:

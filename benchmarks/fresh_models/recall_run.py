@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from fresh_models.contenders import BY_NAME, Contender
 from fresh_models.log import About
-from fresh_models.models import INITIAL, attached, recall_model
+from fresh_models.models import INITIAL, attached, guard_of, recall_model
 from fresh_models.recall import Batch, Recall
 from fresh_models.training import Course, Schedule, train
 
@@ -76,9 +76,17 @@ class RecallRun:
 
     def measure(self) -> tuple[About, bytes]:
         """Train and judge; the record, and the weights as a safetensors file."""
-        contender, task = BY_NAME[self.contender], Recall(self.pairs)
+        contender = BY_NAME[self.contender]
         torch.manual_seed(self.seed)
         model = recall_model(self.head_dim, self.initial)
+        with guard_of(contender):
+            record = self._trained(model, contender)
+        record |= learnt(model, contender)
+        weights = {name: values for name, values in model.state_dict().items() if name != "lm_head.weight"}  # tied
+        return record, save(weights)
+
+    def _trained(self, model: Any, contender: Contender) -> About:
+        task = Recall(self.pairs)
         handle = attached(model, contender)
         courses = [trained(model, Recall(pairs), self.seed, self.rate) for pairs in (*self.before, self.pairs)]
         course = courses[-1]
@@ -97,9 +105,7 @@ class RecallRun:
             rows = torch.stack(list(handle.counts.guarded_rows.values())).double()
             record["guarded"] = float(rows.mean()) / TESTED
             handle.close()
-        record |= learnt(model, contender)
-        weights = {name: values for name, values in model.state_dict().items() if name != "lm_head.weight"}  # tied
-        return record, save(weights)
+        return record
 
 
 def trained(model: Any, task: Recall, seed: int, rate: float) -> Course:

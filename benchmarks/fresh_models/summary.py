@@ -78,6 +78,9 @@ class Line:
         ]  # fmt: skip
 
 
+LEARNT = 0.9
+"""Share of right answers above which a model is said to have learnt the task."""
+
 HEAD = ["bytes", "share right [95 %]", "seeds", "solved, steps", "learning rate", "guarded rows"]
 
 
@@ -113,14 +116,29 @@ def _line(by_rate: Mapping[float, Sequence[About]]) -> Line:
 
 @dataclass(frozen=True)
 class Found:
-    """What the analyzer says of one model, and the share of right answers by the order that it is run with."""
+    """What the analyzer says of one model, and the share of right answers by the order that it is run with.
+
+    Attributes:
+        share: right answers with what it was trained with.
+        largest: of each head, the largest weight's share in rows that answer, their median; empty where not looked at.
+        denominator: of each head without near field, the 5 % quantile of these rows' denominators per key.
+
+    """
 
     contender: str
     seed: int
+    share: float
     run_as: Mapping[str, float]
     score_std: Sequence[float]
     errors: Sequence[Mapping[str, Sequence[float]]]
     alpha: Sequence[float]
+    largest: Sequence[float]
+    denominator: Sequence[float]
+
+    @property
+    def learnt(self) -> bool:
+        """Whether it does the task."""
+        return self.share > LEARNT
 
     def needed(self, tolerance: float) -> list[int | None]:
         """The least odd order of every head whose error around its row's mean is within a tolerance."""
@@ -139,7 +157,7 @@ def found(records: Sequence[About]) -> list[Found]:
             for record in analysed:
                 about = record["about"]
                 if (about["contender"], about["rate"]) == (line.contender, line.run.rate):
-                    made.append(_found(record))
+                    made.append(_found(record, line.shares[line.seeds.index(about["seed"])]))
     return made
 
 
@@ -151,12 +169,19 @@ def by_contender(records: Sequence[About]) -> dict[str, list[Found]]:
     return models
 
 
-def _found(record: About) -> Found:
+def _found(record: About, share: float) -> Found:
     return Found(
         record["about"]["contender"],
         record["about"]["seed"],
+        share,
         record["run_as"],
         [head["score_std"] for head in record["heads"]],
         [head["errors"] for head in record["heads"]],
-        [alpha for alpha in record["alpha"].values() if alpha is not None],
+        _known(record["alpha"].values()),
+        _known(head.get("largest") for head in record["heads"]),
+        _known(head.get("denominator") for head in record["heads"]),
     )
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

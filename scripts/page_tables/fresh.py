@@ -14,8 +14,9 @@ sys.path.append(str(RESULTS.parent))
 from fresh_models.claims import fresh_claims
 from fresh_models.found import MAX_ORDER, RUN_AS
 from fresh_models.log import About, Log
-from fresh_models.summary import HEAD, by_contender, lines
-from fresh_models.text_run import TextRun
+from fresh_models.summary import HEAD, LEARNT, by_contender, found, lines
+from fresh_models.text_run import LENGTH
+from fresh_models.text_summary import text_lines
 
 NOTHING = "Not run yet.\n"
 TOLERANCE = 0.07
@@ -70,16 +71,35 @@ def heads() -> str:
 
 def text() -> str:
     """Losses of language models by kind of text."""
-    records = [record for record in _records() if record["about"]["task"] == TextRun.task]
-    kinds = list(records[0]["loss"]) if records else []
+    made = text_lines(_records())
+    kinds = list(made[0].losses) if made else []
     rows = [
         [
-            record["about"]["contender"], str(record["about"]["seed"]), f"{record['about']['rate']:g}",
-            f"{record['state_bytes']['256']:,}", *(f"{record['loss'][kind]:.3f}" for kind in kinds),
+            line.run.contender, f"{line.state_bytes:,}", str(line.run.steps), f"{line.run.rate:g}",
+            str(len(line.seeds)), *(f"{line.losses[kind]:.3f}" for kind in kinds),
         ]
-        for record in records
+        for line in made
     ]  # fmt: skip
-    return _table(["trained with", "seed", "learning rate", "bytes at 256", *kinds], rows)
+    return _table(["trained with", f"bytes at {LENGTH}", "steps", "learning rate", "seeds", *kinds], rows)
+
+
+def answering() -> str:
+    """How models weigh keys in the rows that answer, those that learnt the task beside those that did not."""
+    models = [model for model in found(_records()) if model.largest]
+    rows = []
+    for name, learnt in dict.fromkeys((model.contender, model.learnt) for model in models):
+        same = [model for model in models if (model.contender, model.learnt) == (name, learnt)]
+        rows.append(
+            [
+                name,
+                f"{'above' if learnt else 'below'} {LEARNT:.0%}".replace("%", " %"),
+                str(len(same)),
+                _range(min(model.denominator) for model in same if model.denominator),
+                _range(max(model.largest) for model in same),
+            ]
+        )
+    head = ["trained with", "right", "models", "least denominator per key", "largest weight"]
+    return _table(head, rows)
 
 
 def verdicts() -> str:
@@ -99,6 +119,14 @@ def _needed(orders: Sequence[int | None]) -> str:
     counts = [(f"order {order}", orders.count(order)) for order in range(1, MAX_ORDER + 1, 2)]
     counts.append((f"above {MAX_ORDER - 1}", orders.count(None)))
     return ", ".join(f"{count} {words}" for words, count in counts if count)
+
+
+def _range(values: Iterable[float]) -> str:
+    known = sorted(values)
+    if not known:
+        return ""
+    ends = dict.fromkeys(f"{value:.2f}" for value in (known[0], known[-1]))
+    return " to ".join(ends)
 
 
 def _mean(values: Iterable[float]) -> str:
