@@ -13,7 +13,7 @@ from fresh_models.log import About, Log, weights_file
 from fresh_models.recall_run import RecallRun
 from fresh_models.text_run import TextRun
 
-RATES = (3e-3, 1e-3)
+RATES = (3e-3, 1e-2)
 """Learning rates; the seed 0 of a contender, trained with each, chooses for its other seeds."""
 
 SEEDS, FEW_SEEDS = range(5), range(2)

@@ -20,8 +20,8 @@ class Line:
     """A contender at one size.
 
     Attributes:
-        run: the first of its runs, which differ in their seeds; its learning rate is the better of two where ``tried``
-            is 2.
+        run: the first of its runs, which differ in their seeds.
+        tried: with how many of the two learning rates the first seed was trained; with two, ``run`` has the better.
         shares: right answers by seed.
         solved: after how many steps, by seed; None where it was not.
         broke_off: trainings that ended at a gradient that was no number.
@@ -106,7 +106,7 @@ def _line(by_rate: Mapping[float, Sequence[About]]) -> Line:
     rate = max(by_rate, key=lambda rate: (len(by_rate[rate]), RecallRun.merit(by_rate[rate][0])))
     chosen = by_rate[rate]
     return Line(
-        RecallRun.of(chosen[0]["about"]), len(by_rate), chosen[0]["state_bytes"],
+        RecallRun.of(chosen[0]["about"]), sum(rate in by_rate for rate in RATES), chosen[0]["state_bytes"],
         [record["about"]["seed"] for record in chosen],
         [record["share"] for record in chosen], [record["solved_at"] for record in chosen],
         sum(record.get("broke_off") is not None for record in chosen),
