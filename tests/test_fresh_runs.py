@@ -7,7 +7,7 @@ import json
 import fresh
 import pytest
 from fresh_models import recall_run
-from fresh_models.log import Log
+from fresh_models.log import Log, weights_file
 from fresh_models.plan import RATES, SEEDS, Plan
 from fresh_models.recall_run import RecallRun
 from fresh_models.summary import lines
@@ -81,6 +81,14 @@ def test_fewer_pairs_first_are_trainings_of_their_own(monkeypatch):
     assert len(seen) == 3
     assert RecallRun("order 1", pairs=16, first=8).before == [8]
     assert RecallRun("order 1", pairs=16).before == []
+
+
+def test_models_with_the_worse_rate_are_not_analysed(log, tmp_path):
+    plan = Plan.of(log, tmp_path, ["order 3"])
+    for rate, share in zip(RATES, (0.9, 0.2), strict=True):
+        weights_file(tmp_path, RecallRun("order 3", rate=rate).about).touch()
+        recorded(log, rate=rate, share=share)
+        assert [run.run.rate for run in plan.missing(["found"])] == [RATES[0]]
 
 
 def test_a_run_after_fewer_pairs_has_a_name_and_a_line_of_its_own(log):

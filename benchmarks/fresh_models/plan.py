@@ -93,13 +93,14 @@ class Plan:
                         yield RecallRun(name, **size).at(rate, seed)
 
     def found(self) -> Iterator[Run]:
-        """What the analyzer says of every model of the main line whose weights are there."""
+        """What the analyzer says of the main line's models whose weights are there, of those with the better rate."""
         for record in self.log.records():
             about = record["about"]
             if about["task"] == RecallRun.task and about["contender"] in self.names:
                 run = RecallRun.of(about)
                 weights = weights_file(self.models, about)
-                if run.of_main_line and weights.exists():
+                better = self._rate(RecallRun(run.contender)) in (None, run.rate)
+                if run.of_main_line and better and weights.exists():
                     yield FoundRun(run, weights)
 
     def _with_both_rates(self, firsts: Sequence[R]) -> Iterator[R]:

@@ -8,7 +8,7 @@ from page_tables.architectures import outcomes, sentence
 from page_tables.attention import bars
 from page_tables.claims import claims
 from page_tables.findings import commands, layer_wise, losses, minutes, orders
-from page_tables.fresh import answering, heads, recall, run_as, sizes, text, verdicts
+from page_tables.fresh import answering, heads, rates, recall, run_as, sizes, text, verdicts
 from page_tables.generation import generation
 from page_tables.gradients import memory, times
 from page_tables.healing import orders as orders_of_healed
@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fresh-heads": heads,
     "fresh-run-as": run_as,
     "fresh-sizes": sizes,
+    "fresh-rates": rates,
     "fresh-text": text,
     "fresh-answering": answering,
     "healing-trainings": trainings,

@@ -12,8 +12,10 @@ from page_tables.table import RESULTS, markdown
 sys.path.append(str(RESULTS.parent))
 
 from fresh_models.claims import fresh_claims
+from fresh_models.contenders import CONTENDERS
 from fresh_models.found import MAX_ORDER, RUN_AS
 from fresh_models.log import About, Log
+from fresh_models.recall_run import RecallRun
 from fresh_models.summary import HEAD, LEARNT, by_contender, found, lines
 from fresh_models.text_run import LENGTH
 from fresh_models.text_summary import text_lines
@@ -42,6 +44,24 @@ def sizes() -> str:
     """Other heads, numbers of pairs and first weights."""
     rows = [[line.words, *line.figures] for line in lines(_records()) if not line.of_main_line]
     return _table(["trained with", *HEAD], rows)
+
+
+def rates() -> str:
+    """The main line's first seed by learning rate: the share of right answers, and the steps of those that are done."""
+    cells: dict[str, dict[float, str]] = {}
+    for record in _records():
+        if record["about"]["task"] == RecallRun.task:
+            run = RecallRun.of(record["about"])
+            if run.of_main_line and run.seed == 0:
+                done = f", {record['solved_at']:,}" if record["solved_at"] else ""
+                cells.setdefault(run.contender, {})[run.rate] = f"{record['share']:.2f}{done}"
+    tried = sorted({rate for by_rate in cells.values() for rate in by_rate})
+    rows = [
+        [contender.name, *(cells[contender.name].get(rate, "") for rate in tried)]
+        for contender in CONTENDERS
+        if contender.name in cells
+    ]
+    return _table(["trained with", *(f"{rate:g}" for rate in tried)], rows)
 
 
 def run_as() -> str:
