@@ -18,6 +18,7 @@ RATES = (3e-3, 1e-2)
 
 SEEDS, FEW_SEEDS = range(5), range(2)
 FEW = ("softmax", "order 2", "order 3")
+CLOSE = "order 2"
 SMALL = 0.02
 """Standard deviation of first weights that is usual in transformers' classes."""
 
@@ -77,6 +78,11 @@ class Plan:
         yield from self._with_both_rates(firsts)
         yield from self._with_the_better(firsts, SEEDS[1:])
 
+    def rates(self) -> Iterator[Run]:
+        """The main line's closest contender with either rate on all seeds: its first seed fares alike with both."""
+        for seed in SEEDS:
+            yield from (RecallRun(CLOSE).at(rate, seed) for rate in RATES if CLOSE in self.names)
+
     def text(self) -> Iterator[Run]:
         """Language models: short trainings with both rates, long ones with the better."""
         shorts = [TextRun(name) for name in TEXT if name in self.names]
@@ -124,6 +130,7 @@ class Plan:
 
 PIECES: Mapping[str, Callable[[Plan], Iterator[Run]]] = {
     "recall": Plan.recall,
+    "rates": Plan.rates,
     "found": Plan.found,
     "text": Plan.text,
     "sizes": Plan.sizes,

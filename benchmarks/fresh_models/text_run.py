@@ -18,7 +18,7 @@ from fresh_models.text import Judged, Texts, texts
 from fresh_models.training import Schedule, train
 
 SHORT, LONG, EVERY = 300, 1500, 100
-"""Steps of a training that chooses the learning rate, and of those whose losses count."""
+"""Steps of a training that chooses the learning rate, of one whose losses count, and between judgements."""
 
 LENGTH, SEQUENCES = 256, 8
 JUDGED = 32

@@ -47,20 +47,18 @@ def sizes() -> str:
 
 
 def rates() -> str:
-    """The main line's first seed by learning rate: the share of right answers, and the steps of those that are done."""
-    cells: dict[str, dict[float, str]] = {}
+    """The main line by learning rate: the share of right answers, and of how many seeds it is the mean."""
+    shares: dict[str, dict[float, list[float]]] = {}
     for record in _records():
         if record["about"]["task"] == RecallRun.task:
             run = RecallRun.of(record["about"])
-            if run.of_main_line and run.seed == 0:
-                done = f", {record['solved_at']:,}" if record["solved_at"] else ""
-                cells.setdefault(run.contender, {})[run.rate] = f"{record['share']:.2f}{done}"
-    tried = sorted({rate for by_rate in cells.values() for rate in by_rate})
-    rows = [
-        [contender.name, *(cells[contender.name].get(rate, "") for rate in tried)]
-        for contender in CONTENDERS
-        if contender.name in cells
-    ]
+            if run.of_main_line:
+                shares.setdefault(run.contender, {}).setdefault(run.rate, []).append(record["share"])
+    tried = sorted({rate for by_rate in shares.values() for rate in by_rate})
+    rows = []
+    for name in (contender.name for contender in CONTENDERS if contender.name in shares):
+        of_rate = [shares[name].get(rate, []) for rate in tried]
+        rows.append([name, *(f"{statistics.fmean(found):.2f} ({len(found)})" if found else "" for found in of_rate)])
     return _table(["trained with", *(f"{rate:g}" for rate in tried)], rows)
 
 
