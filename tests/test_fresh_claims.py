@@ -95,6 +95,17 @@ def test_alpha_is_not_judged_on_few_layers():
     assert claim.verdict == "not applicable" and not claim.effects
 
 
+def test_the_largest_weights_of_a_model_are_those_of_its_layers():
+    record = analysed("order 3", 1.0)
+    weights = [("a", 0.2), ("a", 0.5), ("b", 0.1), ("b", 0.05)]
+    record["heads"] = [
+        head | {"module": module, "largest": largest, "denominator": None}
+        for (module, largest), head in zip(weights, record["heads"] * 2, strict=True)
+    ]
+    (model,) = found([trained("order 3", 0.95), record])
+    assert (model.largest, model.denominator, model.learnt) == ([0.5, 0.1], [], True)
+
+
 def test_of_models_trained_with_two_rates_the_chosen_one_counts():
     records = [trained("order 3", 0.1), trained("order 3", 0.9, rate=1e-3)]
     records += [analysed("order 3", 5.0), analysed("order 3", 2.0, rate=1e-3)]

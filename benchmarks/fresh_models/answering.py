@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fresh_models.contenders import Contender
-from fresh_models.models import config_of, guard_of
+from fresh_models.models import config_of
 from fresh_models.recall import Batch
 from taylorder.adapt.handle import attach
 from taylorder.kernels.reference import reference_sums
@@ -45,6 +45,6 @@ def answering_rows(model: Any, contender: Contender, batch: Batch) -> dict[tuple
                 "denominator": float((total / keys).quantile(LOW)) if far_alone else None,
             }
 
-    with torch.no_grad(), guard_of(contender), attach(model, config_of(model, contender), observe=observe):
+    with torch.no_grad(), attach(model, config_of(model, contender), observe=observe):
         model(input_ids=batch.words, use_cache=False)
     return found

@@ -42,7 +42,7 @@ class FoundRun:
     def measure(self) -> tuple[About, None]:
         """Analyse the model as softmax would run it, and judge it with other orders.
 
-        The weights of its own attention are looked at, too, unless it has coefficients of its own.
+        The weights of its own attention are looked at, too, unless it has coefficients of its own or no guard.
         """
         task, model = Recall(self.run.pairs), recall_model(self.run.head_dim, self.run.initial)
         model.load_state_dict(load_file(self.weights), strict=False)
@@ -54,7 +54,7 @@ class FoundRun:
         )
         record: About = {"run_as": {}, "heads": heads(analysis), "alpha": alphas(analysis)}
         contender = BY_NAME[self.run.contender]
-        if not contender.trains_coefficients:
+        if contender.guard and not contender.trains_coefficients:
             answering = answering_rows(model, contender, batch)
             record["heads"] = [head | answering[head["module"], head["head"]] for head in record["heads"]]
         for name in RUN_AS:

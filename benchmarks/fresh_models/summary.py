@@ -120,7 +120,8 @@ class Found:
 
     Attributes:
         share: right answers with what it was trained with.
-        largest: of each head, the largest weight's share in rows that answer, their median; empty where not looked at.
+        largest: by layer, the largest weight's share in rows that answer, their median, of the head where it is the
+            largest; empty where not looked at.
         denominator: of each head without near field, the 5 % quantile of these rows' denominators per key.
 
     """
@@ -178,9 +179,18 @@ def _found(record: About, share: float) -> Found:
         [head["score_std"] for head in record["heads"]],
         [head["errors"] for head in record["heads"]],
         _known(record["alpha"].values()),
-        _known(head.get("largest") for head in record["heads"]),
+        _by_layer(record["heads"]),
         _known(head.get("denominator") for head in record["heads"]),
     )
+
+
+def _by_layer(heads: Sequence[About]) -> list[float]:
+    """Of every layer the largest of its heads' values, if there are any."""
+    layers: dict[str, list[float]] = {}
+    for head in heads:
+        if "largest" in head:
+            layers.setdefault(head["module"], []).append(head["largest"])
+    return [max(of_layer) for of_layer in layers.values()]
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

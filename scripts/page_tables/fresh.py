@@ -15,6 +15,7 @@ from fresh_models.claims import fresh_claims
 from fresh_models.contenders import CONTENDERS
 from fresh_models.found import MAX_ORDER, RUN_AS
 from fresh_models.log import About, Log
+from fresh_models.models import LAYERS
 from fresh_models.recall_run import RecallRun
 from fresh_models.summary import HEAD, LEARNT, by_contender, found, lines
 from fresh_models.text_run import LENGTH
@@ -113,11 +114,11 @@ def answering() -> str:
                 f"{'above' if learnt else 'below'} {LEARNT:.0%}".replace("%", " %"),
                 str(len(same)),
                 _range(min(model.denominator) for model in same if model.denominator),
-                _range(max(model.largest) for model in same),
+                *(_range(weights) for weights in zip(*(model.largest for model in same), strict=True)),
             ]
         )
-    head = ["trained with", "right", "models", "least denominator per key", "largest weight"]
-    return _table(head, rows)
+    layers = (f"largest weight in layer {number}" for number in range(1, LAYERS + 1))
+    return _table(["trained with", "right", "models", "least denominator per key", *layers], rows)
 
 
 def verdicts() -> str:
