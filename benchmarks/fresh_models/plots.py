@@ -17,12 +17,12 @@ FAMILIES = {
     "orders 1 to 5": tuple(f"order {order}" for order in range(1, 6)),
     "around the mean": tuple(f"order {order} mean" for order in range(1, 6)),
     "window": ("window",),
-    "order 3, window": ("order 3 beside window",),
+    "order 2, learnt": ("order 2 learnt",),
     "order 3, ranks": ("order 3 rank 4", "order 3 rank 8"),
     "order 4, ranks": ("order 4 rank 4", "order 4 rank 8"),
     "orders 3 and 2": ("orders 3 and 2",),
 }
-COURSES = ("softmax", "order 1", "order 2", "order 3", "order 4", "order 5", "order 3 mean")
+COURSES = ("softmax", "order 1", "order 2", "order 3", "order 4", "order 5", "order 2 mean")
 
 
 def by_bytes(records: Sequence[About]) -> Plot:
