@@ -97,11 +97,11 @@ def attached(model: Any, contender: Contender) -> Handle | None:
 def guard_of(contender: Contender) -> Iterator[None]:
     """In the block, rows keep their denominators whatever they are if the contender has no guard.
 
-    ``attach(guard=False)`` does that too, one head of one sequence after the other, which takes hours of training.
+    ``attach(guard=False)`` does that too, but one head of one sequence after the other, which is too slow to train.
     """
     with ExitStack() as patches:
-        for with_or_without_gradients in () if contender.guard else (row_attention, attend):
-            patches.enter_context(patch.object(with_or_without_gradients, "GUARD", -math.inf))
+        for path in () if contender.guard else (row_attention, attend):  # under gradients, and without
+            patches.enter_context(patch.object(path, "GUARD", -math.inf))
         yield
 
 

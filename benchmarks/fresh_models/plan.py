@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from fresh_models.contenders import CONTENDERS, TEXT
+from fresh_models.contenders import BY_NAME, TEXT
 from fresh_models.found import FoundRun
 from fresh_models.log import About, Log, weights_file
 from fresh_models.recall_run import RecallRun
@@ -63,7 +63,7 @@ class Plan:
     @classmethod
     def of(cls, log: Log, models: Path, names: Sequence[str] = ()) -> Plan:
         """That of some contenders, in their order, or of all."""
-        return cls(log, models, names or [contender.name for contender in CONTENDERS])
+        return cls(log, models, names or list(BY_NAME))
 
     def missing(self, pieces: Sequence[str]) -> Iterator[Run]:
         """Runs without a record."""

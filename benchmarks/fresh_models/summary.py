@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fresh_models.contenders import CONTENDERS
+from fresh_models.contenders import BY_NAME
 from fresh_models.found import MAX_ORDER, FoundRun
 from fresh_models.log import About
 from fresh_models.models import INITIAL
@@ -91,7 +91,7 @@ def lines(records: Iterable[About]) -> list[Line]:
         if record["about"]["task"] == RecallRun.task:
             run = RecallRun.of(record["about"])
             sizes.setdefault(run.at(RATES[0], 0), {}).setdefault(run.rate, []).append(record)
-    order = [contender.name for contender in CONTENDERS]
+    order = list(BY_NAME)
     made = [_line(by_rate) for run, by_rate in sizes.items() if run.contender in order]
 
     def place(line: Line) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fresh_models.contenders import CONTENDERS
+from fresh_models.contenders import BY_NAME
 from fresh_models.log import About
 from fresh_models.text_run import LENGTH, TextRun
 
@@ -35,7 +35,7 @@ def text_lines(records: Iterable[About]) -> list[TextLine]:
         if record["about"]["task"] == TextRun.task:
             run = TextRun.of(record["about"])
             alike.setdefault(run.at(run.rate, 0), []).append(record)
-    order = [contender.name for contender in CONTENDERS]
+    order = list(BY_NAME)
     made = [_line(same) for run, same in alike.items() if run.contender in order]
     return sorted(made, key=lambda line: (-line.run.steps, order.index(line.run.contender), -line.run.rate))
 

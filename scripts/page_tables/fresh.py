@@ -12,7 +12,7 @@ from page_tables.table import RESULTS, markdown
 sys.path.append(str(RESULTS.parent))
 
 from fresh_models.claims import fresh_claims
-from fresh_models.contenders import CONTENDERS
+from fresh_models.contenders import BY_NAME
 from fresh_models.found import MAX_ORDER, RUN_AS
 from fresh_models.log import About, Log
 from fresh_models.models import LAYERS
@@ -55,11 +55,11 @@ def rates() -> str:
             run = RecallRun.of(record["about"])
             if run.of_main_line:
                 shares.setdefault(run.contender, {}).setdefault(run.rate, []).append(record["share"])
-    tried = sorted({rate for by_rate in shares.values() for rate in by_rate})
+    tried = sorted({rate for found_rates in shares.values() for rate in found_rates})
     rows = []
-    for name in (contender.name for contender in CONTENDERS if contender.name in shares):
-        of_rate = [shares[name].get(rate, []) for rate in tried]
-        rows.append([name, *(f"{statistics.fmean(found):.2f} ({len(found)})" if found else "" for found in of_rate)])
+    for name in (name for name in BY_NAME if name in shares):
+        by_rate = [shares[name].get(rate, []) for rate in tried]
+        rows.append([name, *(f"{statistics.fmean(seeds):.2f} ({len(seeds)})" if seeds else "" for seeds in by_rate)])
     return _table(["trained with", *(f"{rate:g}" for rate in tried)], rows)
 
 
