@@ -55,6 +55,13 @@ def test_every_number_of_pairs_decides():
     assert "32 pairs: order 2 0.10 (2), order 3 0.90 (2)" in claim.reason
 
 
+def test_a_gain_cannot_be_more_than_everything():
+    records = [trained("order 3", 0.99, seed) for seed in (0, 1)]
+    records += [trained("order 2", share, seed) for seed, share in enumerate((0.4, 0.9))]
+    (gain,) = degree_claim(records).effects
+    assert (gain.low, gain.high) == (-1.0, 1.0)
+
+
 def test_other_heads_first_weights_and_kinds_of_training_do_not_decide():
     records = [trained("order 3", 1.0, head_dim=32), trained("order 3", 1.0, initial=0.02), trained("order 2", 0.1)]
     records += [trained("order 3", 1.0, pairs=16), trained("order 3", 1.0, first=4)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from fresh_models import text_run
-from fresh_models.text import BLOCK, ITEMS, Texts
-from fresh_models.text_run import SHORT, TextRun, mean_loss, whole
-from fresh_models.text_summary import text_lines
+from fresh_models.text import BLOCK, ITEMS, PASSAGE, Texts
+from fresh_models.text_run import TextRun, mean_loss, whole
+from fresh_models.text_summary import better, text_lines
+from fresh_models.training import Schedule
 
 WRITTEN = "\n".join(f"line {chr(97 + n % 26)}{chr(97 + n // 26 % 26)} of {n} sentences" for n in range(2000))
 
@@ -29,6 +30,15 @@ def test_batches_are_those_of_their_seed(material):
     first = [next(material.batches(256, 3, seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
+
+
+def test_random_words_come_over_and_over_and_no_passage_comes_twice(material):
+    stream = material.repeated(128, 3, seed=0)
+    first, second = next(stream), next(stream)
+    assert first.shape == (3, 128)
+    assert torch.equal(first[:, PASSAGE:], first[:, :-PASSAGE])
+    assert not torch.equal(first, second)
+    assert int(first.max()) < material.vocabulary
 
 
 def test_a_copy_is_judged_the_second_time(material):
@@ -60,25 +70,37 @@ def test_losses_are_of_the_judged_tokens_alone():
     assert mean_loss(Certain(), [(jumping, slice(2, 4))]) == pytest.approx(25.0)
 
 
-def test_long_trainings_have_lines_of_their_own_with_the_mean_of_their_seeds():
-    def record(run, loss):
-        return {"about": run.about, "loss": {"256 tokens": loss}, "state_bytes": {"256": 9}}
+def record(run, loss, copied=200):
+    curve = [[100, -6.0], [copied, -0.4] if copied else [500, -5.0]]
+    return {"about": run.about, "loss": {"256 tokens": loss}, "state_bytes": {"256": 9}, "copying": curve}
 
-    records = [record(TextRun("order 3", rate=rate), 7.0) for rate in (1e-3, 3e-3)]
-    records += [record(TextRun("order 3", seed=seed).long, loss) for seed, loss in ((1, 5.0), (0, 4.0))]
-    records += [record(TextRun("softmax").long, 3.0)]
-    softmax, order, *shorts = text_lines(records)
-    assert (softmax.run.contender, softmax.seeds) == ("softmax", [0])
-    assert (order.seeds, order.losses, order.state_bytes) == ([0, 1], {"256 tokens": 4.5}, 9)
-    assert [(line.run.steps, line.run.rate) for line in shorts] == [(SHORT, 3e-3), (SHORT, 1e-3)]
+
+def test_every_learning_rate_has_a_line_with_the_mean_of_its_seeds():
+    records = [record(TextRun("order 3", rate=1e-3), 7.0, copied=None)]
+    records += [record(TextRun("order 3", seed=seed), loss) for seed, loss in ((1, 5.0), (0, 4.0))]
+    records += [record(TextRun("softmax"), 3.0)]
+    softmax, order, lower = text_lines(records)
+    assert (softmax.run.contender, softmax.seeds, softmax.state_bytes) == ("softmax", [0], 9)
+    assert (order.seeds, order.loss("256 tokens"), order.copied) == ([0, 1], 4.5, [200, 200])
+    assert (lower.run.rate, lower.loss("256 tokens"), lower.copied) == (1e-3, 7.0, [None])
+
+
+def test_of_two_rates_that_is_better_which_the_first_seed_does_better_with():
+    records = [record(TextRun("order 3", rate=rate), loss) for rate, loss in ((1e-2, 4.0), (3e-3, 5.0))]
+    records += [record(TextRun("order 3", rate=1e-2, seed=1), 9.0), record(TextRun("softmax"), 3.0)]
+    assert [(line.run.contender, line.run.rate) for line in better(text_lines(records))] == [
+        ("softmax", 3e-3), ("order 3", 1e-2)
+    ]  # fmt: skip
 
 
 def test_a_run_trains_and_is_judged_by_kind(material, monkeypatch):
     monkeypatch.setattr(text_run, "texts", lambda: material)
-    monkeypatch.setattr(text_run, "EVERY", 2)
+    for name, value in (("COPYING", Schedule(6, 1e-2, 2, enough=-99.0)), ("STEPS", 4), ("EVERY", 2)):
+        monkeypatch.setattr(text_run, name, value)
     monkeypatch.setattr(text_run, "JUDGED", 2)
-    record, weights = TextRun("orders 3 and 2", steps=4).measure()
-    assert list(record["loss"]) == ["256 tokens", "512 tokens", "docstrings", "copies", "lists"]
-    assert record["curve"][1][1] < record["curve"][0][1]
+    record, weights = TextRun("orders 3 and 2").measure()
+    assert list(record["loss"]) == ["256 tokens", "512 tokens", "docstrings", "copies", "lists", "random words"]
+    assert [step for step, _ in record["copying"]] == [2]  # enough
+    assert record["curve"][1][1] > record["curve"][0][1]
     assert record["state_bytes"]["256"] == ((1 + 16 + 136) + 17) * 17 * 4 // 2
     assert len(weights) > 100_000

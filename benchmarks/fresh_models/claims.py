@@ -10,7 +10,7 @@ import numpy as np
 
 from fresh_models.log import About
 from fresh_models.recall_run import RecallRun
-from fresh_models.summary import found, lines
+from fresh_models.summary import found, lines, within
 from taylorder.claims.association import Association, Pairs, associate
 from taylorder.claims.claim import Claim, Effect, Verdict
 from taylorder.claims.evidence import above, below, overall
@@ -38,7 +38,8 @@ def degree_claim(records: Sequence[About]) -> Claim:
     """Trained, degree helps."""
     gains, said = {}, []
     for pairs, shares in shares_by_pairs(records).items():
-        gains[f"{pairs} pairs: {TRAINED} less {LOWER}"] = paired(shares, TRAINED, LOWER)
+        gain = paired(shares, TRAINED, LOWER)
+        gains[f"{pairs} pairs: {TRAINED} less {LOWER}"] = None if gain is None else within(gain, -1.0, 1.0)
         named = [name for name in SHOWN if name in shares]
         words = [f"{name} {statistics.fmean(shares[name].values()):.2f} ({len(shares[name])})" for name in named]
         said.append(f"{pairs} pairs: {', '.join(words)}")

@@ -45,35 +45,31 @@ class Mixed(nn.Module):
 
 
 def recall_model(head_dim: int, initial: float = INITIAL) -> Any:
-    """Two layers without positions, as words find their neighbours by the convolution alone.
+    """Two layers; ``initial`` is the standard deviation of weights at the start."""
+    return _model(WORDS, LAYERS, HEADS, head_dim, WIDTH, WIDTH, initial)
 
-    ``initial`` is the standard deviation of weights at the start.
-    """
+
+def text_model(vocabulary: int) -> Any:
+    """Four layers, which are nearly a million parameters."""
+    return _model(
+        vocabulary, TEXT_LAYERS, TEXT_HEADS, TEXT_HEAD_DIM, TEXT_WIDTH, 3 * TEXT_WIDTH, initial=TEXT_WIDTH**-0.5
+    )
+
+
+def _model(vocabulary: int, layers: int, heads: int, head_dim: int, width: int, inner: int, initial: float) -> Any:
+    """SmolLM3 without positions: words find their neighbours by a convolution alone."""
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
     config = SmolLM3Config(
-        vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=head_dim, no_rope_layers=[0] * LAYERS,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, no_rope_layers=[0] * layers,
         max_position_embeddings=512, pad_token_id=None, bos_token_id=None, eos_token_id=None, tie_word_embeddings=True,
         initializer_range=initial,
     )  # fmt: skip
     model = SmolLM3ForCausalLM(config)
     for layer in model.model.layers:
-        layer.input_layernorm = Mixed(layer.input_layernorm, WIDTH)
+        layer.input_layernorm = Mixed(layer.input_layernorm, width)
     return model
-
-
-def text_model(vocabulary: int) -> Any:
-    """Four layers of Llama: a million parameters and a little more."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=TEXT_WIDTH, intermediate_size=3 * TEXT_WIDTH, num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=TEXT_HEADS, num_key_value_heads=TEXT_HEADS, head_dim=TEXT_HEAD_DIM,
-        max_position_embeddings=1024, pad_token_id=None, bos_token_id=None, eos_token_id=None, tie_word_embeddings=True,
-        initializer_range=TEXT_WIDTH**-0.5,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
 
 
 def attached(model: Any, contender: Contender) -> Handle | None:

@@ -9,6 +9,8 @@ from fresh_models.found import RUN_AS
 from fresh_models.log import About
 from fresh_models.recall_run import STEPS, RecallRun
 from fresh_models.summary import by_contender, lines
+from fresh_models.text_run import LENGTH
+from fresh_models.text_summary import better, text_lines
 from taylorder.claims.claim import Plot, Series
 from taylorder.evaluation.intervals import Interval
 
@@ -73,10 +75,20 @@ def run_as(records: Sequence[About]) -> Plot:
     return Plot(title, across, "share right", tuple(series))
 
 
+def by_text(records: Sequence[About]) -> Plot:
+    """Of language models, what copies cost against what unseen text does: a point for each seed."""
+    series = []
+    for line in better(text_lines(records)):
+        unseen, copies = (tuple(of_seed[kind] for of_seed in line.losses) for kind in (f"{LENGTH} tokens", "copies"))
+        series.append(Series(f"{line.run.contender}: {line.state_bytes:,} bytes", unseen, copies))
+    return Plot("Language models", "nats per token of unseen text", "of copies", tuple(series), kind="points")
+
+
 PLOTS: Mapping[str, Callable[[Sequence[About]], Plot]] = {
     "fresh-bytes": by_bytes,
     "fresh-courses": courses,
     "fresh-run-as": run_as,
+    "fresh-text": by_text,
 }
 """By the names of their files."""
 

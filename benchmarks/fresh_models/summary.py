@@ -58,17 +58,13 @@ class Line:
     @property
     def share(self) -> Interval:
         """The mean over seeds, whose ends are infinite where there is one seed."""
-        found = mean_interval(self.shares)
-        return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high)) if found.bounded else found
+        return within(mean_interval(self.shares), 0.0, 1.0)
 
     @property
     def figures(self) -> list[str]:
         """Cells of a table."""
-        solved = [step for step in self.solved if step is not None]
         ends = f" [{self.share.low:.2f}, {self.share.high:.2f}]" if self.share.bounded else ""
-        steps = f"{len(solved)} of {len(self.solved)}"
-        if solved:
-            steps += f", {' to '.join(f'{step:,}' for step in sorted({min(solved), max(solved)}))}"
+        steps = solved(self.solved)
         if self.broke_off:
             steps += f", {self.broke_off} broke off"
         alone = " (alone)" if self.of_main_line and self.tried < len(RATES) else ""
@@ -76,6 +72,20 @@ class Line:
             f"{self.state_bytes:,}", f"{self.share.estimate:.2f}{ends}", str(len(self.shares)), steps,
             f"{self.run.rate:g}{alone}", f"{100 * self.guarded:.1f} %",
         ]  # fmt: skip
+
+
+def within(interval: Interval, least: float, most: float) -> Interval:
+    """An interval without what cannot be; one of a single seed stays without ends."""
+    if not interval.bounded:
+        return interval
+    return Interval(interval.estimate, max(least, interval.low), min(most, interval.high))
+
+
+def solved(steps: Sequence[int | None]) -> str:
+    """Of how many runs a training was done, and with which steps, in words."""
+    done = [step for step in steps if step is not None]
+    words = f"{len(done)} of {len(steps)}"
+    return words + (f", {' to '.join(f'{step:,}' for step in sorted({min(done), max(done)}))}" if done else "")
 
 
 LEARNT = 0.9

@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taylorder.analysis.text import calibration_text, source_code
+from taylorder.analysis.text import source_code
 from taylorder.evaluation.evaluation_text import evaluation_text
+from taylorder.healing.text import training_text
 from taylorder.storage.files import sha256
 
-VOCABULARY = 2048
+VOCABULARY = 512
 HELD_OUT = 10
 """One in so many blocks is never trained on."""
 
 BLOCK = 512
 ITEMS = 12
 """Lines of a list."""
+
+PASSAGE = 32
+"""Random words that come over and over."""
 
 Judged = tuple[Tensor, slice]
 """A sequence of tokens, and which of its predictions count: places of the predicted tokens."""
@@ -37,6 +41,11 @@ class Texts:
     other: Tensor
     sha256: str
 
+    @property
+    def vocabulary(self) -> int:
+        """How many words there are."""
+        return int(self.tokenizer.get_vocab_size())
+
     @classmethod
     def cut(cls, written: str, other: str, vocabulary: int = VOCABULARY) -> Texts:
         """Make the alphabet of a text and cut it."""
@@ -51,6 +60,13 @@ class Texts:
         sequences = self.learnt.view(-1, length)
         while True:
             yield sequences[torch.randint(len(sequences), (count,), generator=random)]
+
+    def repeated(self, length: int, count: int, seed: int) -> Iterator[Tensor]:
+        """Sequences ``[count, length]`` of a passage of random words over and over, none twice, without end."""
+        random = torch.Generator().manual_seed(seed)
+        while True:
+            passages = torch.randint(self.vocabulary, (count, PASSAGE), generator=random)
+            yield passages.repeat(1, length // PASSAGE)
 
     def copies(self, length: int, count: int) -> list[Judged]:
         """Passages of unseen text that come twice: the second time is judged."""
@@ -74,8 +90,8 @@ class Texts:
 
 @cache
 def texts() -> Texts:
-    """Python's language reference and source, and beside it docstrings of numpy and scipy."""
-    return Texts.cut(f"{calibration_text().content}\n{source_code().content}", evaluation_text().content[:400_000])
+    """Python's language reference, docstrings and source, and beside it docstrings of numpy and scipy."""
+    return Texts.cut(f"{training_text().content}\n{source_code().content}", evaluation_text().content[:400_000])
 
 
 def _tokenizer(text: str, vocabulary: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,25 +14,33 @@ from torch.nn.functional import cross_entropy
 from fresh_models.contenders import BY_NAME
 from fresh_models.log import About
 from fresh_models.models import TEXT_HEAD_DIM, attached, text_model
-from fresh_models.text import Judged, Texts, texts
-from fresh_models.training import Schedule, train
+from fresh_models.text import PASSAGE, Judged, Texts, texts
+from fresh_models.training import Course, Schedule, train
 
-SHORT, LONG, EVERY = 300, 1500, 100
-"""Steps of a training that chooses the learning rate, of one whose losses count, and between judgements."""
+STEPS, EVERY = 600, 100
+"""Steps that read text, and steps between judgements."""
+
+COPYING = Schedule(500, 1e-2, EVERY, enough=-0.5)
+"""How every model learns to copy before that: until random words that came already cost half a nat."""
 
 LENGTH, SEQUENCES = 256, 8
 JUDGED = 32
 """Sequences of each kind that judge."""
 
+_JUDGES = 1_000_000
+"""The seed of random words that judge."""
+
 
 @dataclass(frozen=True)
 class TextRun:
-    """What distinguishes one run from the others."""
+    """What distinguishes one run from the others.
+
+    A model learns to copy first, on random words where nothing else helps, and reads text then, with ``rate``.
+    """
 
     contender: str
     seed: int = 0
     rate: float = 3e-3
-    steps: int = SHORT
 
     task: ClassVar[str] = "text"
 
@@ -50,11 +58,6 @@ class TextRun:
         """The same with another learning rate and seed."""
         return replace(self, rate=rate, seed=seed)
 
-    @property
-    def long(self) -> TextRun:
-        """The same with all steps."""
-        return replace(self, steps=LONG)
-
     @staticmethod
     def merit(record: About) -> float:
         """What speaks for a run: a low loss at the length it was trained with."""
@@ -64,24 +67,18 @@ class TextRun:
         """Train and judge; the record, and the weights as a safetensors file."""
         contender, material = BY_NAME[self.contender], texts()
         torch.manual_seed(self.seed)
-        model = text_model(material.tokenizer.get_vocab_size())
+        model = text_model(material.vocabulary)
         handle = attached(model, contender)
-        batches = material.batches(LENGTH, SEQUENCES, self.seed)
-
-        def loss() -> Tensor:
-            ids = next(batches)
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-            return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-
         kinds = judged(material)
-        course = train(
-            model, loss, lambda: mean_loss(model, kinds[f"{LENGTH} tokens"]), Schedule(self.steps, self.rate, EVERY)
-        )
+        repeated, read = (draw(LENGTH, SEQUENCES, self.seed) for draw in (material.repeated, material.batches))
+        copying = trained(model, repeated, kinds["random words"], COPYING)
+        reading = trained(model, read, kinds[f"{LENGTH} tokens"], Schedule(STEPS, self.rate, EVERY))
         record = {
             "loss": {kind: mean_loss(model, sequences) for kind, sequences in kinds.items()},
             "parameters": sum(values.numel() for values in model.parameters()), "text": material.sha256,
             "state_bytes": {str(T): contender.state_bytes(TEXT_HEAD_DIM, T) for T in (LENGTH, 2 * LENGTH)},
-            "curve": course.curve, "clipped": course.clipped, "seconds": round(course.seconds, 1),
+            "copying": copying.curve, "curve": reading.curve, "clipped": reading.clipped,
+            "seconds": round(copying.seconds + reading.seconds, 1),
         }  # fmt: skip
         if handle is not None:
             handle.close()
@@ -89,14 +86,33 @@ class TextRun:
         return record, save(weights)
 
 
+def trained(model: Any, batches: Iterator[Tensor], judges: Sequence[Judged], schedule: Schedule) -> Course:
+    """Train on sequences, judged by the mean log likelihood of tokens in nats."""
+
+    def loss() -> Tensor:
+        ids = next(batches)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    return train(model, loss, lambda: -mean_loss(model, judges), schedule)
+
+
 def judged(material: Texts) -> dict[str, list[Judged]]:
-    """What judges, by kind: unseen text of the length trained with and of twice that, other text, lists and copies."""
+    """What judges, by kind: unseen text of the length trained with and of twice that, other text, lists and copies.
+
+    Copies are of unseen text, and of random words.
+    """
+    random = next(material.repeated(LENGTH, JUDGED, _JUDGES))
     kinds = {
         f"{LENGTH} tokens": whole(material.held_out[:JUDGED, :LENGTH]),
         f"{2 * LENGTH} tokens": [(ids, slice(LENGTH, 2 * LENGTH)) for ids in material.held_out[:JUDGED, : 2 * LENGTH]],
         "docstrings": whole(material.other[:JUDGED, :LENGTH]),
     }
-    return kinds | {"copies": material.copies(LENGTH, JUDGED), "lists": material.lists(LENGTH, JUDGED)}
+    return kinds | {
+        "copies": material.copies(LENGTH, JUDGED),
+        "lists": material.lists(LENGTH, JUDGED),
+        "random words": [(ids, slice(PASSAGE, LENGTH)) for ids in random],
+    }
 
 
 def whole(sequences: Iterable[Tensor]) -> list[Judged]:

@@ -8,28 +8,34 @@ from dataclasses import dataclass
 
 from fresh_models.contenders import BY_NAME
 from fresh_models.log import About
-from fresh_models.text_run import LENGTH, TextRun
+from fresh_models.text_run import COPYING, LENGTH, TextRun
 
 
 @dataclass(frozen=True)
 class TextLine:
-    """A contender with one number of steps and one learning rate.
+    """A contender with one learning rate.
 
     Attributes:
         run: the first of its runs, which differ in their seeds.
         state_bytes: what one KV head holds after the length trained with.
-        losses: nats per token by kind of text, the mean over seeds.
+        copied: of each seed, the step with which it had learnt to copy random words; None if it had not.
+        losses: of each seed, nats per token by kind of text.
 
     """
 
     run: TextRun
     seeds: Sequence[int]
     state_bytes: int
-    losses: Mapping[str, float]
+    copied: Sequence[int | None]
+    losses: Sequence[Mapping[str, float]]
+
+    def loss(self, kind: str) -> float:
+        """The mean over seeds."""
+        return statistics.fmean(of_seed[kind] for of_seed in self.losses)
 
 
 def text_lines(records: Iterable[About]) -> list[TextLine]:
-    """A line for each number of steps, contender and learning rate, in this order and that of the contenders."""
+    """A line for each contender, in their order, and each learning rate."""
     alike: dict[TextRun, list[About]] = {}
     for record in sorted(records, key=lambda record: record["about"]["seed"]):
         if record["about"]["task"] == TextRun.task:
@@ -37,11 +43,27 @@ def text_lines(records: Iterable[About]) -> list[TextLine]:
             alike.setdefault(run.at(run.rate, 0), []).append(record)
     order = list(BY_NAME)
     made = [_line(same) for run, same in alike.items() if run.contender in order]
-    return sorted(made, key=lambda line: (-line.run.steps, order.index(line.run.contender), -line.run.rate))
+    return sorted(made, key=lambda line: (order.index(line.run.contender), -line.run.rate))
+
+
+def better(lines: Iterable[TextLine]) -> list[TextLine]:
+    """Of every contender the line with the rate that its seed 0 chose."""
+    best: dict[str, TextLine] = {}
+    for line in lines:
+        other = best.setdefault(line.run.contender, line)
+        if TextRun.merit({"loss": line.losses[0]}) > TextRun.merit({"loss": other.losses[0]}):
+            best[line.run.contender] = line
+    return list(best.values())
 
 
 def _line(records: Sequence[About]) -> TextLine:
-    first = records[0]
-    losses = {kind: statistics.fmean(record["loss"][kind] for record in records) for kind in first["loss"]}
-    seeds = [record["about"]["seed"] for record in records]
-    return TextLine(TextRun.of(first["about"]), seeds, first["state_bytes"][str(LENGTH)], losses)
+    return TextLine(
+        TextRun.of(records[0]["about"]), [record["about"]["seed"] for record in records],
+        records[0]["state_bytes"][str(LENGTH)], [_copied(record["copying"]) for record in records],
+        [record["loss"] for record in records],
+    )  # fmt: skip
+
+
+def _copied(curve: Sequence[tuple[int, float]]) -> int | None:
+    step, likelihood = curve[-1]
+    return step if COPYING.enough is not None and likelihood >= COPYING.enough else None

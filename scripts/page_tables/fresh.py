@@ -17,7 +17,7 @@ from fresh_models.found import MAX_ORDER, RUN_AS
 from fresh_models.log import About, Log
 from fresh_models.models import LAYERS
 from fresh_models.recall_run import RecallRun
-from fresh_models.summary import HEAD, LEARNT, by_contender, found, lines
+from fresh_models.summary import HEAD, LEARNT, by_contender, found, lines, solved
 from fresh_models.text_run import LENGTH
 from fresh_models.text_summary import text_lines
 
@@ -91,15 +91,15 @@ def heads() -> str:
 def text() -> str:
     """Losses of language models by kind of text."""
     made = text_lines(_records())
-    kinds = list(made[0].losses) if made else []
+    kinds = list(made[0].losses[0]) if made else []
     rows = [
         [
-            line.run.contender, f"{line.state_bytes:,}", str(line.run.steps), f"{line.run.rate:g}",
-            str(len(line.seeds)), *(f"{line.losses[kind]:.3f}" for kind in kinds),
+            line.run.contender, f"{line.state_bytes:,}", f"{line.run.rate:g}", str(len(line.seeds)),
+            solved(line.copied), *(f"{line.loss(kind):.3f}" for kind in kinds),
         ]
         for line in made
     ]  # fmt: skip
-    return _table(["trained with", f"bytes at {LENGTH}", "steps", "learning rate", "seeds", *kinds], rows)
+    return _table(["trained with", f"bytes at {LENGTH}", "learning rate", "seeds", "copying, steps", *kinds], rows)
 
 
 def answering() -> str:
