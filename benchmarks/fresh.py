@@ -3,7 +3,7 @@
     python benchmarks/fresh.py --list                         # the runs that are missing
     python benchmarks/fresh.py --minutes 60                   # goes on where it was, begins no run after an hour
     python benchmarks/fresh.py --only recall --contenders "softmax,order 2,order 3"
-    python benchmarks/fresh.py --show                         # the table of what is there
+    python benchmarks/fresh.py --show                         # the table of recall, and the verdicts
 
 A run is one model, trained with one contender's attention from one seed: one to three minutes of one core, and up to
 nine with 32 pairs. Its record is a line of ``--out``, its weights a file in ``--models``. ``recall`` is associative
@@ -18,12 +18,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from fresh_models.claims import fresh_claims
 from fresh_models.contenders import BY_NAME
-from fresh_models.log import About, Log, weights_file
+from fresh_models.log import About, Log, Record, weights_file
 from fresh_models.plan import PIECES, Plan
 from fresh_models.summary import HEAD, lines
 
@@ -54,7 +55,7 @@ def main() -> None:
     show(log.records())
 
 
-def show(records: list[About]) -> None:
+def show(records: list[Record]) -> None:
     """Print the table of recall, and the verdicts."""
     table = [["", *HEAD], *([line.words, *line.figures] for line in lines(records))]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -69,7 +70,7 @@ def words(about: About) -> str:
     return ", ".join(f"{name} {value}" for name, value in about.items())
 
 
-def result(record: About) -> str:
+def result(record: Record) -> str:
     """What came of a run, in a line."""
     if "run_as" in record:
         return ", ".join(f"as {name} {share:.2f}" for name, share in record["run_as"].items())
@@ -82,10 +83,10 @@ def _say(sentence: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
 
 
-def _some_of(names: str, among: object, option: str) -> list[str]:
+def _some_of(names: str, among: Collection[str], option: str) -> list[str]:
     chosen = [name.strip() for name in names.split(",") if name.strip()]
-    if unknown := [name for name in chosen if name not in among]:  # type: ignore[operator]
-        sys.exit(f"{option}: there is no {', '.join(unknown)}; expected some of: {', '.join(among)}")  # type: ignore[arg-type]
+    if unknown := [name for name in chosen if name not in among]:
+        sys.exit(f"{option}: there is no {', '.join(unknown)}; expected some of: {', '.join(among)}")
     return chosen
 
 

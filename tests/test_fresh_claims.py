@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fresh_models.claims import alpha_claim, degree_claim, sharpness_claim
 from fresh_models.found import FoundRun
+from fresh_models.found_summary import found
 from fresh_models.recall_run import RecallRun
-from fresh_models.summary import found
 
 
 def trained(contender, share, seed=0, **changes):

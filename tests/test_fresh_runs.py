@@ -6,12 +6,17 @@ import json
 
 import fresh
 import pytest
+import torch
 from fresh_models import recall_run
+from fresh_models.found import FoundRun
 from fresh_models.log import Log, weights_file
+from fresh_models.models import recall_model
 from fresh_models.plan import RATES, SEEDS, Plan
+from fresh_models.plots import courses
 from fresh_models.recall_run import RecallRun
 from fresh_models.summary import lines
 from fresh_models.text_run import TextRun
+from safetensors.torch import save_file
 
 
 def recorded(log, contender="order 3", seed=0, rate=RATES[0], pairs=8, first=None, **changes):
@@ -64,6 +69,26 @@ def test_trained_models_are_analysed_and_run_with_other_orders(run):
     assert len(found[0]["heads"]) == 4
     assert all(0 < head["largest"] < 1 and head["denominator"] > 0 for head in found[0]["heads"])
     assert all(len(errors) == 8 for head in found[0]["heads"] for errors in head["errors"].values())
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    weights = tmp_path / "some.safetensors"
+    kept = {name: values for name, values in recall_model(16).state_dict().items() if name != "lm_head.weight"}
+    save_file(kept | {"other.weight": torch.zeros(1)}, weights)
+    with pytest.raises(ValueError, match="other.weight"):
+        FoundRun(RecallRun("softmax"), weights).measure()
+    kept.pop("model.layers.0.self_attn.q_proj.weight")
+    save_file(kept, weights)
+    with pytest.raises(ValueError, match="layers.0.self_attn.q_proj"):
+        FoundRun(RecallRun("softmax"), weights).measure()
+
+
+def test_a_model_that_broke_off_has_a_course_beside_those_that_did_not(log):
+    recorded(log, "softmax", curve=[[77, 0.25]])
+    recorded(log, "softmax", seed=1, curve=[[200, 0.5], [400, 0.75]])
+    (series,) = courses(log.records()).series
+    assert (series.x[0], series.x[-1]) == (200.0, 2400.0)
+    assert (series.y[0], series.y[-1]) == (0.375, 0.5)
 
 
 def test_fewer_pairs_first_are_trainings_of_their_own(monkeypatch):

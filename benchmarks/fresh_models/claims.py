@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fresh_models.log import About
+from fresh_models.contenders import ORDERS
+from fresh_models.found_summary import found
+from fresh_models.log import Record
 from fresh_models.recall_run import RecallRun
-from fresh_models.summary import found, lines, within
+from fresh_models.summary import lines
 from taylorder.claims.association import Association, Pairs, associate
 from taylorder.claims.claim import Claim, Effect, Verdict
 from taylorder.claims.evidence import above, below, overall
 from taylorder.claims.verdicts.alpha import NEGLIGIBLE
-from taylorder.evaluation.intervals import Interval, paired_difference
+from taylorder.evaluation.intervals import Interval, paired_difference, share_difference
 
 LEAST_GAIN = 0.1
 """Share of right answers that a degree has to bring to be called a help."""
 
-TRAINED, LOWER, SOFTMAX = "order 3", "order 2", "softmax"
-SHOWN = (SOFTMAX, "order 1", LOWER, TRAINED, "order 4", "order 5")
-
-TERMS = {f"order {terms}": terms for terms in range(1, 6)}
-"""Of the contenders that the claim about alpha is judged on: the series itself, around zero."""
+HIGHER, LOWER, SOFTMAX = "order 3", "order 2", "softmax"
+SHOWN = (SOFTMAX, *ORDERS)
 
 Shares = Mapping[str, Mapping[int, float]]
 
 
-def fresh_claims(records: Sequence[About]) -> tuple[Claim, ...]:
+def fresh_claims(records: Sequence[Record]) -> tuple[Claim, ...]:
     """All of them."""
     return degree_claim(records), sharpness_claim(records), alpha_claim(records)
 
 
-def degree_claim(records: Sequence[About]) -> Claim:
+def degree_claim(records: Sequence[Record]) -> Claim:
     """Trained, degree helps."""
     gains, said = {}, []
     for pairs, shares in shares_by_pairs(records).items():
-        gain = paired(shares, TRAINED, LOWER)
-        gains[f"{pairs} pairs: {TRAINED} less {LOWER}"] = None if gain is None else within(gain, -1.0, 1.0)
+        gains[f"{pairs} pairs: {HIGHER} less {LOWER}"] = paired(shares, HIGHER, LOWER, share_difference)
         named = [name for name in SHOWN if name in shares]
         words = [f"{name} {statistics.fmean(shares[name].values()):.2f} ({len(shares[name])})" for name in named]
         said.append(f"{pairs} pairs: {', '.join(words)}")
@@ -50,7 +48,7 @@ def degree_claim(records: Sequence[About]) -> Claim:
         verdict=overall([above(gain, LEAST_GAIN) for gain in gains.values()]),
         reason=f"Share of right answers, and of how many seeds. {'; '.join(said) or 'Nothing yet'}.",
         rule=(
-            f"Share of right answers of {TRAINED} less that of {LOWER}, both around zero, in associative recall with "
+            f"Share of right answers of {HIGHER} less that of {LOWER}, both around zero, in associative recall with "
             "heads of 16 numbers, trained on that number of pairs, above 8 on 8, 16 and so on before, paired by seed. "
             f"Supported if the whole 95 % interval lies above {LEAST_GAIN} with every number of pairs, contradicted "
             "if it lies below with every one, undecided otherwise, and with a single seed."
@@ -59,12 +57,12 @@ def degree_claim(records: Sequence[About]) -> Claim:
     )
 
 
-def sharpness_claim(records: Sequence[About]) -> Claim:
+def sharpness_claim(records: Sequence[Record]) -> Claim:
     """Trained with truncation, heads attend without sharp scores."""
     spreads: dict[str, dict[int, float]] = {}
     for model in found(records):
         spreads.setdefault(model.contender, {})[model.seed] = statistics.fmean(map(math.log, model.score_std))
-    ratio = paired(spreads, TRAINED, SOFTMAX)
+    ratio = paired(spreads, HIGHER, SOFTMAX)
     said = [f"{name} {math.exp(statistics.fmean(by_seed.values())):.1f}" for name, by_seed in spreads.items()]
     return Claim(
         key="trained-sharpness",
@@ -73,21 +71,21 @@ def sharpness_claim(records: Sequence[About]) -> Claim:
         verdict=below(ratio, 0.0),
         reason=f"Standard deviation of scores, geometric mean over heads, trained with {', '.join(said) or 'nothing'}.",
         rule=(
-            "Logarithm of the standard deviation of scores around their row's mean, the mean over heads, of models "
-            f"trained with {TRAINED} less that of models trained with {SOFTMAX}, paired by seed. Supported if the "
-            "whole 95 % interval lies below 0, contradicted if it lies above, undecided otherwise, and with a single "
-            "seed."
+            "Logarithm of the standard deviation of scores around their row's mean, the mean over heads, when a model "
+            f"runs with softmax: of those trained with {HIGHER} less that of those trained with {SOFTMAX}, paired by "
+            "seed. Supported if the whole 95 % interval lies below 0, contradicted if it lies above, undecided "
+            "otherwise, and with a single seed."
         ),
-        effects=_effects({f"log spread of scores, {TRAINED} less {SOFTMAX}": ratio}, "below 0"),
+        effects=_effects({f"log spread of scores, {HIGHER} less {SOFTMAX}": ratio}, "below 0"),
     )
 
 
-def alpha_claim(records: Sequence[About]) -> Claim:
+def alpha_claim(records: Sequence[Record]) -> Claim:
     """The prediction that this tool began with, where it is known how many terms a layer needs."""
     by_seed: dict[int, list[tuple[float, int]]] = {}
     for model in found(records):
-        if model.contender in TERMS:
-            points = [(abs(alpha - 2), TERMS[model.contender]) for alpha in model.alpha]
+        if model.contender in ORDERS:
+            points = [(abs(alpha - 2), ORDERS[model.contender]) for alpha in model.alpha]
             by_seed.setdefault(model.seed, []).extend(points)
     tested = associate([Pairs(*np.array(points, dtype=float).T) for points in by_seed.values() if points])
     return Claim(
@@ -119,7 +117,7 @@ def _of_correlation(tested: Association | None) -> Verdict:
     return "supported" if tested.spearman.low > 0 else "undecided"
 
 
-def shares_by_pairs(records: Sequence[About]) -> dict[int, dict[str, dict[int, float]]]:
+def shares_by_pairs(records: Sequence[Record]) -> dict[int, dict[str, dict[int, float]]]:
     """Share of right answers with the usual heads and first weights, by number of pairs, contender and seed.
 
     Of more pairs than the main line has, those trained on fewer pairs first: without, softmax does not learn them.
@@ -134,12 +132,14 @@ def shares_by_pairs(records: Sequence[About]) -> dict[int, dict[str, dict[int, f
     return shares
 
 
-def paired(values: Shares, one: str, other: str) -> Interval | None:
+def paired(
+    values: Shares, one: str, other: str, difference: Callable[..., Interval] = paired_difference
+) -> Interval | None:
     """What one contender has more than another, on the seeds that both have; None without any."""
     both = sorted(values.get(one, {}).keys() & values.get(other, {}).keys())
     if not both:
         return None
-    return paired_difference([values[one][seed] for seed in both], [values[other][seed] for seed in both])
+    return difference([values[one][seed] for seed in both], [values[other][seed] for seed in both])
 
 
 def _effects(intervals: Mapping[str, Interval | None], meaning: str) -> tuple[Effect, ...]:

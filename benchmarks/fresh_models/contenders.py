@@ -71,9 +71,13 @@ def shifted(order: int, shift: float) -> Taylor:
     return Taylor(order, coefficients=tuple(below))
 
 
+ORDERS = {f"order {terms}": terms for terms in range(1, 6)}
+"""Terms of the series itself, around zero, by the contender's name."""
+
+
 def _orders(expansion: Expansion) -> list[Contender]:
     words = "" if expansion == "zero" else f" {expansion}"
-    return [Contender(f"order {order}{words}", Taylor(order, expansion)) for order in range(1, 6)]
+    return [Contender(f"{name}{words}", Taylor(order, expansion)) for name, order in ORDERS.items()]
 
 
 _NEAR = Near(WINDOW, SINKS)

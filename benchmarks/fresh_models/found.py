@@ -12,16 +12,18 @@ from safetensors.torch import load_file
 
 import taylorder
 from fresh_models.answering import answering_rows
-from fresh_models.contenders import BY_NAME
-from fresh_models.log import About
+from fresh_models.contenders import BY_NAME, ORDERS
+from fresh_models.log import About, Record
 from fresh_models.models import attached, recall_model
 from fresh_models.recall import Recall
 from fresh_models.recall_run import RecallRun, share_right
 from taylorder.analysis.alpha_ranks import layer_alpha
 from taylorder.analysis.results import Analysis
 
-RUN_AS = ("softmax", *(f"order {order}" for order in range(1, 6)))
-SEED, JUDGED = 2_000_000, 3_000_000
+RUN_AS = ("softmax", *ORDERS)
+ANALYSED, RUN = 2_000_000, 3_000_000
+"""Seeds of the sequences that are analysed, and of those that other orders are judged on."""
+
 SEQUENCES, MAX_ORDER = 64, 8
 
 
@@ -39,27 +41,29 @@ class FoundRun:
         """That of the run, under another task."""
         return self.run.about | {"task": self.task}
 
-    def measure(self) -> tuple[About, None]:
+    def measure(self) -> tuple[Record, None]:
         """Analyse the model as softmax would run it, and judge it with other orders.
 
         The weights of its own attention are looked at, too, unless it has coefficients of its own or no guard.
         """
         task, model = Recall(self.run.pairs), recall_model(self.run.head_dim, self.run.initial)
-        model.load_state_dict(load_file(self.weights), strict=False)
+        missing, unknown = model.load_state_dict(load_file(self.weights), strict=False)
+        if missing != ["lm_head.weight"] or any(not name.endswith("coefficients") for name in unknown):
+            raise ValueError(f"{self.weights} has other weights than its model: {missing} missing, {unknown} unknown")
         model.tie_weights()
         model.eval()
-        batch = task.batch(SEQUENCES, torch.Generator().manual_seed(SEED))
+        batch = task.batch(SEQUENCES, torch.Generator().manual_seed(ANALYSED))
         analysis = taylorder.analyze(
             model, None, inputs=[{"input_ids": batch.words}], name="fresh", rows=None, max_order=MAX_ORDER
         )
-        record: About = {"run_as": {}, "heads": heads(analysis), "alpha": alphas(analysis)}
+        record: Record = {"run_as": {}, "heads": heads(analysis), "alpha": alphas(analysis)}
         contender = BY_NAME[self.run.contender]
         if contender.guard and not contender.trains_coefficients:
             answering = answering_rows(model, contender, batch)
             record["heads"] = [head | answering[head["module"], head["head"]] for head in record["heads"]]
         for name in RUN_AS:
             handle = attached(model, BY_NAME[name])
-            record["run_as"][name] = share_right(model, task, JUDGED)
+            record["run_as"][name] = share_right(model, task, RUN)
             if handle is not None:
                 handle.close()
         return record, None

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 About = dict[str, Any]
+"""What distinguishes a run from others."""
+
+Record = dict[str, Any]
+"""What came of a run; ``about`` in it says of which."""
 
 
 class Log:
@@ -16,9 +20,9 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def records(self) -> list[About]:
+    def records(self) -> list[Record]:
         """What is there; a line that was cut off counts as absent, and of two of one run the later holds."""
-        found: dict[str, About] = {}
+        found: dict[str, Record] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
             try:
                 record = json.loads(line)
@@ -27,11 +31,11 @@ class Log:
             found[_key(record["about"])] = record
         return list(found.values())
 
-    def find(self, about: About) -> About | None:
+    def find(self, about: About) -> Record | None:
         """The record of a run; None if it was not finished."""
         return next((record for record in self.records() if record["about"] == about), None)
 
-    def add(self, about: About, record: About) -> About:
+    def add(self, about: About, record: Record) -> None:
         """Add a line, on a line of its own even after one that was cut off."""
         versions = {name: version(name) for name in ("taylorder", "torch", "transformers")}
         whole = {"about": about, **record, "versions": versions}
@@ -39,7 +43,6 @@ class Log:
         cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n" * cut_off + json.dumps(whole, allow_nan=False) + "\n")
-        return whole
 
 
 def weights_file(directory: Path, about: About) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from fresh_models.contenders import BY_NAME, TEXT
 from fresh_models.found import FoundRun
-from fresh_models.log import About, Log, weights_file
+from fresh_models.log import About, Log, Record, weights_file
 from fresh_models.recall_run import RecallRun
 from fresh_models.text_run import TextRun
 
@@ -42,7 +42,7 @@ class Run(Protocol):
     def about(self) -> About:
         """What distinguishes it from other runs."""
 
-    def measure(self) -> tuple[About, bytes | None]:
+    def measure(self) -> tuple[Record, bytes | None]:
         """The record, and the weights of a model that was trained, as a safetensors file."""
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from fresh_models.contenders import ORDERS
 from fresh_models.found import RUN_AS
-from fresh_models.log import About
-from fresh_models.recall_run import STEPS, RecallRun
-from fresh_models.summary import by_contender, lines
+from fresh_models.found_summary import by_contender
+from fresh_models.log import Record
+from fresh_models.recall_run import EVERY, STEPS, RecallRun
+from fresh_models.summary import lines
 from fresh_models.text_run import LENGTH
 from fresh_models.text_summary import better, text_lines
 from taylorder.claims.claim import Plot, Series
@@ -16,18 +18,18 @@ from taylorder.evaluation.intervals import Interval
 
 FAMILIES = {
     "softmax": ("softmax",),
-    "orders 1 to 5": tuple(f"order {order}" for order in range(1, 6)),
-    "around the mean": tuple(f"order {order} mean" for order in range(1, 6)),
+    "orders 1 to 5": tuple(ORDERS),
+    "around the mean": tuple(f"{name} mean" for name in ORDERS),
     "window": ("window",),
     "order 2, learnt": ("order 2 learnt",),
     "order 3, ranks": ("order 3 rank 4", "order 3 rank 8"),
     "order 4, ranks": ("order 4 rank 4", "order 4 rank 8"),
     "orders 3 and 2": ("orders 3 and 2",),
 }
-COURSES = ("softmax", "order 1", "order 2", "order 3", "order 4", "order 5", "order 2 mean")
+COURSES = ("softmax", *ORDERS, "order 2 mean")
 
 
-def by_bytes(records: Sequence[About]) -> Plot:
+def by_bytes(records: Sequence[Record]) -> Plot:
     """Right answers against what a KV head holds, the main line: a series for contenders that differ in one number."""
     main = {line.contender: line for line in lines(records) if line.of_main_line}
     series = []
@@ -42,7 +44,7 @@ def by_bytes(records: Sequence[About]) -> Plot:
     return Plot(title, across, "share right", tuple(series), log_x=True)
 
 
-def courses(records: Sequence[About]) -> Plot:
+def courses(records: Sequence[Record]) -> Plot:
     """Right answers while training, the mean over seeds; a model that is done stays as it was."""
     rates = {line.contender: line.run.rate for line in lines(records) if line.of_main_line}
     series = []
@@ -62,7 +64,7 @@ def courses(records: Sequence[About]) -> Plot:
     return Plot("Share of right answers while training", "steps", "share right", tuple(series))
 
 
-def run_as(records: Sequence[About]) -> Plot:
+def run_as(records: Sequence[Record]) -> Plot:
     """Right answers of trained models by the order that they are run with, the mean over seeds; last is softmax."""
     series = []
     models = by_contender(records)
@@ -75,16 +77,17 @@ def run_as(records: Sequence[About]) -> Plot:
     return Plot(title, across, "share right", tuple(series))
 
 
-def by_text(records: Sequence[About]) -> Plot:
+def by_text(records: Sequence[Record]) -> Plot:
     """Of language models, what copies cost against what unseen text does: a point for each seed."""
     series = []
     for line in better(text_lines(records)):
         unseen, copies = (tuple(of_seed[kind] for of_seed in line.losses) for kind in (f"{LENGTH} tokens", "copies"))
-        series.append(Series(f"{line.run.contender}: {line.state_bytes:,} bytes", unseen, copies))
-    return Plot("Language models", "nats per token of unseen text", "of copies", tuple(series), kind="points")
+        series.append(Series(line.run.contender, unseen, copies))
+    title, across = "Language models: what copies cost, and what unseen text costs", "nats per token of unseen text"
+    return Plot(title, across, "nats per token of copies", tuple(series), kind="points")
 
 
-PLOTS: Mapping[str, Callable[[Sequence[About]], Plot]] = {
+PLOTS: Mapping[str, Callable[[Sequence[Record]], Plot]] = {
     "fresh-bytes": by_bytes,
     "fresh-courses": courses,
     "fresh-run-as": run_as,
@@ -96,6 +99,5 @@ PLOTS: Mapping[str, Callable[[Sequence[About]], Plot]] = {
 def _whole(curve: Sequence[tuple[int, float]]) -> dict[int, float]:
     """Step to share up to the last step that a run may have."""
     found_at = dict(curve)
-    every = curve[0][0]
     last = curve[-1][1]
-    return {step: found_at.get(step, last) for step in range(every, STEPS + 1, every)}
+    return {step: found_at.get(step, last) for step in range(EVERY, STEPS + 1, EVERY)}

@@ -7,6 +7,7 @@ key that is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,19 +58,11 @@ class Recall:
         asked = 2 * (self.pairs + _drawn(sequences, self.length // 2 - self.pairs, self.pairs, random))
         return Batch(words.scatter(1, asked, keys).scatter(1, asked + 1, values), asked)
 
-    def batches(self, seed: int) -> BatchStream:
-        """Batches of 4,096 words without end."""
-        return BatchStream(self, torch.Generator().manual_seed(seed))
-
-
-class BatchStream:
-    """Batches to train on, none twice."""
-
-    def __init__(self, task: Recall, random: torch.Generator) -> None:
-        self.task, self.random = task, random
-
-    def __next__(self) -> Batch:
-        return self.task.batch(BATCH_TOKENS // self.task.length, self.random)
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Batches of 4,096 words without end, none twice."""
+        random = torch.Generator().manual_seed(seed)
+        while True:
+            yield self.batch(BATCH_TOKENS // self.length, random)
 
 
 def _drawn(sequences: int, among: int, count: int, random: torch.Generator) -> Tensor:

@@ -11,17 +11,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fresh_models.contenders import BY_NAME, Contender
-from fresh_models.log import About
+from fresh_models.log import About, Record
 from fresh_models.models import INITIAL, attached, guard_of, recall_model
 from fresh_models.recall import Batch, Recall
-from fresh_models.training import Course, Schedule, train
+from fresh_models.training import JUDGES, Course, Schedule, train
 
 STEPS, EVERY, ENOUGH = 2400, 200, 0.99
 TESTED = 32768
 """Words of the sequences that judge: the same throughout a training, and others after it."""
-
-_SEEDS = 1_000_000
-"""Between the seeds of one run's batches and those of what judges it, which is the same for all."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,12 @@ class RecallRun:
         return pairs
 
     @staticmethod
-    def merit(record: About) -> tuple[bool, int, float]:
+    def merit(record: Record) -> tuple[bool, int, float]:
         """What speaks for a run: that it solved the task, in the fewer steps the better, or else its share right."""
         solved = record["solved_at"]
         return solved is not None, -(solved or 0), record["share"]
 
-    def measure(self) -> tuple[About, bytes]:
+    def measure(self) -> tuple[Record, bytes]:
         """Train and judge; the record, and the weights as a safetensors file."""
         contender = BY_NAME[self.contender]
         torch.manual_seed(self.seed)
@@ -85,22 +82,22 @@ class RecallRun:
         weights = {name: values for name, values in model.state_dict().items() if name != "lm_head.weight"}  # tied
         return record, save(weights)
 
-    def _trained(self, model: Any, contender: Contender) -> About:
+    def _trained(self, model: Any, contender: Contender) -> Record:
         task = Recall(self.pairs)
         handle = attached(model, contender)
         courses = [trained(model, Recall(pairs), self.seed, self.rate) for pairs in (*self.before, self.pairs)]
-        course = courses[-1]
+        course, broke_off = courses[-1], [each.broke_off for each in courses if each.broke_off is not None]
         record = {
-            "share": None, "solved_at": course.steps if course.curve[-1][1] >= ENOUGH else None,
+            "share": None, "solved_at": course.done_at,
             "guessing": task.guessing, "steps": STEPS, "tested": TESTED // task.length * task.pairs,
             "state_bytes": contender.state_bytes(self.head_dim, task.length), "length": task.length,
-            "curve": course.curve, "clipped": course.clipped, "broke_off": course.broke_off,
+            "curve": course.curve, "clipped": course.clipped, "broke_off": broke_off[0] if broke_off else None,
             "before": [[pairs, *each.curve[-1]] for pairs, each in zip(self.before, courses, strict=False)],
             "seconds": round(sum(each.seconds for each in courses), 1),
         }  # fmt: skip
         if handle is not None:
             handle.counts.guarded_rows.clear()
-        record["share"] = share_right(model, task, _SEEDS + 1)
+        record["share"] = share_right(model, task, JUDGES + 1)
         if handle is not None:
             rows = torch.stack(list(handle.counts.guarded_rows.values())).double()
             record["guarded"] = float(rows.mean()) / TESTED
@@ -116,7 +113,7 @@ def trained(model: Any, task: Recall, seed: int, rate: float) -> Course:
         batch = next(batches)
         return cross_entropy(answered(model, batch).flatten(0, 1), batch.answers.flatten())
 
-    return train(model, loss, lambda: share_right(model, task, _SEEDS), Schedule(STEPS, rate, EVERY, ENOUGH))
+    return train(model, loss, lambda: share_right(model, task, JUDGES), Schedule(STEPS, rate, EVERY, ENOUGH))
 
 
 def answered(model: Any, batch: Batch) -> Tensor:

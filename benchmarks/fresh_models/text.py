@@ -21,6 +21,9 @@ HELD_OUT = 10
 """One in so many blocks is never trained on."""
 
 BLOCK = 512
+SHORT_LINE = 20
+"""Lines of so many characters may come more than once."""
+
 ITEMS = 12
 """Lines of a list."""
 
@@ -48,18 +51,24 @@ class Texts:
 
     @classmethod
     def cut(cls, written: str, other: str, vocabulary: int = VOCABULARY) -> Texts:
-        """Make the alphabet of a text and cut it."""
+        """Make the alphabet of a text and cut it, each of its long lines once: held-out ones stand nowhere else."""
+        written = _once(written)
         tokenizer = _tokenizer(written, vocabulary)
         blocks, others = (_blocks(tokenizer, text) for text in (written, other))
         held = torch.arange(len(blocks)) % HELD_OUT == HELD_OUT // 2
         return cls(tokenizer, blocks[~held], blocks[held], others, sha256((written + other).encode()))
 
     def batches(self, length: int, count: int, seed: int) -> Iterator[Tensor]:
-        """Sequences to learn from ``[count, length]``, drawn with replacement, without end."""
+        """Sequences to learn from ``[count, length]`` without end, none twice before all were read."""
         random = torch.Generator().manual_seed(seed)
         sequences = self.learnt.view(-1, length)
         while True:
-            yield sequences[torch.randint(len(sequences), (count,), generator=random)]
+            drawn = sequences[torch.randperm(len(sequences), generator=random)]
+            yield from (batch for batch in drawn.split(count) if len(batch) == count)
+
+    def unseen(self, count: int) -> Tensor:
+        """So many of the blocks held out, evenly from the whole text ``[count, 512]``."""
+        return self.held_out[torch.linspace(0, len(self.held_out) - 1, count).long()]
 
     def repeated(self, length: int, count: int, seed: int) -> Iterator[Tensor]:
         """Sequences ``[count, length]`` of a passage of random words over and over, none twice, without end."""
@@ -71,27 +80,31 @@ class Texts:
     def copies(self, length: int, count: int) -> list[Judged]:
         """Passages of unseen text that come twice: the second time is judged."""
         half = length // 2
-        return [(torch.cat([block[:half]] * 2), slice(half, 2 * half)) for block in self.held_out[:count]]
+        return [(torch.cat([block[:half]] * 2), slice(half, 2 * half)) for block in self.unseen(count)]
 
-    def lists(self, length: int, count: int) -> list[Judged]:
+    def lists(self, count: int) -> list[Judged]:
         """Lines of a name and a value, and one of them once more: its value is judged."""
         unseen = self.tokenizer.decode(self.held_out.flatten().tolist()).split()
         words = sorted({word for word in unseen if word.isalpha()})
-        return [self._list(words, length, np.random.default_rng(seed)) for seed in range(count)]
+        return [self._list(words, np.random.default_rng(seed)) for seed in range(count)]
 
-    def _list(self, words: Sequence[str], length: int, random: np.random.Generator) -> Judged:
+    def _list(self, words: Sequence[str], random: np.random.Generator) -> Judged:
         drawn = random.choice(words, (ITEMS, 2), replace=False)
         name, value = drawn[random.integers(ITEMS)]
         asked = self.tokenizer.encode("".join(f"{one}: {other}\n" for one, other in drawn) + f"{name}:").ids
         answer = self.tokenizer.encode(f" {value}").ids
-        ids = [*asked, *answer][-length:]
-        return torch.tensor(ids), slice(len(ids) - len(answer), len(ids))
+        return torch.tensor([*asked, *answer]), slice(len(asked), len(asked) + len(answer))
 
 
 @cache
 def texts() -> Texts:
     """Python's language reference, docstrings and source, and beside it docstrings of numpy and scipy."""
     return Texts.cut(f"{training_text().content}\n{source_code().content}", evaluation_text().content[:400_000])
+
+
+def _once(text: str) -> str:
+    lines = enumerate(text.splitlines())
+    return "\n".join({line.strip() if len(line) > SHORT_LINE else number: line for number, line in lines}.values())
 
 
 def _tokenizer(text: str, vocabulary: int) -> Any:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fresh_models.contenders import BY_NAME
-from fresh_models.log import About
+from fresh_models.log import About, Record
 from fresh_models.models import TEXT_HEAD_DIM, attached, text_model
 from fresh_models.text import PASSAGE, Judged, Texts, texts
-from fresh_models.training import Course, Schedule, train
+from fresh_models.training import JUDGES, Course, Schedule, train
 
 STEPS, EVERY = 600, 100
 """Steps that read text, and steps between judgements."""
@@ -26,9 +26,6 @@ COPYING = Schedule(500, 1e-2, EVERY, enough=-0.5)
 LENGTH, SEQUENCES = 256, 8
 JUDGED = 32
 """Sequences of each kind that judge."""
-
-_JUDGES = 1_000_000
-"""The seed of random words that judge."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,11 @@ class TextRun:
         return replace(self, rate=rate, seed=seed)
 
     @staticmethod
-    def merit(record: About) -> float:
+    def merit(record: Record) -> float:
         """What speaks for a run: a low loss at the length it was trained with."""
         return -float(record["loss"][f"{LENGTH} tokens"])
 
-    def measure(self) -> tuple[About, bytes]:
+    def measure(self) -> tuple[Record, bytes]:
         """Train and judge; the record, and the weights as a safetensors file."""
         contender, material = BY_NAME[self.contender], texts()
         torch.manual_seed(self.seed)
@@ -77,7 +74,8 @@ class TextRun:
             "loss": {kind: mean_loss(model, sequences) for kind, sequences in kinds.items()},
             "parameters": sum(values.numel() for values in model.parameters()), "text": material.sha256,
             "state_bytes": {str(T): contender.state_bytes(TEXT_HEAD_DIM, T) for T in (LENGTH, 2 * LENGTH)},
-            "copying": copying.curve, "curve": reading.curve, "clipped": reading.clipped,
+            "copying": copying.curve, "copied_at": copying.done_at, "curve": reading.curve,
+            "clipped": reading.clipped, "broke_off": copying.broke_off or reading.broke_off,
             "seconds": round(copying.seconds + reading.seconds, 1),
         }  # fmt: skip
         if handle is not None:
@@ -98,19 +96,20 @@ def trained(model: Any, batches: Iterator[Tensor], judges: Sequence[Judged], sch
 
 
 def judged(material: Texts) -> dict[str, list[Judged]]:
-    """What judges, by kind: unseen text of the length trained with and of twice that, other text, lists and copies.
+    """What judges, by kind: unseen text of the length trained with, and of twice that the second half.
 
-    Copies are of unseen text, and of random words.
+    Then other text, copies of unseen text, lists, and copies of random words.
     """
-    random = next(material.repeated(LENGTH, JUDGED, _JUDGES))
+    unseen = material.unseen(JUDGED)
+    random = next(material.repeated(LENGTH, JUDGED, JUDGES))
     kinds = {
-        f"{LENGTH} tokens": whole(material.held_out[:JUDGED, :LENGTH]),
-        f"{2 * LENGTH} tokens": [(ids, slice(LENGTH, 2 * LENGTH)) for ids in material.held_out[:JUDGED, : 2 * LENGTH]],
+        f"{LENGTH} tokens": whole(unseen[:, :LENGTH]),
+        f"{2 * LENGTH} tokens": [(ids, slice(LENGTH, 2 * LENGTH)) for ids in unseen[:, : 2 * LENGTH]],
         "docstrings": whole(material.other[:JUDGED, :LENGTH]),
     }
     return kinds | {
         "copies": material.copies(LENGTH, JUDGED),
-        "lists": material.lists(LENGTH, JUDGED),
+        "lists": material.lists(JUDGED),
         "random words": [(ids, slice(PASSAGE, LENGTH)) for ids in random],
     }
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fresh_models.contenders import BY_NAME
-from fresh_models.log import About
-from fresh_models.text_run import COPYING, LENGTH, TextRun
+from fresh_models.log import Record
+from fresh_models.text_run import LENGTH, TextRun
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class TextLine:
         return statistics.fmean(of_seed[kind] for of_seed in self.losses)
 
 
-def text_lines(records: Iterable[About]) -> list[TextLine]:
+def text_lines(records: Iterable[Record]) -> list[TextLine]:
     """A line for each contender, in their order, and each learning rate."""
-    alike: dict[TextRun, list[About]] = {}
+    alike: dict[TextRun, list[Record]] = {}
     for record in sorted(records, key=lambda record: record["about"]["seed"]):
         if record["about"]["task"] == TextRun.task:
             run = TextRun.of(record["about"])
@@ -56,14 +56,9 @@ def better(lines: Iterable[TextLine]) -> list[TextLine]:
     return list(best.values())
 
 
-def _line(records: Sequence[About]) -> TextLine:
+def _line(records: Sequence[Record]) -> TextLine:
     return TextLine(
         TextRun.of(records[0]["about"]), [record["about"]["seed"] for record in records],
-        records[0]["state_bytes"][str(LENGTH)], [_copied(record["copying"]) for record in records],
+        records[0]["state_bytes"][str(LENGTH)], [record["copied_at"] for record in records],
         [record["loss"] for record in records],
     )  # fmt: skip
-
-
-def _copied(curve: Sequence[tuple[int, float]]) -> int | None:
-    step, likelihood = curve[-1]
-    return step if COPYING.enough is not None and likelihood >= COPYING.enough else None

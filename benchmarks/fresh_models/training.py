@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 WARM_UP, CLIP = 0.1, 1.0
+JUDGES = 1_000_000
+"""Seed of what judges a training, the same for all; what is learnt from has the small seed of its run."""
 
 Loss = Callable[[], torch.Tensor]
 Judge = Callable[[], float]
@@ -49,6 +51,9 @@ class Course:
     broke_off: int | None = None
     """The step whose gradient was no number, which ended the training; None if there was none."""
 
+    done_at: int | None = None
+    """The step whose judgement was good enough, which ended the training; None if none was."""
+
     @property
     def steps(self) -> int:
         """Steps done."""
@@ -77,6 +82,8 @@ def train(model: Any, loss: Loss, judge: Judge, schedule: Schedule) -> Course:
         if broke_off or step % schedule.every == 0 or step == schedule.steps:
             with torch.no_grad():
                 curve.append((step, judge()))
-            if broke_off or (schedule.enough is not None and curve[-1][1] >= schedule.enough):
+            done = schedule.enough is not None and curve[-1][1] >= schedule.enough
+            if broke_off or done:
                 break
-    return Course(curve, time.process_time() - started, clipped / step, step if broke_off else None)
+    seconds = time.process_time() - started
+    return Course(curve, seconds, clipped / step, step if broke_off else None, step if done else None)

@@ -14,10 +14,11 @@ sys.path.append(str(RESULTS.parent))
 from fresh_models.claims import fresh_claims
 from fresh_models.contenders import BY_NAME
 from fresh_models.found import MAX_ORDER, RUN_AS
-from fresh_models.log import About, Log
+from fresh_models.found_summary import LEARNT, by_contender, found
+from fresh_models.log import Log, Record
 from fresh_models.models import LAYERS
 from fresh_models.recall_run import RecallRun
-from fresh_models.summary import HEAD, LEARNT, by_contender, found, lines, solved
+from fresh_models.summary import HEAD, lines, solved
 from fresh_models.text_run import LENGTH
 from fresh_models.text_summary import text_lines
 
@@ -26,7 +27,7 @@ TOLERANCE = 0.07
 """Error of a head's output that is still taken for the head."""
 
 
-def _records() -> list[About]:
+def _records() -> list[Record]:
     return Log(RESULTS / "fresh.jsonl").records()
 
 
@@ -118,11 +119,11 @@ def answering() -> str:
             ]
         )
     layers = (f"largest weight in layer {number}" for number in range(1, LAYERS + 1))
-    return _table(["trained with", "right", "models", "least denominator per key", *layers], rows)
+    return _table(["trained with", "right", "models", "denominator per key, 5 % quantile", *layers], rows)
 
 
 def verdicts() -> str:
-    """The two claims, and what decides them."""
+    """The claims, and what decides them."""
     rows = []
     for claim in fresh_claims(_records()):
         figures = [
