@@ -95,8 +95,8 @@ CONTENDERS: Sequence[Contender] = (
     Contender("order 3 square", Taylor(3, coefficients=(1.0, 1.0, 0.25))),
 )
 TEXT = (
-    "softmax", "order 3", "order 2", "window", "order 4", "orders 3 and 2", "order 1", "order 3 beside window",
-    "order 3 rank 4",
+    "softmax", "order 3", "order 2", "window", "order 4 mean", "order 4", "orders 3 and 2", "order 1",
+    "order 3 beside window", "order 3 rank 4",
 )  # fmt: skip
 """Those that language models are trained with, in the order in which they matter."""
 
