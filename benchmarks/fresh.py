@@ -8,9 +8,9 @@
 A run is one model, trained with one contender's attention from one seed: one to three minutes of one core, up to nine
 with 32 pairs, and four to eight for a language model. Its record is a line of ``--out``, its weights a file in
 ``--models``. ``recall`` is associative recall with heads of 16 numbers and 8 pairs: every contender, five seeds, the
-learning rate chosen of two by the first seed; ``rates`` has order 2 with either on all seeds. ``found`` has the analyzer
-look at these models, and runs them with other orders. ``text`` is a language model of nearly a million parameters that
-is trained to copy first, and ``sizes`` is recall with other heads and other numbers of pairs.
+learning rate chosen of two by the first seed; ``rates`` has order 2 with either on all seeds. ``found`` has the
+analyzer look at these models, and runs them with other orders. ``text`` is a language model of nearly a million
+parameters that is trained to copy first, and ``sizes`` is recall with other heads and other numbers of pairs.
 """
 
 from __future__ import annotations

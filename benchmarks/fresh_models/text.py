@@ -103,8 +103,11 @@ def texts() -> Texts:
 
 
 def _once(text: str) -> str:
-    lines = enumerate(text.splitlines())
-    return "\n".join({line.strip() if len(line) > SHORT_LINE else number: line for number, line in lines}.values())
+    """The text without the second of any two long lines; short ones, and blank ones, keep it readable."""
+    found: dict[object, str] = {}
+    for number, line in enumerate(text.splitlines()):
+        found[line.strip() if len(line) > SHORT_LINE else number] = line
+    return "\n".join(found.values())
 
 
 def _tokenizer(text: str, vocabulary: int) -> Any:
