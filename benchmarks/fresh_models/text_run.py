@@ -21,7 +21,7 @@ STEPS, EVERY = 600, 100
 """Steps that read text, and steps between judgements."""
 
 COPYING = Schedule(500, 1e-2, EVERY, enough=-0.5)
-"""How every model learns to copy before that: until random words that came already cost half a nat."""
+"""How every model is trained to copy before that: until random words that came already cost half a nat."""
 
 LENGTH, SEQUENCES = 256, 8
 JUDGED = 32
@@ -32,7 +32,7 @@ JUDGED = 32
 class TextRun:
     """What distinguishes one run from the others.
 
-    A model learns to copy first, on random words where nothing else helps, and reads text then, with ``rate``.
+    A model is trained to copy first, on random words where nothing else helps, and reads text then, with ``rate``.
     """
 
     contender: str
